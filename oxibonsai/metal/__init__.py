@@ -1,0 +1,46 @@
+"""Direct access to Metal, and to the CPU with the same kernels' meaning, for 1-bit and ternary weights.
+
+    dev = metal.Device()                    # metal, else cuda, else cpu
+    graph = metal.MetalGraph(dev)
+    weight = graph.upload_q1_weight_soa(quant.quantize(w, "Q1_0"))
+    graph.encode_gemv(weight, x, y)
+"""
+
+from __future__ import annotations
+
+from oxibonsai.metal._buffer import Buffer
+from oxibonsai.metal._commands import Commands, Library, Pipeline, PipelineInfo
+from oxibonsai.metal._core import Device, DeviceInfo, DeviceStats, devices, load_driver
+from oxibonsai.metal._errors import (
+    BufferCreationError,
+    CompilationError,
+    DeviceNotFoundError,
+    EncodingError,
+    ExecutionError,
+    MetalGraphError,
+)
+from oxibonsai.metal._graph import MetalGraph
+from oxibonsai.metal._weights import WeightCache, WeightHandle, reformat
+
+__all__ = [
+    "Buffer",
+    "BufferCreationError",
+    "Commands",
+    "CompilationError",
+    "Device",
+    "DeviceInfo",
+    "DeviceNotFoundError",
+    "DeviceStats",
+    "EncodingError",
+    "ExecutionError",
+    "Library",
+    "MetalGraph",
+    "MetalGraphError",
+    "Pipeline",
+    "PipelineInfo",
+    "WeightCache",
+    "WeightHandle",
+    "devices",
+    "load_driver",
+    "reformat",
+]

@@ -1,0 +1,22 @@
+from oxibonsai.metal._core cimport Device
+from oxibonsai.metal.oxb cimport oxb_binding, oxb_buffer
+
+
+cdef class Buffer:
+    cdef oxb_buffer *handle  # one reference; NULL once closed
+    cdef readonly Device device
+    cdef readonly str storage
+    cdef readonly bint read_only
+    cdef object owner  # of wrapped memory; the shim holds a reference of its own
+    cdef Py_ssize_t exports
+    cdef Py_ssize_t shape[1]
+    cdef Py_ssize_t strides[1]
+    cdef object __weakref__
+
+    cdef oxb_buffer *open_handle(self) except NULL
+
+
+cdef Buffer buffer_of(object value, str what)
+
+# A Buffer, or a (Buffer, byte offset) pair.
+cdef int bind(object value, str what, oxb_binding *binding) except -1

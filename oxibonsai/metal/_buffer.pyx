@@ -1,0 +1,322 @@
+"""Buffers: device memory that Python, NumPy and other libraries can share."""
+
+from cpython.buffer cimport PyBUF_WRITABLE
+from cpython.ref cimport Py_DECREF, Py_INCREF
+from libc.stdint cimport uint64_t
+
+from oxibonsai.metal._core cimport Device, HostBytes, api, check, host_bytes
+from oxibonsai.metal.oxb cimport (
+    OXB_OK,
+    OXB_STORAGE_PRIVATE,
+    OXB_STORAGE_SHARED,
+    oxb_binding,
+    oxb_buffer,
+    oxb_status,
+    oxb_storage,
+)
+
+import numpy as np
+
+from oxibonsai.metal._errors import BufferCreationError, EncodingError
+
+
+cdef extern from "Python.h":
+    int Py_IsInitialized() nogil
+
+
+cdef void _release_owner(void *owner) noexcept nogil:
+    # From any thread, when the device has let go of the memory. An interpreter that has ended has freed
+    # the owner's type already.
+    if Py_IsInitialized():
+        with gil:
+            Py_DECREF(<object>owner)
+
+
+cdef uint64_t _bytes_count(object value, str what) except? 0xffffffffffffffff:
+    n = value.__index__()
+    if not 0 <= n <= 0x7fffffffffffffff:
+        raise EncodingError(f"{what} = {n} must lie in 0..2**63 - 1")
+    return n
+
+
+cdef class Buffer:
+    """Memory of a device.
+
+    Shared storage has an address on the host: the Buffer exports it through the buffer protocol
+    (one dimension of bytes) and DLPack. Private storage is reached by read(), write() and fill().
+
+    Parameters
+    ----------
+    device : Device
+        Where the memory lives.
+    nbytes : int
+        Length in bytes, at least 1. The memory starts as zeros.
+    storage : {"shared", "private"}
+        Where the bytes may be reached from.
+
+    Raises
+    ------
+    BufferCreationError
+        Where the device has no such memory; the text says how much there is.
+    """
+
+    def __cinit__(self, Device device not None, *args, **kwargs):
+        self.device = device
+
+    def __init__(self, Device device not None, nbytes, *, storage="shared"):
+        cdef oxb_storage where = self._storage(storage)
+        cdef uint64_t length = nbytes_checked(nbytes)
+        cdef oxb_buffer *handle = NULL
+        if self.handle:
+            raise EncodingError("this Buffer is made already: make a new one")
+        device.open_handle()
+        with nogil:
+            check(api.buffer_new(device.handle, length, where, &handle))
+        self.handle = handle
+        self.storage = storage
+        self.strides[0] = 1
+
+    def __dealloc__(self):
+        if self.handle:
+            with nogil:
+                api.buffer_release(self.handle)
+
+    @staticmethod
+    def _storage(storage):
+        if storage == "shared":
+            return OXB_STORAGE_SHARED
+        if storage == "private":
+            return OXB_STORAGE_PRIVATE
+        raise ValueError(f"storage = {storage!r}: 'shared' or 'private'")
+
+    @staticmethod
+    def from_data(Device device not None, data, *, copy=True, storage="shared"):
+        """Return a Buffer with the bytes of `data`.
+
+        Parameters
+        ----------
+        device : Device
+            Where the Buffer lives.
+        data : buffer or DLPack exporter
+            Any contiguous array or bytes-like object, read-only ones too.
+        copy : bool
+            False wraps the memory itself, such as an mmapped file: nothing is copied, `data` is kept
+            alive as long as the device needs it, and writes on either side are seen by both. The
+            address must be a multiple of 16.
+        storage : {"shared", "private"}
+            Of the copy; wrapped memory is shared.
+
+        Raises
+        ------
+        BufferCreationError
+            Where `data` is empty, or cannot be wrapped.
+        """
+        cdef HostBytes host = host_bytes(data)
+        cdef oxb_buffer *handle = NULL
+        cdef Buffer buffer
+        if host.nbytes == 0:
+            raise BufferCreationError("cannot make a buffer of 0 bytes: the data is empty")
+        if copy:
+            buffer = Buffer(device, host.nbytes, storage=storage)
+            with nogil:
+                check(api.buffer_write(buffer.handle, 0, host.address, host.nbytes))
+            return buffer
+        if storage != "shared":
+            raise ValueError(f"storage = {storage!r}: memory wrapped without a copy is 'shared'")
+        buffer = Buffer.__new__(Buffer, device)
+        device.open_handle()
+        Py_INCREF(host)
+        cdef oxb_status status
+        with nogil:
+            status = api.buffer_wrap(device.handle, <void *>host.address, host.nbytes, host.read_only,
+                                     _release_owner, <void *>host, &handle)
+        if status != OXB_OK:
+            Py_DECREF(host)
+        check(status)
+        buffer.handle = handle
+        buffer.storage = storage
+        buffer.read_only = host.read_only
+        buffer.owner = host
+        buffer.strides[0] = 1
+        return buffer
+
+    cdef oxb_buffer *open_handle(self) except NULL:
+        if not self.handle:
+            raise EncodingError("the buffer is closed: make a new one")
+        self.device.open_handle()
+        return self.handle
+
+    @property
+    def closed(self):
+        """Whether close() was called."""
+        return self.handle == NULL
+
+    def close(self):
+        """Release the memory; idempotent.
+
+        Raises
+        ------
+        BufferError
+            While a memoryview or an array over the memory exists.
+        """
+        cdef oxb_buffer *handle = self.handle
+        if not handle:
+            return
+        if self.exports:
+            raise BufferError(
+                f"cannot close a buffer with {self.exports} exported view"
+                f"{'s' if self.exports > 1 else ''}: release the arrays over it first"
+            )
+        self.handle = NULL
+        with nogil:
+            api.buffer_release(handle)
+        self.owner = None
+
+    def __enter__(self):
+        self.open_handle()
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    @property
+    def nbytes(self):
+        """Length in bytes."""
+        return api.buffer_length(self.open_handle())
+
+    def __len__(self):
+        return api.buffer_length(self.open_handle())
+
+    @property
+    def address(self):
+        """Host address of shared storage, None for private."""
+        cdef void *contents = api.buffer_contents(self.open_handle())
+        return <size_t>contents if contents else None
+
+    def read(self, out, offset=0):
+        """Fill the writable array `out` with the bytes from `offset` on, and return it."""
+        cdef uint64_t start = _bytes_count(offset, "offset")
+        cdef HostBytes host = host_bytes(out)
+        if host.read_only:
+            raise ValueError("cannot read into a read-only array")
+        cdef oxb_buffer *handle = self.open_handle()
+        api.buffer_retain(handle)
+        try:
+            with nogil:
+                check(api.buffer_read(handle, start, <void *>host.address, host.nbytes))
+        finally:
+            api.buffer_release(handle)
+        return out
+
+    def write(self, data, offset=0):
+        """Copy the bytes of `data` to `offset`."""
+        cdef uint64_t start = _bytes_count(offset, "offset")
+        cdef HostBytes host = host_bytes(data)
+        cdef oxb_buffer *handle = self.open_handle()
+        api.buffer_retain(handle)
+        try:
+            with nogil:
+                check(api.buffer_write(handle, start, host.address, host.nbytes))
+        finally:
+            api.buffer_release(handle)
+
+    def fill(self, value=0, offset=0, nbytes=None):
+        """Set `nbytes` bytes (all that follow `offset` where left out) to `value`, 0 to 255."""
+        cdef oxb_buffer *handle = self.open_handle()
+        cdef uint64_t start = _bytes_count(offset, "offset")
+        cdef uint64_t total = api.buffer_length(handle)
+        cdef uint64_t count = (
+            (total - start if start < total else 0) if nbytes is None else _bytes_count(nbytes, "nbytes")
+        )
+        byte = value.__index__()
+        if not 0 <= byte <= 255:
+            raise EncodingError(f"cannot fill with {byte}: a byte is 0 to 255")
+        cdef unsigned char c = byte
+        api.buffer_retain(handle)
+        try:
+            with nogil:
+                check(api.buffer_fill(handle, start, count, c))
+        finally:
+            api.buffer_release(handle)
+
+    def view(self, dtype=np.uint8, shape=None, offset=0):
+        """Return a NumPy array over the shared memory, from byte `offset` on; nothing is copied.
+
+        `shape` left out takes all whole elements that fit.
+        """
+        dtype = np.dtype(dtype)
+        start = _bytes_count(offset, "offset")
+        if shape is None:
+            shape = (max(len(self) - start, 0) // dtype.itemsize,)
+        count = int(np.prod(shape, dtype=np.int64)) if np.ndim(shape) else int(shape)
+        if start + count * dtype.itemsize > len(self):
+            raise EncodingError(
+                f"{count} elements of {dtype} at byte {start} need {start + count * dtype.itemsize} "
+                f"bytes, the buffer has {len(self)}"
+            )
+        return np.frombuffer(self, dtype, count, start).reshape(shape)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        cdef oxb_buffer *handle = self.open_handle()
+        cdef void *contents = api.buffer_contents(handle)
+        if not contents:
+            raise BufferError("private storage has no host address: use read() and write()")
+        if flags & PyBUF_WRITABLE and self.read_only:
+            raise BufferError("the buffer wraps read-only memory")
+        self.shape[0] = api.buffer_length(handle)
+        view.buf = contents
+        view.obj = self
+        view.len = self.shape[0]
+        view.itemsize = 1
+        view.readonly = self.read_only
+        view.format = b"B"
+        view.ndim = 1
+        view.shape = self.shape
+        view.strides = self.strides
+        view.suboffsets = NULL
+        view.internal = NULL
+        self.exports += 1
+
+    def __releasebuffer__(self, Py_buffer *view):
+        self.exports -= 1
+
+    def __dlpack__(self, **kwargs):
+        """Export the shared memory as a DLPack capsule of bytes on the CPU."""
+        return np.frombuffer(self, np.uint8).__dlpack__(**kwargs)
+
+    def __dlpack_device__(self):
+        """Return DLPack's (device type, index): the CPU, for shared memory has a host address."""
+        return (1, 0)
+
+    def __repr__(self):
+        if not self.handle:
+            return "<Buffer closed>"
+        kind = f"{self.storage}{', read-only' if self.read_only else ''}"
+        return f"<Buffer of {api.buffer_length(self.handle)} bytes, {kind}, on {self.device.driver}>"
+
+    def __reduce__(self):
+        raise TypeError("a Buffer cannot be pickled: its memory belongs to a device of this process")
+
+
+cdef uint64_t nbytes_checked(object value) except? 0:
+    n = value.__index__()
+    if not 1 <= n <= 0x7fffffffffffffff:
+        raise BufferCreationError(f"cannot make a buffer of {n} bytes: 1 to 2**63 - 1 are allowed")
+    return n
+
+
+cdef Buffer buffer_of(object value, str what):
+    if not isinstance(value, Buffer):
+        raise TypeError(f"{what} must be a Buffer, not {type(value).__name__}")
+    return <Buffer>value
+
+
+cdef int bind(object value, str what, oxb_binding *binding) except -1:
+    offset = 0
+    if isinstance(value, tuple):
+        if len(value) != 2:
+            raise TypeError(f"{what} must be a Buffer or (Buffer, offset), not a tuple of {len(value)}")
+        value, offset = value
+    binding.buffer = buffer_of(value, what).open_handle()
+    binding.offset = _bytes_count(offset, f"offset of {what}")
+    return 0

@@ -1,0 +1,39 @@
+from oxibonsai.metal._core cimport Device
+from oxibonsai.metal._weights cimport WeightHandle
+from oxibonsai.metal.oxb cimport oxb_commands, oxb_library, oxb_pipeline, oxb_submission, oxb_times
+
+
+cdef class Library:
+    cdef oxb_library *handle
+    cdef readonly Device device
+
+    cdef oxb_library *open_handle(self) except NULL
+
+
+cdef class Pipeline:
+    cdef oxb_pipeline *handle
+    cdef readonly Device device
+    cdef readonly str function
+
+    cdef oxb_pipeline *open_handle(self) except NULL
+
+
+cdef class Commands:
+    cdef oxb_commands *handle
+    cdef readonly Device device
+    cdef oxb_submission *flight[16]  # OXB_MAX_IN_FLIGHT, oldest first
+    cdef int n_flight
+    cdef oxb_times last
+    cdef bint timed
+    cdef bint busy  # a thread is in wait() or submit() without the GIL
+
+    cdef oxb_commands *recording(self) except NULL
+    cdef int enter(self) except -1
+    cdef int run(self, int times, double timeout) except -1 nogil
+    cdef int drain(self, int keep, double timeout) except -1 nogil
+
+
+cdef double timeout_seconds(object timeout) except? -2
+
+# (n_rows, k) as given, or as the handle knows them.
+cdef tuple shape_of(WeightHandle weight, n_rows, k)

@@ -1,0 +1,26 @@
+from oxibonsai.metal.oxb cimport oxb_api, oxb_device, oxb_status
+
+cdef const oxb_api *api
+
+cdef int check(oxb_status status) except -1 nogil
+
+
+cdef class Device:
+    cdef oxb_device *handle  # one reference; NULL once closed
+    cdef readonly str driver
+    cdef readonly int index
+    cdef object __weakref__
+
+    cdef oxb_device *open_handle(self) except NULL
+
+
+cdef class HostBytes:
+    # A contiguous view of host memory, held through the buffer protocol.
+    cdef Py_buffer view
+    cdef bint held
+    cdef const void *address
+    cdef size_t nbytes
+    cdef bint read_only
+
+
+cdef HostBytes host_bytes(object data, Py_ssize_t itemsize=*)

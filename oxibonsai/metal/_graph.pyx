@@ -1,0 +1,700 @@
+"""MetalGraph: weights, intermediate buffers and the fused phases of a transformer layer.
+
+Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL, and
+so is the device. `sets_lock` and the weight cache's lock are leaves.
+"""
+
+cimport cython
+from libc.math cimport isfinite
+from libc.stdint cimport uint64_t
+
+from oxibonsai.metal._buffer cimport Buffer
+from oxibonsai.metal._commands cimport shape_of, timeout_seconds
+from oxibonsai.metal._core cimport Device, api, check, host_bytes
+from oxibonsai.metal._weights cimport WeightCache, WeightHandle, weight_of
+from oxibonsai.metal.oxb cimport (
+    OXB_OK,
+    oxb_binding,
+    oxb_buffer,
+    oxb_commands,
+    oxb_status,
+    oxb_submission,
+    oxb_weight,
+)
+
+import logging
+import threading
+
+from oxibonsai.metal._errors import EncodingError, ExecutionError
+from oxibonsai.metal._weights import (
+    kernel_format,
+    upload_for,
+    upload_matrix,
+    upload_raw,
+    upload_vector,
+)
+
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+
+cdef extern from "oxb_time.h" nogil:
+    double oxb_now()
+
+
+_log = logging.getLogger("oxibonsai.metal")
+
+# Sets kept: a model's shapes of GEMV round up to a handful of keys, and its FFN to one.
+cdef int MAX_SETS = 8
+# One FFN timing in the log for about every token of a 36-layer model.
+cdef int LOG_EVERY = 36
+
+cdef object _shared = None
+_shared_lock = threading.Lock()
+
+
+@cython.no_gc_clear
+cdef class BufferSet:
+    """Intermediate buffers of one phase, held by one thread at a time.
+
+    Attributes
+    ----------
+    key : tuple of int
+        What the set was made for, the lengths in elements of its buffers.
+    buffers : list of Buffer
+        float32 buffers of those lengths.
+    """
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.lock, NULL)
+
+    def __init__(self, Device device not None, tuple key not None):
+        cdef oxb_commands *commands = NULL
+        self.key = key
+        self.buffers = [Buffer(device, 4 * n) for n in key]
+        for i in range(len(key)):
+            self.raw[i] = (<Buffer>self.buffers[i]).handle
+        with nogil:
+            check(api.commands_new(device.handle, &commands))
+        self.commands = commands
+
+    def __dealloc__(self):
+        if self.commands:
+            with nogil:
+                api.commands_release(self.commands)
+        pthread_mutex_destroy(&self.lock)
+
+
+class BufferGuard:
+    """Holds a BufferSet for the body of a with statement."""
+
+    def __init__(self, graph, key):
+        self._graph = graph
+        self._key = key
+        self._set = None
+
+    def __enter__(self):
+        cdef BufferSet held = (<MetalGraph>self._graph).acquire(self._key)
+        with nogil:
+            pthread_mutex_lock(&held.lock)
+        held.owner = threading.get_ident()
+        self._set = held
+        return held.buffers
+
+    def __exit__(self, *exc):
+        cdef BufferSet held = self._set
+        self._set = None
+        held.owner = 0
+        pthread_mutex_unlock(&held.lock)
+
+
+cdef int _run(BufferSet held, double timeout) except -1 nogil:
+    # Submit what was recorded and wait. The caller holds the set.
+    cdef oxb_submission *submission = NULL
+    cdef oxb_status status
+    check(api.commands_submit(held.commands, &submission))
+    status = api.submission_wait(submission, timeout)
+    api.submission_release(submission)
+    return check(status)
+
+
+cdef oxb_binding _at(oxb_buffer *buffer) noexcept nogil:
+    cdef oxb_binding binding
+    binding.buffer = buffer
+    binding.offset = 0
+    return binding
+
+
+cdef int _gemv_phase(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
+                     const float *x, float *y, double timeout) except -1 nogil:
+    check(api.commands_reset(held.commands))
+    check(api.op_gemv(held.commands, w, n_rows, k, _at(held.raw[0]), _at(held.raw[1]), 0))
+    check(api.buffer_write(held.raw[0], 0, x, 4 * k))
+    _run(held, timeout)
+    return check(api.buffer_read(held.raw[1], 0, y, 4 * n_rows))
+
+
+cdef struct FFN:
+    oxb_weight attn_proj
+    oxb_weight gate_up
+    oxb_weight down
+    oxb_buffer *norm
+    float *hidden
+    const float *attn_out
+    uint64_t hidden_size
+    uint64_t intermediate_size
+    uint64_t attn_size
+    float eps
+    double upload
+    double encode
+    double wait
+    double download
+
+
+cdef int _ffn_phase(BufferSet held, FFN *f, double timeout) except -1 nogil:
+    # Buffers of the set: hidden, attention output, normed, activated.
+    cdef oxb_commands *c = held.commands
+    cdef oxb_binding hidden = _at(held.raw[0]), attn = _at(held.raw[1])
+    cdef oxb_binding normed = _at(held.raw[2]), activated = _at(held.raw[3])
+    cdef double t0 = oxb_now()
+    check(api.buffer_write(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
+    check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.attn_size))
+    cdef double t1 = oxb_now()
+    check(api.commands_reset(c))
+    check(api.op_gemv(c, &f.attn_proj, f.hidden_size, f.attn_size, attn, hidden, 1))
+    check(api.op_rmsnorm(c, hidden, _at(f.norm), normed, f.hidden_size, 1, f.eps))
+    check(api.op_gate_up_swiglu(c, &f.gate_up, 2 * f.intermediate_size, f.hidden_size, normed, activated))
+    check(api.op_gemv(c, &f.down, f.hidden_size, f.intermediate_size, activated, hidden, 1))
+    cdef double t2 = oxb_now()
+    _run(held, timeout)
+    cdef double t3 = oxb_now()
+    check(api.buffer_read(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
+    f.upload = t1 - t0
+    f.encode = t2 - t1
+    f.wait = t3 - t2
+    f.download = oxb_now() - t3
+    return 0
+
+
+cdef uint64_t _dimension(object value, str what) except 0:
+    n = value.__index__()
+    if not 1 <= n <= 0x7fffffff:
+        raise EncodingError(f"{what} = {n} must lie in 1..2**31 - 1")
+    return n
+
+
+cdef int _check_length(str what, Py_ssize_t got, uint64_t need) except -1:
+    if <uint64_t>got < need:
+        raise EncodingError(f"{what} too short: need {need}, got {got}")
+    return 0
+
+
+def _split(data, default_format, shape):
+    """Return (bytes-like, format, shape) of a QTensor or of plain bytes."""
+    from oxibonsai.quant import QTensor
+    if not isinstance(data, QTensor):
+        return data, default_format, shape
+    if shape is not None and tuple(shape) != data.shape:
+        raise EncodingError(f"shape = {tuple(shape)}, the tensor is {data.shape}")
+    return data.data, data.format, data.shape
+
+
+@cython.no_gc_clear
+cdef class MetalGraph:
+    """Uploads of weights and the fused phases of a transformer layer on one device.
+
+    Any number of threads may use one graph: a phase holds its intermediate buffers from upload to
+    download, and phases of different shapes run side by side.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        Where it runs; the default device where left out.
+    timeout : float, optional
+        Seconds a phase waits for the device before it raises ExecutionError; without end where left
+        out.
+
+    Attributes
+    ----------
+    device : Device
+        Where it runs.
+    weights : WeightCache
+        What the get_or_upload methods have cached.
+
+    Raises
+    ------
+    DeviceNotFoundError
+        Where there is no such device.
+    """
+
+    def __init__(self, device=None, *, timeout=None):
+        if not isinstance(device, Device):
+            device = Device(device)
+        (<Device>device).open_handle()
+        self.timeout_s = timeout_seconds(timeout)
+        self.device = device
+        self.weights = WeightCache()
+        self.sets = {}
+        self.sets_lock = threading.Lock()
+
+    @staticmethod
+    def shared():
+        """Return the process-wide graph on the default device, making it on the first call.
+
+        A failure is raised and not remembered: the next call tries again. A closed one is replaced.
+        """
+        global _shared
+        with _shared_lock:
+            if _shared is None or _shared.closed:
+                _shared = MetalGraph()
+            return _shared
+
+    @property
+    def closed(self):
+        """Whether close() was called, here or on the device."""
+        return self.is_closed or self.device.closed
+
+    def close(self):
+        """Drop the cached weights and the intermediate buffers; idempotent.
+
+        Handles that others hold stay usable on the device.
+        """
+        self.is_closed = True
+        if self.weights is not None:
+            self.weights.clear()
+        if self.sets_lock is not None:
+            with self.sets_lock:
+                self.sets = {}
+
+    def __enter__(self):
+        self.check_open()
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    cdef int check_open(self) except -1:
+        if self.is_closed:
+            raise EncodingError("the graph is closed: make a new MetalGraph")
+        self.device.open_handle()
+        return 0
+
+    def commands(self):
+        """Return an empty Commands on the graph's device."""
+        self.check_open()
+        return self.device.commands()
+
+    def upload_weight(self, data):
+        """Upload bytes as they are.
+
+        Kernels cannot read such a handle: encode_gemv raises EncodingError and names the right upload.
+
+        Raises
+        ------
+        BufferCreationError
+            Where `data` is empty.
+        """
+        self.check_open()
+        return upload_raw(self.device, _split(data, None, None)[0])
+
+    def upload_weight_soa(self, data, format=None, shape=None):
+        """Reformat a weight of any format for the kernels and upload it.
+
+        Parameters
+        ----------
+        data : QTensor or buffer
+            The matrix, or its bytes as a file holds them.
+        format : str, optional
+            Format of the bytes, as in ``oxibonsai.formats``; a QTensor knows its own.
+        shape : tuple of int, optional
+            (n_rows, k). Without it the handle is plain SoA, checked when it is encoded.
+
+        Raises
+        ------
+        EncodingError
+            Where the length is not that of the shape, or not a whole number of blocks.
+        """
+        self.check_open()
+        data, found, shape = _split(data, format, shape)
+        if found is None:
+            raise EncodingError("upload_weight_soa: give the format of the bytes")
+        if format is not None and format != found:
+            raise EncodingError(f"upload_weight_soa: the tensor is {found}, not {format}")
+        return upload_matrix(self.device, data, found, shape)
+
+    def upload_q1_weight_soa(self, data, shape=None):
+        """Reformat Q1_0 blocks (18 bytes for 128 weights) and upload them.
+
+        Parameters
+        ----------
+        data : QTensor or buffer
+            A QTensor in Q1_0, or any contiguous bytes.
+        shape : tuple of int, optional
+            (n_rows, k). Without it the handle is plain SoA, checked when it is encoded.
+
+        Raises
+        ------
+        EncodingError
+            Where the length is 0 or not a multiple of 18, or not that of the shape.
+        """
+        return self._upload_codes("upload_q1_weight_soa", data, "Q1_0", shape)
+
+    def upload_tq2_weight_soa(self, data, shape=None):
+        """Reformat ternary blocks and upload them.
+
+        Parameters
+        ----------
+        data : QTensor or buffer
+            A QTensor in any 2-bit or ternary format, or contiguous bytes in TQ2_0_g128 (34 bytes for
+            128 weights).
+        shape : tuple of int, optional
+            (n_rows, k). Without it the handle is plain SoA, checked when it is encoded.
+
+        Raises
+        ------
+        EncodingError
+            Where the length is 0 or not a multiple of 34, or not that of the shape.
+        """
+        return self._upload_codes("upload_tq2_weight_soa", data, "TQ2_0_g128", shape)
+
+    def _upload_codes(self, method, data, default_format, shape):
+        self.check_open()
+        data, format, shape = _split(data, default_format, shape)
+        right = upload_for(format)
+        if right != method:
+            raise EncodingError(f"{method}: the tensor is {format}: upload it with {right}")
+        return upload_matrix(self.device, data, format, shape)
+
+    def _cached(self, kind, key, upload, data=None, shape=None):
+        self.check_open()
+        handle, hit = self.weights.get(kind, key, upload)
+        if hit and data is not None:
+            _check_hit(kind, key, handle, data, shape)
+        return handle
+
+    def get_or_upload_weight(self, key, data):
+        """Return the cached raw weight `key`, uploading `data` on a miss.
+
+        The key is an unsigned 64-bit integer, in a key space of its own for each kind of upload.
+
+        Raises
+        ------
+        EncodingError
+            Where the cached weight has another length than `data`.
+        """
+        return self._cached("raw", key, lambda: self.upload_weight(data), data)
+
+    def get_or_upload_weight_lazy(self, key, produce):
+        """Return the cached raw weight `key`; on a miss upload what `produce()` returns.
+
+        `produce` runs outside the cache's lock, in one thread only; where it raises, the cache is as
+        before.
+        """
+        return self._cached("raw", key, lambda: self.upload_weight(produce()))
+
+    def get_or_upload_q1_weight_soa(self, key, data, shape=None):
+        """Return the cached Q1 weight `key`, uploading `data` on a miss.
+
+        Raises EncodingError where the cached weight has another length, format or shape.
+        """
+        return self._cached("q1", key, lambda: self.upload_q1_weight_soa(data, shape), data, shape)
+
+    def get_or_upload_q1_weight_soa_lazy(self, key, produce, shape=None):
+        """Return the cached Q1 weight `key`; on a miss upload what `produce()` returns."""
+        return self._cached("q1", key, lambda: self.upload_q1_weight_soa(produce(), shape))
+
+    def get_or_upload_tq2_weight_soa(self, key, data, shape=None):
+        """Return the cached ternary weight `key`, uploading `data` on a miss.
+
+        Raises EncodingError where the cached weight has another length, format or shape.
+        """
+        return self._cached("tq2", key, lambda: self.upload_tq2_weight_soa(data, shape), data, shape)
+
+    def get_or_upload_tq2_weight_soa_lazy(self, key, produce, shape=None):
+        """Return the cached ternary weight `key`; on a miss upload what `produce()` returns."""
+        return self._cached("tq2", key, lambda: self.upload_tq2_weight_soa(produce(), shape))
+
+    def upload_f32_weight(self, const float[::1] data not None):
+        """Upload a float32 vector, such as a norm's weight."""
+        self.check_open()
+        return upload_vector(self.device, data)
+
+    def get_or_upload_f32_weight(self, key, const float[::1] data not None):
+        """Return the cached float32 vector `key`, uploading `data` on a miss.
+
+        Raises EncodingError where the cached vector has another length.
+        """
+        return self._cached("f32", key, lambda: self.upload_f32_weight(data), data)
+
+    cdef BufferSet acquire(self, tuple key):
+        # The set for `key`, which the caller locks without the GIL.
+        cdef BufferSet held
+        with self.sets_lock:
+            held = self.sets.pop(key, None)
+            if held is not None:
+                self.sets[key] = held
+        if held is None:
+            made = BufferSet(self.device, key)
+            with self.sets_lock:
+                # Another thread may have made one meanwhile.
+                held = self.sets.setdefault(key, made)
+                while len(self.sets) > MAX_SETS:
+                    del self.sets[next(iter(self.sets))]
+        if held.owner == <unsigned long>threading.get_ident():
+            raise EncodingError(
+                f"this thread holds the intermediate buffers {key} in acquire_buffers(): leave its "
+                "with statement first"
+            )
+        return held
+
+    def _retire(self, held):
+        # The device may still write to the buffers: they are never used again.
+        with self.sets_lock:
+            if self.sets.get((<BufferSet>held).key) is held:
+                del self.sets[(<BufferSet>held).key]
+
+    def acquire_buffers(self, hidden, inter, attn=None):
+        """Hold the FFN phase's intermediate buffers for the body of a with statement.
+
+        Parameters
+        ----------
+        hidden, inter : int
+            Sizes of the hidden and the intermediate vector.
+        attn : int, optional
+            Size of the attention output; `hidden` where left out.
+
+        Returns
+        -------
+        context manager of list of Buffer
+            float32 buffers: hidden, attention output, normed, activated. They are made on first use, and
+            a few sets are kept by their sizes.
+        """
+        self.check_open()
+        h = _dimension(hidden, "hidden")
+        a = h if attn is None else _dimension(attn, "attn")
+        return BufferGuard(self, (h, a, h, _dimension(inter, "inter")))
+
+    cdef int gemv(self, str what, weight, const float[::1] x, float[::1] y, n_rows, k) except -1:
+        cdef WeightHandle w = weight_of(weight, "weight")
+        cdef oxb_weight matrix
+        cdef uint64_t rows, columns
+        cdef BufferSet held
+        cdef double timeout = self.timeout_s
+        w.matrix(what)
+        rows, columns = shape_of(w, n_rows, k)
+        check(api.weight_check(w.matrix(what), rows, columns, what.encode()))
+        _check_length("input", x.shape[0], columns)
+        _check_length("output", y.shape[0], rows)
+        self._check_device(what, w)
+        # Rounded up, so that the shapes of a model share a few sets.
+        held = self.acquire((_round_up(columns), _round_up(rows)))
+        w.borrow(what, &matrix)
+        try:
+            with nogil:
+                pthread_mutex_lock(&held.lock)
+                try:
+                    _gemv_phase(held, &matrix, rows, columns, &x[0], &y[0], timeout)
+                finally:
+                    pthread_mutex_unlock(&held.lock)
+        except ExecutionError:
+            self._retire(held)
+            raise
+        finally:
+            api.buffer_release(matrix.buffer)
+        return 0
+
+    def _check_device(self, what, WeightHandle weight):
+        if weight.device is not self.device:
+            raise EncodingError(f"{what}: the weight belongs to another device: upload it to this one")
+
+    def encode_gemv(self, weight, const float[::1] input not None, float[::1] output not None,
+                    n_rows=None, k=None):
+        """Compute output[:n_rows] = W input[:k] with a Q1 weight.
+
+        Parameters
+        ----------
+        weight : WeightHandle
+            From upload_q1_weight_soa.
+        input : float32 [>= k]
+            The activations; read-only arrays are fine.
+        output : float32 [>= n_rows]
+            Filled; may overlap `input`.
+        n_rows, k : int, optional
+            Left out where the handle knows its shape.
+
+        Raises
+        ------
+        EncodingError
+            Where lengths, shape or format do not fit; nothing has run then.
+        ExecutionError
+            Where the device failed or timed out.
+        """
+        self.check_open()
+        _check_family("encode_gemv", weight, "q1")
+        self.gemv("encode_gemv", weight, input, output, n_rows, k)
+
+    def encode_gemv_tq2(self, weight, const float[::1] input not None, float[::1] output not None,
+                        n_rows=None, k=None):
+        """Compute output[:n_rows] = W input[:k] with a ternary or 2-bit weight.
+
+        Parameters and errors as in encode_gemv; the weight is from upload_tq2_weight_soa.
+        """
+        self.check_open()
+        _check_family("encode_gemv_tq2", weight, "q2")
+        self.gemv("encode_gemv_tq2", weight, input, output, n_rows, k)
+
+    def encode_qkv_phase(self, const float[::1] input not None, float[::1] output not None, weight,
+                         n_rows=None, k=None):
+        """Compute the fused projection of Q, K and V: output[:n_rows] = W input[:k].
+
+        `weight` holds the rows of Q, K and V one after another, in any format. Errors as in
+        encode_gemv.
+        """
+        self.check_open()
+        self.gemv("encode_qkv_phase", weight, input, output, n_rows, k)
+
+    def encode_ffn_phase(self, float[::1] hidden not None, const float[::1] attn_out not None,
+                         norm_weight, attn_proj, gate_up, down, hidden_size=None,
+                         intermediate_size=None, eps=1e-6):
+        """Run the second half of a layer in one submission, `hidden` in place.
+
+        hidden += attn_proj attn_out; normed = rmsnorm(hidden, eps) * norm_weight;
+        s = silu(gate normed) * (up normed); hidden += down s.
+
+        Parameters
+        ----------
+        hidden : float32 [>= hidden_size]
+            The residual stream, replaced by the result.
+        attn_out : float32
+            Output of the attention; its length is the k of `attn_proj` (heads x head_dim).
+        norm_weight : WeightHandle or float32 [>= hidden_size]
+            From get_or_upload_f32_weight, or an array.
+        attn_proj, gate_up, down : WeightHandle
+            [hidden_size, k], [2 intermediate_size, hidden_size] (gate rows, then up rows) and
+            [hidden_size, intermediate_size], each in any format.
+        hidden_size, intermediate_size : int, optional
+            Left out where the handles know their shapes.
+        eps : float
+            Added to the mean square.
+
+        Raises
+        ------
+        EncodingError
+            Where lengths or shapes do not fit; `hidden` is as before then.
+        ExecutionError
+            Where the device failed or timed out; `hidden` is as before.
+        """
+        cdef FFN f
+        cdef BufferSet held
+        cdef WeightHandle norm, proj, gate, last
+        cdef double timeout = self.timeout_s
+        cdef double started = oxb_now(), acquired
+        self.check_open()
+        what = "encode_ffn_phase"
+        proj = weight_of(attn_proj, "attn_proj")
+        gate = weight_of(gate_up, "gate_up")
+        last = weight_of(down, "down")
+        shape = last.shape
+        if hidden_size is None or intermediate_size is None:
+            if shape is None:
+                raise EncodingError(
+                    f"{what}: down was uploaded without a shape: give hidden_size and intermediate_size"
+                )
+            hidden_size = shape[0] if hidden_size is None else hidden_size
+            intermediate_size = shape[1] if intermediate_size is None else intermediate_size
+        f.hidden_size = _dimension(hidden_size, "hidden_size")
+        f.intermediate_size = _dimension(intermediate_size, "intermediate_size")
+        f.attn_size = proj.shape[1] if proj.shape is not None else max(attn_out.shape[0], 1)
+        f.eps = eps
+        if not (isfinite(f.eps) and f.eps >= 0):
+            raise EncodingError(f"{what}: eps = {eps} must be finite and not negative")
+        for name, handle, rows, columns in (
+            ("attn_proj", proj, f.hidden_size, f.attn_size),
+            ("gate_up", gate, 2 * f.intermediate_size, f.hidden_size),
+            ("down", last, f.hidden_size, f.intermediate_size),
+        ):
+            label = f"{what}: {name}"
+            self._check_device(label, handle)
+            check(api.weight_check((<WeightHandle>handle).matrix(label), rows, columns, label.encode()))
+        _check_length("hidden", hidden.shape[0], f.hidden_size)
+        _check_length("attn_out", attn_out.shape[0], f.attn_size)
+        if not isinstance(norm_weight, WeightHandle):
+            norm_weight = upload_vector(self.device, norm_weight)
+        norm = norm_weight
+        if not norm.vector:
+            raise EncodingError(f"{what}: norm_weight must be a float32 vector, got {norm!r}")
+        norm._check_open(f"{what}: norm_weight")
+        self._check_device(f"{what}: norm_weight", norm)
+        _check_length("norm_weight", norm.weight.n_groups, f.hidden_size)
+        held = self.acquire((f.hidden_size, f.attn_size, f.hidden_size, f.intermediate_size))
+        f.hidden = &hidden[0]
+        f.attn_out = &attn_out[0]
+        f.norm = norm.weight.buffer
+        api.buffer_retain(f.norm)
+        proj.borrow(what, &f.attn_proj)
+        gate.borrow(what, &f.gate_up)
+        last.borrow(what, &f.down)
+        try:
+            with nogil:
+                pthread_mutex_lock(&held.lock)
+                acquired = oxb_now()
+                try:
+                    _ffn_phase(held, &f, timeout)
+                finally:
+                    pthread_mutex_unlock(&held.lock)
+        except ExecutionError:
+            self._retire(held)
+            raise
+        finally:
+            api.buffer_release(f.norm)
+            api.buffer_release(f.attn_proj.buffer)
+            api.buffer_release(f.gate_up.buffer)
+            api.buffer_release(f.down.buffer)
+        self.ffn_calls += 1
+        if self.ffn_calls % LOG_EVERY == 0 and _log.isEnabledFor(logging.DEBUG):
+            _log.debug(
+                "FFN phase %d: acquire %.1f us, upload %.1f us, encode %.1f us, wait %.1f us, "
+                "download %.1f us",
+                self.ffn_calls, 1e6 * (acquired - started), 1e6 * f.upload, 1e6 * f.encode,
+                1e6 * f.wait, 1e6 * f.download,
+            )
+
+    def __repr__(self):
+        state = "closed" if self.closed else f"{len(self.weights)} cached weights"
+        return f"<MetalGraph on {self.device!r}, {state}>"
+
+    def __reduce__(self):
+        raise TypeError("a MetalGraph cannot be pickled: make one in the process that uses it")
+
+
+cdef uint64_t _round_up(uint64_t n) noexcept:
+    cdef uint64_t power = 4096
+    while power < n:
+        power *= 2
+    return power
+
+
+def _check_family(what, weight, family):
+    kernel = weight_of(weight, "weight").kernel
+    if kernel is not None and not kernel.startswith(family):
+        right = {"q1": "encode_gemv", "q2": "encode_gemv_tq2"}.get(kernel[:2], "encode_qkv_phase")
+        raise EncodingError(f"{what}: the weight is {weight.format}: use {right}")
+
+
+def _check_hit(kind, key, handle, data, shape):
+    data, format, shape = _split(data, None, shape)
+    length = host_bytes(data).nbytes
+    if length != handle.byte_len:
+        raise EncodingError(
+            f"weight {key} ({kind}) is cached with {handle.byte_len} bytes, the call gives {length}: "
+            "use another key, or evict() it first"
+        )
+    if format is not None and format != handle.format:
+        raise EncodingError(f"weight {key} ({kind}) is cached as {handle.format}, the call gives {format}")
+    if shape is not None and tuple(shape) != handle.shape:
+        raise EncodingError(
+            f"weight {key} ({kind}) is cached as {handle.shape}, the call gives {tuple(shape)}"
+        )

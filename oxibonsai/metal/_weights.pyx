@@ -1,0 +1,372 @@
+"""Weights on a device: the C reformatter, handles and the cache of uploads."""
+
+cimport cython
+from libc.stdint cimport uint64_t, uintptr_t
+
+from oxibonsai.metal._buffer cimport bind
+from oxibonsai.metal._core cimport Device, HostBytes, api, check, host_bytes
+from oxibonsai.metal.oxb cimport (
+    OXB_FORMAT_F32,
+    OXB_KERNEL_F32,
+    OXB_STORAGE_SHARED,
+    oxb_binding,
+    oxb_buffer,
+    oxb_file_format,
+    oxb_weight,
+)
+
+import threading
+
+import numpy as np
+
+from oxibonsai.metal._core import format_table
+from oxibonsai.metal._errors import BufferCreationError, EncodingError
+
+# Canonical name -> (format id, name of the kernel format).
+cdef dict _FORMATS = {row[0]: (row[1], row[6]) for row in format_table()}
+
+_UPLOADS = {
+    "q1_g128": "upload_q1_weight_soa",
+    "q2_g128": "upload_tq2_weight_soa",
+    "q2_g64": "upload_tq2_weight_soa",
+}
+
+
+cdef int _format_id(str name) except -1:
+    found = _FORMATS.get(name)
+    if found is None:
+        raise EncodingError(f"unknown weight format {name!r}: one of {', '.join(_FORMATS)}")
+    return found[0]
+
+
+def kernel_format(str name not None):
+    """Return the name of the format that kernels see for the file format `name`."""
+    _format_id(name)
+    return _FORMATS[name][1]
+
+
+def upload_for(str name not None):
+    """Return the name of the MetalGraph method that uploads the file format `name`."""
+    return _UPLOADS.get(kernel_format(name), "upload_weight_soa")
+
+
+def reformat(data, str format not None, out=None):
+    """Reformat blocks as files hold them to what kernels see.
+
+    Parameters
+    ----------
+    data : buffer
+        Contiguous bytes, a whole number of blocks; read-only memory is fine.
+    format : str
+        Name of the format of `data`, as in ``oxibonsai.formats``.
+    out : writable buffer, optional
+        Where the result goes, of exactly the right length; made where left out.
+
+    Returns
+    -------
+    tuple of (uint8 array, int)
+        The bytes, half scales first, and the offset in bytes at which the codes start (a multiple
+        of 16).
+
+    Raises
+    ------
+    EncodingError
+        Where the length is 0 or not a multiple of the block, `out` has another length, or the two
+        overlap.
+    """
+    cdef oxb_file_format id = <oxb_file_format>_format_id(format)
+    cdef HostBytes source = host_bytes(data)
+    cdef HostBytes target
+    cdef uint64_t size = 0, codes_offset = 0
+    check(api.reformat_size(id, source.nbytes, &size, &codes_offset))
+    if out is None:
+        out = np.empty(size, np.uint8)
+    target = host_bytes(out)
+    if target.read_only:
+        raise ValueError("cannot reformat into a read-only array")
+    if target.nbytes != size:
+        raise EncodingError(f"out has {target.nbytes} bytes, the reformatted weight takes {size}")
+    cdef uintptr_t a = <uintptr_t>source.address, b = <uintptr_t>target.address
+    if a < b + target.nbytes and b < a + source.nbytes:
+        raise EncodingError("data and out overlap: the reformatter cannot work in place")
+    with nogil:
+        check(api.reformat(id, source.address, source.nbytes, <void *>target.address))
+    return out, codes_offset
+
+
+@cython.no_gc_clear
+cdef class WeightHandle:
+    """A weight on a device, as an upload of MetalGraph returns it.
+
+    Attributes
+    ----------
+    format : str
+        Format of the input, such as ``"Q1_0"``; ``"raw"`` for bytes uploaded as they are.
+    byte_len : int
+        Length of the input in bytes.
+    device : Device
+        Where the weight lives.
+    """
+
+    def __init__(self):
+        raise TypeError("a WeightHandle is made by the uploads of MetalGraph")
+
+    def __dealloc__(self):
+        if self.weight.buffer:
+            with nogil:
+                api.buffer_release(self.weight.buffer)
+
+    @property
+    def nbytes(self):
+        """Bytes the device holds for this weight."""
+        self._check_open("nbytes")
+        return api.buffer_length(self.weight.buffer)
+
+    @property
+    def shape(self):
+        """(n_rows, k), (n,) for a float32 vector, None where the shape is not known."""
+        if self.raw:
+            return None
+        if self.vector:
+            return (self.weight.n_groups,)
+        return (self.weight.n_rows, self.weight.k) if self.weight.n_rows else None
+
+    @property
+    def kernel(self):
+        """Name of the format that kernels see, None for raw bytes."""
+        return None if self.raw else kernel_format(self.format)
+
+    @property
+    def closed(self):
+        """Whether close() was called."""
+        return self.weight.buffer == NULL
+
+    def close(self):
+        """Release the memory; idempotent. Work in flight keeps it until it has finished."""
+        cdef oxb_buffer *buffer = self.weight.buffer
+        self.weight.buffer = NULL
+        if buffer:
+            with nogil:
+                api.buffer_release(buffer)
+
+    def __enter__(self):
+        self._check_open("with")
+        return self
+
+    def __exit__(self, *exc):
+        self.close()
+
+    def _check_open(self, what):
+        if not self.weight.buffer:
+            raise EncodingError(f"{what}: the weight handle is closed: upload the weight again")
+        self.device.open_handle()
+
+    cdef const oxb_weight *matrix(self, str what) except NULL:
+        self._check_open(what)
+        if self.raw:
+            raise EncodingError(
+                f"{what}: the handle holds {self.byte_len} raw bytes, and kernels read SoA: upload the "
+                "blocks with upload_q1_weight_soa or upload_tq2_weight_soa"
+            )
+        if self.vector:
+            raise EncodingError(
+                f"{what}: the handle is a float32 vector of {self.weight.n_groups}: upload a matrix"
+            )
+        return &self.weight
+
+    cdef int borrow(self, str what, oxb_weight *copy) except -1:
+        copy[0] = self.matrix(what)[0]
+        api.buffer_retain(copy.buffer)
+        return 0
+
+    def __repr__(self):
+        if not self.weight.buffer:
+            return "<WeightHandle closed>"
+        return f"<WeightHandle {self.format} {self.shape or ''} of {self.byte_len} bytes>"
+
+    def __reduce__(self):
+        raise TypeError("a WeightHandle cannot be pickled: it belongs to a device of this process")
+
+
+cdef WeightHandle _new_handle(Device device, str format, object byte_len, oxb_weight weight):
+    cdef WeightHandle handle = WeightHandle.__new__(WeightHandle)
+    handle.device = device
+    handle.format = format
+    handle.byte_len = byte_len
+    handle.weight = weight
+    return handle
+
+
+cdef WeightHandle weight_of(object value, str what):
+    if not isinstance(value, WeightHandle):
+        raise TypeError(f"{what} must be a WeightHandle, not {type(value).__name__}")
+    return <WeightHandle>value
+
+
+cdef int bind_vector(object value, str what, oxb_binding *binding) except -1:
+    cdef WeightHandle handle
+    if not isinstance(value, WeightHandle):
+        return bind(value, what, binding)
+    handle = <WeightHandle>value
+    handle._check_open(what)
+    if not handle.vector:
+        raise EncodingError(f"{what}: expected a float32 vector, got {handle!r}")
+    binding.buffer = handle.weight.buffer
+    binding.offset = 0
+    return 0
+
+
+def upload_raw(Device device not None, data):
+    """Upload bytes as they are."""
+    cdef HostBytes host = host_bytes(data)
+    cdef oxb_weight weight
+    cdef oxb_buffer *buffer = NULL
+    cdef WeightHandle handle
+    if host.nbytes == 0:
+        raise BufferCreationError("cannot upload an empty weight: the data has 0 bytes")
+    device.open_handle()
+    with nogil:
+        check(api.buffer_new(device.handle, host.nbytes, OXB_STORAGE_SHARED, &buffer))
+    weight.buffer = buffer
+    weight.codes_offset = weight.n_groups = 0
+    weight.kernel = weight.n_rows = weight.k = 0
+    handle = _new_handle(device, "raw", host.nbytes, weight)
+    handle.raw = True
+    with nogil:
+        check(api.buffer_write(buffer, 0, host.address, host.nbytes))
+    return handle
+
+
+def upload_vector(Device device not None, const float[::1] data not None):
+    """Upload a float32 vector, such as a norm's weight."""
+    cdef WeightHandle handle
+    if data.shape[0] == 0:
+        raise BufferCreationError("cannot upload an empty weight: the data has 0 elements")
+    handle = upload_raw(device, data)
+    handle.raw = False
+    handle.vector = True
+    handle.format = "F32"
+    handle.weight.kernel = OXB_KERNEL_F32
+    handle.weight.n_groups = data.shape[0]
+    return handle
+
+
+def upload_matrix(Device device not None, data, str format not None, shape=None):
+    """Upload `data`, bytes in `format`, for the kernels; shape is (n_rows, k) or None."""
+    cdef oxb_file_format id = <oxb_file_format>_format_id(format)
+    cdef HostBytes host
+    cdef uint64_t n_rows = 0, k = 0
+    cdef oxb_weight weight
+    if shape is not None:
+        n_rows, k = _matrix_shape(shape)
+    # Blocks are bytes: an array of floats given here is a weight that was never quantised.
+    host = host_bytes(data, 0 if kernel_format(format) not in _UPLOADS else 1)
+    device.open_handle()
+    with nogil:
+        check(api.weight_upload(device.handle, id, host.address, host.nbytes, n_rows, k, &weight))
+    return _new_handle(device, format, host.nbytes, weight)
+
+
+cdef tuple _matrix_shape(shape):
+    if not isinstance(shape, (tuple, list)) or len(shape) != 2:
+        raise EncodingError(f"shape = {shape!r}: a matrix is (n_rows, k)")
+    n_rows, k = (value.__index__() for value in shape)
+    for name, value in (("n_rows", n_rows), ("k", k)):
+        if not 1 <= value <= 0x7fffffff:
+            raise EncodingError(f"{name} = {value} must lie in 1..2**31 - 1")
+    return n_rows, k
+
+
+class _Upload:
+    """An upload under way: who does it, and the event that ends the others' wait."""
+
+    def __init__(self):
+        self.thread = threading.get_ident()
+        self.finished = threading.Event()
+
+
+cdef class WeightCache:
+    """Uploaded weights by (kind of upload, key); any number of threads may use it.
+
+    Lock order: `_lock` guards the two dicts and is a leaf. It is never held while a producer runs, while
+    bytes are uploaded, or while one thread waits for another's upload.
+    """
+
+    def __init__(self):
+        self._lock = threading.Lock()
+        self._ready = {}
+        self._uploading = {}
+
+    @staticmethod
+    def _key(key):
+        number = key.__index__()
+        if not 0 <= number < 1 << 64:
+            raise EncodingError(f"key = {number} must lie in 0..2**64 - 1")
+        return number
+
+    def get(self, kind, key, upload):
+        """Return (handle, whether it was there already); `upload()` makes a missing one.
+
+        Of several threads that miss one key, one runs `upload` and the others wait for it. Where it
+        raises, the cache is as before and the next thread tries.
+        """
+        place = (kind, self._key(key))
+        while True:
+            with self._lock:
+                handle = self._ready.get(place)
+                if handle is not None and not handle.closed:
+                    return handle, True
+                pending = self._uploading.get(place)
+                if pending is None:
+                    mine = self._uploading[place] = _Upload()
+                    break
+            if pending.thread == threading.get_ident():
+                raise EncodingError(
+                    f"the producer of weight {place[1]} ({kind}) asks for that weight itself"
+                )
+            pending.finished.wait()
+        try:
+            handle = upload()
+        except BaseException:
+            with self._lock:
+                del self._uploading[place]
+            mine.finished.set()
+            raise
+        with self._lock:
+            del self._uploading[place]
+            self._ready[place] = handle
+        mine.finished.set()
+        return handle, False
+
+    def __len__(self):
+        return len(self._ready)
+
+    def __contains__(self, place):
+        return place in self._ready
+
+    @property
+    def nbytes(self):
+        """Bytes the device holds for the cached weights."""
+        with self._lock:
+            handles = list(self._ready.values())
+        return sum(handle.nbytes for handle in handles if not handle.closed)
+
+    def evict(self, key, kind=None):
+        """Forget the weights with `key` (of one `kind`, or of all); return how many.
+
+        The memory is freed with the last user of the handle.
+        """
+        number = self._key(key)
+        with self._lock:
+            places = [p for p in self._ready if p[1] == number and kind in (None, p[0])]
+            for place in places:
+                del self._ready[place]
+        return len(places)
+
+    def clear(self):
+        """Forget all weights."""
+        with self._lock:
+            self._ready.clear()
+
+    def __repr__(self):
+        return f"<WeightCache of {len(self)} weights, {self.nbytes} bytes>"

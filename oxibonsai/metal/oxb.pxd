@@ -1,0 +1,225 @@
+# The C ABI of shim/oxb_shim.h, as Cython sees it. Every function is called through the table of
+# `oxb_api`: only oxibonsai.metal._core links the shim.
+from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+
+
+cdef extern from "oxb_formats.h" nogil:
+    ctypedef enum oxb_file_format:
+        OXB_FORMAT_Q1_0
+        OXB_FORMAT_TQ2_0_G128
+        OXB_FORMAT_F32
+        OXB_FILE_FORMAT_COUNT
+
+    ctypedef enum oxb_kernel_format:
+        OXB_KERNEL_Q1_G128
+        OXB_KERNEL_Q2_G128
+        OXB_KERNEL_Q2_G64
+        OXB_KERNEL_F32
+
+    ctypedef struct oxb_format_info:
+        const char *name
+        unsigned int ggml_type
+        unsigned int block_weights
+        unsigned int block_bytes
+        unsigned int scale_offset
+        oxb_kernel_format kernel
+
+    ctypedef struct oxb_kernel_format_info:
+        const char *name
+        unsigned int bits
+        unsigned int group
+
+
+cdef extern from "oxb_shim.h" nogil:
+    unsigned int OXB_ABI_VERSION
+    unsigned int OXB_MAX_BINDINGS
+    unsigned int OXB_MAX_CONSTANTS
+    unsigned int OXB_MAX_IN_FLIGHT
+    const char *OXB_API_CAPSULE
+
+    ctypedef enum oxb_status:
+        OXB_OK
+        OXB_DEVICE_NOT_FOUND
+        OXB_COMPILATION_FAILED
+        OXB_BUFFER_CREATION_FAILED
+        OXB_ENCODING_FAILED
+        OXB_EXECUTION_FAILED
+
+    ctypedef enum oxb_storage:
+        OXB_STORAGE_SHARED
+        OXB_STORAGE_PRIVATE
+
+    ctypedef struct oxb_device:
+        pass
+    ctypedef struct oxb_buffer:
+        pass
+    ctypedef struct oxb_library:
+        pass
+    ctypedef struct oxb_pipeline:
+        pass
+    ctypedef struct oxb_commands:
+        pass
+    ctypedef struct oxb_submission:
+        pass
+
+    ctypedef struct oxb_device_options:
+        uint32_t threads
+
+    ctypedef struct oxb_device_info:
+        char name[128]
+        char driver[16]
+        char variant[32]
+        uint32_t index
+        uint32_t simd_width
+        uint32_t unified_memory
+        uint32_t threads
+        uint64_t max_buffer_length
+        uint64_t max_threadgroup_memory
+        uint64_t recommended_working_set
+
+    ctypedef struct oxb_device_stats:
+        uint64_t buffers
+        uint64_t allocated_bytes
+        uint64_t in_flight
+        uint64_t submissions
+
+    ctypedef enum oxb_constant_type:
+        OXB_CONSTANT_BOOL
+        OXB_CONSTANT_U32
+        OXB_CONSTANT_I32
+        OXB_CONSTANT_F32
+
+    ctypedef union oxb_constant_value:
+        uint32_t u32
+        int32_t i32
+        float f32
+
+    ctypedef struct oxb_constant:
+        uint32_t index
+        uint32_t type
+        oxb_constant_value value
+
+    ctypedef struct oxb_pipeline_info:
+        uint32_t max_threads
+        uint32_t simd_width
+        uint64_t static_threadgroup_memory
+
+    ctypedef struct oxb_binding:
+        oxb_buffer *buffer
+        uint64_t offset
+
+    ctypedef struct oxb_size:
+        uint32_t x
+        uint32_t y
+        uint32_t z
+
+    ctypedef struct oxb_times:
+        double start
+        double end
+
+    ctypedef struct oxb_weight:
+        oxb_buffer *buffer
+        uint64_t codes_offset
+        uint64_t n_groups
+        uint32_t kernel
+        uint32_t n_rows
+        uint32_t k
+
+    ctypedef struct oxb_attention_shape:
+        uint32_t n_heads
+        uint32_t n_kv_heads
+        uint32_t head_dim
+        uint32_t max_seq
+        uint32_t layer
+        uint32_t kv_f16
+
+    ctypedef struct oxb_api:
+        uint32_t abi_version
+        uint32_t struct_size
+        const char *(*last_error)() noexcept nogil
+        uint32_t (*driver_count)() noexcept nogil
+        const char *(*driver_name)(uint32_t index) noexcept nogil
+        oxb_status (*driver_load)(const char *path) noexcept nogil
+        oxb_status (*device_count)(const char *driver, uint32_t *count) noexcept nogil
+        oxb_status (*device_open)(
+            const char *driver, uint32_t index, const oxb_device_options *options, oxb_device
+            **device) noexcept nogil
+        void (*device_retain)(oxb_device *device) noexcept nogil
+        void (*device_release)(oxb_device *device) noexcept nogil
+        void (*device_get_info)(oxb_device *device, oxb_device_info *info) noexcept nogil
+        void (*device_get_stats)(oxb_device *device, oxb_device_stats *stats) noexcept nogil
+        oxb_status (*buffer_new)(
+            oxb_device *device, uint64_t length, oxb_storage storage, oxb_buffer **buffer) noexcept nogil
+        oxb_status (*buffer_wrap)(
+            oxb_device *device, void *host, uint64_t length, int read_only, void (*release)(void
+            *), void *context, oxb_buffer **buffer) noexcept nogil
+        void (*buffer_retain)(oxb_buffer *buffer) noexcept nogil
+        void (*buffer_release)(oxb_buffer *buffer) noexcept nogil
+        void *(*buffer_contents)(oxb_buffer *buffer) noexcept nogil
+        uint64_t (*buffer_length)(oxb_buffer *buffer) noexcept nogil
+        oxb_status (*buffer_read)(
+            oxb_buffer *buffer, uint64_t offset, void *to, uint64_t length) noexcept nogil
+        oxb_status (*buffer_write)(
+            oxb_buffer *buffer, uint64_t offset, const void *source, uint64_t length) noexcept nogil
+        oxb_status (*buffer_fill)(
+            oxb_buffer *buffer, uint64_t offset, uint64_t length, uint8_t value) noexcept nogil
+        uint64_t (*page_size)() noexcept nogil
+        oxb_status (*library_new)(
+            oxb_device *device, const char *source, size_t length, oxb_library **library) noexcept nogil
+        void (*library_release)(oxb_library *library) noexcept nogil
+        oxb_status (*pipeline_new)(
+            oxb_device *device, oxb_library *library, const char *function, const oxb_constant
+            *constants, uint32_t n_constants, oxb_pipeline **pipeline) noexcept nogil
+        void (*pipeline_get_info)(
+            oxb_pipeline *pipeline, oxb_pipeline_info *info) noexcept nogil
+        void (*pipeline_release)(oxb_pipeline *pipeline) noexcept nogil
+        oxb_status (*commands_new)(oxb_device *device, oxb_commands **commands) noexcept nogil
+        void (*commands_release)(oxb_commands *commands) noexcept nogil
+        oxb_status (*commands_reset)(oxb_commands *commands) noexcept nogil
+        uint32_t (*commands_length)(oxb_commands *commands) noexcept nogil
+        oxb_status (*commands_dispatch)(
+            oxb_commands *commands, oxb_pipeline *pipeline, const oxb_binding *bindings,
+            uint32_t n_bindings, const void *args, uint32_t args_size, oxb_size threadgroups,
+            oxb_size threads, uint32_t threadgroup_memory) noexcept nogil
+        oxb_status (*commands_submit)(
+            oxb_commands *commands, oxb_submission **submission) noexcept nogil
+        oxb_status (*submission_wait)(oxb_submission *submission, double timeout) noexcept nogil
+        int (*submission_done)(oxb_submission *submission) noexcept nogil
+        oxb_status (*submission_times)(
+            oxb_submission *submission, oxb_times *times) noexcept nogil
+        void (*submission_release)(oxb_submission *submission) noexcept nogil
+        oxb_status (*reformat_size)(
+            oxb_file_format format, uint64_t length, uint64_t *size, uint64_t *codes_offset) noexcept nogil
+        oxb_status (*reformat)(
+            oxb_file_format format, const void *source, uint64_t length, void *to) noexcept nogil
+        oxb_status (*weight_upload)(
+            oxb_device *device, oxb_file_format format, const void *source, uint64_t length,
+            uint64_t n_rows, uint64_t k, oxb_weight *weight) noexcept nogil
+        oxb_status (*weight_check)(
+            const oxb_weight *weight, uint64_t n_rows, uint64_t k, const char *what) noexcept nogil
+        oxb_status (*op_gemv)(
+            oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
+            oxb_binding x, oxb_binding y, int residual) noexcept nogil
+        oxb_status (*op_gate_up_swiglu)(
+            oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
+            oxb_binding x, oxb_binding s) noexcept nogil
+        oxb_status (*op_rmsnorm)(
+            oxb_commands *commands, oxb_binding x, oxb_binding weight, oxb_binding y, uint64_t
+            n, uint64_t n_vectors, float eps) noexcept nogil
+        oxb_status (*op_add)(
+            oxb_commands *commands, oxb_binding x, oxb_binding y, uint64_t n) noexcept nogil
+        oxb_status (*op_embed)(
+            oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
+            oxb_binding tokens, oxb_binding state, oxb_binding y) noexcept nogil
+        oxb_status (*op_qk_norm_rope)(
+            oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,
+            oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape, float eps) noexcept nogil
+        oxb_status (*op_kv_store)(
+            oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,
+            oxb_binding state, const oxb_attention_shape *shape) noexcept nogil
+        oxb_status (*op_attention)(
+            oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,
+            oxb_binding state, oxb_binding out, const oxb_attention_shape *shape, float scale) noexcept nogil
+        oxb_status (*op_advance)(
+            oxb_commands *commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,
+            uint64_t n, uint64_t max_tokens, int greedy) noexcept nogil

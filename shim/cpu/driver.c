@@ -1,0 +1,335 @@
+/* The driver "cpu": memory is the host's, and a submission runs on the caller's thread and the pool. */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE
+#endif
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <time.h>
+
+#include "oxb_cpu.h"
+
+#define MAP_BYTES ((size_t)1 << 20)  /* from this size on, pages of their own */
+#define HUGE_BYTES ((size_t)2 << 20) /* a huge page of Linux */
+
+typedef struct cpu_device {
+    uint32_t threads;
+} cpu_device;
+
+typedef struct cpu_buffer {
+    void *address;
+    void *mapping; /* NULL where the memory is not a mapping of ours */
+    size_t mapped;
+    int wrapped;
+} cpu_buffer;
+
+typedef struct cpu_replay {
+    uint32_t capacity;
+    oxb_cpu_step steps[];
+} cpu_replay;
+
+static const oxb_host *host;
+
+static oxb_status device_count(uint32_t *count)
+{
+    *count = 1;
+    return OXB_OK;
+}
+
+static oxb_status thread_count(const oxb_device_options *options, uint32_t *threads)
+{
+    const uint32_t asked = options != NULL ? options->threads : 0;
+    *threads = 1;
+    if (asked > OXB_CPU_MAX_THREADS)
+        return host->fail(OXB_DEVICE_NOT_FOUND, "threads is %" PRIu32 ": the cpu device takes 1 to %u", asked,
+                          OXB_CPU_MAX_THREADS);
+    const char *text = getenv("OXIBONSAI_THREADS");
+    if (asked != 0) {
+        *threads = asked;
+    } else if (text != NULL && *text != '\0') {
+        char *end;
+        errno = 0;
+        const long value = strtol(text, &end, 10);
+        if (errno != 0 || end == text || *end != '\0' || value < 1 || value > (long)OXB_CPU_MAX_THREADS)
+            return host->fail(OXB_DEVICE_NOT_FOUND,
+                              "the environment variable OXIBONSAI_THREADS is '%.64s': set a whole number "
+                              "from 1 to %u, or unset it",
+                              text, OXB_CPU_MAX_THREADS);
+        *threads = (uint32_t)value;
+    } else {
+        *threads = oxb_cpu_count();
+    }
+    return OXB_OK;
+}
+
+static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device)
+{
+    uint32_t threads;
+    if (index != 0)
+        return host->fail(OXB_DEVICE_NOT_FOUND, "there is no cpu device %" PRIu32 ": the only one is 0", index);
+    const oxb_status status = thread_count(options, &threads);
+    if (status != OXB_OK)
+        return status;
+    cpu_device *self = malloc(sizeof *self);
+    if (self == NULL)
+        return host->fail(OXB_DEVICE_NOT_FOUND, "out of memory opening the cpu device");
+    self->threads = threads;
+    *device = self;
+    return OXB_OK;
+}
+
+static void device_close(void *device)
+{
+    free(device);
+}
+
+static void device_info(void *device, oxb_device_info *info)
+{
+    const cpu_device *self = device;
+    memset(info, 0, sizeof *info);
+    oxb_cpu_brand(info->name, sizeof info->name);
+    snprintf(info->driver, sizeof info->driver, "cpu");
+    snprintf(info->variant, sizeof info->variant, "portable");
+    info->simd_width = 1; /* a threadgroup runs as one thread */
+    info->unified_memory = 1;
+    info->threads = self->threads;
+    info->max_buffer_length = oxb_cpu_memory();
+    info->recommended_working_set = info->max_buffer_length;
+}
+
+/* Zeroed, so that a buffer never shows what the process freed before. */
+static int allocate(cpu_buffer *buffer, size_t length)
+{
+    if (length < MAP_BYTES) {
+        const size_t size = (length + 63) / 64 * 64 + (length == 0 ? 64 : 0);
+        if (posix_memalign(&buffer->address, 64, size) != 0)
+            return 0;
+        memset(buffer->address, 0, size);
+        return 1;
+    }
+    /* Room to start on a huge page: row strides touch many pages at once. */
+    const size_t size = length + HUGE_BYTES;
+    void *mapping = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
+    if (mapping == MAP_FAILED)
+        return 0;
+    buffer->mapping = mapping;
+    buffer->mapped = size;
+    const uintptr_t skip = (HUGE_BYTES - (uintptr_t)mapping % HUGE_BYTES) % HUGE_BYTES;
+    buffer->address = (char *)mapping + skip;
+#if defined(MADV_HUGEPAGE)
+    (void)madvise(buffer->address, length, MADV_HUGEPAGE); /* a hint: pages work without it */
+#endif
+    return 1;
+}
+
+static oxb_status buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
+                             void **contents)
+{
+    (void)device;
+    const uint64_t limit = oxb_cpu_memory();
+    if (length > limit || length > SIZE_MAX / 2)
+        return host->fail(OXB_BUFFER_CREATION_FAILED,
+                          "a buffer of %" PRIu64 " bytes is larger than the memory of %" PRIu64 " bytes", length,
+                          limit);
+    cpu_buffer *self = calloc(1, sizeof *self);
+    if (self == NULL || !allocate(self, (size_t)length)) {
+        free(self);
+        return host->fail(OXB_BUFFER_CREATION_FAILED, "the system has no memory for a buffer of %" PRIu64 " bytes",
+                          length);
+    }
+    *buffer = self;
+    *contents = storage == OXB_STORAGE_SHARED ? self->address : NULL;
+    return OXB_OK;
+}
+
+static oxb_status buffer_wrap(void *device, void *address, uint64_t length, void **buffer)
+{
+    (void)device;
+    cpu_buffer *self = calloc(1, sizeof *self);
+    if (self == NULL)
+        return host->fail(OXB_BUFFER_CREATION_FAILED, "the system has no memory to wrap %" PRIu64 " bytes", length);
+    self->address = address;
+    self->wrapped = 1;
+    *buffer = self;
+    return OXB_OK;
+}
+
+static void buffer_free(void *device, void *buffer)
+{
+    cpu_buffer *self = buffer;
+    (void)device;
+    if (self->mapping != NULL)
+        munmap(self->mapping, self->mapped);
+    else if (!self->wrapped)
+        free(self->address);
+    free(self);
+}
+
+static oxb_status buffer_read(void *device, void *buffer, uint64_t offset, void *to, uint64_t length)
+{
+    (void)device;
+    memcpy(to, (char *)((cpu_buffer *)buffer)->address + offset, (size_t)length);
+    return OXB_OK;
+}
+
+static oxb_status buffer_write(void *device, void *buffer, uint64_t offset, const void *from, uint64_t length)
+{
+    (void)device;
+    memcpy((char *)((cpu_buffer *)buffer)->address + offset, from, (size_t)length);
+    return OXB_OK;
+}
+
+static oxb_status buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length, uint8_t value)
+{
+    (void)device;
+    memset((char *)((cpu_buffer *)buffer)->address + offset, value, (size_t)length);
+    return OXB_OK;
+}
+
+static oxb_status library_new(void *device, const char *source, size_t length, void **library)
+{
+    (void)device;
+    (void)source;
+    (void)length;
+    (void)library;
+    return host->fail(OXB_COMPILATION_FAILED,
+                      "the cpu device runs only the kernels that ship: compile Metal source on a metal or a "
+                      "cuda device");
+}
+
+static void library_free(void *device, void *library)
+{
+    (void)device;
+    (void)library;
+}
+
+static oxb_status pipeline_new(void *device, void *library, const char *function,
+                               const oxb_constant *constants, uint32_t n_constants, void **pipeline,
+                               oxb_pipeline_info *info)
+{
+    (void)device;
+    (void)library;
+    const oxb_cpu_kernel *kernel = oxb_cpu_find(function);
+    if (kernel == NULL)
+        return host->fail(OXB_COMPILATION_FAILED, "the cpu device has no kernel '%.64s'", function);
+    if (n_constants != 0)
+        return host->fail(OXB_COMPILATION_FAILED,
+                          "the cpu kernel '%s' has no function constant %" PRIu32 ": it takes none", function,
+                          constants[0].index);
+    *pipeline = (void *)(uintptr_t)kernel;
+    *info = (oxb_pipeline_info){.max_threads = 1, .simd_width = 1};
+    return OXB_OK;
+}
+
+static void pipeline_free(void *device, void *pipeline)
+{
+    (void)device;
+    (void)pipeline;
+}
+
+/* A dispatch whose arguments do not fit its buffers must not reach a kernel. */
+static oxb_status check_step(const oxb_driver_dispatch *dispatch, oxb_cpu_step *step)
+{
+    const oxb_cpu_kernel *kernel = dispatch->pipeline;
+    if (dispatch->n_bindings != kernel->n_bindings || dispatch->args_size != kernel->args_size)
+        return host->fail(OXB_ENCODING_FAILED,
+                          "the cpu kernel '%s' takes %" PRIu32 " buffers and %" PRIu32 " bytes of arguments, not %" PRIu32
+                          " and %" PRIu32,
+                          kernel->name, kernel->n_bindings, kernel->args_size, dispatch->n_bindings,
+                          dispatch->args_size);
+    const oxb_size grid = dispatch->threadgroups;
+    step->groups = oxb_cpu_mul((uint64_t)grid.x * grid.y, grid.z);
+    step->call.kernel = kernel;
+    step->call.args = dispatch->args;
+    for (uint32_t i = 0; i < kernel->n_bindings; i++) {
+        const oxb_driver_binding *binding = &dispatch->bindings[i];
+        const uint64_t has = binding->offset < binding->length ? binding->length - binding->offset : 0;
+        const uint64_t need = kernel->need(kernel, dispatch->args, i);
+        if (need == OXB_CPU_BAD_ARGS)
+            return host->fail(OXB_ENCODING_FAILED, "the arguments of the cpu kernel '%s' describe no matrix or "
+                              "shape that it can run", kernel->name);
+        if (need > has)
+            return host->fail(OXB_ENCODING_FAILED,
+                              "buffer %" PRIu32 " of the cpu kernel '%s' needs %" PRIu64 " bytes, and there are %" PRIu64
+                              " from offset %" PRIu64,
+                              i, kernel->name, need, has, binding->offset);
+        if (binding->offset % 4 != 0)
+            return host->fail(OXB_ENCODING_FAILED,
+                              "the offset %" PRIu64 " of buffer %" PRIu32 " of the cpu kernel '%s' is not a multiple of 4",
+                              binding->offset, i, kernel->name);
+        step->call.bindings[i] = (oxb_cpu_span){
+            .address = (char *)((cpu_buffer *)binding->buffer)->address + binding->offset, .length = has};
+    }
+    return OXB_OK;
+}
+
+static double seconds(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
+}
+
+static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
+                         oxb_driver_done done, void *context)
+{
+    const cpu_device *self = device;
+    cpu_replay *steps = *replay;
+    if (steps == NULL || steps->capacity < n) {
+        free(steps);
+        steps = malloc(sizeof *steps + n * sizeof steps->steps[0]);
+        *replay = steps;
+        if (steps == NULL)
+            return host->fail(OXB_EXECUTION_FAILED, "out of memory for %" PRIu32 " dispatches", n);
+        steps->capacity = n;
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        const oxb_status status = check_step(&list[i], &steps->steps[i]);
+        if (status != OXB_OK)
+            return status;
+    }
+    oxb_times times = {.start = seconds(), .end = 0};
+    oxb_cpu_pool_run(steps->steps, n, self->threads);
+    times.end = seconds();
+    done(context, OXB_OK, NULL, times);
+    return OXB_OK;
+}
+
+static void replay_free(void *device, void *replay)
+{
+    (void)device;
+    free(replay);
+}
+
+const oxb_driver *oxb_cpu_driver(const oxb_host *services);
+
+const oxb_driver *oxb_cpu_driver(const oxb_host *services)
+{
+    static const oxb_driver driver = {
+        .abi_version = OXB_ABI_VERSION,
+        .struct_size = sizeof(oxb_driver),
+        .name = "cpu",
+        .device_count = device_count,
+        .device_open = device_open,
+        .device_close = device_close,
+        .device_info = device_info,
+        .buffer_new = buffer_new,
+        .buffer_wrap = buffer_wrap,
+        .buffer_free = buffer_free,
+        .buffer_read = buffer_read,
+        .buffer_write = buffer_write,
+        .buffer_fill = buffer_fill,
+        .library_new = library_new,
+        .library_free = library_free,
+        .pipeline_new = pipeline_new,
+        .pipeline_free = pipeline_free,
+        .submit = submit,
+        .replay_free = replay_free,
+    };
+    host = services;
+    return &driver;
+}

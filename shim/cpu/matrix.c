@@ -1,0 +1,111 @@
+/* The kernels that multiply a weight matrix by a vector, for every format. */
+#include <math.h>
+
+#include "oxb_cpu.h"
+
+uint64_t oxb_cpu_weight_bytes(uint32_t format, uint64_t codes_offset, uint64_t n_rows, uint64_t k)
+{
+    const uint64_t group = oxb_cpu_group(format);
+    if (n_rows == 0 || k == 0 || k % group != 0)
+        return OXB_CPU_BAD_ARGS;
+    const uint64_t groups = oxb_cpu_mul(n_rows, k / group);
+    if (oxb_cpu_has_scales(format) && oxb_cpu_mul(groups, 2) > codes_offset)
+        return OXB_CPU_BAD_ARGS;
+    return oxb_cpu_add(codes_offset, oxb_cpu_mul(groups, oxb_cpu_group_bytes(format)));
+}
+
+uint64_t oxb_cpu_gemv_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_gemv_args *a = args;
+    switch (binding) {
+    case 0:
+        return oxb_cpu_weight_bytes(kernel->format, a->codes_offset, a->n_rows, a->k);
+    case 1:
+        return (uint64_t)a->k * 4;
+    default:
+        return (uint64_t)a->n_rows * 4;
+    }
+}
+
+uint64_t oxb_cpu_swiglu_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_swiglu_args *a = args;
+    if (binding == 0)
+        return oxb_cpu_weight_bytes(kernel->format, a->codes_offset, 2 * (uint64_t)a->n_rows, a->k);
+    return (uint64_t)(binding == 1 ? a->k : a->n_rows) * 4;
+}
+
+static void rows_of_parts(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
+                          double *out, void *tables)
+{
+    if (oxb_cpu_has_scales(m->format)) {
+        oxb_cpu_codes_rows(m, first, n_parts, n, out, tables);
+        return;
+    }
+    for (uint32_t part = 0; part < n_parts; part++)
+        oxb_cpu_dense_rows(m, first[part], n, out + part * n);
+}
+
+/* Bounds of the rows in groups [first, last), a tile at a time: the rows from `row`, 0 at the end. */
+static uint64_t tile_rows(uint64_t row, uint64_t last_group, uint64_t n_rows, uint64_t tile)
+{
+    const uint64_t end = last_group < n_rows / OXB_CPU_ROWS + 1 ? last_group * OXB_CPU_ROWS : n_rows;
+    const uint64_t last = end < n_rows ? end : n_rows;
+    const uint64_t rest = row < last ? last - row : 0;
+    return rest < tile ? rest : tile;
+}
+
+static inline void gemv(const oxb_cpu_call *call, uint64_t first, uint64_t last, int residual)
+{
+    const struct oxb_gemv_args *a = call->args;
+    const oxb_cpu_matrix m = {.weight = call->bindings[0].address,
+                              .codes_offset = a->codes_offset,
+                              .k = a->k,
+                              .x = call->bindings[1].address,
+                              .format = call->kernel->format};
+    float *y = call->bindings[2].address;
+    double *sums = call->scratch;
+    if (first > a->n_rows / OXB_CPU_ROWS)
+        return;
+    uint64_t n;
+    for (uint64_t row = first * OXB_CPU_ROWS; (n = tile_rows(row, last, a->n_rows, OXB_CPU_TILE)) != 0;
+         row += n) {
+        rows_of_parts(&m, &row, 1, n, sums, sums + OXB_CPU_TILE);
+        for (uint64_t i = 0; i < n; i++)
+            y[row + i] = (float)(residual ? (double)y[row + i] + sums[i] : sums[i]);
+    }
+}
+
+void oxb_cpu_gemv(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    gemv(call, first, last, 0);
+}
+
+void oxb_cpu_gemv_residual(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    gemv(call, first, last, 1);
+}
+
+void oxb_cpu_swiglu(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_swiglu_args *a = call->args;
+    const oxb_cpu_matrix m = {.weight = call->bindings[0].address,
+                              .codes_offset = a->codes_offset,
+                              .k = a->k,
+                              .x = call->bindings[1].address,
+                              .format = call->kernel->format};
+    float *s = call->bindings[2].address;
+    double *sums = call->scratch;
+    if (first > a->n_rows / OXB_CPU_ROWS)
+        return;
+    uint64_t n;
+    for (uint64_t row = first * OXB_CPU_ROWS;
+         (n = tile_rows(row, last, a->n_rows, OXB_CPU_TILE / 2)) != 0; row += n) {
+        const uint64_t parts[2] = {row, a->n_rows + row};
+        rows_of_parts(&m, parts, 2, n, sums, sums + OXB_CPU_TILE);
+        for (uint64_t i = 0; i < n; i++) {
+            const float gate = (float)sums[i];
+            s[row + i] = gate / (1.0f + expf(-gate)) * (float)sums[n + i];
+        }
+    }
+}

@@ -1,0 +1,100 @@
+/* RMSNorm, residual addition, and the norm and rotation of query and key heads. */
+#include <math.h>
+
+#include "oxb_cpu.h"
+
+#define LANES 8u
+
+/* 1 / sqrt(mean(x^2) + eps), the squares added in float64. */
+static double inverse_rms(const float *x, uint64_t n, float eps)
+{
+    double lane[LANES] = {0};
+    uint64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (unsigned j = 0; j < LANES; j++)
+            lane[j] += (double)x[i + j] * (double)x[i + j];
+    double sum = ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    for (; i < n; i++)
+        sum += (double)x[i] * (double)x[i];
+    return 1.0 / sqrt(sum / (double)n + (double)eps);
+}
+
+uint64_t oxb_cpu_rmsnorm_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_rmsnorm_args *a = args;
+    (void)kernel;
+    return oxb_cpu_mul(oxb_cpu_mul(a->n, binding == 1 ? 1 : a->n_vectors), 4);
+}
+
+void oxb_cpu_rmsnorm(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_rmsnorm_args *a = call->args;
+    const float *weight = call->bindings[1].address;
+    for (uint64_t v = first; v < last && v < a->n_vectors; v++) {
+        const float *x = (const float *)call->bindings[0].address + v * a->n;
+        float *y = (float *)call->bindings[2].address + v * a->n;
+        const double scale = inverse_rms(x, a->n, a->eps);
+        for (uint64_t i = 0; i < a->n; i++)
+            y[i] = (float)((double)x[i] * scale * (double)weight[i]);
+    }
+}
+
+uint64_t oxb_cpu_residual_add_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_add_args *a = args;
+    (void)kernel;
+    (void)binding;
+    return oxb_cpu_mul(a->n, 4);
+}
+
+void oxb_cpu_residual_add(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_add_args *a = call->args;
+    const float *x = call->bindings[0].address;
+    float *y = call->bindings[1].address;
+    const uint64_t groups = a->n / OXB_CPU_ELEMENTS + 1;
+    const uint64_t end = last < groups ? last * OXB_CPU_ELEMENTS : a->n;
+    if (first >= groups)
+        return;
+    for (uint64_t i = first * OXB_CPU_ELEMENTS; i < end && i < a->n; i++)
+        y[i] += x[i];
+}
+
+uint64_t oxb_cpu_qk_norm_rope_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_qk_norm_rope_args *a = args;
+    (void)kernel;
+    if (a->head_dim == 0 || a->head_dim % 2 != 0 || a->head_dim > OXB_CPU_MAX_HEAD_DIM)
+        return OXB_CPU_BAD_ARGS;
+    switch (binding) {
+    case 0:
+        return oxb_cpu_mul((uint64_t)a->n_heads + a->n_kv_heads, (uint64_t)a->head_dim * 4);
+    case 4:
+        return sizeof(struct oxb_decode_state);
+    default:
+        return (uint64_t)a->head_dim * 4;
+    }
+}
+
+void oxb_cpu_qk_norm_rope(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_qk_norm_rope_args *a = call->args;
+    const struct oxb_decode_state *state = call->bindings[4].address;
+    const uint64_t half = a->head_dim / 2;
+    const uint64_t heads = (uint64_t)a->n_heads + a->n_kv_heads;
+    /* A position past the table gives NaN: a wrong result must show. */
+    const int inside = state->position < call->bindings[3].length / ((uint64_t)a->head_dim * 4);
+    const float *cosine = (const float *)call->bindings[3].address + (inside ? state->position : 0) * 2 * half;
+    const float *sine = cosine + half;
+    for (uint64_t h = first; h < last && h < heads; h++) {
+        float *x = (float *)call->bindings[0].address + h * a->head_dim;
+        const float *weight = call->bindings[h < a->n_heads ? 1 : 2].address;
+        const double scale = inside ? inverse_rms(x, a->head_dim, a->eps) : (double)NAN;
+        for (uint64_t i = 0; i < half; i++) {
+            const float low = (float)((double)x[i] * scale * (double)weight[i]);
+            const float high = (float)((double)x[i + half] * scale * (double)weight[i + half]);
+            x[i] = low * cosine[i] - high * sine[i];
+            x[i + half] = high * cosine[i] + low * sine[i];
+        }
+    }
+}

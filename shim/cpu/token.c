@@ -1,0 +1,129 @@
+/* Where a token enters and leaves: its embedding row, and the choice of the next one. */
+#include <math.h>
+#include <string.h>
+
+#include "half.h"
+#include "oxb_cpu.h"
+
+#define LANES 16u
+
+uint64_t oxb_cpu_embed_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_embed_args *a = args;
+    switch (binding) {
+    case 0:
+        return oxb_cpu_weight_bytes(kernel->format, a->codes_offset, a->n_rows, a->k);
+    case 1:
+        return sizeof(uint32_t);
+    case 2:
+        return sizeof(struct oxb_decode_state);
+    default:
+        return (uint64_t)a->k * 4;
+    }
+}
+
+static uint16_t half_at(const uint8_t *address)
+{
+    uint16_t value;
+    memcpy(&value, address, sizeof value);
+    return value;
+}
+
+static float codes_weight(const uint8_t *scales, const uint8_t *codes, uint64_t i, uint32_t format)
+{
+    const int code = format == OXB_KERNEL_Q1_G128 ? 2 * ((codes[i / 8] >> i % 8) & 1)
+                                                  : (codes[i / 4] >> 2 * (i % 4)) & 3;
+    return (float)(code - 1) * oxb_float_of_half(half_at(scales + i / oxb_cpu_group(format) * 2));
+}
+
+void oxb_cpu_embed(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_embed_args *a = call->args;
+    const struct oxb_decode_state *state = call->bindings[2].address;
+    const uint32_t *tokens = call->bindings[1].address;
+    const uint32_t format = call->kernel->format;
+    float *y = call->bindings[3].address;
+    if (first > 0 || last == 0)
+        return;
+    if (state->position >= call->bindings[1].length / 4 || tokens[state->position] >= a->n_rows) {
+        for (uint64_t i = 0; i < a->k; i++) /* a wrong result must show */
+            y[i] = NAN;
+        return;
+    }
+    const uint64_t row = tokens[state->position];
+    const uint64_t groups = a->k / oxb_cpu_group(format);
+    const uint8_t *scales = (const uint8_t *)call->bindings[0].address + row * groups * 2;
+    const uint8_t *codes = (const uint8_t *)call->bindings[0].address + a->codes_offset +
+                           row * groups * oxb_cpu_group_bytes(format);
+    switch (format) {
+    case OXB_KERNEL_F32:
+        memcpy(y, codes, (size_t)a->k * 4);
+        break;
+    case OXB_KERNEL_F16:
+        for (uint64_t i = 0; i < a->k; i++)
+            y[i] = oxb_float_of_half(half_at(codes + 2 * i));
+        break;
+    case OXB_KERNEL_BF16:
+        for (uint64_t i = 0; i < a->k; i++)
+            y[i] = oxb_float_of_bf16(half_at(codes + 2 * i));
+        break;
+    case OXB_KERNEL_Q8_0:
+        for (uint64_t i = 0; i < a->k; i++) {
+            const uint8_t *block = codes + i / 32 * 34;
+            y[i] = (float)(int8_t)block[2 + i % 32] * oxb_float_of_half(half_at(block));
+        }
+        break;
+    default:
+        for (uint64_t i = 0; i < a->k; i++)
+            y[i] = codes_weight(scales, codes, i, format);
+        break;
+    }
+}
+
+/* The lowest index of the largest value; a NaN is not larger than anything. */
+static uint32_t argmax(const float *x, uint32_t n)
+{
+    float lane[LANES];
+    for (unsigned j = 0; j < LANES; j++)
+        lane[j] = -INFINITY;
+    uint64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (unsigned j = 0; j < LANES; j++)
+            lane[j] = x[i + j] > lane[j] ? x[i + j] : lane[j];
+    for (; i < n; i++)
+        lane[0] = x[i] > lane[0] ? x[i] : lane[0];
+    for (unsigned j = 1; j < LANES; j++)
+        lane[0] = lane[j] > lane[0] ? lane[j] : lane[0];
+    for (uint32_t index = 0; index < n; index++)
+        if (x[index] == lane[0])
+            return index;
+    return 0;
+}
+
+uint64_t oxb_cpu_advance_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_advance_args *a = args;
+    (void)kernel;
+    if (a->greedy && a->n == 0)
+        return OXB_CPU_BAD_ARGS;
+    switch (binding) {
+    case 0:
+        return a->greedy ? (uint64_t)a->n * 4 : 0;
+    case 1:
+        return (uint64_t)a->max_tokens * 4;
+    default:
+        return sizeof(struct oxb_decode_state);
+    }
+}
+
+void oxb_cpu_advance(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_advance_args *a = call->args;
+    uint32_t *tokens = call->bindings[1].address;
+    struct oxb_decode_state *state = call->bindings[2].address;
+    if (first > 0 || last == 0)
+        return;
+    state->position++;
+    if (a->greedy && state->position < a->max_tokens)
+        tokens[state->position] = argmax(call->bindings[0].address, a->n);
+}

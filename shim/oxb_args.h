@@ -1,0 +1,131 @@
+/* Argument structs shared by host and device: one definition for C, Metal, NVRTC and the CPU kernels.
+ *
+ * Every struct is padded to 16 bytes and holds fixed-width members at their natural alignment, so that
+ * all compilers lay it out alike; the asserts hold each of them to it. Sizes count elements, offsets
+ * count bytes. Strides and totals whose product can pass 2^32 are 64 bits wide.
+ */
+#ifndef OXB_ARGS_H
+#define OXB_ARGS_H
+
+#if defined(__METAL_VERSION__) || defined(__CUDACC_RTC__)
+typedef unsigned int oxb_u32;
+typedef unsigned long oxb_u64;
+typedef float oxb_f32;
+#else
+#include <stdint.h>
+typedef uint32_t oxb_u32;
+typedef uint64_t oxb_u64;
+typedef float oxb_f32;
+#endif
+
+#if defined(__cplusplus)
+#define OXB_ASSERT(condition, message) static_assert(condition, message)
+#else
+#define OXB_ASSERT(condition, message) _Static_assert(condition, message)
+#endif
+
+#define OXB_MAX_HEAD_DIM 512 /* kernels keep a head's vectors in fixed arrays */
+
+#define OXB_ARGS_SIZE(type, size) \
+    OXB_ASSERT(sizeof(struct type) == (size) && (size) % 16 == 0, #type " must be " #size " bytes")
+
+/* y[n_rows] = W x, or y += W x for the residual form. Bindings: weight, x, y.
+ * The weight buffer holds a half scale per group, then at codes_offset the codes. */
+struct oxb_gemv_args {
+    oxb_u64 codes_offset;
+    oxb_u32 n_rows;
+    oxb_u32 k;
+};
+OXB_ARGS_SIZE(oxb_gemv_args, 16);
+
+/* s[n_rows] = silu(W[0:n_rows] x) * (W[n_rows:2 n_rows] x). Bindings: weight, x, s. */
+struct oxb_swiglu_args {
+    oxb_u64 codes_offset;
+    oxb_u32 n_rows;
+    oxb_u32 k;
+};
+OXB_ARGS_SIZE(oxb_swiglu_args, 16);
+
+/* y = x / sqrt(mean(x^2) + eps) * weight, each of n_vectors rows. Bindings: x, weight, y. */
+struct oxb_rmsnorm_args {
+    oxb_u32 n;
+    oxb_u32 n_vectors;
+    oxb_f32 eps;
+    oxb_u32 pad;
+};
+OXB_ARGS_SIZE(oxb_rmsnorm_args, 16);
+
+/* y += x. Bindings: x, y. */
+struct oxb_add_args {
+    oxb_u64 n;
+    oxb_u64 pad;
+};
+OXB_ARGS_SIZE(oxb_add_args, 16);
+
+/* What changes from token to token, in a small device buffer that every replay reads. */
+struct oxb_decode_state {
+    oxb_u32 position; /* of the token in flight; tokens[position] is that token */
+    oxb_u32 pad[3];
+};
+OXB_ARGS_SIZE(oxb_decode_state, 16);
+
+/* y[k] = row tokens[state.position] of W; NaN where the position or the token is out of range.
+ * Bindings: weight, tokens, state, y. */
+struct oxb_embed_args {
+    oxb_u64 codes_offset;
+    oxb_u32 n_rows;
+    oxb_u32 k;
+    oxb_u32 max_tokens; /* elements of tokens */
+    oxb_u32 pad[3];
+};
+OXB_ARGS_SIZE(oxb_embed_args, 32);
+
+/* RMSNorm of each head of q and k, then RoPE on halves (NeoX), in place in the fused qkv vector
+ * [n_heads + 2 n_kv_heads][head_dim]. Bindings: qkv, q_norm, k_norm, rope, state.
+ * rope: float32 [position][2][head_dim / 2], cosines then sines. */
+struct oxb_qk_norm_rope_args {
+    oxb_u32 n_heads;
+    oxb_u32 n_kv_heads;
+    oxb_u32 head_dim;
+    oxb_f32 eps;
+    oxb_u32 max_seq; /* positions of rope; past them the kernel does nothing */
+    oxb_u32 pad[3];
+};
+OXB_ARGS_SIZE(oxb_qk_norm_rope_args, 32);
+
+/* Store k and v of the token in flight into the caches; nothing where it is past max_seq. Bindings: qkv, k cache, v cache, state.
+ * Cache: [layer][kv head][position][head_dim], elements f16 or f32 by the kernel's name. */
+struct oxb_kv_store_args {
+    oxb_u64 layer_offset; /* elements before this layer */
+    oxb_u32 n_heads;
+    oxb_u32 n_kv_heads;
+    oxb_u32 head_dim;
+    oxb_u32 max_seq;
+    oxb_u32 pad[2];
+};
+OXB_ARGS_SIZE(oxb_kv_store_args, 32);
+
+/* out[n_heads][head_dim] = softmax(q k / sqrt(head_dim)) v over positions 0..state.position, NaN past max_seq.
+ * Bindings: qkv (queries first), k cache, v cache, state, out. */
+struct oxb_attention_args {
+    oxb_u64 layer_offset;
+    oxb_u32 n_heads;
+    oxb_u32 n_kv_heads;
+    oxb_u32 head_dim;
+    oxb_u32 max_seq;
+    oxb_f32 scale;
+    oxb_u32 pad;
+};
+OXB_ARGS_SIZE(oxb_attention_args, 32);
+
+/* Advance to the next token: state.position += 1; where greedy, tokens[state.position] = argmax of
+ * the logits (the lowest index of equal ones). Bindings: logits, tokens, state. */
+struct oxb_advance_args {
+    oxb_u32 n;
+    oxb_u32 greedy;
+    oxb_u32 max_tokens; /* elements of tokens */
+    oxb_u32 pad;
+};
+OXB_ARGS_SIZE(oxb_advance_args, 16);
+
+#endif

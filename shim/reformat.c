@@ -1,0 +1,151 @@
+/* The reformatter: blocks as files hold them (AoS) to what kernels see (SoA).
+ *
+ * At the destination: one half scale per group, padded to 16 bytes, then the codes of all groups, both
+ * in row order. Formats that carry no separate scale are copied as they are.
+ */
+#include <string.h>
+
+#include "oxb_internal.h"
+
+#define ALIGN16(n) (((n) + 15u) & ~(uint64_t)15u)
+
+const oxb_format_info *oxb_format(oxb_file_format format) {
+    static const oxb_format_info table[] = {
+#define X(id, name, type, weights, bytes, scale, kernel) {name, type, weights, bytes, scale, OXB_KERNEL_##kernel},
+        OXB_FILE_FORMATS(X)
+#undef X
+    };
+    return (unsigned)format < OXB_FILE_FORMAT_COUNT ? &table[format] : NULL;
+}
+
+const oxb_kernel_format_info *oxb_kernel(oxb_kernel_format format) {
+    static const oxb_kernel_format_info table[] = {
+#define X(id, name, bits, group) {name, bits, group},
+        OXB_KERNEL_FORMATS(X)
+#undef X
+    };
+    return (unsigned)format < OXB_KERNEL_FORMAT_COUNT ? &table[format] : NULL;
+}
+
+/* The reference's name for a reformat, which its users look for in the message. */
+static const char *label(oxb_file_format format) {
+    switch (format) {
+        case OXB_FORMAT_Q1_0: return "Q1";
+        case OXB_FORMAT_TQ2_0_G128: return "TQ2";
+        default: return oxb_format(format)->name;
+    }
+}
+
+oxb_status oxb_reformat_size(oxb_file_format format, uint64_t length, uint64_t *size, uint64_t *codes_offset) {
+    const oxb_format_info *info = oxb_format(format);
+    if (!info) return oxb_fail(OXB_ENCODING_FAILED, "no weight format with number %d", (int)format);
+    if (length == 0) {
+        return oxb_fail(OXB_ENCODING_FAILED, "%s SoA reformat failed: input length 0: at least one block of %u bytes is needed",
+                        label(format), info->block_bytes);
+    }
+    if (length % info->block_bytes) {
+        return oxb_fail(OXB_ENCODING_FAILED, "%s SoA reformat failed: input length %llu is not a multiple of %u",
+                        label(format), (unsigned long long)length, info->block_bytes);
+    }
+    const oxb_kernel_format_info *kernel = oxb_kernel(info->kernel);
+    if (kernel->bits > 2) {
+        *codes_offset = 0;
+        *size = length;
+        return OXB_OK;
+    }
+    uint64_t groups = length / info->block_bytes * (info->block_weights / kernel->group);
+    *codes_offset = ALIGN16(groups * 2);
+    *size = *codes_offset + groups * (kernel->group * kernel->bits / 8);
+    return OXB_OK;
+}
+
+/* TQ2_0_g128 gives code 3 the value 0, kernels give it +2: it becomes 1. */
+static void codes_without_three(uint8_t *to, const uint8_t *from, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint8_t both = from[i] & (uint8_t)(from[i] >> 1) & 0x55;
+        to[i] = from[i] & (uint8_t)~(both << 1);
+    }
+}
+
+static void pack_codes(uint8_t *to, const uint8_t *codes, size_t n) {
+    for (size_t i = 0; i < n / 4; i++) {
+        const uint8_t *c = codes + 4 * i;
+        to[i] = (uint8_t)(c[0] | c[1] << 2 | c[2] << 4 | c[3] << 6);
+    }
+}
+
+/* Digit n of a byte of PTQ1_0, most significant first. */
+static uint8_t digit(uint8_t byte, unsigned power_of_three) {
+    uint8_t rest = (uint8_t)(byte * power_of_three);
+    return (uint8_t)((rest * 3u) >> 8);
+}
+
+static void ptq1_codes(uint8_t *to, const uint8_t *block) {
+    static const unsigned power[] = {1, 3, 9, 27, 81};
+    const uint8_t *qh = block + 24;
+    uint8_t codes[128];
+    for (unsigned e = 0; e < 80; e++) codes[e] = digit(block[e & 15], power[e >> 4]);
+    for (unsigned e = 0; e < 40; e++) codes[80 + e] = digit(block[16 + (e & 7)], power[e >> 3]);
+    for (unsigned e = 0; e < 8; e++) codes[120 + e] = digit(qh[e & 1], power[e >> 1]);
+    pack_codes(to, codes, 128);
+}
+
+/* Upstream TQ2_0 interleaves: byte m of half h holds weights 128 h + 32 l + m for l = 0..3. */
+static void tq2_codes(uint8_t *to, const uint8_t *block) {
+    uint8_t codes[256];
+    for (unsigned h = 0; h < 2; h++) {
+        for (unsigned l = 0; l < 4; l++) {
+            for (unsigned m = 0; m < 32; m++) codes[128 * h + 32 * l + m] = block[32 * h + m] >> (2 * l) & 3;
+        }
+    }
+    pack_codes(to, codes, 256);
+}
+
+/* Blocks whose codes are already in the kernels' order. Constant sizes let the copies be inlined. */
+static inline void split_blocks(uint8_t *scales, uint8_t *codes, const uint8_t *from, uint64_t n, size_t block_bytes,
+                                size_t scale_offset) {
+    size_t code_bytes = block_bytes - 2, code_offset = scale_offset ? 0 : 2;
+    for (uint64_t i = 0; i < n; i++) {
+        memcpy(scales + 2 * i, from + i * block_bytes + scale_offset, 2);
+        memcpy(codes + i * code_bytes, from + i * block_bytes + code_offset, code_bytes);
+    }
+}
+
+oxb_status oxb_reformat(oxb_file_format format, const void *source, uint64_t length, void *to) {
+    uint64_t size, codes_offset;
+    oxb_status status = oxb_reformat_size(format, length, &size, &codes_offset);
+    if (status != OXB_OK) return status;
+    const oxb_format_info *info = oxb_format(format);
+    const uint8_t *from = source;
+    uint8_t *scales = to, *codes = (uint8_t *)to + codes_offset;
+    uint64_t n = length / info->block_bytes;
+    switch (format) {
+        case OXB_FORMAT_Q1_0:
+        case OXB_FORMAT_Q2_0: split_blocks(scales, codes, from, n, 18, 0); break;
+        case OXB_FORMAT_Q2_0_G128:
+        case OXB_FORMAT_PQ2_0: split_blocks(scales, codes, from, n, 34, 0); break;
+        case OXB_FORMAT_TQ2_0_G128:
+            for (uint64_t i = 0; i < n; i++) {
+                memcpy(scales + 2 * i, from + 34 * i + 32, 2);
+                codes_without_three(codes + 32 * i, from + 34 * i, 32);
+            }
+            break;
+        case OXB_FORMAT_PTQ1_0:
+            for (uint64_t i = 0; i < n; i++) {
+                memcpy(scales + 2 * i, from + 28 * i + 26, 2);
+                ptq1_codes(codes + 32 * i, from + 28 * i);
+            }
+            break;
+        case OXB_FORMAT_TQ2_0:
+            for (uint64_t i = 0; i < n; i++) {
+                memcpy(scales + 4 * i, from + 66 * i + 64, 2);
+                memcpy(scales + 4 * i + 2, from + 66 * i + 64, 2);
+                tq2_codes(codes + 64 * i, from + 66 * i);
+            }
+            break;
+        default: memcpy(to, source, length); return OXB_OK;
+    }
+    uint64_t groups = n * (info->block_weights / oxb_kernel(info->kernel)->group);
+    memset(scales + 2 * groups, 0, codes_offset - 2 * groups);
+    return OXB_OK;
+}
