@@ -1,0 +1,79 @@
+"""Pack codes into the bytes of a block and unpack them, for each of the orders that formats use.
+
+All functions work on a batch of blocks: codes uint8 [n, block_weights], bytes uint8 [n, m].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+_U8 = NDArray[np.uint8]
+
+_SHIFTS = np.array([0, 2, 4, 6], np.uint8)
+_MASK = np.uint8(3)
+
+# Base-3 digits of PTQ1_0: (first weight, digits a byte, bytes). Digit i of byte m, counted from the
+# most significant, is weight first + i * bytes + m.
+_DIGIT_RUNS = ((0, 5, 16), (80, 5, 8), (120, 4, 2))
+_POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
+
+
+def pack_bits(bits: NDArray[np.bool_]) -> _U8:
+    """Pack 8 weights a byte, the first in the lowest bit."""
+    return np.packbits(bits, axis=1, bitorder="little")
+
+
+def unpack_bits(packed: _U8) -> _U8:
+    """Undo :func:`pack_bits`."""
+    return np.unpackbits(packed, axis=1, bitorder="little")
+
+
+def pack_pairs(pairs: _U8) -> _U8:
+    """Pack 4 consecutive weights a byte, the first in the lowest bit pair."""
+    shifted = pairs.reshape(len(pairs), -1, 4) << _SHIFTS
+    result: _U8 = np.bitwise_or.reduce(shifted, axis=2)
+    return result
+
+
+def unpack_pairs(packed: _U8) -> _U8:
+    """Undo :func:`pack_pairs`."""
+    return (packed[:, :, None] >> _SHIFTS & _MASK).reshape(len(packed), -1)
+
+
+def pack_strided_pairs(pairs: _U8) -> _U8:
+    """Pack ``TQ2_0``: weight 128 h + 32 l + m is bit pair l of byte m of half h."""
+    n = len(pairs)
+    return pack_pairs(pairs.reshape(n, 2, 4, 32).swapaxes(2, 3).reshape(n, 256))
+
+
+def unpack_strided_pairs(packed: _U8) -> _U8:
+    """Undo :func:`pack_strided_pairs`."""
+    n = len(packed)
+    return (packed.reshape(n, 2, 1, 32) >> _SHIFTS[:, None] & _MASK).reshape(n, 256)
+
+
+def pack_digits(digits: _U8) -> _U8:
+    """Pack the base-3 digits of ``PTQ1_0``, 5 or 4 a byte."""
+    runs = []
+    for first, count, width in _DIGIT_RUNS:
+        run = digits[:, first : first + count * width].reshape(-1, count, width)
+        weights = _POWERS[::-1][:count, None].astype(np.uint16)
+        value = (run * weights).sum(axis=1, dtype=np.uint16)
+        # A byte is the fraction value / 243 in 256ths, rounded up so that no digit is lost.
+        runs.append(((value * 256 + 242) // 243).astype(np.uint8))
+    return np.concatenate(runs, axis=1)
+
+
+def unpack_digits(packed: _U8) -> _U8:
+    """Undo :func:`pack_digits`."""
+    n = len(packed)
+    out = np.empty((n, 128), np.uint8)
+    start = 0
+    for first, count, width in _DIGIT_RUNS:
+        # Times 3**i modulo 256 drops the first i digits of the fraction.
+        rest = packed[:, None, start : start + width] * _POWERS[:count, None]
+        digits = rest.astype(np.uint16) * 3 >> 8
+        out[:, first : first + count * width] = digits.reshape(n, -1)
+        start += width
+    return out

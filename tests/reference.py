@@ -1,0 +1,226 @@
+"""The definitions in float64, from which every device is judged.
+
+Written from the format tables and formulas, without the package. Slow and plain on purpose.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+F64 = NDArray[np.float64]
+
+
+# Weight formats
+
+
+class Block(NamedTuple):
+    """Weights and bytes of a block, byte offset of the half scale and of the codes."""
+
+    weights: int
+    size: int
+    scale: int
+    codes: int
+
+
+BLOCKS = {
+    "Q1_0": Block(128, 18, 0, 2),
+    "TQ2_0_g128": Block(128, 34, 32, 0),
+    "Q2_0": Block(64, 18, 0, 2),
+    "Q2_0_g128": Block(128, 34, 0, 2),
+    "PQ2_0": Block(128, 34, 0, 2),
+    "PTQ1_0": Block(128, 28, 26, 0),
+    "TQ2_0": Block(256, 66, 64, 0),
+    "Q8_0": Block(32, 34, 0, 2),
+}
+
+LEVELS = {
+    "Q1_0": (-1.0, 1.0),
+    "TQ2_0_g128": (-1.0, 0.0, 1.0, 0.0),
+    "Q2_0": (-1.0, 0.0, 1.0, 2.0),
+    "Q2_0_g128": (-1.0, 0.0, 1.0, 2.0),
+    "PQ2_0": (-1.0, 0.0, 1.0, 2.0),
+    "PTQ1_0": (-1.0, 0.0, 1.0),
+    "TQ2_0": (-1.0, 0.0, 1.0, 2.0),
+}
+
+
+def code(block_codes: NDArray[np.int64], format_name: str, j: int) -> NDArray[np.int64]:
+    """Return the code of weight `j` in every block; `block_codes` holds int [blocks, bytes]."""
+    if format_name == "Q1_0":
+        return block_codes[:, j // 8] >> (j % 8) & 1
+    if format_name == "TQ2_0":
+        half, within = divmod(j, 128)
+        pair, byte = divmod(within, 32)
+        return block_codes[:, 32 * half + byte] >> (2 * pair) & 3
+    if format_name == "PTQ1_0":
+        if j < 80:
+            byte, digit = j & 15, j >> 4
+        elif j < 120:
+            byte, digit = 16 + ((j - 80) & 7), (j - 80) >> 3
+        else:
+            byte, digit = 24 + ((j - 120) & 1), (j - 120) >> 1
+        rest: NDArray[np.int64] = block_codes[:, byte] * 3**digit % 256
+        return rest * 3 >> 8
+    return block_codes[:, j // 4] >> (2 * (j % 4)) & 3
+
+
+def dequantize_blocks(
+    raw: bytes | NDArray[np.uint8], format_name: str, shape: tuple[int, int]
+) -> F64:
+    """Return the weights [n_rows, k] that `raw` holds; infinite and NaN scales by IEEE rules."""
+    octets = np.frombuffer(bytes(raw), np.uint8)
+    with np.errstate(invalid="ignore"):
+        if format_name == "F32":
+            return octets.view("<f4").astype(np.float64).reshape(shape)
+        if format_name == "F16":
+            return octets.view("<f2").astype(np.float64).reshape(shape)
+        if format_name == "BF16":
+            high_half = octets.view("<u2").astype("<u4") << 16
+            return high_half.view("<f4").astype(np.float64).reshape(shape)
+        block = BLOCKS[format_name]
+        assert shape[1] % block.weights == 0
+        blocks = octets.reshape(-1, block.size)
+        d = blocks[:, block.scale : block.scale + 2].copy().view("<f2")[:, 0].astype(np.float64)
+        codes = blocks[:, block.codes :].astype(np.int64)
+        weights = np.empty((len(blocks), block.weights))
+        for j in range(block.weights):
+            if format_name == "Q8_0":
+                level = codes[:, j] - 256 * (codes[:, j] > 127)
+            else:
+                level = np.array(LEVELS[format_name])[code(codes, format_name, j)]
+            weights[:, j] = level * d
+    return weights.reshape(shape)
+
+
+# Operations
+
+
+def gemv(w64: F64, x: NDArray[Any]) -> F64:
+    """Return W x for W [n_rows, k] and x [k]; NaN and infinities by IEEE rules."""
+    x64 = np.asarray(x, np.float64)
+    with np.errstate(invalid="ignore"):
+        return np.array([np.sum(row * x64) for row in w64])
+
+
+def gemv_bound(w64: F64, x: NDArray[Any], r: F64) -> float:
+    """Return the largest ||y - r|| that a GEMV with float32 activations may have."""
+    x64 = np.abs(np.asarray(x, np.float64))
+    magnitude = np.linalg.norm(gemv(np.abs(w64), x64)) / math.sqrt(w64.shape[1])
+    return 1e-6 * max(float(np.linalg.norm(r)), float(magnitude))
+
+
+def rmsnorm(x: NDArray[Any], weight: NDArray[Any], eps: float) -> F64:
+    """Normalise the last axis by its root mean square, then scale by `weight`."""
+    x64 = np.asarray(x, np.float64)
+    with np.errstate(invalid="ignore"):
+        mean_square = np.mean(x64 * x64, axis=-1, keepdims=True)
+        result: F64 = x64 / np.sqrt(mean_square + eps) * np.asarray(weight, np.float64)
+    return result
+
+
+def silu(x: F64) -> F64:
+    """Return x times its logistic sigmoid."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        result: F64 = x / (1.0 + np.exp(-x))
+    return result
+
+
+def swiglu(gate: F64, up: F64) -> F64:
+    """Return silu(gate) * up."""
+    with np.errstate(invalid="ignore"):
+        return silu(gate) * up
+
+
+def swiglu_gate_up(w64: F64, x: NDArray[Any]) -> F64:
+    """Return silu(G x) * (U x) for the rows of G, then those of U, in one matrix."""
+    both = gemv(w64, x)
+    inter = len(both) // 2
+    return swiglu(both[:inter], both[inter:])
+
+
+def ffn_phase(
+    hidden: NDArray[Any],
+    attn_out: NDArray[Any],
+    norm_weight: NDArray[Any],
+    w_o: F64,
+    w_gate_up: F64,
+    w_down: F64,
+    eps: float,
+) -> F64:
+    """Return the hidden state after the output projection and the feed-forward block."""
+    state = np.asarray(hidden, np.float64) + gemv(w_o, attn_out)
+    inner = swiglu_gate_up(w_gate_up, rmsnorm(state, norm_weight, eps))
+    return state + gemv(w_down, inner)
+
+
+def rope_neox(x: NDArray[Any], position: int | NDArray[np.integer[Any]], theta: float) -> F64:
+    """Rotate elements i and i + dim / 2 of x [..., heads, dim] by position * theta^(-2 i / dim).
+
+    `position` is one integer, or one for each index of the axes before heads.
+    """
+    x64 = np.asarray(x, np.float64)
+    dim = x64.shape[-1]
+    frequency = np.array([theta ** (-2 * i / dim) for i in range(dim // 2)])
+    angle = np.asarray(position, np.float64)[..., None, None] * frequency
+    first, second = x64[..., : dim // 2], x64[..., dim // 2 :]
+    cos, sin = np.cos(angle), np.sin(angle)
+    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+
+def attention(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> F64:
+    """Return the causal attention of q [t, heads, dim] over k and v [n, kv heads, dim].
+
+    The queries are the last t of the n positions. Query head h reads K/V head
+    h // (heads / kv heads). Scores are scaled by 1 / sqrt(dim).
+    """
+    q64, k64, v64 = (np.asarray(a, np.float64) for a in (q, k, v))
+    t, n_heads, dim = q64.shape
+    n, n_kv, _ = k64.shape
+    out = np.empty_like(q64)
+    for i in range(t):
+        seen = n - t + i + 1
+        for head in range(n_heads):
+            kv = head // (n_heads // n_kv)
+            scores = k64[:seen, kv] @ q64[i, head] / math.sqrt(dim)
+            weights = np.exp(scores - scores.max())
+            out[i, head] = weights @ v64[:seen, kv] / weights.sum()
+    return out
+
+
+def qwen3_forward(config: Mapping[str, Any], weights: Mapping[str, F64], ids: Any) -> F64:
+    """Return the logits [t, vocab] of a Qwen3 model for the token ids [t].
+
+    `config` has n_layers, n_heads, n_kv_heads, head_dim, rope_theta and eps. `weights` has float64
+    arrays under GGUF's names, matrices as [n_rows, k]; without ``output.weight`` the head is the
+    embedding.
+    """
+    tokens = np.asarray(ids)
+    t = len(tokens)
+    n_heads, n_kv, dim = config["n_heads"], config["n_kv_heads"], config["head_dim"]
+    eps, theta = config["eps"], config["rope_theta"]
+    positions = np.arange(t)
+    x = weights["token_embd.weight"][tokens]
+    for layer in range(config["n_layers"]):
+        prefix = f"blk.{layer}."
+        w = {
+            name.removeprefix(prefix).removesuffix(".weight"): array
+            for name, array in weights.items()
+            if name.startswith(prefix)
+        }
+        h = rmsnorm(x, w["attn_norm"], eps)
+        q = rmsnorm((h @ w["attn_q"].T).reshape(t, n_heads, dim), w["attn_q_norm"], eps)
+        k = rmsnorm((h @ w["attn_k"].T).reshape(t, n_kv, dim), w["attn_k_norm"], eps)
+        v = (h @ w["attn_v"].T).reshape(t, n_kv, dim)
+        mixed = attention(rope_neox(q, positions, theta), rope_neox(k, positions, theta), v)
+        x = x + mixed.reshape(t, -1) @ w["attn_output"].T
+        h = rmsnorm(x, w["ffn_norm"], eps)
+        x = x + swiglu(h @ w["ffn_gate"].T, h @ w["ffn_up"].T) @ w["ffn_down"].T
+    x = rmsnorm(x, weights["output_norm.weight"], eps)
+    head = weights["output.weight"] if "output.weight" in weights else weights["token_embd.weight"]
+    result: F64 = x @ head.T
+    return result
