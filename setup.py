@@ -55,8 +55,10 @@ def extension(name: str, c_sources: list[Path]) -> Extension:
 EXTENSIONS = [
     extension("_core", CORE_SOURCES),
     extension("_buffer", []),
+    extension("_pipeline", []),
     extension("_commands", []),
     extension("_weights", []),
+    extension("_phases", []),
     extension("_graph", []),
 ]
 

@@ -9,7 +9,7 @@
 from __future__ import annotations
 
 from oxibonsai.metal._buffer import Buffer
-from oxibonsai.metal._commands import Commands, Library, Pipeline, PipelineInfo
+from oxibonsai.metal._commands import Commands
 from oxibonsai.metal._core import Device, DeviceInfo, DeviceStats, devices, load_driver
 from oxibonsai.metal._errors import (
     BufferCreationError,
@@ -20,6 +20,7 @@ from oxibonsai.metal._errors import (
     MetalGraphError,
 )
 from oxibonsai.metal._graph import MetalGraph
+from oxibonsai.metal._pipeline import Library, Pipeline, PipelineInfo
 from oxibonsai.metal._weights import WeightCache, WeightHandle, reformat
 
 __all__ = [

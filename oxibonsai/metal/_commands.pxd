@@ -1,21 +1,6 @@
 from oxibonsai.metal._core cimport Device
 from oxibonsai.metal._weights cimport WeightHandle
-from oxibonsai.metal.oxb cimport oxb_commands, oxb_library, oxb_pipeline, oxb_submission, oxb_times
-
-
-cdef class Library:
-    cdef oxb_library *handle
-    cdef readonly Device device
-
-    cdef oxb_library *open_handle(self) except NULL
-
-
-cdef class Pipeline:
-    cdef oxb_pipeline *handle
-    cdef readonly Device device
-    cdef readonly str function
-
-    cdef oxb_pipeline *open_handle(self) except NULL
+from oxibonsai.metal.oxb cimport oxb_commands, oxb_submission, oxb_times
 
 
 cdef class Commands:

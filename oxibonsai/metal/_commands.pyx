@@ -1,27 +1,17 @@
-"""Libraries, pipelines and recorded command sequences."""
+"""Recorded command sequences."""
 
 cimport cython
 from libc.stdint cimport uint32_t, uint64_t
-from libc.string cimport memset
 
-from oxibonsai.metal._buffer cimport Buffer, bind, buffer_of
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, host_bytes
+from oxibonsai.metal._pipeline cimport Pipeline
 from oxibonsai.metal._weights cimport WeightHandle, bind_vector, weight_of
 from oxibonsai.metal.oxb cimport (
-    OXB_CONSTANT_BOOL,
-    OXB_CONSTANT_F32,
-    OXB_CONSTANT_I32,
-    OXB_CONSTANT_U32,
     OXB_MAX_BINDINGS,
-    OXB_MAX_CONSTANTS,
     OXB_OK,
     oxb_attention_shape,
     oxb_binding,
     oxb_commands,
-    oxb_constant,
-    oxb_library,
-    oxb_pipeline,
-    oxb_pipeline_info,
     oxb_size,
     oxb_status,
     oxb_submission,
@@ -29,175 +19,9 @@ from oxibonsai.metal.oxb cimport (
     oxb_weight,
 )
 
-from typing import NamedTuple
-
-from oxibonsai.metal._errors import CompilationError, EncodingError
+from oxibonsai.metal._errors import EncodingError
 
 cdef int MAX_IN_FLIGHT = 16
-
-
-@cython.no_gc_clear
-cdef class Library:
-    """Kernels compiled from Metal Shading Language.
-
-    Parameters
-    ----------
-    device : Device
-        Whose compiler is used.
-    source : str
-        The program.
-
-    Raises
-    ------
-    CompilationError
-        With the compiler's log; on the cpu device always, for it runs only the kernels that ship.
-    """
-
-    def __init__(self, Device device not None, str source not None):
-        cdef oxb_library *handle = NULL
-        cdef bytes text = source.encode()
-        cdef const char *p = text
-        cdef size_t n = len(text)
-        if self.handle:
-            raise EncodingError("this Library is made already: make a new one")
-        device.open_handle()
-        with nogil:
-            check(api.library_new(device.handle, p, n, &handle))
-        self.device = device
-        self.handle = handle
-
-    def __dealloc__(self):
-        if self.handle:
-            with nogil:
-                api.library_release(self.handle)
-
-    cdef oxb_library *open_handle(self) except NULL:
-        if not self.handle:
-            raise EncodingError("the library is closed: compile it again")
-        self.device.open_handle()
-        return self.handle
-
-    def close(self):
-        """Release the library; its pipelines stay. Idempotent."""
-        cdef oxb_library *handle = self.handle
-        self.handle = NULL
-        if handle:
-            with nogil:
-                api.library_release(handle)
-
-    def pipeline(self, function, *, constants=None):
-        """Return the Pipeline of the kernel `function` of this library."""
-        return Pipeline(self.device, function, constants=constants, library=self)
-
-
-class PipelineInfo(NamedTuple):
-    """Limits of a pipeline: threads of a threadgroup, SIMD-group width, bytes."""
-
-    max_threads: int
-    simd_width: int
-    static_threadgroup_memory: int
-
-
-cdef int _fill_constant(oxb_constant *c, index, value) except -1:
-    number = index.__index__()
-    if not 0 <= number <= 65535:
-        raise CompilationError(f"function constant {number}: indices are 0 to 65535")
-    memset(c, 0, sizeof(oxb_constant))
-    c.index = number
-    if isinstance(value, bool):
-        c.type = OXB_CONSTANT_BOOL
-        c.value.u32 = value
-    elif isinstance(value, float):
-        c.type = OXB_CONSTANT_F32
-        c.value.f32 = value
-    else:
-        integer = value.__index__()
-        if not -(1 << 31) <= integer < 1 << 32:
-            raise CompilationError(f"function constant {number} = {integer} does not fit 32 bits")
-        if integer < 0:
-            c.type = OXB_CONSTANT_I32
-            c.value.i32 = integer
-        else:
-            c.type = OXB_CONSTANT_U32
-            c.value.u32 = integer
-    return 0
-
-
-@cython.no_gc_clear
-cdef class Pipeline:
-    """A kernel made ready to run.
-
-    Parameters
-    ----------
-    device : Device
-        Where it runs.
-    function : str
-        Name of the kernel.
-    constants : dict of int to bool, int or float, optional
-        Function constants by index.
-    library : Library, optional
-        Where the kernel is; left out, the kernels that ship.
-
-    Raises
-    ------
-    CompilationError
-        For an unknown kernel or constant.
-    """
-
-    def __init__(self, Device device not None, str function not None, *, constants=None,
-                 Library library=None):
-        cdef oxb_constant values[16]
-        cdef oxb_pipeline *handle = NULL
-        cdef oxb_library *source = NULL
-        cdef bytes name = function.encode()
-        cdef const char *p = name
-        cdef uint32_t n = 0
-        if self.handle:
-            raise EncodingError("this Pipeline is made already: make a new one")
-        if b"\0" in name:
-            raise CompilationError(f"no kernel {function!r}: a name has no NUL")
-        constants = dict(constants or {})
-        if len(constants) > <int>OXB_MAX_CONSTANTS:
-            raise CompilationError(
-                f"{function}: {len(constants)} function constants, at most {OXB_MAX_CONSTANTS} are allowed"
-            )
-        for index in sorted(constants):
-            _fill_constant(&values[n], index, constants[index])
-            n += 1
-        if library is not None:
-            source = library.open_handle()
-        device.open_handle()
-        with nogil:
-            check(api.pipeline_new(device.handle, source, p, values, n, &handle))
-        self.device = device
-        self.function = function
-        self.handle = handle
-
-    def __dealloc__(self):
-        if self.handle:
-            with nogil:
-                api.pipeline_release(self.handle)
-
-    cdef oxb_pipeline *open_handle(self) except NULL:
-        if not self.handle:
-            raise EncodingError(f"the pipeline {self.function} is closed: make a new one")
-        self.device.open_handle()
-        return self.handle
-
-    @property
-    def info(self):
-        """Limits of the pipeline, as a PipelineInfo."""
-        cdef oxb_pipeline_info i
-        api.pipeline_get_info(self.open_handle(), &i)
-        return PipelineInfo(i.max_threads, i.simd_width, i.static_threadgroup_memory)
-
-    def close(self):
-        """Release the pipeline; recorded commands keep it. Idempotent."""
-        cdef oxb_pipeline *handle = self.handle
-        self.handle = NULL
-        if handle:
-            with nogil:
-                api.pipeline_release(handle)
 
 
 cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff:
@@ -490,7 +314,10 @@ cdef class Commands:
         check(api.op_add(handle, bx, by, count_of(n, "n")))
 
     def embed(self, weight, tokens, state, y, n_rows=None, k=None):
-        """Record y = row tokens[position] of the weight. tokens: uint32; state: see Decode state."""
+        """Record y = row tokens[position] of the weight; NaN where either is out of range.
+
+        tokens: uint32; state: 16 bytes, the position as uint32 first.
+        """
         cdef oxb_commands *handle = self.recording()
         cdef WeightHandle w = weight_of(weight, "weight")
         cdef const oxb_weight *matrix = w.matrix("embed")

@@ -258,12 +258,12 @@ cdef class Device:
 
     def library(self, source):
         """Compile Metal Shading Language `source` (str). See Library."""
-        from oxibonsai.metal._commands import Library
+        from oxibonsai.metal._pipeline import Library
         return Library(self, source)
 
     def pipeline(self, function, *, constants=None, library=None):
         """Return the Pipeline of the kernel `function`. See Pipeline."""
-        from oxibonsai.metal._commands import Pipeline
+        from oxibonsai.metal._pipeline import Pipeline
         return Pipeline(self, function, constants=constants, library=library)
 
     def commands(self):

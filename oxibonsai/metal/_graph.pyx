@@ -1,31 +1,23 @@
 """MetalGraph: weights, intermediate buffers and the fused phases of a transformer layer.
 
-Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL, and
-so is the device. `sets_lock` and the weight cache's lock are leaves.
+Every check is made before anything runs; the phases themselves, in _phases.pyx, run without the GIL.
 """
 
 cimport cython
 from libc.math cimport isfinite
 from libc.stdint cimport uint64_t
 
-from oxibonsai.metal._buffer cimport Buffer
 from oxibonsai.metal._commands cimport shape_of, timeout_seconds
 from oxibonsai.metal._core cimport Device, api, check, host_bytes
+from oxibonsai.metal._phases cimport FFN, BufferPool, BufferSet, ffn_phase, gemv_phase
 from oxibonsai.metal._weights cimport WeightCache, WeightHandle, weight_of
-from oxibonsai.metal.oxb cimport (
-    OXB_OK,
-    oxb_binding,
-    oxb_buffer,
-    oxb_commands,
-    oxb_status,
-    oxb_submission,
-    oxb_weight,
-)
+from oxibonsai.metal.oxb cimport oxb_weight
 
 import logging
 import threading
 
 from oxibonsai.metal._errors import EncodingError, ExecutionError
+from oxibonsai.metal._phases import BufferGuard
 from oxibonsai.metal._weights import (
     kernel_format,
     upload_for,
@@ -35,148 +27,17 @@ from oxibonsai.metal._weights import (
 )
 
 
-cdef extern from "<pthread.h>" nogil:
-    int pthread_mutex_init(pthread_mutex_t *, void *)
-    int pthread_mutex_lock(pthread_mutex_t *)
-    int pthread_mutex_unlock(pthread_mutex_t *)
-    int pthread_mutex_destroy(pthread_mutex_t *)
-
 cdef extern from "oxb_time.h" nogil:
     double oxb_now()
 
 
 _log = logging.getLogger("oxibonsai.metal")
 
-# Sets kept: a model's shapes of GEMV round up to a handful of keys, and its FFN to one.
-cdef int MAX_SETS = 8
 # One FFN timing in the log for about every token of a 36-layer model.
 cdef int LOG_EVERY = 36
 
 cdef object _shared = None
 _shared_lock = threading.Lock()
-
-
-@cython.no_gc_clear
-cdef class BufferSet:
-    """Intermediate buffers of one phase, held by one thread at a time.
-
-    Attributes
-    ----------
-    key : tuple of int
-        What the set was made for, the lengths in elements of its buffers.
-    buffers : list of Buffer
-        float32 buffers of those lengths.
-    """
-
-    def __cinit__(self):
-        pthread_mutex_init(&self.lock, NULL)
-
-    def __init__(self, Device device not None, tuple key not None):
-        cdef oxb_commands *commands = NULL
-        self.key = key
-        self.buffers = [Buffer(device, 4 * n) for n in key]
-        for i in range(len(key)):
-            self.raw[i] = (<Buffer>self.buffers[i]).handle
-        with nogil:
-            check(api.commands_new(device.handle, &commands))
-        self.commands = commands
-
-    def __dealloc__(self):
-        if self.commands:
-            with nogil:
-                api.commands_release(self.commands)
-        pthread_mutex_destroy(&self.lock)
-
-
-class BufferGuard:
-    """Holds a BufferSet for the body of a with statement."""
-
-    def __init__(self, graph, key):
-        self._graph = graph
-        self._key = key
-        self._set = None
-
-    def __enter__(self):
-        cdef BufferSet held = (<MetalGraph>self._graph).acquire(self._key)
-        with nogil:
-            pthread_mutex_lock(&held.lock)
-        held.owner = threading.get_ident()
-        self._set = held
-        return held.buffers
-
-    def __exit__(self, *exc):
-        cdef BufferSet held = self._set
-        self._set = None
-        held.owner = 0
-        pthread_mutex_unlock(&held.lock)
-
-
-cdef int _run(BufferSet held, double timeout) except -1 nogil:
-    # Submit what was recorded and wait. The caller holds the set.
-    cdef oxb_submission *submission = NULL
-    cdef oxb_status status
-    check(api.commands_submit(held.commands, &submission))
-    status = api.submission_wait(submission, timeout)
-    api.submission_release(submission)
-    return check(status)
-
-
-cdef oxb_binding _at(oxb_buffer *buffer) noexcept nogil:
-    cdef oxb_binding binding
-    binding.buffer = buffer
-    binding.offset = 0
-    return binding
-
-
-cdef int _gemv_phase(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
-                     const float *x, float *y, double timeout) except -1 nogil:
-    check(api.commands_reset(held.commands))
-    check(api.op_gemv(held.commands, w, n_rows, k, _at(held.raw[0]), _at(held.raw[1]), 0))
-    check(api.buffer_write(held.raw[0], 0, x, 4 * k))
-    _run(held, timeout)
-    return check(api.buffer_read(held.raw[1], 0, y, 4 * n_rows))
-
-
-cdef struct FFN:
-    oxb_weight attn_proj
-    oxb_weight gate_up
-    oxb_weight down
-    oxb_buffer *norm
-    float *hidden
-    const float *attn_out
-    uint64_t hidden_size
-    uint64_t intermediate_size
-    uint64_t attn_size
-    float eps
-    double upload
-    double encode
-    double wait
-    double download
-
-
-cdef int _ffn_phase(BufferSet held, FFN *f, double timeout) except -1 nogil:
-    # Buffers of the set: hidden, attention output, normed, activated.
-    cdef oxb_commands *c = held.commands
-    cdef oxb_binding hidden = _at(held.raw[0]), attn = _at(held.raw[1])
-    cdef oxb_binding normed = _at(held.raw[2]), activated = _at(held.raw[3])
-    cdef double t0 = oxb_now()
-    check(api.buffer_write(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
-    check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.attn_size))
-    cdef double t1 = oxb_now()
-    check(api.commands_reset(c))
-    check(api.op_gemv(c, &f.attn_proj, f.hidden_size, f.attn_size, attn, hidden, 1))
-    check(api.op_rmsnorm(c, hidden, _at(f.norm), normed, f.hidden_size, 1, f.eps))
-    check(api.op_gate_up_swiglu(c, &f.gate_up, 2 * f.intermediate_size, f.hidden_size, normed, activated))
-    check(api.op_gemv(c, &f.down, f.hidden_size, f.intermediate_size, activated, hidden, 1))
-    cdef double t2 = oxb_now()
-    _run(held, timeout)
-    cdef double t3 = oxb_now()
-    check(api.buffer_read(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
-    f.upload = t1 - t0
-    f.encode = t2 - t1
-    f.wait = t3 - t2
-    f.download = oxb_now() - t3
-    return 0
 
 
 cdef uint64_t _dimension(object value, str what) except 0:
@@ -237,8 +98,7 @@ cdef class MetalGraph:
         self.timeout_s = timeout_seconds(timeout)
         self.device = device
         self.weights = WeightCache()
-        self.sets = {}
-        self.sets_lock = threading.Lock()
+        self.pool = BufferPool(device)
 
     @staticmethod
     def shared():
@@ -265,9 +125,8 @@ cdef class MetalGraph:
         self.is_closed = True
         if self.weights is not None:
             self.weights.clear()
-        if self.sets_lock is not None:
-            with self.sets_lock:
-                self.sets = {}
+        if self.pool is not None:
+            self.pool.clear()
 
     def __enter__(self):
         self.check_open()
@@ -429,33 +288,6 @@ cdef class MetalGraph:
         """
         return self._cached("f32", key, lambda: self.upload_f32_weight(data), data)
 
-    cdef BufferSet acquire(self, tuple key):
-        # The set for `key`, which the caller locks without the GIL.
-        cdef BufferSet held
-        with self.sets_lock:
-            held = self.sets.pop(key, None)
-            if held is not None:
-                self.sets[key] = held
-        if held is None:
-            made = BufferSet(self.device, key)
-            with self.sets_lock:
-                # Another thread may have made one meanwhile.
-                held = self.sets.setdefault(key, made)
-                while len(self.sets) > MAX_SETS:
-                    del self.sets[next(iter(self.sets))]
-        if held.owner == <unsigned long>threading.get_ident():
-            raise EncodingError(
-                f"this thread holds the intermediate buffers {key} in acquire_buffers(): leave its "
-                "with statement first"
-            )
-        return held
-
-    def _retire(self, held):
-        # The device may still write to the buffers: they are never used again.
-        with self.sets_lock:
-            if self.sets.get((<BufferSet>held).key) is held:
-                del self.sets[(<BufferSet>held).key]
-
     def acquire_buffers(self, hidden, inter, attn=None):
         """Hold the FFN phase's intermediate buffers for the body of a with statement.
 
@@ -475,7 +307,7 @@ cdef class MetalGraph:
         self.check_open()
         h = _dimension(hidden, "hidden")
         a = h if attn is None else _dimension(attn, "attn")
-        return BufferGuard(self, (h, a, h, _dimension(inter, "inter")))
+        return BufferGuard(self.pool, (h, a, h, _dimension(inter, "inter")))
 
     cdef int gemv(self, str what, weight, const float[::1] x, float[::1] y, n_rows, k) except -1:
         cdef WeightHandle w = weight_of(weight, "weight")
@@ -490,17 +322,13 @@ cdef class MetalGraph:
         _check_length("output", y.shape[0], rows)
         self._check_device(what, w)
         # Rounded up, so that the shapes of a model share a few sets.
-        held = self.acquire((_round_up(columns), _round_up(rows)))
+        held = self.pool.acquire((_round_up(columns), _round_up(rows)))
         w.borrow(what, &matrix)
         try:
             with nogil:
-                pthread_mutex_lock(&held.lock)
-                try:
-                    _gemv_phase(held, &matrix, rows, columns, &x[0], &y[0], timeout)
-                finally:
-                    pthread_mutex_unlock(&held.lock)
+                gemv_phase(held, &matrix, rows, columns, &x[0], &y[0], timeout)
         except ExecutionError:
-            self._retire(held)
+            self.pool.retire(held)
             raise
         finally:
             api.buffer_release(matrix.buffer)
@@ -591,7 +419,7 @@ cdef class MetalGraph:
         cdef BufferSet held
         cdef WeightHandle norm, proj, gate, last
         cdef double timeout = self.timeout_s
-        cdef double started = oxb_now(), acquired
+        cdef double started = oxb_now()
         self.check_open()
         what = "encode_ffn_phase"
         proj = weight_of(attn_proj, "attn_proj")
@@ -629,7 +457,7 @@ cdef class MetalGraph:
         norm._check_open(f"{what}: norm_weight")
         self._check_device(f"{what}: norm_weight", norm)
         _check_length("norm_weight", norm.weight.n_groups, f.hidden_size)
-        held = self.acquire((f.hidden_size, f.attn_size, f.hidden_size, f.intermediate_size))
+        held = self.pool.acquire((f.hidden_size, f.attn_size, f.hidden_size, f.intermediate_size))
         f.hidden = &hidden[0]
         f.attn_out = &attn_out[0]
         f.norm = norm.weight.buffer
@@ -639,14 +467,9 @@ cdef class MetalGraph:
         last.borrow(what, &f.down)
         try:
             with nogil:
-                pthread_mutex_lock(&held.lock)
-                acquired = oxb_now()
-                try:
-                    _ffn_phase(held, &f, timeout)
-                finally:
-                    pthread_mutex_unlock(&held.lock)
+                ffn_phase(held, &f, timeout)
         except ExecutionError:
-            self._retire(held)
+            self.pool.retire(held)
             raise
         finally:
             api.buffer_release(f.norm)
@@ -658,7 +481,7 @@ cdef class MetalGraph:
             _log.debug(
                 "FFN phase %d: acquire %.1f us, upload %.1f us, encode %.1f us, wait %.1f us, "
                 "download %.1f us",
-                self.ffn_calls, 1e6 * (acquired - started), 1e6 * f.upload, 1e6 * f.encode,
+                self.ffn_calls, 1e6 * (f.acquired - started), 1e6 * f.upload, 1e6 * f.encode,
                 1e6 * f.wait, 1e6 * f.download,
             )
 

@@ -1,0 +1,127 @@
+"""Value types of metadata and type ids of tensors, as the GGUF specification numbers them.
+
+Source: docs/gguf.md and ggml/include/ggml.h of https://github.com/ggml-org/ggml.
+"""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from oxibonsai.formats import FORMATS, Format
+
+__all__ = ["TYPE_42", "TensorType", "Typed", "ValueType", "tensor_type"]
+
+
+class ValueType(enum.IntEnum):
+    """Type id of a metadata value."""
+
+    U8 = 0
+    I8 = 1
+    U16 = 2
+    I16 = 3
+    U32 = 4
+    I32 = 5
+    F32 = 6
+    BOOL = 7
+    STRING = 8
+    ARRAY = 9
+    U64 = 10
+    I64 = 11
+    F64 = 12
+
+    def __call__(self, value: Any) -> Typed:
+        """Return `value` marked to be written with this type: ``ValueType.U64(5)``.
+
+        A list, tuple or NumPy array becomes an array whose elements have this type.
+        """
+        return Typed(self, value)
+
+
+@dataclass(frozen=True)
+class Typed:
+    """A metadata value with the type that it has in a file.
+
+    For an array, `type` is the type of the elements.
+    """
+
+    type: ValueType
+    value: Any
+
+
+NUMPY_TYPES: Final[dict[ValueType, np.dtype[Any]]] = {
+    ValueType.U8: np.dtype("u1"),
+    ValueType.I8: np.dtype("i1"),
+    ValueType.U16: np.dtype("<u2"),
+    ValueType.I16: np.dtype("<i2"),
+    ValueType.U32: np.dtype("<u4"),
+    ValueType.I32: np.dtype("<i4"),
+    ValueType.F32: np.dtype("<f4"),
+    ValueType.BOOL: np.dtype("?"),
+    ValueType.U64: np.dtype("<u8"),
+    ValueType.I64: np.dtype("<i8"),
+    ValueType.F64: np.dtype("<f8"),
+}
+
+TYPE_42: Final = 42
+"""The type id with three meanings: Q2_0, legacy Q2_0 of 128 weights, and TQ2_0_g128."""
+
+
+@dataclass(frozen=True)
+class TensorType:
+    """Block size of a ggml type; `format` is None where this package cannot compute with it."""
+
+    name: str
+    block_weights: int
+    block_bytes: int
+    format: str | None = None
+
+    @classmethod
+    def of(cls, f: Format) -> TensorType:
+        """Return the tensor type of one of this package's formats."""
+        return cls(f.name, f.block_weights, f.block_bytes, f.name)
+
+
+# Types that the reader measures and names but nothing computes with.
+_OTHER: Final[dict[int, tuple[str, int, int]]] = {
+    2: ("Q4_0", 32, 18),
+    3: ("Q4_1", 32, 20),
+    6: ("Q5_0", 32, 22),
+    7: ("Q5_1", 32, 24),
+    9: ("Q8_1", 32, 36),
+    10: ("Q2_K", 256, 84),
+    11: ("Q3_K", 256, 110),
+    12: ("Q4_K", 256, 144),
+    13: ("Q5_K", 256, 176),
+    14: ("Q6_K", 256, 210),
+    15: ("Q8_K", 256, 292),
+    16: ("IQ2_XXS", 256, 66),
+    17: ("IQ2_XS", 256, 74),
+    18: ("IQ3_XXS", 256, 98),
+    19: ("IQ1_S", 256, 50),
+    20: ("IQ4_NL", 32, 18),
+    21: ("IQ3_S", 256, 110),
+    22: ("IQ2_S", 256, 82),
+    23: ("IQ4_XS", 256, 136),
+    24: ("I8", 1, 1),
+    25: ("I16", 1, 2),
+    26: ("I32", 1, 4),
+    27: ("I64", 1, 8),
+    28: ("F64", 1, 8),
+    29: ("IQ1_M", 256, 56),
+    34: ("TQ1_0", 256, 54),
+    39: ("MXFP4", 32, 17),
+    40: ("NVFP4", 64, 36),
+}
+
+_TYPES: Final[dict[int, TensorType]] = {i: TensorType(*row) for i, row in _OTHER.items()} | {
+    f.ggml_type: TensorType.of(f) for f in FORMATS.values() if f.ggml_type != TYPE_42
+}
+
+
+def tensor_type(ggml_type: int) -> TensorType | None:
+    """Return what is known of `ggml_type`; None for 42 (see type42.py) and for unknown ids."""
+    return _TYPES.get(ggml_type)

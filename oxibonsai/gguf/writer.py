@@ -1,0 +1,265 @@
+"""Write GGUF files, version 3, little-endian, streaming the tensor data."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import struct
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+import numpy as np
+
+from oxibonsai import formats
+from oxibonsai.formats import Format
+from oxibonsai.gguf.cursor import Strings
+from oxibonsai.gguf.errors import GGUFError
+from oxibonsai.gguf.types import NUMPY_TYPES, Typed, ValueType
+
+__all__ = ["write"]
+
+_MAX_DIMS: Final = 4
+_BY_DTYPE: Final = {dtype: kind for kind, dtype in NUMPY_TYPES.items()}
+_FLOAT_FORMATS: Final = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
+
+
+@dataclass(frozen=True)
+class _Entry:
+    name: str
+    shape: tuple[int, ...]
+    format: Format
+    nbytes: int
+    data: Any
+
+
+def write(
+    path: str | os.PathLike[str],
+    metadata: Mapping[str, Any],
+    tensors: Iterable[tuple[str, Any]],
+    *,
+    alignment: int = 32,
+) -> None:
+    """Write a GGUF file at `path`, through a temporary file beside it that is renamed at the end.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file; an existing one is replaced when the new one is whole.
+    metadata : mapping of str to value
+        bool, str or bytes, int (as U32), float (as F32), or a list, tuple, `Strings` or NumPy array of them
+        (ints in a list as I32, a NumPy array by its dtype). ``ValueType.U64(5)`` and
+        ``file.metadata.typed(key)`` give other types.
+    tensors : iterable of (name, tensor)
+        A tensor is an object with ``.data`` (uint8), ``.shape`` and ``.format``, such as a
+        ``quant.QTensor``; a float32 or float16 array; or a tuple ``(data, shape, format)``, where
+        data is a bytes-like object, an iterable of such chunks, or a callable that returns either.
+        Shapes are rows first. Chunks are written as they come, so a large file needs little memory.
+    alignment : int
+        Alignment of tensor data in bytes, a power of two and at least 8.
+
+    Raises
+    ------
+    GGUFError
+        For a value that GGUF cannot hold, or data of another size than its shape and format say.
+    """
+    if alignment < 8 or alignment & (alignment - 1):
+        raise GGUFError(f"alignment is {alignment}; it must be a power of two and at least 8")
+    pairs = dict(metadata)
+    named = pairs.get("general.alignment", alignment)
+    if (named.value if isinstance(named, Typed) else named) != alignment:
+        raise GGUFError(f"general.alignment is {named!r}, but the file is written with {alignment}")
+    if alignment != 32:
+        pairs["general.alignment"] = ValueType.U32(alignment)
+    entries = [_entry(name, value) for name, value in tensors]
+    names = [e.name for e in entries]
+    if len(set(names)) != len(names):
+        twice = next(n for i, n in enumerate(names) if n in names[:i])
+        raise GGUFError(f"tensor {twice!r} is given twice")
+
+    header = bytearray(b"GGUF" + struct.pack("<IQQ", 3, len(entries), len(pairs)))
+    for key, value in pairs.items():
+        header += _string(key, f"metadata key {key!r}") + _value(value, f"metadata {key!r}")
+    offset = 0
+    for e in entries:
+        header += _string(e.name, f"tensor name {e.name!r}")
+        header += struct.pack(f"<I{len(e.shape)}Q", len(e.shape), *e.shape[::-1])
+        header += struct.pack("<IQ", e.format.ggml_type, offset)
+        offset += e.nbytes + -e.nbytes % alignment
+    header += bytes(-len(header) % alignment)
+
+    target = Path(path)
+    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
+    try:
+        with open(part, "xb") as f:
+            f.write(header)
+            for e in entries:
+                _write_data(f, e)
+                f.write(bytes(-e.nbytes % alignment))
+        os.replace(part, target)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _entry(name: str, value: Any) -> _Entry:
+    what = f"tensor {name!r}"
+    if isinstance(value, tuple):
+        if len(value) != 3:
+            raise GGUFError(f"{what} is a tuple of {len(value)}; (data, shape, format) is needed")
+        data, shape, format_name = value
+    elif isinstance(value, np.ndarray):
+        if value.dtype not in _FLOAT_FORMATS:
+            raise GGUFError(
+                f"{what} is an array of {value.dtype}; float32 and float16 are written as they "
+                "are, packed bytes as (data, shape, format)"
+            )
+        data, shape, format_name = value, value.shape, _FLOAT_FORMATS[value.dtype]
+        data = data.astype(data.dtype.newbyteorder("<"), copy=False)
+    elif all(hasattr(value, a) for a in ("data", "shape", "format")):
+        data, shape, format_name = value.data, value.shape, value.format
+    else:
+        raise GGUFError(
+            f"{what} is a {type(value).__name__}; a QTensor, a float32 array or "
+            "(data, shape, format) is needed"
+        )
+    fmt = formats.get(format_name)
+    shape = tuple(int(n) for n in shape)
+    if not 1 <= len(shape) <= _MAX_DIMS or min(shape) < 1 or math.prod(shape) >= 2**63:
+        raise GGUFError(
+            f"{what} has shape {shape}; 1 to {_MAX_DIMS} dimensions of at least 1 with a product "
+            "under 2**63 are needed"
+        )
+    if shape[-1] % fmt.block_weights:
+        raise GGUFError(
+            f"{what} has rows of {shape[-1]} weights, which do not fill blocks of "
+            f"{fmt.block_weights} ({fmt.name})"
+        )
+    nbytes = math.prod(shape[:-1]) * fmt.row_bytes(shape[-1])
+    return _Entry(name, shape, fmt, nbytes, data)
+
+
+def _write_data(f: BinaryIO, e: _Entry) -> None:
+    data = e.data() if callable(e.data) else e.data
+    written = 0
+    for chunk in [data] if _is_bytes(data) else data:
+        if isinstance(chunk, np.ndarray):
+            view = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+        else:
+            view = memoryview(chunk).cast("B")
+        written += view.nbytes
+        if written > e.nbytes:
+            break
+        f.write(view)
+    if written != e.nbytes:
+        more = "at least " if written > e.nbytes else ""
+        raise GGUFError(
+            f"tensor {e.name!r} has {more}{written} bytes of data; shape {e.shape} in "
+            f"{e.format.name} is {e.nbytes}"
+        )
+
+
+def _is_bytes(data: Any) -> bool:
+    if isinstance(data, np.ndarray):
+        return True
+    try:
+        memoryview(data)
+    except TypeError:
+        return False
+    return True
+
+
+def _string(text: str | bytes, what: str) -> bytes:
+    try:
+        raw = text if isinstance(text, bytes) else text.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as e:
+        raise GGUFError(
+            f"{what} holds the surrogate U+{ord(e.object[e.start]):04X} at {e.start}, which UTF-8 "
+            "cannot hold"
+        ) from None
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _value(value: Any, what: str) -> bytes:
+    """Return the type id and the bytes of a metadata value."""
+    kind: ValueType | None = None
+    if isinstance(value, Typed):
+        kind, value = value.type, value.value
+    if isinstance(value, (list, tuple, np.ndarray, Strings)):
+        return struct.pack("<I", ValueType.ARRAY) + _array(value, kind, what)
+    if kind is None:
+        kind = _scalar_type(value, what)
+    return struct.pack("<I", kind) + _scalar(value, kind, what)
+
+
+def _scalar_type(value: Any, what: str) -> ValueType:
+    if isinstance(value, np.generic) and value.dtype in _BY_DTYPE:
+        return _BY_DTYPE[value.dtype]
+    for cls, kind in (
+        (bool, ValueType.BOOL),
+        (int, ValueType.U32),
+        (float, ValueType.F32),
+        ((str, bytes), ValueType.STRING),
+    ):
+        if isinstance(value, cls):
+            return kind
+    raise GGUFError(f"{what} is a {type(value).__name__}; bool, int, float, str or a list of them")
+
+
+def _scalar(value: Any, kind: ValueType, what: str) -> bytes:
+    if kind is ValueType.STRING:
+        if not isinstance(value, (str, bytes)):
+            raise GGUFError(f"{what} is a {type(value).__name__}; a str is needed")
+        return _string(value, what)
+    return _numbers([value], kind, what)
+
+
+def _array(value: Any, kind: ValueType | None, what: str) -> bytes:
+    if isinstance(value, Strings):
+        return struct.pack("<IQ", ValueType.STRING, len(value)) + value.packed
+    if kind is None:
+        kind = _element_type(value, what)
+    head = struct.pack("<IQ", kind, len(value))
+    if kind is ValueType.STRING:
+        return head + b"".join(_string(s, f"{what}[{i}]") for i, s in enumerate(value))
+    if kind is ValueType.ARRAY:
+        return head + b"".join(_array(a, None, f"{what}[{i}]") for i, a in enumerate(value))
+    return head + _numbers(value, kind, what)
+
+
+def _element_type(value: Any, what: str) -> ValueType:
+    if isinstance(value, np.ndarray):
+        if value.ndim == 1 and value.dtype in _BY_DTYPE:
+            return _BY_DTYPE[value.dtype]
+        raise GGUFError(f"{what} is an array of {value.dtype}, {value.ndim} dimensions")
+    if not value:
+        raise GGUFError(f"{what} is an empty list; give its type, such as ValueType.STRING([])")
+    if all(isinstance(v, (list, tuple, np.ndarray, Strings)) for v in value):
+        return ValueType.ARRAY
+    kinds = {_scalar_type(v, f"{what}[{i}]") for i, v in enumerate(value)}
+    if len(kinds) != 1:
+        names = ", ".join(sorted(k.name for k in kinds))
+        raise GGUFError(f"{what} mixes {names}; the elements of an array have one type")
+    kind = kinds.pop()
+    return ValueType.I32 if kind is ValueType.U32 else kind
+
+
+def _numbers(values: Any, kind: ValueType, what: str) -> bytes:
+    dtype = NUMPY_TYPES.get(kind)
+    if dtype is None:
+        raise GGUFError(f"{what} cannot be written as {kind.name}")
+    given = np.asarray(values)
+    same_kind = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[dtype.kind]
+    if given.size and given.dtype.kind not in same_kind:
+        raise GGUFError(f"{what} holds {given.dtype}, not {kind.name}")
+    if given.size and dtype.kind in "iu":
+        limit = np.iinfo(dtype)
+        low, high = int(given.min()), int(given.max())
+        if low < limit.min or high > limit.max:
+            raise GGUFError(
+                f"{what} is {low if low < limit.min else high}; {kind.name} holds {limit.min} to "
+                f"{limit.max}: name a wider type, such as ValueType.I64(...)"
+            )
+    return given.astype(dtype).tobytes()

@@ -1,0 +1,52 @@
+from libc.stdint cimport uint64_t
+
+from oxibonsai.metal._core cimport Device
+from oxibonsai.metal.oxb cimport oxb_buffer, oxb_commands, oxb_weight
+
+
+cdef extern from "<pthread.h>" nogil:
+    ctypedef struct pthread_mutex_t:
+        pass
+
+
+cdef class BufferSet:
+    # The intermediate buffers of one phase. Whoever holds `lock` owns buffers and commands.
+    cdef pthread_mutex_t lock
+    cdef unsigned long owner  # ident of the thread that holds the set in a BufferGuard, 0 for none
+    cdef oxb_buffer *raw[4]
+    cdef oxb_commands *commands
+    cdef readonly tuple key
+    cdef readonly list buffers
+
+
+cdef class BufferPool:
+    cdef Device device
+    cdef object lock
+    cdef dict sets  # key -> BufferSet, least recently used first
+
+    cdef BufferSet acquire(self, tuple key)
+
+
+cdef struct FFN:
+    oxb_weight attn_proj
+    oxb_weight gate_up
+    oxb_weight down
+    oxb_buffer *norm
+    float *hidden
+    const float *attn_out
+    uint64_t hidden_size
+    uint64_t intermediate_size
+    uint64_t attn_size
+    float eps
+    # Seconds each step took; the lock was got at `acquired`.
+    double acquired
+    double upload
+    double encode
+    double wait
+    double download
+
+
+# Each takes the set's lock for the whole phase.
+cdef int gemv_phase(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
+                    const float *x, float *y, double timeout) except -1 nogil
+cdef int ffn_phase(BufferSet held, FFN *f, double timeout) except -1 nogil

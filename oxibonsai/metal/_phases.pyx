@@ -1,0 +1,205 @@
+"""Intermediate buffers, and the phases of MetalGraph that run on them without the GIL.
+
+Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL, and
+so is the device.
+"""
+
+cimport cython
+from libc.stdint cimport uint64_t
+
+from oxibonsai.metal._buffer cimport Buffer
+from oxibonsai.metal._core cimport Device, api, check
+from oxibonsai.metal.oxb cimport (
+    oxb_binding,
+    oxb_buffer,
+    oxb_commands,
+    oxb_status,
+    oxb_submission,
+    oxb_weight,
+)
+
+import threading
+
+from oxibonsai.metal._errors import EncodingError
+
+
+cdef extern from "<pthread.h>" nogil:
+    int pthread_mutex_init(pthread_mutex_t *, void *)
+    int pthread_mutex_lock(pthread_mutex_t *)
+    int pthread_mutex_unlock(pthread_mutex_t *)
+    int pthread_mutex_destroy(pthread_mutex_t *)
+
+cdef extern from "oxb_time.h" nogil:
+    double oxb_now()
+
+
+# Sets kept: a model's shapes of GEMV round up to a handful of keys, and its FFN to one.
+cdef int MAX_SETS = 8
+
+
+@cython.no_gc_clear
+cdef class BufferSet:
+    """Intermediate buffers of one phase, held by one thread at a time.
+
+    Attributes
+    ----------
+    key : tuple of int
+        What the set was made for, the lengths in elements of its buffers.
+    buffers : list of Buffer
+        float32 buffers of those lengths.
+    """
+
+    def __cinit__(self):
+        pthread_mutex_init(&self.lock, NULL)
+
+    def __init__(self, Device device not None, tuple key not None):
+        cdef oxb_commands *commands = NULL
+        self.key = key
+        self.buffers = [Buffer(device, 4 * n) for n in key]
+        for i in range(len(key)):
+            self.raw[i] = (<Buffer>self.buffers[i]).handle
+        with nogil:
+            check(api.commands_new(device.handle, &commands))
+        self.commands = commands
+
+    def __dealloc__(self):
+        if self.commands:
+            with nogil:
+                api.commands_release(self.commands)
+        pthread_mutex_destroy(&self.lock)
+
+
+cdef class BufferPool:
+    """A few sets of intermediate buffers by their sizes; the least recently used one goes.
+
+    `lock` guards the dict and is a leaf.
+    """
+
+    def __init__(self, Device device not None):
+        self.device = device
+        self.lock = threading.Lock()
+        self.sets = {}
+
+    cdef BufferSet acquire(self, tuple key):
+        # The set for `key`, whose lock the caller takes without the GIL.
+        cdef BufferSet held
+        with self.lock:
+            held = self.sets.pop(key, None)
+            if held is not None:
+                self.sets[key] = held
+        if held is None:
+            made = BufferSet(self.device, key)
+            with self.lock:
+                # Another thread may have made one meanwhile.
+                held = self.sets.setdefault(key, made)
+                while len(self.sets) > MAX_SETS:
+                    del self.sets[next(iter(self.sets))]
+        if held.owner == <unsigned long>threading.get_ident():
+            raise EncodingError(
+                f"this thread holds the intermediate buffers {key} in acquire_buffers(): leave its "
+                "with statement first"
+            )
+        return held
+
+    def retire(self, BufferSet held not None):
+        """Forget a set that the device may still write to, so that nothing uses it again."""
+        with self.lock:
+            if self.sets.get(held.key) is held:
+                del self.sets[held.key]
+
+    def clear(self):
+        """Forget all sets."""
+        with self.lock:
+            self.sets.clear()
+
+
+class BufferGuard:
+    """Holds a BufferSet for the body of a with statement."""
+
+    def __init__(self, pool, key):
+        self._pool = pool
+        self._key = key
+        self._set = None
+
+    def __enter__(self):
+        cdef BufferSet held = (<BufferPool>self._pool).acquire(self._key)
+        with nogil:
+            pthread_mutex_lock(&held.lock)
+        held.owner = threading.get_ident()
+        self._set = held
+        return held.buffers
+
+    def __exit__(self, *exc):
+        cdef BufferSet held = self._set
+        self._set = None
+        held.owner = 0
+        pthread_mutex_unlock(&held.lock)
+
+
+cdef int _run(BufferSet held, double timeout) except -1 nogil:
+    # Submit what was recorded and wait. The caller holds the set.
+    cdef oxb_submission *submission = NULL
+    cdef oxb_status status
+    check(api.commands_submit(held.commands, &submission))
+    status = api.submission_wait(submission, timeout)
+    api.submission_release(submission)
+    return check(status)
+
+
+cdef oxb_binding _at(oxb_buffer *buffer) noexcept nogil:
+    cdef oxb_binding binding
+    binding.buffer = buffer
+    binding.offset = 0
+    return binding
+
+
+cdef int _gemv_locked(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
+                      const float *x, float *y, double timeout) except -1 nogil:
+    check(api.commands_reset(held.commands))
+    check(api.op_gemv(held.commands, w, n_rows, k, _at(held.raw[0]), _at(held.raw[1]), 0))
+    check(api.buffer_write(held.raw[0], 0, x, 4 * k))
+    _run(held, timeout)
+    return check(api.buffer_read(held.raw[1], 0, y, 4 * n_rows))
+
+
+cdef int _ffn_locked(BufferSet held, FFN *f, double timeout) except -1 nogil:
+    # Buffers of the set: hidden, attention output, normed, activated.
+    cdef oxb_commands *c = held.commands
+    cdef oxb_binding hidden = _at(held.raw[0]), attn = _at(held.raw[1])
+    cdef oxb_binding normed = _at(held.raw[2]), activated = _at(held.raw[3])
+    cdef double t0 = oxb_now()
+    check(api.buffer_write(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
+    check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.attn_size))
+    cdef double t1 = oxb_now()
+    check(api.commands_reset(c))
+    check(api.op_gemv(c, &f.attn_proj, f.hidden_size, f.attn_size, attn, hidden, 1))
+    check(api.op_rmsnorm(c, hidden, _at(f.norm), normed, f.hidden_size, 1, f.eps))
+    check(api.op_gate_up_swiglu(c, &f.gate_up, 2 * f.intermediate_size, f.hidden_size, normed, activated))
+    check(api.op_gemv(c, &f.down, f.hidden_size, f.intermediate_size, activated, hidden, 1))
+    cdef double t2 = oxb_now()
+    _run(held, timeout)
+    cdef double t3 = oxb_now()
+    check(api.buffer_read(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
+    f.upload = t1 - t0
+    f.encode = t2 - t1
+    f.wait = t3 - t2
+    f.download = oxb_now() - t3
+    return 0
+
+
+cdef int gemv_phase(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
+                    const float *x, float *y, double timeout) except -1 nogil:
+    pthread_mutex_lock(&held.lock)
+    try:
+        return _gemv_locked(held, w, n_rows, k, x, y, timeout)
+    finally:
+        pthread_mutex_unlock(&held.lock)
+
+
+cdef int ffn_phase(BufferSet held, FFN *f, double timeout) except -1 nogil:
+    pthread_mutex_lock(&held.lock)
+    f.acquired = oxb_now()
+    try:
+        return _ffn_locked(held, f, timeout)
+    finally:
+        pthread_mutex_unlock(&held.lock)

@@ -1,0 +1,16 @@
+"""Load a model from a GGUF file and run it on any device.
+
+    model = Model.load("alice-q1_0.gguf", device="cpu")
+    session = model.session()
+    session.forward(model.tokenizer.encode("The Queen"))
+    for token in session.generate(max_tokens=64): ...
+"""
+
+from __future__ import annotations
+
+from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.model import Model
+from oxibonsai.model.sampling import Sampler
+from oxibonsai.model.session import Session, SessionFullError
+
+__all__ = ["Model", "ModelConfig", "Sampler", "Session", "SessionFullError"]

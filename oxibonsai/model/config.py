@@ -1,0 +1,150 @@
+"""The shape of a model, from the metadata of its file."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from oxibonsai.gguf import GGUFError, GGUFFile
+
+__all__ = ["ModelConfig"]
+
+ARCHITECTURE = "qwen3"
+
+# What the decode step's kernels and 32-bit sizes allow, far above any published model.
+_LIMITS = {
+    "block_count": 4096,
+    "context_length": 1 << 24,
+    "embedding_length": 1 << 24,
+    "feed_forward_length": 1 << 24,
+    "attention.head_count": 4096,
+    "attention.head_count_kv": 4096,
+    "attention.key_length": 512,
+}
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The shape of a qwen3 model.
+
+    Attributes
+    ----------
+    n_layers, hidden_size, intermediate_size : int
+        Layers, width of the residual stream, width inside the FFN.
+    n_heads, n_kv_heads, head_dim : int
+        Query heads, key-value heads (GQA) and the width of each.
+    vocab_size : int
+        Rows of the embedding.
+    context_length : int
+        Positions the model was trained for.
+    rope_theta : float
+        Base of the rotary frequencies.
+    rms_eps : float
+        Added to the mean square in RMSNorm.
+    """
+
+    n_layers: int
+    hidden_size: int
+    intermediate_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    vocab_size: int
+    context_length: int
+    rope_theta: float
+    rms_eps: float
+
+    @property
+    def q_size(self) -> int:
+        """Width of all query heads."""
+        return self.n_heads * self.head_dim
+
+    @property
+    def qkv_size(self) -> int:
+        """Rows of the fused projection of Q, K and V."""
+        return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
+
+    @classmethod
+    def from_gguf(cls, file: GGUFFile) -> ModelConfig:
+        """Read the shape; GGUFError for another architecture, or a value that is missing or absurd."""
+        found = file.metadata.get("general.architecture")
+        if found != ARCHITECTURE:
+            raise GGUFError(
+                f"{file.path}: general.architecture is {found!r}; only {ARCHITECTURE!r} is supported"
+            )
+        _refuse_rope_scaling(file)
+        embedding = file.tensors.get("token_embd.weight")
+        if embedding is None:
+            raise GGUFError(f"{file.path}: tensor 'token_embd.weight' is missing")
+        if len(embedding.shape) != 2:
+            raise GGUFError(
+                f"{file.path}: tensor 'token_embd.weight' has shape {embedding.shape}, a matrix is needed"
+            )
+        n_heads = _integer(file, "attention.head_count")
+        hidden = _integer(file, "embedding_length")
+        config = cls(
+            n_layers=_integer(file, "block_count"),
+            hidden_size=hidden,
+            intermediate_size=_integer(file, "feed_forward_length"),
+            n_heads=n_heads,
+            n_kv_heads=_integer(file, "attention.head_count_kv", n_heads),
+            head_dim=_integer(file, "attention.key_length", max(hidden // n_heads, 1)),
+            vocab_size=embedding.shape[0],
+            context_length=_integer(file, "context_length"),
+            rope_theta=_number(file, "rope.freq_base", 10000.0),
+            rms_eps=_number(file, "attention.layer_norm_rms_epsilon"),
+        )
+        config._check(file)
+        return config
+
+    def _check(self, file: GGUFFile) -> None:
+        if self.n_heads % self.n_kv_heads:
+            raise GGUFError(
+                f"{file.path}: {self.n_heads} query heads do not divide among {self.n_kv_heads} "
+                "key-value heads"
+            )
+        if self.head_dim % 2:
+            raise GGUFError(f"{file.path}: head_dim = {self.head_dim} is odd: RoPE turns halves")
+        for key in ("attention.value_length", "rope.dimension_count"):
+            value = file.metadata.get(f"{ARCHITECTURE}.{key}", self.head_dim)
+            if value != self.head_dim:
+                raise GGUFError(
+                    f"{file.path}: {ARCHITECTURE}.{key} is {value}; only the head_dim, "
+                    f"{self.head_dim}, is supported"
+                )
+
+
+def _refuse_rope_scaling(file: GGUFFile) -> None:
+    """Raise for RoPE scaling, which would change every angle unseen."""
+    kind = file.metadata.get(f"{ARCHITECTURE}.rope.scaling.type", "none")
+    factor = file.metadata.get(f"{ARCHITECTURE}.rope.scaling.factor", 1.0)
+    linear = file.metadata.get(f"{ARCHITECTURE}.rope.scale_linear", 1.0)
+    if kind != "none" or factor not in (0, 1) or linear not in (0, 1):
+        raise GGUFError(
+            f"{file.path}: RoPE scaling ({kind}, factor {factor if factor != 1.0 else linear}) is not "
+            "supported"
+        )
+
+
+def _integer(file: GGUFFile, key: str, default: int | None = None) -> int:
+    name = f"{ARCHITECTURE}.{key}"
+    value = file.metadata.get(name, default)
+    if value is None:
+        raise GGUFError(f"{file.path}: metadata {name!r} is missing")
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise GGUFError(f"{file.path}: {name} is {value!r}; an integer is needed")
+    if not 1 <= value <= _LIMITS[key]:
+        raise GGUFError(f"{file.path}: {name} = {value} must lie in 1..{_LIMITS[key]}")
+    return value
+
+
+def _number(file: GGUFFile, key: str, default: float | None = None) -> float:
+    name = f"{ARCHITECTURE}.{key}"
+    value = file.metadata.get(name, default)
+    if value is None:
+        raise GGUFError(f"{file.path}: metadata {name!r} is missing")
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise GGUFError(f"{file.path}: {name} is {value!r}; a number is needed")
+    if not (math.isfinite(value) and value > 0):
+        raise GGUFError(f"{file.path}: {name} = {value} must be finite and above 0")
+    return float(value)
