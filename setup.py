@@ -7,26 +7,34 @@ import shutil
 import sys
 from pathlib import Path
 
+from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_py import build_py
 
 MACOS_MINIMUM = "12.0"
 
 if sys.platform == "darwin":
-    # python.org builds carry 10.9 to 10.15, for which the Metal calls used here are unguarded. Must be
-    # raised before setuptools reads it.
-    current = os.environ.get("MACOSX_DEPLOYMENT_TARGET", "")
-    if not current or tuple(map(int, current.split("."))) < tuple(map(int, MACOS_MINIMUM.split("."))):
+    # python.org builds carry 10.9 to 10.15, for which the Metal calls used here are unguarded. Set
+    # before setup() reads it.
+    current = os.environ.get("MACOSX_DEPLOYMENT_TARGET") or "0"
+    if [int(part) for part in current.split(".")] < [
+        int(part) for part in MACOS_MINIMUM.split(".")
+    ]:
         os.environ["MACOSX_DEPLOYMENT_TARGET"] = MACOS_MINIMUM
-
-from Cython.Build import cythonize
 
 HERE = Path(__file__).resolve().parent
 SHIM = Path("shim")
 
-# One set of flags for every file: variants for an instruction set are chosen by function attributes, and
-# a universal2 Python compiles each file for both architectures. No fast math.
-C_FLAGS = ["-std=c11", "-O3", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden", "-pthread"]
+# One set of flags for every file: variants for an instruction set are chosen by function attributes,
+# and a universal2 Python compiles each file for both architectures. No fast math.
+C_FLAGS = [
+    "-std=c11",
+    "-O3",
+    "-fno-math-errno",
+    "-ffp-contract=off",
+    "-fvisibility=hidden",
+    "-pthread",
+]
 C_FLAGS += os.environ.get("OXIBONSAI_CFLAGS", "").split()
 LINK_FLAGS = ["-pthread", *os.environ.get("OXIBONSAI_LDFLAGS", "").split()]
 MACROS = [("_GNU_SOURCE", "1")] if sys.platform == "linux" else []
@@ -50,8 +58,8 @@ def extension(name: str, c_sources: list[Path]) -> Extension:
     )
 
 
-# The driver list, the thread-local message and the thread pool exist once: only _core links the shim, and
-# the other modules reach it through the function table that _core exports.
+# The driver list, the thread-local message and the thread pool exist once: only _core links the
+# shim, and the other modules reach it through the function table that _core exports.
 EXTENSIONS = [
     extension("_core", CORE_SOURCES),
     extension("_buffer", []),

@@ -49,8 +49,8 @@ def write(
     path : str or path-like
         The file; an existing one is replaced when the new one is whole.
     metadata : mapping of str to value
-        bool, str or bytes, int (as U32), float (as F32), or a list, tuple, `Strings` or NumPy array of them
-        (ints in a list as I32, a NumPy array by its dtype). ``ValueType.U64(5)`` and
+        bool, str or bytes, int (as U32), float (as F32), or a list, tuple, `Strings` or NumPy
+        array of them (ints in a list as I32, a NumPy array by its dtype). ``ValueType.U64(5)`` and
         ``file.metadata.typed(key)`` give other types.
     tensors : iterable of (name, tensor)
         A tensor is an object with ``.data`` (uint8), ``.shape`` and ``.format``, such as a

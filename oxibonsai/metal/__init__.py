@@ -1,4 +1,6 @@
-"""Direct access to Metal, and to the CPU with the same kernels' meaning, for 1-bit and ternary weights.
+"""Run 1-bit and ternary kernels on Apple's Metal, or on the CPU.
+
+Open a device, upload weights, run phases::
 
     dev = metal.Device()                    # metal, else cuda, else cpu
     graph = metal.MetalGraph(dev)

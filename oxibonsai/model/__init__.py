@@ -1,5 +1,7 @@
 """Load a model from a GGUF file and run it on any device.
 
+Feed a prompt, then generate::
+
     model = Model.load("alice-q1_0.gguf", device="cpu")
     session = model.session()
     session.forward(model.tokenizer.encode("The Queen"))

@@ -66,11 +66,12 @@ class ModelConfig:
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:
-        """Read the shape; GGUFError for another architecture, or a value that is missing or absurd."""
+        """Read the shape; GGUFError for another architecture, or a missing or absurd value."""
         found = file.metadata.get("general.architecture")
         if found != ARCHITECTURE:
             raise GGUFError(
-                f"{file.path}: general.architecture is {found!r}; only {ARCHITECTURE!r} is supported"
+                f"{file.path}: general.architecture is {found!r}; only {ARCHITECTURE!r} is "
+                "supported"
             )
         _refuse_rope_scaling(file)
         embedding = file.tensors.get("token_embd.weight")
@@ -78,7 +79,8 @@ class ModelConfig:
             raise GGUFError(f"{file.path}: tensor 'token_embd.weight' is missing")
         if len(embedding.shape) != 2:
             raise GGUFError(
-                f"{file.path}: tensor 'token_embd.weight' has shape {embedding.shape}, a matrix is needed"
+                f"{file.path}: tensor 'token_embd.weight' has shape {embedding.shape}; a matrix is "
+                "needed"
             )
         n_heads = _integer(file, "attention.head_count")
         hidden = _integer(file, "embedding_length")
@@ -121,8 +123,8 @@ def _refuse_rope_scaling(file: GGUFFile) -> None:
     linear = file.metadata.get(f"{ARCHITECTURE}.rope.scale_linear", 1.0)
     if kind != "none" or factor not in (0, 1) or linear not in (0, 1):
         raise GGUFError(
-            f"{file.path}: RoPE scaling ({kind}, factor {factor if factor != 1.0 else linear}) is not "
-            "supported"
+            f"{file.path}: RoPE scaling ({kind}, factor {factor if factor != 1.0 else linear}) is "
+            "not supported"
         )
 
 

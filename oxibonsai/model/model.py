@@ -116,8 +116,8 @@ class Model:
             Positions of the KV cache, at most the model's context_length; left out, 2048 or the
             context_length, whichever is less.
         kv_dtype : {"f16", "f32"}
-            Elements of the KV cache. Half rounds K and V, about 4e-4 of the logits' norm on the demo
-            model.
+            Elements of the KV cache. Half rounds K and V, about 4e-4 of the logits' norm on the
+            demo model.
 
         Raises
         ------
@@ -132,7 +132,9 @@ class Model:
         if max_seq is None:
             max_seq = min(_DEFAULT_MAX_SEQ, limit)
         if not 1 <= max_seq <= limit:
-            raise ValueError(f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length")
+            raise ValueError(
+                f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"
+            )
         if kv_dtype not in ("f16", "f32"):
             raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
         return Session(self, max_seq, kv_dtype)
@@ -143,7 +145,7 @@ class Model:
         return self._closed or self.graph.closed
 
     def close(self) -> None:
-        """Release the weights and the file; idempotent. Sessions of the model are closed with it."""
+        """Release the weights and the file; idempotent. Its sessions are closed with it."""
         self._closed = True
         self.weights.close()
         self._file.close()

@@ -11,8 +11,8 @@ __all__ = ["rope_table"]
 def rope_table(head_dim: int, n_positions: int, theta: float) -> npt.NDArray[np.float32]:
     """Return float32 [n_positions, 2, head_dim / 2]: cosines, then sines.
 
-    The angle of pair i at position p is p * theta**(-2 i / head_dim) (Su et al., RoFormer). Computed in
-    float64: in float32 an angle near 2,000 radians is off by 1e-4.
+    The angle of pair i at position p is p * theta**(-2 i / head_dim) (Su et al., RoFormer).
+    Computed in float64: in float32 an angle near 2,000 radians is off by 1e-4.
     """
     table = np.empty((n_positions, 2, head_dim // 2), np.float32)
     inverse = theta ** (-np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)

@@ -32,8 +32,8 @@ class Session:
     """One text on a model, made by ``Model.session``.
 
     The decode step is recorded once and replayed for every token. Position and tokens lie in small
-    device buffers, so that a replay needs nothing from the host. One thread uses a session at a time;
-    sessions of one model are independent.
+    device buffers, so that a replay needs nothing from the host. One thread uses a session at a
+    time; sessions of one model are independent.
 
     Attributes
     ----------
@@ -51,7 +51,9 @@ class Session:
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
-        cache_bytes = c.n_layers * c.n_kv_heads * max_seq * c.head_dim * (2 if kv_dtype == "f16" else 4)
+        cache_bytes = (
+            c.n_layers * c.n_kv_heads * max_seq * c.head_dim * (2 if kv_dtype == "f16" else 4)
+        )
         self._buffers = {
             "k_cache": device.buffer(cache_bytes),
             "v_cache": device.buffer(cache_bytes),
@@ -160,16 +162,18 @@ class Session:
             raise ValueError("no tokens to feed: at least one is needed")
         for i, token in enumerate(fed):
             if not 0 <= token < vocab:
-                raise ValueError(f"token {token} at {i} is outside the vocabulary: ids are 0 to {vocab - 1}")
+                raise ValueError(
+                    f"token {token} at {i} is outside the vocabulary: ids are 0 to {vocab - 1}"
+                )
         if self._position + len(fed) > self.max_seq:
             raise SessionFullError(
-                f"{len(fed)} tokens do not fit: the session holds {self._position} of {self.max_seq}; "
-                "rewind() it, or make one with a larger max_seq"
+                f"{len(fed)} tokens do not fit: the session holds {self._position} of "
+                f"{self.max_seq}; rewind() it, or make one with a larger max_seq"
             )
         return fed
 
     def _replay(self, step: Commands, fed: list[int]) -> None:
-        """Run `step` once for each of `fed`. A step with the head also writes the token after it."""
+        """Run `step` once for each of `fed`; one with the head also writes the token after it."""
         before = self._position
         self._fresh = False
         try:

@@ -118,7 +118,8 @@ def check_tensors(file: GGUFFile, config: ModelConfig) -> None:
     # As many tensors as layers ask for is checked first: a lying block_count costs nothing.
     if config.n_layers > len(file.tensors):
         raise GGUFError(
-            f"{file.path}: {config.n_layers} layers in {len(file.tensors)} tensors: tensors are missing"
+            f"{file.path}: {config.n_layers} layers in {len(file.tensors)} tensors: tensors are "
+            "missing"
         )
     shapes = expected_shapes(config)
     missing = [name for name in shapes if name not in file.tensors and name != "output.weight"]
@@ -138,12 +139,13 @@ def check_tensors(file: GGUFFile, config: ModelConfig) -> None:
             )
         if len(info.shape) == 1 and info.format not in ("F32", "F16", "BF16"):
             raise GGUFError(
-                f"{file.path}: tensor {name!r} is {info.format}; a norm's weight must be F32, F16 or BF16"
+                f"{file.path}: tensor {name!r} is {info.format}; a norm's weight must be F32, F16 "
+                "or BF16"
             )
 
 
 def load_weights(file: GGUFFile, config: ModelConfig, graph: MetalGraph) -> ModelWeights:
-    """Upload every tensor of `file`, dropping its pages from memory as soon as it is on the device."""
+    """Upload every tensor of `file`, dropping its pages as soon as it is on the device."""
     check_tensors(file, config)
     uploaded: list[WeightHandle] = []
 
@@ -169,7 +171,8 @@ def load_weights(file: GGUFFile, config: ModelConfig, graph: MetalGraph) -> Mode
         while names:
             format = file.tensors[names[0]].format
             n = next(
-                (i for i, name in enumerate(names) if file.tensors[name].format != format), len(names)
+                (i for i, name in enumerate(names) if file.tensors[name].format != format),
+                len(names),
             )
             parts.append((matrix(*names[:n]), row))
             row += sum(file.tensors[name].shape[0] for name in names[:n])
@@ -185,8 +188,8 @@ def load_weights(file: GGUFFile, config: ModelConfig, graph: MetalGraph) -> Mode
         gate, up = (file.tensors[f"{prefix}.ffn_{part}.weight"] for part in ("gate", "up"))
         if gate.format != up.format:
             raise GGUFError(
-                f"{file.path}: {gate.name!r} is {gate.format} and {up.name!r} is {up.format}; the fused "
-                "kernel needs one format for both"
+                f"{file.path}: {gate.name!r} is {gate.format} and {up.name!r} is {up.format}; the "
+                "fused kernel needs one format for both"
             )
         return matrix(gate.name, up.name)
 
