@@ -25,7 +25,7 @@ if sys.platform == "darwin":
 HERE = Path(__file__).resolve().parent
 SHIM = Path("shim")
 
-# One set of flags for every file: variants for an instruction set are chosen by function attributes,
+# One set of flags for every file: variants for an instruction set are chosen by function attribute,
 # and a universal2 Python compiles each file for both architectures. No fast math.
 C_FLAGS = [
     "-std=c11",

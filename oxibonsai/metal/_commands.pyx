@@ -14,8 +14,6 @@ from oxibonsai.metal.oxb cimport (
     oxb_commands,
     oxb_size,
     oxb_status,
-    oxb_submission,
-    oxb_times,
     oxb_weight,
 )
 
@@ -209,8 +207,8 @@ cdef class Commands:
         return check(status)
 
     cdef int run(self, int times, double timeout) except -1 nogil:
-        cdef int i
-        for i in range(times):
+        cdef int _i
+        for _i in range(times):
             if self.n_flight == MAX_IN_FLIGHT:
                 self.drain(MAX_IN_FLIGHT - 1, timeout)
             check(api.commands_submit(self.handle, &self.flight[self.n_flight]))

@@ -19,7 +19,6 @@ import threading
 from oxibonsai.metal._errors import EncodingError, ExecutionError
 from oxibonsai.metal._phases import BufferGuard
 from oxibonsai.metal._weights import (
-    kernel_format,
     upload_for,
     upload_matrix,
     upload_raw,

@@ -6,7 +6,6 @@ from libc.stdint cimport uint64_t, uintptr_t
 from oxibonsai.metal._buffer cimport bind
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, host_bytes
 from oxibonsai.metal.oxb cimport (
-    OXB_FORMAT_F32,
     OXB_KERNEL_F32,
     OXB_STORAGE_SHARED,
     oxb_binding,

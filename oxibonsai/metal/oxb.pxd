@@ -151,8 +151,8 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*buffer_new)(
             oxb_device *device, uint64_t length, oxb_storage storage, oxb_buffer **buffer) noexcept nogil
         oxb_status (*buffer_wrap)(
-            oxb_device *device, void *host, uint64_t length, int read_only, void (*release)(void
-            *), void *context, oxb_buffer **buffer) noexcept nogil
+            oxb_device *device, void *host, uint64_t length, int read_only, void (*release)(void *),
+            void *context, oxb_buffer **buffer) noexcept nogil
         void (*buffer_retain)(oxb_buffer *buffer) noexcept nogil
         void (*buffer_release)(oxb_buffer *buffer) noexcept nogil
         void *(*buffer_contents)(oxb_buffer *buffer) noexcept nogil

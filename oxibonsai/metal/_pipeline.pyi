@@ -1,0 +1,32 @@
+from typing import NamedTuple
+
+from oxibonsai.metal._core import Device, _Constants
+
+class Library:
+    def __init__(self, device: Device, source: str) -> None: ...
+    @property
+    def device(self) -> Device: ...
+    def close(self) -> None: ...
+    def pipeline(self, function: str, *, constants: _Constants | None = None) -> Pipeline: ...
+
+class PipelineInfo(NamedTuple):
+    max_threads: int
+    simd_width: int
+    static_threadgroup_memory: int
+
+class Pipeline:
+    def __init__(
+        self,
+        device: Device,
+        function: str,
+        *,
+        constants: _Constants | None = None,
+        library: Library | None = None,
+    ) -> None: ...
+    @property
+    def device(self) -> Device: ...
+    @property
+    def function(self) -> str: ...
+    @property
+    def info(self) -> PipelineInfo: ...
+    def close(self) -> None: ...
