@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import io
+import os
 import sys
 import time
 from collections.abc import Sequence
@@ -102,21 +104,22 @@ def _generate_with(args: argparse.Namespace, path: Path, out: TextIO) -> int:
             prompt_started = time.perf_counter()
             session.forward(ids, logits=None)
             fed = time.perf_counter()
+            tokens = session.generate(
+                args.max_tokens,
+                args.temperature,
+                top_k=args.top_k,
+                top_p=args.top_p,
+                min_p=args.min_p,
+                repetition_penalty=args.repetition_penalty,
+                seed=args.seed,
+            )
             out.write(args.prompt)
             out.flush()
             text = tokenizer.stream()
             count = 0
             interrupted = False
             try:
-                for token in session.generate(
-                    args.max_tokens,
-                    args.temperature,
-                    top_k=args.top_k,
-                    top_p=args.top_p,
-                    min_p=args.min_p,
-                    repetition_penalty=args.repetition_penalty,
-                    seed=args.seed,
-                ):
+                for token in tokens:
                     count += 1
                     out.write(text.push(token))
                     out.flush()
@@ -192,16 +195,34 @@ def _devices(args: argparse.Namespace, out: TextIO) -> int:
     return 0
 
 
+def _settle(out: TextIO) -> None:
+    """Flush `out`, or where that fails send the rest nowhere: Python flushes again at its end."""
+    try:
+        out.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit status: 0, 1 for an error, 2 for wrong usage."""
+    """Run the command line and return its exit status.
+
+    0, 1 for an error, 2 for wrong usage, 130 after Ctrl-C.
+    """
     args = _parser().parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A character that the terminal's encoding lacks must not end a text.
+        sys.stdout.reconfigure(errors="replace")
     try:
         status: int = args.run(args, sys.stdout)
+        sys.stdout.flush()
         return status
+    except KeyboardInterrupt:
+        return 130
     except BrokenPipeError:
         # The reader of a pipe has gone; nothing can be told to it.
-        sys.stderr.close()
+        _settle(sys.stdout)
         return 1
     except (metal.MetalGraphError, ValueError, OSError, ImportError) as error:
         print(f"oxibonsai: {error}", file=sys.stderr)
+        _settle(sys.stdout)
         return 1

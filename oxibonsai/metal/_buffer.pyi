@@ -3,13 +3,14 @@ from typing import Any, SupportsIndex, TypeVar, overload
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
-from typing_extensions import CapsuleType, Self
+from typing_extensions import CapsuleType, Self, disjoint_base
 
 from oxibonsai.metal._core import Device, _Bytes, _Storage
 
 _Out = TypeVar("_Out", bound=_Bytes)
 _Scalar = TypeVar("_Scalar", bound=np.generic)
 
+@disjoint_base
 class Buffer:
     def __init__(
         self, device: Device, nbytes: SupportsIndex, *, storage: _Storage = "shared"

@@ -1,7 +1,7 @@
 from collections.abc import Iterable
 from typing import Literal, SupportsIndex, TypeAlias
 
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._core import Device, _Bytes
@@ -11,6 +11,7 @@ from oxibonsai.metal._weights import WeightHandle
 _Binding: TypeAlias = Buffer | tuple[Buffer, SupportsIndex] | WeightHandle
 _Extents: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
 
+@disjoint_base
 class Commands:
     def __init__(self, device: Device) -> None: ...
     @property

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias,
 import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Buffer as _BufferProtocol
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._commands import Commands
@@ -46,6 +46,7 @@ class DeviceStats(NamedTuple):
     in_flight: int
     submissions: int
 
+@disjoint_base
 class Device:
     def __init__(
         self, name: str | None = None, *, threads: SupportsIndex | None = None

@@ -2,7 +2,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import SupportsIndex, TypeAlias
 
-from typing_extensions import Self
+from typing_extensions import Self, disjoint_base
 
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._commands import Commands
@@ -13,6 +13,7 @@ from oxibonsai.quant import QTensor
 _Matrix: TypeAlias = QTensor | _Bytes
 _Shape: TypeAlias = Sequence[SupportsIndex]
 
+@disjoint_base
 class MetalGraph:
     def __init__(
         self, device: Device | str | None = None, *, timeout: float | None = None

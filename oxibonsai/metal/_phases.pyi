@@ -1,6 +1,9 @@
+from typing_extensions import disjoint_base
+
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._core import Device
 
+@disjoint_base
 class BufferSet:
     def __init__(self, device: Device, key: tuple[int, ...]) -> None: ...
     @property
@@ -8,6 +11,7 @@ class BufferSet:
     @property
     def buffers(self) -> list[Buffer]: ...
 
+@disjoint_base
 class BufferPool:
     def __init__(self, device: Device) -> None: ...
     def retire(self, held: BufferSet) -> None: ...

@@ -92,8 +92,11 @@ cdef class BufferPool:
             with self.lock:
                 # Another thread may have made one meanwhile.
                 held = self.sets.setdefault(key, made)
-                while len(self.sets) > MAX_SETS:
-                    del self.sets[next(iter(self.sets))]
+                # Freed after the lock: freeing waits for the device.
+                dropped = [
+                    self.sets.pop(oldest) for oldest in list(self.sets)[:max(len(self.sets) - MAX_SETS, 0)]
+                ]
+            del dropped
         if held.owner == <unsigned long>threading.get_ident():
             raise EncodingError(
                 f"this thread holds the intermediate buffers {key} in acquire_buffers(): leave its "
@@ -110,7 +113,8 @@ cdef class BufferPool:
     def clear(self):
         """Forget all sets."""
         with self.lock:
-            self.sets.clear()
+            dropped, self.sets = self.sets, {}
+        dropped.clear()
 
 
 class BufferGuard:

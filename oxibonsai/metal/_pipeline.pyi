@@ -1,7 +1,10 @@
 from typing import NamedTuple
 
+from typing_extensions import disjoint_base
+
 from oxibonsai.metal._core import Device, _Constants
 
+@disjoint_base
 class Library:
     def __init__(self, device: Device, source: str) -> None: ...
     @property
@@ -14,6 +17,7 @@ class PipelineInfo(NamedTuple):
     simd_width: int
     static_threadgroup_memory: int
 
+@disjoint_base
 class Pipeline:
     def __init__(
         self,

@@ -358,14 +358,15 @@ cdef class WeightCache:
         number = self._key(key)
         with self._lock:
             places = [p for p in self._ready if p[1] == number and kind in (None, p[0])]
-            for place in places:
-                del self._ready[place]
-        return len(places)
+            # Freed with this list, after the lock: freeing may run other code.
+            evicted = [self._ready.pop(place) for place in places]
+        return len(evicted)
 
     def clear(self):
         """Forget all weights."""
         with self._lock:
-            self._ready.clear()
+            evicted, self._ready = self._ready, {}
+        evicted.clear()
 
     def __repr__(self):
         return f"<WeightCache of {len(self)} weights, {self.nbytes} bytes>"

@@ -109,7 +109,7 @@ class ModelConfig:
             raise GGUFError(f"{file.path}: head_dim = {self.head_dim} is odd: RoPE turns halves")
         for key in ("attention.value_length", "rope.dimension_count"):
             value = file.metadata.get(f"{ARCHITECTURE}.{key}", self.head_dim)
-            if value != self.head_dim:
+            if not isinstance(value, int) or value != self.head_dim:
                 raise GGUFError(
                     f"{file.path}: {ARCHITECTURE}.{key} is {value}; only the head_dim, "
                     f"{self.head_dim}, is supported"

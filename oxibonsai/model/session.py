@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -156,7 +157,7 @@ class Session:
 
     def _check(self, ids: Sequence[int]) -> list[int]:
         self._check_open()
-        fed = [int(i) for i in ids]
+        fed = [operator.index(i) for i in ids]
         vocab = self.model.config.vocab_size
         if not fed:
             raise ValueError("no tokens to feed: at least one is needed")
@@ -200,7 +201,7 @@ class Session:
     def rewind(self, position: int) -> None:
         """Forget all tokens from `position` on; ValueError unless it lies in 0..self.position."""
         self._check_open()
-        position = int(position)
+        position = operator.index(position)
         if not 0 <= position <= self._position:
             raise ValueError(f"cannot rewind to {position}: the session is at {self._position}")
         if position < self._position:
@@ -248,9 +249,7 @@ class Session:
         )
         if max_tokens < 0:
             raise ValueError(f"max_tokens = {max_tokens} must be 0 or more")
-        self._check_open()
-        if self._position == 0:
-            raise ValueError("nothing to continue: feed a prompt with forward() first")
+        self._check_continuable()
         ends = frozenset() if ignore_eos else self.model.end_ids
         return self._generate(max_tokens, sampler, ends)
 
@@ -262,8 +261,13 @@ class Session:
             self.forward([token], logits=None)
             yield token
 
-    def _next(self, sampler: Sampler) -> int:
+    def _check_continuable(self) -> None:
         self._check_open()
+        if self._position == 0:
+            raise ValueError("nothing to continue: feed a prompt with forward() first")
+
+    def _next(self, sampler: Sampler) -> int:
+        self._check_continuable()  # also here: a rewind may have come in between
         if not self._fresh:
             # After a rewind the logits are another token's: run the last one again.
             last = self._tokens[-1]
@@ -274,7 +278,12 @@ class Session:
         # The step left the most probable token where the next replay reads it.
         out = np.empty(1, np.uint32)
         self._buffers["tokens"].read(out, 4 * self._position)
-        return int(out[0])
+        token = int(out[0])
+        logit = np.empty(1, np.float32)
+        self._buffers["logits"].read(logit, 4 * token)
+        if not logit[0] > -np.inf:
+            raise ValueError("no token can be drawn: every logit is NaN or -inf")
+        return token
 
     @property
     def device_time(self) -> float | None:

@@ -4,10 +4,10 @@
 
 #include "half.h"
 #include "oxb_cpu.h"
+#include "vector.h"
 
 #define BLOCK 64u /* positions whose weights are rescaled together */
 #define HEADS 4u  /* query heads that share each row of the caches as it is read */
-#define LANES 16u
 
 typedef struct head_state {
     float out[OXB_CPU_MAX_HEAD_DIM];   /* sum of the blocks done */
@@ -88,31 +88,12 @@ uint64_t oxb_cpu_attention_need(const oxb_cpu_kernel *kernel, const void *args, 
     }
 }
 
-static inline const float *load_row(const void *cache, uint64_t offset, uint64_t n, int half_cache,
-                                    float *row)
+static const float *load_row(const void *cache, uint64_t offset, uint64_t n, int half_cache, float *row)
 {
     if (!half_cache)
         return (const float *)cache + offset;
-    const uint16_t *from = (const uint16_t *)cache + offset;
-    for (uint64_t i = 0; i < n; i++)
-        row[i] = oxb_float_of_half(from[i]);
+    oxb_floats_of_halves((const uint16_t *)cache + offset, row, n);
     return row;
-}
-
-static float dot(const float *a, const float *b, uint64_t n)
-{
-    float lane[LANES] = {0};
-    uint64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (unsigned j = 0; j < LANES; j++)
-            lane[j] += a[i + j] * b[i + j];
-    float half[8];
-    for (unsigned j = 0; j < 8; j++)
-        half[j] = lane[j] + lane[j + 8];
-    float sum = ((half[0] + half[4]) + (half[2] + half[6])) + ((half[1] + half[5]) + (half[3] + half[7]));
-    for (; i < n; i++)
-        sum += a[i] * b[i];
-    return sum;
 }
 
 /* Turn the block's scores into weights relative to the largest score so far. */
@@ -157,7 +138,7 @@ static inline void attend(const oxb_cpu_call *call, uint64_t kv_head, uint64_t f
             const float *k =
                 load_row(call->bindings[1].address, base + (start + p) * n, n, half_cache, scratch->row);
             for (uint64_t h = 0; h < n_heads; h++)
-                scratch->head[h].weight[p] = dot(q + h * n, k, n) * a->scale;
+                scratch->head[h].weight[p] = oxb_dot(q + h * n, k, n) * a->scale;
         }
         for (uint64_t h = 0; h < n_heads; h++) {
             soften(&scratch->head[h], count, n);

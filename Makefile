@@ -1,0 +1,116 @@
+# Everything runs from .venv, which is made on first use from $(PYTHON).
+#   make demo       generate text with the model that ships
+#   make test       the fast tests          make test-slow / test-peer / test-all  the rest
+#   make lint       ruff, mypy, stubs, cython-lint
+#   make cross      compile the C code for macOS with zig
+#   make sanitize   the tests under ASan + UBSan, and those with threads under TSan
+#   make bench      benchmarks              make clean      remove what was built
+# Arguments for pytest: make test PYTEST_ARGS="-k gemv -x"
+
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PYTEST := $(PY) -m pytest
+PYTEST_ARGS ?=
+
+SOURCES := $(wildcard shim/*.[chm] shim/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
+    oxibonsai/metal/*.pxd) setup.py
+BUILT := $(VENV)/.built
+
+.PHONY: demo build test test-slow test-peer test-all
+.PHONY: lint lint-ruff lint-mypy lint-stubs lint-cython cross sanitize bench clean
+.DELETE_ON_ERROR:
+
+demo: $(BUILT)
+	@$(PY) -m oxibonsai generate
+
+build: $(BUILT)
+
+test: $(BUILT) $(VENV)/.extra-test
+	$(PYTEST) $(PYTEST_ARGS)
+
+test-slow: $(BUILT) $(VENV)/.extra-test
+	$(PYTEST) -m slow $(PYTEST_ARGS)
+
+test-peer: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers
+	$(PYTEST) -m peer $(PYTEST_ARGS)
+
+test-all: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers
+	$(PYTEST) -m "slow or not slow" $(PYTEST_ARGS)
+
+lint: lint-ruff lint-mypy lint-stubs lint-cython
+
+lint-ruff: $(VENV)/.extra-dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+# Strict for the package and the tools; tests may leave their annotations out.
+lint-mypy: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-dev
+	$(VENV)/bin/mypy
+	$(VENV)/bin/mypy --allow-untyped-defs --allow-incomplete-defs --allow-untyped-calls \
+	    --allow-any-generics --allow-untyped-decorators tests
+
+lint-stubs: $(BUILT) $(VENV)/.extra-dev
+	$(PY) -m mypy.stubtest --ignore-unused-allowlist \
+	    --allowlist tools/stubtest_allowlist.txt oxibonsai.metal
+
+lint-cython: $(VENV)/.extra-dev
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint oxibonsai
+
+cross: $(BUILT) $(VENV)/.extra-dev
+	$(PY) tools/cross_compile_macos.py
+
+sanitize: $(BUILT) $(VENV)/.extra-test
+	$(PY) tools/sanitize.py address $(PYTEST_ARGS)
+	$(PY) tools/sanitize.py thread $(PYTEST_ARGS)
+
+bench: $(BUILT) $(VENV)/.extra-bench
+	$(PYTEST) -o addopts= benchmarks $(PYTEST_ARGS)
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info oxibonsai/include
+	rm -f oxibonsai/metal/*.so oxibonsai/metal/*.c
+	find oxibonsai tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+# The virtual environment with what the build needs, so that a rebuild downloads nothing.
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "Python 3.10 or newer is needed, $(PYTHON) is not: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+	    { echo "$(PYTHON) cannot make virtual environments: install the system package python3-venv" >&2; exit 1; }
+	@$(PYTHON) -c 'import os, sys, sysconfig; \
+	    sys.exit(not os.path.exists(os.path.join(sysconfig.get_paths()["include"], "Python.h")))' || \
+	    { echo "The headers of $(PYTHON) are missing: install the system package python3-dev" >&2; exit 1; }
+	@echo "Making $(VENV)" >&2
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) 'setuptools>=77' 'Cython>=3.1'
+	@touch $@
+
+$(VENV)/.installed: $(VENV)/.made pyproject.toml
+	@echo "Building and installing oxibonsai into $(VENV)" >&2
+	@$(PIP) --no-build-isolation --editable '.[model]'
+	@touch $@
+
+# Compile again what changed since; right after the install that is nothing.
+$(BUILT): $(VENV)/.installed $(SOURCES)
+	@$(PY) setup.py --quiet build_ext --inplace
+	@touch $@
+
+# An extension module that is gone is built again, whatever the stamps say.
+ifeq ($(wildcard oxibonsai/metal/_core*.so),)
+.PHONY: $(VENV)/.installed
+endif
+
+# oxibonsai is installed by then, so this adds the packages of one extra and builds nothing.
+$(VENV)/.extra-%: $(VENV)/.installed
+	@echo "Installing the packages of oxibonsai[$*]" >&2
+	@$(PIP) 'oxibonsai[$*]'
+	@touch $@
+
+# libllama alone: without the command-line helpers and the image models, in less than half the time.
+# Not for this very processor: pip keeps the wheel.
+$(VENV)/.extra-peers: export CMAKE_ARGS = -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
+    -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_lean.cmake
+$(VENV)/.extra-peers: export CMAKE_BUILD_PARALLEL_LEVEL ?= 2

@@ -1,0 +1,132 @@
+"""Fixtures that run a test on every device present, and count what it leaves there.
+
+A further driver joins through ``--driver LIBRARY`` or ``OXIBONSAI_TEST_DRIVERS`` (paths separated as
+in PATH). ``OXIBONSAI_REQUIRE_DEVICES="cpu,metal"`` makes the run fail where one of them is missing.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from oxibonsai import metal
+
+HYPOTHESIS = {
+    "deadline": None,
+    # The device is the same for all examples, and holds nothing of the last one.
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+}
+settings.register_profile("local", max_examples=25, **HYPOTHESIS)
+settings.register_profile("ci", max_examples=25, derandomize=True, print_blob=True, **HYPOTHESIS)
+settings.load_profile("ci" if os.environ.get("CI") else "local")
+
+LOADED_DRIVERS: set[str] = set()
+failed_key = pytest.StashKey[bool]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--driver",
+        action="append",
+        default=[],
+        metavar="LIBRARY",
+        help="load a device driver and run the device tests on it too; repeatable",
+    )
+
+
+def device_names() -> list[str]:
+    return list(dict.fromkeys(f"{info.driver}:{info.index}" for info in metal.devices()))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers", "large: more arithmetic than a device that is interpreted can do in a fast test"
+    )
+    paths = os.environ.get("OXIBONSAI_TEST_DRIVERS", "").split(os.pathsep)
+    for path in [*config.getoption("--driver"), *filter(None, paths)]:
+        metal.load_driver(str(Path(path).resolve()))
+        # A driver that was loaded goes first in the list.
+        LOADED_DRIVERS.add(metal.devices()[0].driver)
+    required = os.environ.get("OXIBONSAI_REQUIRE_DEVICES", "")
+    present = {name.partition(":")[0] for name in device_names()}
+    missing = sorted({name.strip() for name in required.split(",") if name.strip()} - present)
+    if missing:
+        raise pytest.UsageError(
+            f"OXIBONSAI_REQUIRE_DEVICES asks for {', '.join(missing)}; present: "
+            f"{', '.join(sorted(present))}"
+        )
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return "devices: " + ", ".join(
+        f"{info.driver}:{info.index} ({info.name}, {info.variant})" for info in metal.devices()
+    )
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Give `device_name` the devices that the test's markers admit."""
+    if "device_name" not in metafunc.fixturenames:
+        return
+    names = device_names()
+    only = metafunc.definition.get_closest_marker("device")
+    if only:
+        names = [name for name in names if name.partition(":")[0] in only.args]
+    if metafunc.definition.get_closest_marker("large"):
+        names = [name for name in names if name.partition(":")[0] not in LOADED_DRIVERS]
+    metafunc.parametrize("device_name", names, scope="session")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call):
+    report = yield
+    if report.failed:
+        item.stash[failed_key] = True
+    return report
+
+
+def held_by(device: metal.Device) -> dict[str, int]:
+    stats = device.stats._asdict()
+    return {name: stats[name] for name in ("buffers", "allocated_bytes", "in_flight")}
+
+
+@pytest.fixture(scope="session")
+def opened_device(device_name: str) -> Iterator[metal.Device]:
+    """One Device for all tests: opening one may compile a library."""
+    with metal.Device(device_name) as device:
+        yield device
+
+
+@pytest.fixture
+def device(opened_device: metal.Device, request: pytest.FixtureRequest) -> Iterator[metal.Device]:
+    """The device, with a check that the test left no buffer and no work behind."""
+    if any(held_by(opened_device).values()):
+        gc.collect()  # What the last test left in reference cycles.
+    before = held_by(opened_device)
+    yield opened_device
+    if request.node.stash.get(failed_key, False):
+        return  # The traceback keeps the test's objects alive.
+    if held_by(opened_device) != before:
+        gc.collect()
+    after = held_by(opened_device)
+    assert all(after[name] <= before[name] for name in before), f"left behind: {after}"
+
+
+@pytest.fixture
+def graph(device: metal.Device) -> Iterator[metal.MetalGraph]:
+    with metal.MetalGraph(device) as graph:
+        yield graph
+
+
+@pytest.fixture
+def fast_switches() -> Iterator[None]:
+    """Let threads take turns some hundred times as often as usual."""
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(2e-5)
+    yield
+    sys.setswitchinterval(before)
