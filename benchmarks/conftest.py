@@ -109,6 +109,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     if "copy" in config.stash[shared]:
         out.line(f"memory copied by one thread: {config.stash[shared]['copy'] / 1e9:.1f} GB/s")
     width = max(len(row[0]) for row in rows)
-    out.line(f"{'':{width}}  {'median':>10}  {'GB/s':>7}  {'share':>6}")
-    for name, time, speed, share, more in rows:
-        out.line(f"{name:{width}}  {time:>10}  {speed:>7}  {share:>6}  {more}".rstrip())
+    out.line(f"{'':{width}}  {'fastest':>8}  {'median':>8}  {'GB/s':>7}  {'share':>6}")
+    for name, fastest, median, speed, share, more in rows:
+        out.line(
+            f"{name:{width}}  {fastest:>8}  {median:>8}  {speed:>7}  {share:>6}  {more}".rstrip()
+        )

@@ -89,12 +89,13 @@ class Meter:
         self.add(**{f"{what}_per_s": count / self.median})
         self.more = f"{count / self.median:.1f} {what}/s"
 
-    def row(self) -> tuple[str, str, str, str, str]:
-        """Return name, median, GB/s, share and the rest as text."""
+    def row(self) -> tuple[str, str, str, str, str, str]:
+        """Return name, fastest, median, GB/s, share and the rest as text."""
         extra = self.benchmark.extra_info
         speed = f"{extra['GBps']:.2f}" if "GBps" in extra else ""
         share = f"{extra['share']:.0%}" if "share" in extra else ""
-        return self.name, in_units(self.median), speed, share, self.more
+        fastest = in_units(float(self.benchmark.stats.stats.min))
+        return self.name, fastest, in_units(self.median), speed, share, self.more
 
 
 def in_units(seconds: float) -> str:

@@ -136,6 +136,9 @@ static oxb_status check_dispatch(const oxb_commands *commands, const oxb_pipelin
         if (buffer->device != device) {
             return oxb_fail(OXB_ENCODING_FAILED, "%s: the buffer of binding %u belongs to another device", name, i);
         }
+        if (buffer->read_only && (pipeline->info.written >> i & 1)) {
+            return oxb_fail(OXB_ENCODING_FAILED, "%s writes binding %u, a buffer over read-only memory", name, i);
+        }
         if (bindings[i].offset >= buffer->length) {
             return oxb_fail(OXB_ENCODING_FAILED, "%s: binding %u starts at byte %llu of a buffer of %llu bytes", name,
                             i, (unsigned long long)bindings[i].offset, (unsigned long long)buffer->length);

@@ -194,3 +194,17 @@ void oxb_device_get_stats(oxb_device *device, oxb_device_stats *stats) {
                                 .in_flight = in_flight,
                                 .submissions = atomic_load(&device->submissions)};
 }
+
+static oxb_status no_capture(const oxb_device *device) {
+    return oxb_fail(OXB_ENCODING_FAILED, "the %s device has no capture", device->driver->name);
+}
+
+oxb_status oxb_capture_start(oxb_device *device, const char *path) {
+    const oxb_driver *driver = device->driver;
+    return driver->capture_start ? driver->capture_start(device->impl, path) : no_capture(device);
+}
+
+oxb_status oxb_capture_stop(oxb_device *device) {
+    const oxb_driver *driver = device->driver;
+    return driver->capture_stop ? driver->capture_stop(device->impl) : no_capture(device);
+}

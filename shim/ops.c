@@ -5,7 +5,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#include "cpu/oxb_cpu.h"
+#include "geometry.h"
 #include "oxb_internal.h"
 
 /* One binding of an op with what the op needs of it. */
@@ -53,22 +53,30 @@ static oxb_status check_count(const char *op, const char *name, uint64_t n, uint
                     (unsigned long long)limit);
 }
 
+static oxb_status check_eps(const char *op, float eps) {
+    if (eps >= 0 && !isinf(eps)) return OXB_OK;
+    return oxb_fail(OXB_ENCODING_FAILED, "%s: eps = %g must be finite and not negative", op, (double)eps);
+}
+
 #define MAX_OPERANDS 6u
 #define MAX_COUNT 0x7fffffffu
 
-/* Record `kernel` over `groups` threadgroups. */
-static oxb_status record(oxb_commands *commands, const char *kernel, const struct operand *operands, uint32_t n,
-                         const void *args, uint32_t args_size, uint64_t groups) {
+static uint32_t groups_of(uint64_t n, uint32_t per_group) { return (uint32_t)((n + per_group - 1) / per_group); }
+
+/* Record `kernel` for `units` of the operation along x, and `units_y` along y. */
+static oxb_status record(oxb_commands *commands, oxb_op op, const char *kernel, const struct operand *operands,
+                         uint32_t n, const void *args, uint32_t args_size, uint64_t units, uint64_t units_y) {
+    oxb_device *device = oxb_commands_device(commands);
+    const oxb_tile *tile = &oxb_geometry_of(&device->info)->tiles[op];
     oxb_pipeline *pipeline = NULL;
-    oxb_status status = oxb_builtin_pipeline(oxb_commands_device(commands), kernel, NULL, 0, &pipeline);
+    oxb_status status = oxb_builtin_pipeline(device, kernel, tile->constants, tile->n_constants, &pipeline);
     if (status != OXB_OK) return status;
     oxb_binding bindings[MAX_OPERANDS];
     for (uint32_t i = 0; i < n; i++) bindings[i] = operands[i].binding;
-    oxb_size threadgroups = {(uint32_t)groups, 1, 1}, threads = {1, 1, 1};
+    oxb_size threadgroups = {groups_of(units, tile->units[0]), groups_of(units_y, tile->units[1]), 1};
+    oxb_size threads = {tile->threads, 1, 1};
     return oxb_commands_dispatch(commands, pipeline, bindings, n, args, args_size, threadgroups, threads, 0);
 }
-
-static uint64_t groups_of(uint64_t n, uint64_t per_group) { return (n + per_group - 1) / per_group; }
 
 static struct operand weight_operand(const oxb_weight *weight) {
     return (struct operand){"weight", {weight->buffer, 0}, weight->buffer->length, 0};
@@ -86,8 +94,7 @@ oxb_status oxb_op_gemv(oxb_commands *commands, const oxb_weight *weight, uint64_
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "gemv_%s%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name,
              residual ? "_residual" : "");
-    return record(commands, kernel, operands, 3, &args, sizeof args,
-                  groups_of(n_rows, OXB_CPU_ROWS));
+    return record(commands, OXB_OP_GEMV, kernel, operands, 3, &args, sizeof args, n_rows, 1);
 }
 
 oxb_status oxb_op_gate_up_swiglu(oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
@@ -105,8 +112,7 @@ oxb_status oxb_op_gate_up_swiglu(oxb_commands *commands, const oxb_weight *weigh
     struct oxb_swiglu_args args = {weight->codes_offset, (oxb_u32)(n_rows / 2), (oxb_u32)k};
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "fused_gate_up_swiglu_%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name);
-    return record(commands, kernel, operands, 3, &args, sizeof args,
-                  groups_of(n_rows / 2, OXB_CPU_ROWS));
+    return record(commands, OXB_OP_SWIGLU, kernel, operands, 3, &args, sizeof args, n_rows / 2, 1);
 }
 
 oxb_status oxb_op_rmsnorm(oxb_commands *commands, oxb_binding x, oxb_binding weight, oxb_binding y, uint64_t n,
@@ -114,10 +120,8 @@ oxb_status oxb_op_rmsnorm(oxb_commands *commands, oxb_binding x, oxb_binding wei
     const char *op = "rmsnorm";
     oxb_status status = check_count(op, "n", n, MAX_COUNT);
     if (status == OXB_OK) status = check_count(op, "n_vectors", n_vectors, MAX_COUNT);
+    if (status == OXB_OK) status = check_eps(op, eps);
     if (status != OXB_OK) return status;
-    if (!(eps >= 0) || isinf(eps)) {
-        return oxb_fail(OXB_ENCODING_FAILED, "%s: eps = %g must be finite and not negative", op, (double)eps);
-    }
     struct operand operands[] = {{"input", x, n * n_vectors * 4, 0}, {"weight", weight, n * 4, 0},
                                  {"output", y, n * n_vectors * 4, 1}};
     if ((status = check_operands(op, operands, 3)) != OXB_OK) return status;
@@ -126,7 +130,7 @@ oxb_status oxb_op_rmsnorm(oxb_commands *commands, oxb_binding x, oxb_binding wei
         (status = check_apart(op, operands, operands + 2)) != OXB_OK) return status;
     if ((status = check_apart(op, operands + 1, operands + 2)) != OXB_OK) return status;
     struct oxb_rmsnorm_args args = {(oxb_u32)n, (oxb_u32)n_vectors, eps, 0};
-    return record(commands, "rmsnorm", operands, 3, &args, sizeof args, n_vectors);
+    return record(commands, OXB_OP_RMSNORM, "rmsnorm", operands, 3, &args, sizeof args, n_vectors, 1);
 }
 
 oxb_status oxb_op_add(oxb_commands *commands, oxb_binding x, oxb_binding y, uint64_t n) {
@@ -137,8 +141,7 @@ oxb_status oxb_op_add(oxb_commands *commands, oxb_binding x, oxb_binding y, uint
     if ((status = check_operands(op, operands, 2)) != OXB_OK) return status;
     if (x.offset != y.offset && (status = check_apart(op, operands, operands + 1)) != OXB_OK) return status;
     struct oxb_add_args args = {n, 0};
-    return record(commands, "residual_add", operands, 2, &args, sizeof args,
-                  groups_of(n, OXB_CPU_ELEMENTS));
+    return record(commands, OXB_OP_ADD, "residual_add", operands, 2, &args, sizeof args, n, 1);
 }
 
 static struct operand state_operand(oxb_binding state, int written) {
@@ -160,7 +163,7 @@ oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64
                                   .max_tokens = (oxb_u32)(max_tokens < MAX_COUNT ? max_tokens : MAX_COUNT)};
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "embed_%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name);
-    return record(commands, kernel, operands, 4, &args, sizeof args, 1);
+    return record(commands, OXB_OP_EMBED, kernel, operands, 4, &args, sizeof args, k, 1);
 }
 
 /* The limits keep every product below inside 64 bits: 2^12 * 2^12 * 2^9 * 2^24 elements. */
@@ -196,6 +199,7 @@ oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape, float eps) {
     const char *op = "qk_norm_rope";
     oxb_status status = check_attention(op, shape);
+    if (status == OXB_OK) status = check_eps(op, eps);
     if (status != OXB_OK) return status;
     struct operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 1},
                                  {"q_norm", q_norm, (uint64_t)shape->head_dim * 4, 0},
@@ -204,8 +208,8 @@ oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                  state_operand(state, 0)};
     if ((status = check_operands(op, operands, 5)) != OXB_OK) return status;
     struct oxb_qk_norm_rope_args args = {shape->n_heads, shape->n_kv_heads, shape->head_dim, eps, shape->max_seq, {0}};
-    return record(commands, "qk_norm_rope", operands, 5, &args, sizeof args,
-                  (uint64_t)shape->n_heads + shape->n_kv_heads);
+    return record(commands, OXB_OP_QK_NORM_ROPE, "qk_norm_rope", operands, 5, &args, sizeof args,
+                  (uint64_t)shape->n_heads + shape->n_kv_heads, 1);
 }
 
 oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,
@@ -223,8 +227,8 @@ oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding 
                                      .n_kv_heads = shape->n_kv_heads,
                                      .head_dim = shape->head_dim,
                                      .max_seq = shape->max_seq};
-    return record(commands, shape->kv_f16 ? "kv_store_f16" : "kv_store_f32", operands, 4, &args,
-                  sizeof args, shape->n_kv_heads);
+    return record(commands, OXB_OP_KV_STORE, shape->kv_f16 ? "kv_store_f16" : "kv_store_f32", operands, 4, &args,
+                  sizeof args, shape->n_kv_heads, 1);
 }
 
 oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,
@@ -245,8 +249,8 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
                                       .head_dim = shape->head_dim,
                                       .max_seq = shape->max_seq,
                                       .scale = scale};
-    return record(commands, shape->kv_f16 ? "attention_decode_f16" : "attention_decode_f32",
-                  operands, 5, &args, sizeof args, shape->n_kv_heads);
+    return record(commands, OXB_OP_ATTENTION, shape->kv_f16 ? "attention_decode_f16" : "attention_decode_f32",
+                  operands, 5, &args, sizeof args, shape->n_kv_heads, shape->n_heads / shape->n_kv_heads);
 }
 
 oxb_status oxb_op_advance(oxb_commands *commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,
@@ -258,5 +262,5 @@ oxb_status oxb_op_advance(oxb_commands *commands, oxb_binding logits, oxb_bindin
     struct operand operands[] = {{"logits", logits, n * 4, 0}, {"tokens", tokens, max_tokens * 4, 1}, state_operand(state, 1)};
     if ((status = check_operands(op, operands, 3)) != OXB_OK) return status;
     struct oxb_advance_args args = {(oxb_u32)n, greedy != 0, (oxb_u32)max_tokens, 0};
-    return record(commands, "advance", operands, 3, &args, sizeof args, 1);
+    return record(commands, OXB_OP_ADVANCE, "advance", operands, 3, &args, sizeof args, 1, 1);
 }

@@ -73,6 +73,10 @@ struct oxb_driver {
     oxb_status (*submit)(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                          oxb_driver_done done, void *context);
     void (*replay_free)(void *device, void *replay);
+
+    /* Write what the device does to a file for the maker's tools. Both NULL where there is no such. */
+    oxb_status (*capture_start)(void *device, const char *path);
+    oxb_status (*capture_stop)(void *device);
 };
 
 /* What a driver library exports: its table, or NULL with the reason kept through host->fail. */

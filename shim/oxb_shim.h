@@ -96,6 +96,8 @@ typedef struct oxb_pipeline_info {
     uint32_t max_threads; /* largest threadgroup this pipeline runs with */
     uint32_t simd_width;
     uint64_t static_threadgroup_memory;
+    uint32_t written; /* bit i: binding i may be written; 0 where the driver does not know */
+    uint32_t pad;
 } oxb_pipeline_info;
 
 typedef struct oxb_binding {
@@ -174,6 +176,7 @@ typedef struct oxb_attention_shape {
                                                                                                     \
     X(oxb_status, library_new,                                                                      \
       (oxb_device * device, const char *source, size_t length, oxb_library **library))              \
+    X(void, library_retain, (oxb_library * library))                                                \
     X(void, library_release, (oxb_library * library))                                               \
     /* library NULL: the kernels that ship. */                                                     \
     X(oxb_status, pipeline_new,                                                                     \
@@ -239,7 +242,12 @@ typedef struct oxb_attention_shape {
        oxb_binding state, oxb_binding out, const oxb_attention_shape *shape, float scale))          \
     X(oxb_status, op_advance,                                                                       \
       (oxb_commands * commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,          \
-       uint64_t n, uint64_t max_tokens, int greedy))
+       uint64_t n, uint64_t max_tokens, int greedy))                                                \
+                                                                                                    \
+    /* Write what the device does from here on to a file for the maker's tools (Metal: a .gputrace  \
+     * for Xcode); a device without such tools is OXB_ENCODING_FAILED. */                           \
+    X(oxb_status, capture_start, (oxb_device * device, const char *path))                           \
+    X(oxb_status, capture_stop, (oxb_device * device))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

@@ -19,6 +19,10 @@ oxb_status oxb_library_new(oxb_device *device, const char *source, size_t length
     return OXB_OK;
 }
 
+void oxb_library_retain(oxb_library *library) {
+    atomic_fetch_add_explicit(&library->refs, 1, memory_order_relaxed);
+}
+
 void oxb_library_release(oxb_library *library) {
     if (!library || atomic_fetch_sub_explicit(&library->refs, 1, memory_order_acq_rel) != 1) return;
     library->device->driver->library_free(library->device->impl, library->impl);

@@ -1,7 +1,7 @@
 """Fixtures that run a test on every device present, and count what it leaves there.
 
-A further driver joins through ``--driver LIBRARY`` or ``OXIBONSAI_TEST_DRIVERS`` (paths separated as
-in PATH). ``OXIBONSAI_REQUIRE_DEVICES="cpu,metal"`` makes the run fail where one of them is missing.
+A further driver joins through ``--driver LIBRARY`` or the paths in ``OXIBONSAI_TEST_DRIVERS``.
+``OXIBONSAI_REQUIRE_DEVICES="cpu,metal"`` makes the run fail where one of them is missing.
 """
 
 from __future__ import annotations

@@ -427,6 +427,11 @@ def test_read_only_memory_stays_as_it_is(device):
         assert (array == 7).all()
 
 
+def dispatch_and_run(commands, pipeline, buffers, args):
+    commands.dispatch(pipeline, buffers, args, threadgroups=1)
+    commands.replay()
+
+
 @pytest.mark.device("cpu")
 def test_a_kernel_is_not_dispatched_over_read_only_memory_it_would_write(device):
     # bytes are immutable for Python, and a page mapped read-only ends the process when written.
@@ -439,12 +444,11 @@ def test_a_kernel_is_not_dispatched_over_read_only_memory_it_would_write(device)
         device.buffer(64) as source,
         device.commands() as commands,
     ):
-        with pytest.raises(EncodingError, match="read-only"):
-            commands.dispatch(device.pipeline("residual_add"), [source, target], args,
-                              threadgroups=1)  # fmt: skip
-            commands.replay()
+        pipeline = device.pipeline("residual_add")
         with pytest.raises(EncodingError, match="read-only"):
             commands.add(source, target, 4)
+        with pytest.raises(EncodingError, match="read-only"):
+            dispatch_and_run(commands, pipeline, [source, target], args)
     assert frozen == before
 
 

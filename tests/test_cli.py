@@ -120,7 +120,7 @@ def test_max_tokens_is_kept(capsys, n):
 def test_sampling_arguments_reach_the_sampler(capsys):
     def text(*arguments: str) -> str:
         assert main(["generate", "--max-tokens", "12", "--quiet", *arguments]) == 0
-        out = capsys.readouterr().out
+        out: str = capsys.readouterr().out
         assert out.startswith(PROMPTS[0])
         return out
 

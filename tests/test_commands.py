@@ -281,13 +281,13 @@ def test_a_dispatch_names_its_limits(device):
             f"a threadgroup of 1 x {most + 1} x 1 threads": lambda: dispatch(threads=(1, most + 1)),
             "a threadgroup of 65536 x 65536 x 1": lambda: dispatch(threads=(65536, 65536)),
             "a threadgroup of 4294967295 x": lambda: dispatch(threads=(2**32 - 1,) * 3),
-            "extents must fit 32 bits": lambda: dispatch(threadgroups=2**32),
+            "threadgroups = 4294967296 must fit 32 bits": lambda: dispatch(threadgroups=2**32),
             r"threadgroups = \(1, 1, 1, 1\): one to three extents": lambda: dispatch(
                 threadgroups=(1, 1, 1, 1)
             ),
             r"threadgroups = \(\): one to three extents": lambda: dispatch(threadgroups=()),
             "bytes of threadgroup memory: at most": lambda: dispatch(memory=2**30),
-            "threadgroup_memory = 4294967296: it must fit 32 bits": lambda: dispatch(memory=2**32),
+            "threadgroup_memory = 4294967296 must fit 32 bits": lambda: dispatch(memory=2**32),
             "threadgroup_memory = -1": lambda: dispatch(memory=-1),
             "binding 1 starts at byte 4096 of a buffer of 4096": lambda: dispatch([b, (b, 4096)]),
             "binding 0 starts at byte 9223372036854775807": lambda: dispatch([(b, 2**63 - 1), b]),

@@ -76,5 +76,5 @@ def test_llama_cpp_gives_logits_as_near_as_its_activations_allow(peer, model, pr
     with model.session(kv_dtype="f32") as session:
         ours = session.forward(ids)
     assert ours is not None
-    # Its activations are 8-bit integers: 5e-3 a matrix. A wrong weight or angle is far past this.
-    assert relative_error(theirs, ours.astype(np.float64)) < 0.05
+    # It rounds activations to 8-bit integers, which comes to 1.3e-2 here.
+    assert relative_error(theirs, ours.astype(np.float64)) < 0.03

@@ -29,15 +29,13 @@ SENTINEL = np.float32(-12345.5)
 
 
 def run(device, record, *arrays):
-    """Upload `arrays`, record with `record(commands, *buffers)`, run; return all as they are after."""
+    """Upload `arrays`, run what `record(commands, *buffers)` records, return them as left."""
     arrays = [np.ascontiguousarray(a) for a in arrays]
     with device.commands() as commands:
         buffers = [device.upload(a) for a in arrays]
         record(commands, *buffers)
         commands.replay()
-        return [
-            contents(b, a.dtype).reshape(a.shape) for a, b in zip(arrays, buffers, strict=True)
-        ]
+        return [contents(b, a.dtype).reshape(a.shape) for a, b in zip(arrays, buffers, strict=True)]
 
 
 def state(position):
@@ -129,8 +127,7 @@ def swiglu_with_bound(w64, x):
     """Return the definition's result, and the error that the two products may cause in it."""
     gate, up = np.split(reference.gemv(w64, x), 2)
     gate_bound, up_bound = (
-        reference.gemv_bound(w, x, r)
-        for w, r in zip(np.split(w64, 2), (gate, up), strict=True)
+        reference.gemv_bound(w, x, r) for w, r in zip(np.split(w64, 2), (gate, up), strict=True)
     )
     expected = reference.swiglu(gate, up)
     # The slope of silu is at most 1.1.
@@ -328,9 +325,7 @@ def test_half_caches_round_like_ieee(device):
             expected = values.astype(np.float16)
         for got, want in ((k[0, :, 0], expected), (v[0, :, 0], -expected)):
             number = ~np.isnan(want)
-            np.testing.assert_array_equal(
-                got.view(np.uint16)[number], want.view(np.uint16)[number]
-            )
+            np.testing.assert_array_equal(got.view(np.uint16)[number], want.view(np.uint16)[number])
             assert np.isnan(got[~number]).all()
 
 
@@ -708,4 +703,4 @@ def test_an_output_over_read_only_memory_is_refused(device, graph):
 
 
 def test_every_format_of_the_table_was_tried():
-    assert ALL_FORMATS == list(formats.FORMATS)
+    assert list(formats.FORMATS) == ALL_FORMATS

@@ -66,9 +66,7 @@ def test_shared_is_one_object_and_a_failed_first_try_is_not_remembered(monkeypat
     monkeypatch.delenv("OXIBONSAI_DEVICE")
     graph = MetalGraph.shared()
     found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(MetalGraph.shared())) for _ in range(8)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(MetalGraph.shared())) for _ in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -190,7 +188,7 @@ def test_repaired_a_raw_handle_in_a_gemv_names_the_right_upload(device, graph):
         calls.append(lambda: commands.gemv(handle, b, b, 4, 128))
         for call in calls:
             with pytest.raises(
-                EncodingError, match="72 raw bytes.*upload_q1_weight_soa or upload_tq2_weight_soa"
+                EncodingError, match=r"72 raw bytes.*upload_q1_weight_soa or upload_tq2_weight_soa"
             ):
                 call()
     assert not y.any()
@@ -650,26 +648,24 @@ def test_buffers_are_given_back_when_the_body_raises(graph):
 
 
 @pytest.mark.device("cpu")
-def test_a_guard_that_is_misused_does_not_crash(device_name):
+def test_a_guard_that_is_left_without_being_entered_is_an_error(device_name):
     run_python(
         f"""
         from oxibonsai import metal
         graph = metal.MetalGraph({device_name!r})
         guard = graph.acquire_buffers(8, 8)
-        for _ in range(2):
+
+        def refused(call, *arguments):
             try:
-                guard.__exit__(None, None, None)
+                call(*arguments)
             except metal.EncodingError:
-                pass
+                return
+            raise AssertionError("was taken")
+
+        refused(guard.__exit__, None, None, None)
         with guard:
-            try:
-                guard.__enter__()
-            except metal.EncodingError:
-                pass
-        try:
-            guard.__exit__(None, None, None)
-        except metal.EncodingError:
-            pass
+            refused(guard.__enter__)
+        refused(guard.__exit__, None, None, None)
         with graph.acquire_buffers(8, 8), graph.acquire_buffers(16, 16):
             pass
         """

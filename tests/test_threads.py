@@ -365,25 +365,27 @@ def test_closing_what_another_thread_uses_is_an_error_there_and_no_crash(device_
         closed = threading.Event()
         turns = []
 
-        def work(i, graph=graph, handle=handle, expected=expected, closed=closed, turns=turns):
-            if i == 0:
-                while len(turns) < 20:
-                    time.sleep(0)
-                objects[victim].close()
-                closed.set()
-                return
-            try:
-                while True:
-                    last = closed.is_set()
-                    y = np.zeros(64, np.float32)
-                    graph.encode_gemv(handle, x, y)
-                    np.testing.assert_array_equal(y, expected)
-                    turns.append(i)
-                    assert not last, "a closed object was used"
-            except EncodingError as error:
-                assert "closed" in str(error)
+        target = {"handle": handle, "graph": graph, "device": device}[victim]
 
-        objects = {"handle": handle, "graph": graph, "device": device}
+        def use(graph=graph, handle=handle, expected=expected, closed=closed, turns=turns):
+            while True:
+                last = closed.is_set()
+                y = np.zeros(64, np.float32)
+                graph.encode_gemv(handle, x, y)
+                np.testing.assert_array_equal(y, expected)
+                turns.append(1)
+                assert not last, "a closed object was used"
+
+        def work(i, target=target, closed=closed, turns=turns, use=use):
+            if i > 0:
+                with pytest.raises(EncodingError, match="closed"):
+                    use()
+                return
+            while len(turns) < 20:
+                time.sleep(0)
+            target.close()
+            closed.set()
+
         together(4, work)
         device.close()
 
@@ -429,21 +431,19 @@ def test_closing_a_device_while_others_make_things_on_it(device_name):
 def test_closing_a_buffer_while_others_read_and_write_it(device):
     for _ in range(10):
         buffer = device.buffer(1 << 16)
-        out = [np.zeros(1 << 16, np.uint8) for _ in range(4)]
 
-        def work(i, buffer=buffer, out=out):
-            try:
-                for _ in range(200):
-                    if i == 0:
-                        time.sleep(1e-3)
-                        buffer.close()
-                        return
-                    if i % 2:
-                        buffer.read(out[i])
-                    else:
-                        buffer.write(out[i])
-            except EncodingError as error:
-                assert "closed" in str(error)
+        def use(copy):
+            memory = np.zeros(1 << 16, np.uint8)
+            while True:
+                copy(memory)
+
+        def work(i, buffer=buffer, use=use):
+            if i == 0:
+                time.sleep(2e-3)
+                buffer.close()
+                return
+            with pytest.raises(EncodingError, match="closed"):
+                use(buffer.read if i % 2 else buffer.write)
 
         together(4, work)
 

@@ -1,5 +1,5 @@
 from oxibonsai.metal._core cimport Device
-from oxibonsai.metal.oxb cimport oxb_binding, oxb_buffer
+from oxibonsai.metal.oxb cimport oxb_buffer
 
 
 cdef class Buffer:
@@ -17,6 +17,3 @@ cdef class Buffer:
 
 
 cdef Buffer buffer_of(object value, str what)
-
-# A Buffer, or a (Buffer, byte offset) pair.
-cdef int bind(object value, str what, oxb_binding *binding) except -1

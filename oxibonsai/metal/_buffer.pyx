@@ -1,16 +1,17 @@
 """Buffers: device memory that Python, NumPy and other libraries can share."""
 
 from cpython.buffer cimport PyBUF_WRITABLE
+from cpython.number cimport PyNumber_Index
 from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
-from oxibonsai.metal._core cimport Device, HostBytes, api, check, host_bytes
+from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
 from oxibonsai.metal.oxb cimport (
     OXB_OK,
     OXB_STORAGE_PRIVATE,
     OXB_STORAGE_SHARED,
-    oxb_binding,
     oxb_buffer,
+    oxb_device,
     oxb_status,
     oxb_storage,
 )
@@ -30,13 +31,6 @@ cdef void _release_owner(void *owner) noexcept nogil:
     if Py_IsInitialized():
         with gil:
             Py_DECREF(<object>owner)
-
-
-cdef uint64_t _bytes_count(object value, str what) except? 0xffffffffffffffff:
-    n = value.__index__()
-    if not 0 <= n <= 0x7fffffffffffffff:
-        raise EncodingError(f"{what} = {n} must lie in 0..2**63 - 1")
-    return n
 
 
 cdef class Buffer:
@@ -69,9 +63,12 @@ cdef class Buffer:
         cdef oxb_buffer *handle = NULL
         if self.handle:
             raise EncodingError("this Buffer is made already: make a new one")
-        device.open_handle()
+        cdef oxb_device *borrowed = device.borrow()
         with nogil:
-            check(api.buffer_new(device.handle, length, where, &handle))
+            try:
+                check(api.buffer_new(borrowed, length, where, &handle))
+            finally:
+                api.device_release(borrowed)
         self.handle = handle
         self.storage = storage
         self.strides[0] = 1
@@ -124,12 +121,13 @@ cdef class Buffer:
         if storage != "shared":
             raise ValueError(f"storage = {storage!r}: memory wrapped without a copy is 'shared'")
         buffer = Buffer.__new__(Buffer, device)
-        device.open_handle()
-        Py_INCREF(host)
+        cdef oxb_device *borrowed = device.borrow()
         cdef oxb_status status
+        Py_INCREF(host)
         with nogil:
-            status = api.buffer_wrap(device.handle, <void *>host.address, host.nbytes, host.read_only,
+            status = api.buffer_wrap(borrowed, <void *>host.address, host.nbytes, host.read_only,
                                      _release_owner, <void *>host, &handle)
+            api.device_release(borrowed)
         if status != OXB_OK:
             Py_DECREF(host)
         check(status)
@@ -195,7 +193,7 @@ cdef class Buffer:
 
     def read(self, out, offset=0):
         """Fill the writable array `out` with the bytes from `offset` on, and return it."""
-        cdef uint64_t start = _bytes_count(offset, "offset")
+        cdef uint64_t start = count_of(offset, "offset")
         cdef HostBytes host = host_bytes(out)
         if host.read_only:
             raise ValueError("cannot read into a read-only array")
@@ -210,7 +208,7 @@ cdef class Buffer:
 
     def write(self, data, offset=0):
         """Copy the bytes of `data` to `offset`."""
-        cdef uint64_t start = _bytes_count(offset, "offset")
+        cdef uint64_t start = count_of(offset, "offset")
         cdef HostBytes host = host_bytes(data)
         cdef oxb_buffer *handle = self.open_handle()
         api.buffer_retain(handle)
@@ -222,16 +220,17 @@ cdef class Buffer:
 
     def fill(self, value=0, offset=0, nbytes=None):
         """Set `nbytes` bytes (all that follow `offset` where left out) to `value`, 0 to 255."""
-        cdef oxb_buffer *handle = self.open_handle()
-        cdef uint64_t start = _bytes_count(offset, "offset")
-        cdef uint64_t total = api.buffer_length(handle)
-        cdef uint64_t count = (
-            (total - start if start < total else 0) if nbytes is None else _bytes_count(nbytes, "nbytes")
-        )
-        byte = value.__index__()
+        cdef uint64_t start = count_of(offset, "offset"), total, count = 0
+        if nbytes is not None:
+            count = count_of(nbytes, "nbytes")
+        byte = PyNumber_Index(value)
         if not 0 <= byte <= 255:
             raise EncodingError(f"cannot fill with {byte}: a byte is 0 to 255")
         cdef unsigned char c = byte
+        cdef oxb_buffer *handle = self.open_handle()
+        if nbytes is None:
+            total = api.buffer_length(handle)
+            count = total - start if start < total else 0
         api.buffer_retain(handle)
         try:
             with nogil:
@@ -245,7 +244,7 @@ cdef class Buffer:
         `shape` left out takes all whole elements that fit.
         """
         dtype = np.dtype(dtype)
-        start = _bytes_count(offset, "offset")
+        start = count_of(offset, "offset")
         if shape is None:
             shape = (max(len(self) - start, 0) // dtype.itemsize,)
         count = int(np.prod(shape, dtype=np.int64)) if np.ndim(shape) else int(shape)
@@ -299,7 +298,7 @@ cdef class Buffer:
 
 
 cdef uint64_t nbytes_checked(object value) except? 0:
-    n = value.__index__()
+    n = PyNumber_Index(value)
     if not 1 <= n <= 0x7fffffffffffffff:
         raise BufferCreationError(f"cannot make a buffer of {n} bytes: 1 to 2**63 - 1 are allowed")
     return n
@@ -309,14 +308,3 @@ cdef Buffer buffer_of(object value, str what):
     if not isinstance(value, Buffer):
         raise TypeError(f"{what} must be a Buffer, not {type(value).__name__}")
     return <Buffer>value
-
-
-cdef int bind(object value, str what, oxb_binding *binding) except -1:
-    offset = 0
-    if isinstance(value, tuple):
-        if len(value) != 2:
-            raise TypeError(f"{what} must be a Buffer or (Buffer, offset), not a tuple of {len(value)}")
-        value, offset = value
-    binding.buffer = buffer_of(value, what).open_handle()
-    binding.offset = _bytes_count(offset, f"offset of {what}")
-    return 0

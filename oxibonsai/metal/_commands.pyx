@@ -1,11 +1,12 @@
 """Recorded command sequences."""
 
 cimport cython
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 
-from oxibonsai.metal._core cimport Device, HostBytes, api, check, host_bytes
+from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
 from oxibonsai.metal._pipeline cimport Pipeline
-from oxibonsai.metal._weights cimport WeightHandle, bind_vector, weight_of
+from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
     OXB_MAX_BINDINGS,
     OXB_OK,
@@ -14,7 +15,6 @@ from oxibonsai.metal.oxb cimport (
     oxb_commands,
     oxb_size,
     oxb_status,
-    oxb_weight,
 )
 
 from oxibonsai.metal._errors import EncodingError
@@ -22,39 +22,35 @@ from oxibonsai.metal._errors import EncodingError
 cdef int MAX_IN_FLIGHT = 16
 
 
-cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff:
-    n = value.__index__()
-    if not 0 <= n <= 0x7fffffffffffffff:
-        raise EncodingError(f"{what} = {n} must lie in 0..2**63 - 1")
+cdef uint32_t _u32(object value, str what) except? 0xffffffff:
+    n = PyNumber_Index(value)
+    if not 0 <= n <= 0xffffffff:
+        raise EncodingError(f"{what} = {n} must fit 32 bits")
     return n
 
 
 cdef oxb_size _size(object value, str what) except *:
     cdef oxb_size size
-    extents = (value,) if hasattr(value, "__index__") else tuple(value)
+    extents = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not 1 <= len(extents) <= 3:
         raise EncodingError(f"{what} = {value!r}: one to three extents")
-    padded = [*extents, 1, 1]
-    for extent in padded[:3]:
-        if not 0 <= extent.__index__() <= 0xffffffff:
-            raise EncodingError(f"{what} = {value!r}: extents must fit 32 bits")
-    size.x, size.y, size.z = padded[0], padded[1], padded[2]
+    extents = (*extents, 1, 1)
+    size.x, size.y, size.z = _u32(extents[0], what), _u32(extents[1], what), _u32(extents[2], what)
     return size
 
 
-cdef oxb_attention_shape _attention_shape(dict kw) except *:
+cdef oxb_attention_shape _attention_shape(
+    n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype
+) except *:
     cdef oxb_attention_shape shape
-    for name in ("n_heads", "n_kv_heads", "head_dim", "max_seq", "layer"):
-        if not 0 <= kw[name].__index__() <= 0xffffffff:
-            raise EncodingError(f"{name} = {kw[name]} must fit 32 bits")
-    if kw["kv_dtype"] not in ("f16", "f32"):
-        raise ValueError(f"kv_dtype = {kw['kv_dtype']!r}: 'f16' or 'f32'")
-    shape.n_heads = kw["n_heads"]
-    shape.n_kv_heads = kw["n_kv_heads"]
-    shape.head_dim = kw["head_dim"]
-    shape.max_seq = kw["max_seq"]
-    shape.layer = kw["layer"]
-    shape.kv_f16 = kw["kv_dtype"] == "f16"
+    if kv_dtype not in ("f16", "f32"):
+        raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
+    shape.n_heads = _u32(n_heads, "n_heads")
+    shape.n_kv_heads = _u32(n_kv_heads, "n_kv_heads")
+    shape.head_dim = _u32(head_dim, "head_dim")
+    shape.max_seq = _u32(max_seq, "max_seq")
+    shape.layer = _u32(layer, "layer")
+    shape.kv_f16 = kv_dtype == "f16"
     return shape
 
 
@@ -78,9 +74,8 @@ cdef class Commands:
         cdef oxb_commands *handle = NULL
         if self.handle:
             raise EncodingError("this Commands is made already: make a new one")
-        device.open_handle()
-        with nogil:
-            check(api.commands_new(device.handle, &handle))
+        # With the GIL: it makes a handle and asks the device nothing.
+        check(api.commands_new(device.open_handle(), &handle))
         self.device = device
         self.handle = handle
 
@@ -168,24 +163,19 @@ cdef class Commands:
         EncodingError
             Where a limit of the device is passed; nothing is recorded then.
         """
-        cdef oxb_commands *handle = self.recording()
         cdef oxb_binding bound[31]
         cdef HostBytes struct = host_bytes(args)
-        cdef uint32_t n = 0
-        bindings = list(bindings)
-        if len(bindings) > <int>OXB_MAX_BINDINGS:
-            raise EncodingError(f"{len(bindings)} bindings: at most {OXB_MAX_BINDINGS} are allowed")
-        for value in bindings:
-            bind_vector(value, f"binding {n}", &bound[n])
-            n += 1
+        cdef oxb_size grid = _size(threadgroups, "threadgroups"), group = _size(threads, "threads")
+        cdef uint32_t memory = _u32(threadgroup_memory, "threadgroup_memory")
+        operands = tuple((f"binding {i}", value) for i, value in enumerate(bindings))
+        if len(operands) > <int>OXB_MAX_BINDINGS:
+            raise EncodingError(f"{len(operands)} bindings: at most {OXB_MAX_BINDINGS} are allowed")
         if struct.nbytes > 4096:
             raise EncodingError(f"an argument struct of {struct.nbytes} bytes: at most 4096 are allowed")
-        memory = count_of(threadgroup_memory, "threadgroup_memory")
-        if memory > 0xffffffff:
-            raise EncodingError(f"threadgroup_memory = {memory}: it must fit 32 bits")
+        bind_all(operands, bound)
         check(api.commands_dispatch(
-            handle, pipeline.open_handle(), bound, n, struct.address, struct.nbytes,
-            _size(threadgroups, "threadgroups"), _size(threads, "threads"), memory,
+            self.recording(), pipeline.open_handle(), bound, <uint32_t>len(operands), struct.address,
+            <uint32_t>struct.nbytes, grid, group, memory,
         ))
 
     cdef int drain(self, int keep, double timeout) except -1 nogil:
@@ -272,116 +262,104 @@ cdef class Commands:
         """Seconds the device took for the last submission waited for; None before the first."""
         return self.last.end - self.last.start if self.timed else None
 
+    # Each op converts its numbers first and reads open handles last: a conversion may run code that closes
+    # one of them.
+
     def gemv(self, weight, x, y, n_rows=None, k=None, *, residual=False):
         """Record y = W x, or y += W x. x: float32 [k], y: float32 [n_rows], in Buffers."""
-        cdef oxb_commands *handle = self.recording()
+        cdef oxb_binding b[2]
         cdef WeightHandle w = weight_of(weight, "weight")
-        cdef const oxb_weight *matrix = w.matrix("gemv")
-        cdef oxb_binding bx, by
-        bind_vector(x, "x", &bx)
-        bind_vector(y, "y", &by)
+        cdef bint add = residual
+        cdef uint64_t rows, columns
         rows, columns = shape_of(w, n_rows, k)
-        check(api.op_gemv(handle, matrix, rows, columns, bx, by, bool(residual)))
+        bind_all((("x", x), ("y", y)), b)
+        check(api.op_gemv(self.recording(), w.matrix("gemv"), rows, columns, b[0], b[1], add))
 
     def gate_up_swiglu(self, weight, x, y, n_rows=None, k=None):
         """Record y = silu(W[:h] x) * (W[h:] x), h = n_rows / 2. y: float32 [h]."""
-        cdef oxb_commands *handle = self.recording()
+        cdef oxb_binding b[2]
         cdef WeightHandle w = weight_of(weight, "weight")
-        cdef const oxb_weight *matrix = w.matrix("gate_up_swiglu")
-        cdef oxb_binding bx, by
-        bind_vector(x, "x", &bx)
-        bind_vector(y, "y", &by)
+        cdef uint64_t rows, columns
         rows, columns = shape_of(w, n_rows, k)
-        check(api.op_gate_up_swiglu(handle, matrix, rows, columns, bx, by))
+        bind_all((("x", x), ("y", y)), b)
+        check(api.op_gate_up_swiglu(self.recording(), w.matrix("gate_up_swiglu"), rows, columns, b[0], b[1]))
 
     def rmsnorm(self, x, weight, y, n, *, eps=1e-6, n_vectors=1):
         """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats."""
-        cdef oxb_commands *handle = self.recording()
-        cdef oxb_binding bx, bw, by
-        bind_vector(x, "x", &bx)
-        bind_vector(weight, "weight", &bw)
-        bind_vector(y, "y", &by)
-        check(api.op_rmsnorm(handle, bx, bw, by, count_of(n, "n"), count_of(n_vectors, "n_vectors"), eps))
+        cdef oxb_binding b[3]
+        cdef uint64_t size = count_of(n, "n"), vectors = count_of(n_vectors, "n_vectors")
+        cdef float epsilon = eps
+        bind_all((("x", x), ("weight", weight), ("y", y)), b)
+        check(api.op_rmsnorm(self.recording(), b[0], b[1], b[2], size, vectors, epsilon))
 
     def add(self, x, y, n):
         """Record y += x over n floats."""
-        cdef oxb_commands *handle = self.recording()
-        cdef oxb_binding bx, by
-        bind_vector(x, "x", &bx)
-        bind_vector(y, "y", &by)
-        check(api.op_add(handle, bx, by, count_of(n, "n")))
+        cdef oxb_binding b[2]
+        cdef uint64_t size = count_of(n, "n")
+        bind_all((("x", x), ("y", y)), b)
+        check(api.op_add(self.recording(), b[0], b[1], size))
 
     def embed(self, weight, tokens, state, y, n_rows=None, k=None):
         """Record y = row tokens[position] of the weight; NaN where either is out of range.
 
         tokens: uint32; state: 16 bytes, the position as uint32 first.
         """
-        cdef oxb_commands *handle = self.recording()
+        cdef oxb_binding b[3]
         cdef WeightHandle w = weight_of(weight, "weight")
-        cdef const oxb_weight *matrix = w.matrix("embed")
-        cdef oxb_binding bt, bs, by
-        bind_vector(tokens, "tokens", &bt)
-        bind_vector(state, "state", &bs)
-        bind_vector(y, "y", &by)
+        cdef uint64_t rows, columns
         rows, columns = shape_of(w, n_rows, k)
-        check(api.op_embed(handle, matrix, rows, columns, bt, bs, by))
+        bind_all((("tokens", tokens), ("state", state), ("y", y)), b)
+        check(api.op_embed(self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2]))
 
-    def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, eps=1e-6, **shape):
+    def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim, max_seq,
+                     layer, kv_dtype, eps=1e-6):
         """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
 
         qkv: float32 [n_heads + 2 n_kv_heads, head_dim]; rope: float32 [max_seq, 2, head_dim / 2],
-        cosines then sines. `shape`: n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype.
+        cosines then sines. Layer and kv_dtype are those of the cache and change nothing here.
         """
-        cdef oxb_commands *handle = self.recording()
-        cdef oxb_attention_shape s = _attention_shape(shape)
-        cdef oxb_binding bq, bn, bk, br, bs
-        bind_vector(qkv, "qkv", &bq)
-        bind_vector(q_norm, "q_norm", &bn)
-        bind_vector(k_norm, "k_norm", &bk)
-        bind_vector(rope, "rope", &br)
-        bind_vector(state, "state", &bs)
-        check(api.op_qk_norm_rope(handle, bq, bn, bk, br, bs, &s, eps))
+        cdef oxb_binding b[5]
+        cdef oxb_attention_shape shape = _attention_shape(
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype)
+        cdef float epsilon = eps
+        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
+                  ("state", state)), b)
+        check(api.op_qk_norm_rope(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, epsilon))
 
-    def kv_store(self, qkv, k_cache, v_cache, state, **shape):
+    def kv_store(self, qkv, k_cache, v_cache, state, *, n_heads, n_kv_heads, head_dim, max_seq,
+                 layer, kv_dtype):
         """Record the store of k and v at the token's position.
 
-        Caches: [layer, n_kv_heads, max_seq, head_dim] of kv_dtype. `shape` as in qk_norm_rope.
+        Caches: [layer, n_kv_heads, max_seq, head_dim] of kv_dtype, "f16" or "f32".
         """
-        cdef oxb_commands *handle = self.recording()
-        cdef oxb_attention_shape s = _attention_shape(shape)
-        cdef oxb_binding bq, bk, bv, bs
-        bind_vector(qkv, "qkv", &bq)
-        bind_vector(k_cache, "k_cache", &bk)
-        bind_vector(v_cache, "v_cache", &bv)
-        bind_vector(state, "state", &bs)
-        check(api.op_kv_store(handle, bq, bk, bv, bs, &s))
+        cdef oxb_binding b[4]
+        cdef oxb_attention_shape shape = _attention_shape(
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype)
+        bind_all((("qkv", qkv), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
+        check(api.op_kv_store(self.recording(), b[0], b[1], b[2], b[3], &shape))
 
-    def attention(self, qkv, k_cache, v_cache, state, out, *, scale=None, **shape):
+    def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim, max_seq,
+                  layer, kv_dtype, scale=None):
         """Record decode attention of the token over all positions up to its own.
 
-        out: float32 [n_heads, head_dim]; scale: 1 / sqrt(head_dim) where left out. `shape` as in
-        qk_norm_rope.
+        out: float32 [n_heads, head_dim]; scale: 1 / sqrt(head_dim) where left out. Caches as in
+        kv_store.
         """
-        cdef oxb_commands *handle = self.recording()
-        cdef oxb_attention_shape s = _attention_shape(shape)
-        cdef oxb_binding bq, bk, bv, bs, bo
-        bind_vector(qkv, "qkv", &bq)
-        bind_vector(k_cache, "k_cache", &bk)
-        bind_vector(v_cache, "v_cache", &bv)
-        bind_vector(state, "state", &bs)
-        bind_vector(out, "out", &bo)
-        cdef float factor = (s.head_dim ** -0.5 if s.head_dim else 0.0) if scale is None else scale
-        check(api.op_attention(handle, bq, bk, bv, bs, bo, &s, factor))
+        cdef oxb_binding b[5]
+        cdef oxb_attention_shape shape = _attention_shape(
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype)
+        cdef float factor = scale if scale is not None else max(shape.head_dim, 1) ** -0.5
+        bind_all((("qkv", qkv), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state),
+                  ("out", out)), b)
+        check(api.op_attention(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, factor))
 
     def advance(self, logits, tokens, state, n, max_tokens, *, greedy=True):
         """Record position += 1 and, where greedy, tokens[position] = argmax of n logits."""
-        cdef oxb_commands *handle = self.recording()
-        cdef oxb_binding bl, bt, bs
-        bind_vector(logits, "logits", &bl)
-        bind_vector(tokens, "tokens", &bt)
-        bind_vector(state, "state", &bs)
-        check(api.op_advance(handle, bl, bt, bs, count_of(n, "n"), count_of(max_tokens, "max_tokens"),
-                             bool(greedy)))
+        cdef oxb_binding b[3]
+        cdef uint64_t size = count_of(n, "n"), limit = count_of(max_tokens, "max_tokens")
+        cdef bint choose = greedy
+        bind_all((("logits", logits), ("tokens", tokens), ("state", state)), b)
+        check(api.op_advance(self.recording(), b[0], b[1], b[2], size, limit, choose))
 
     def __repr__(self):
         if not self.handle:
@@ -390,7 +368,7 @@ cdef class Commands:
 
 
 cdef int _times(object times) except -1:
-    n = times.__index__()
+    n = PyNumber_Index(times)
     if not 1 <= n <= 0x7fffffff:
         raise EncodingError(f"times = {n} must lie in 1..2**31 - 1")
     return n

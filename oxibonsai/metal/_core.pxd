@@ -1,8 +1,13 @@
+from libc.stdint cimport uint64_t
+
 from oxibonsai.metal.oxb cimport oxb_api, oxb_device, oxb_status
 
 cdef const oxb_api *api
 
 cdef int check(oxb_status status) except -1 nogil
+
+# An integer in 0..2**63 - 1, EncodingError outside it, TypeError for what is no integer.
+cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff
 
 
 cdef class Device:
@@ -12,6 +17,8 @@ cdef class Device:
     cdef object __weakref__
 
     cdef oxb_device *open_handle(self) except NULL
+    # With a reference of the caller's own: another thread may close the device without the GIL held.
+    cdef oxb_device *borrow(self) except NULL
 
 
 cdef class HostBytes:

@@ -1,6 +1,7 @@
 import os
 from array import array
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any, Literal, NamedTuple, Protocol, SupportsIndex, TypeAlias, final
 
 import numpy as np
@@ -75,6 +76,9 @@ class Device:
         self, function: str, *, constants: _Constants | None = None, library: Library | None = None
     ) -> Pipeline: ...
     def commands(self) -> Commands: ...
+    def capture(
+        self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]
+    ) -> AbstractContextManager[None]: ...
 
 def devices() -> list[DeviceInfo]: ...
 def load_driver(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None: ...

@@ -8,8 +8,9 @@ from cpython.buffer cimport (
     PyObject_CheckBuffer,
     PyObject_GetBuffer,
 )
+from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport uint32_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from oxibonsai.metal.oxb cimport (
     OXB_API_CAPSULE,
@@ -28,6 +29,7 @@ from oxibonsai.metal.oxb cimport (
 )
 
 import os
+from contextlib import contextmanager
 from typing import NamedTuple
 
 from oxibonsai.metal import _errors
@@ -57,6 +59,13 @@ cdef int check(oxb_status status) except -1 nogil:
         with gil:
             _raise(status)
     return 0
+
+
+cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff:
+    n = PyNumber_Index(value)
+    if not 0 <= n <= 0x7fffffffffffffff:
+        raise _errors.EncodingError(f"{what} = {n} must lie in 0..2**63 - 1")
+    return n
 
 
 def format_table():
@@ -96,6 +105,8 @@ cdef HostBytes host_bytes(object data, Py_ssize_t itemsize=0):
     # Without PyBUF_STRIDES an exporter refuses what is not C-contiguous, in its own words.
     PyObject_GetBuffer(data, &host.view, PyBUF_ND | PyBUF_FORMAT)
     host.held = True
+    if host.view.format != NULL and b"O" in <bytes>host.view.format:
+        raise TypeError("an array of Python objects holds no bytes of its own: convert it first")
     if itemsize and host.view.itemsize != itemsize:
         raise TypeError(
             f"expected elements of {itemsize} byte{'s' if itemsize > 1 else ''}, got "
@@ -133,7 +144,7 @@ class DeviceStats(NamedTuple):
 
 cdef tuple _parse_name(str name):
     driver, colon, index = name.partition(":")
-    if not driver or (colon and not index.isdecimal()):
+    if not driver or "\0" in driver or (colon and not index.isdecimal()):
         raise _errors.DeviceNotFoundError(
             f"no device {name!r}: a device is named by a driver, as in 'metal', or 'metal:1' by index"
         )
@@ -175,7 +186,7 @@ cdef class Device:
             raise TypeError(f"a device is named by a str, not {type(name).__name__}")
         options.threads = 0
         if threads is not None:
-            count = threads.__index__()
+            count = PyNumber_Index(threads)
             if not 1 <= count <= 1024:
                 raise ValueError(f"threads = {count}: 1 to 1024 are allowed")
             options.threads = count
@@ -201,6 +212,10 @@ cdef class Device:
     cdef oxb_device *open_handle(self) except NULL:
         if not self.handle:
             raise _errors.EncodingError("the device is closed: open a new Device")
+        return self.handle
+
+    cdef oxb_device *borrow(self) except NULL:
+        api.device_retain(self.open_handle())
         return self.handle
 
     @property
@@ -271,6 +286,37 @@ cdef class Device:
         from oxibonsai.metal._commands import Commands
         return Commands(self)
 
+    @contextmanager
+    def capture(self, path):
+        """Capture what the device does inside the ``with`` block to the file `path`, for Xcode.
+
+        Metal writes a ``.gputrace``, which must not exist yet, and does so only in a process that was
+        started with ``METAL_CAPTURE_ENABLED=1``. Wait for the work inside the block.
+
+        Raises
+        ------
+        EncodingError
+            Where the device cannot capture, or not to that path.
+        """
+        self._capture(os.fsencode(path))
+        try:
+            yield
+        finally:
+            self._capture(None)
+
+    def _capture(self, path):
+        cdef oxb_device *handle = self.open_handle()
+        cdef const char *p
+        if path is None:
+            with nogil:
+                check(api.capture_stop(handle))
+            return
+        if b"\0" in path:
+            raise ValueError(f"embedded null in the path {path!r}")
+        p = path
+        with nogil:
+            check(api.capture_start(handle, p))
+
     def __repr__(self):
         state = "closed" if self.handle == NULL else repr(self.info.name)
         return f"<Device {self.driver}:{self.index} {state}>"
@@ -311,6 +357,8 @@ def load_driver(path):
         Where the library cannot be loaded, is no driver, or is of another ABI version.
     """
     encoded = os.fsencode(path)
+    if b"\0" in encoded:
+        raise ValueError(f"embedded null in the path {path!r}")
     cdef const char *p = encoded
     with nogil:
         check(api.driver_load(p))

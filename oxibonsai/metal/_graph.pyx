@@ -4,6 +4,7 @@ Every check is made before anything runs; the phases themselves, in _phases.pyx,
 """
 
 cimport cython
+from cpython.number cimport PyNumber_Index
 from libc.math cimport isfinite
 from libc.stdint cimport uint64_t
 
@@ -40,7 +41,7 @@ _shared_lock = threading.Lock()
 
 
 cdef uint64_t _dimension(object value, str what) except 0:
-    n = value.__index__()
+    n = PyNumber_Index(value)
     if not 1 <= n <= 0x7fffffff:
         raise EncodingError(f"{what} = {n} must lie in 1..2**31 - 1")
     return n
@@ -114,7 +115,7 @@ cdef class MetalGraph:
     @property
     def closed(self):
         """Whether close() was called, here or on the device."""
-        return self.is_closed or self.device.closed
+        return self.is_closed or self.device is None or self.device.closed
 
     def close(self):
         """Drop the cached weights and the intermediate buffers; idempotent.
@@ -135,7 +136,7 @@ cdef class MetalGraph:
         self.close()
 
     cdef int check_open(self) except -1:
-        if self.is_closed:
+        if self.is_closed or self.device is None:
             raise EncodingError("the graph is closed: make a new MetalGraph")
         self.device.open_handle()
         return 0
@@ -314,18 +315,20 @@ cdef class MetalGraph:
         cdef uint64_t rows, columns
         cdef BufferSet held
         cdef double timeout = self.timeout_s
+        cdef int retired = 1
         w.matrix(what)
         rows, columns = shape_of(w, n_rows, k)
         check(api.weight_check(w.matrix(what), rows, columns, what.encode()))
         _check_length("input", x.shape[0], columns)
         _check_length("output", y.shape[0], rows)
         self._check_device(what, w)
-        # Rounded up, so that the shapes of a model share a few sets.
-        held = self.pool.acquire((_round_up(columns), _round_up(rows)))
         w.borrow(what, &matrix)
         try:
-            with nogil:
-                gemv_phase(held, &matrix, rows, columns, &x[0], &y[0], timeout)
+            while retired:
+                # Rounded up, so that the shapes of a model share a few sets.
+                held = self.pool.acquire((_round_up(columns), _round_up(rows)))
+                with nogil:
+                    retired = gemv_phase(held, &matrix, rows, columns, &x[0], &y[0], timeout)
         except ExecutionError:
             self.pool.retire(held)
             raise
@@ -419,11 +422,14 @@ cdef class MetalGraph:
         cdef WeightHandle norm, proj, gate, last
         cdef double timeout = self.timeout_s
         cdef double started = oxb_now()
+        cdef int retired = 1
         self.check_open()
         what = "encode_ffn_phase"
         proj = weight_of(attn_proj, "attn_proj")
         gate = weight_of(gate_up, "gate_up")
         last = weight_of(down, "down")
+        for name, handle in (("attn_proj", proj), ("gate_up", gate), ("down", last)):
+            (<WeightHandle>handle).matrix(f"{what}: {name}")
         shape = last.shape
         if hidden_size is None or intermediate_size is None:
             if shape is None:
@@ -438,6 +444,14 @@ cdef class MetalGraph:
         f.eps = eps
         if not (isfinite(f.eps) and f.eps >= 0):
             raise EncodingError(f"{what}: eps = {eps} must be finite and not negative")
+        if not isinstance(norm_weight, WeightHandle):
+            norm_weight = upload_vector(self.device, norm_weight)
+        norm = norm_weight
+        if not norm.vector:
+            raise EncodingError(f"{what}: norm_weight must be a float32 vector, got {norm!r}")
+        norm._check_open(f"{what}: norm_weight")
+        self._check_device(f"{what}: norm_weight", norm)
+        _check_length("norm_weight", norm.weight.n_groups, f.hidden_size)
         for name, handle, rows, columns in (
             ("attn_proj", proj, f.hidden_size, f.attn_size),
             ("gate_up", gate, 2 * f.intermediate_size, f.hidden_size),
@@ -448,25 +462,21 @@ cdef class MetalGraph:
             check(api.weight_check((<WeightHandle>handle).matrix(label), rows, columns, label.encode()))
         _check_length("hidden", hidden.shape[0], f.hidden_size)
         _check_length("attn_out", attn_out.shape[0], f.attn_size)
-        if not isinstance(norm_weight, WeightHandle):
-            norm_weight = upload_vector(self.device, norm_weight)
-        norm = norm_weight
-        if not norm.vector:
-            raise EncodingError(f"{what}: norm_weight must be a float32 vector, got {norm!r}")
-        norm._check_open(f"{what}: norm_weight")
-        self._check_device(f"{what}: norm_weight", norm)
-        _check_length("norm_weight", norm.weight.n_groups, f.hidden_size)
-        held = self.pool.acquire((f.hidden_size, f.attn_size, f.hidden_size, f.intermediate_size))
         f.hidden = &hidden[0]
         f.attn_out = &attn_out[0]
-        f.norm = norm.weight.buffer
-        api.buffer_retain(f.norm)
-        proj.borrow(what, &f.attn_proj)
-        gate.borrow(what, &f.gate_up)
-        last.borrow(what, &f.down)
+        f.norm = f.attn_proj.buffer = f.gate_up.buffer = f.down.buffer = NULL
         try:
-            with nogil:
-                ffn_phase(held, &f, timeout)
+            # Held from here on, whatever other threads close.
+            proj.borrow(what, &f.attn_proj)
+            gate.borrow(what, &f.gate_up)
+            last.borrow(what, &f.down)
+            api.buffer_retain(norm.vector_buffer(what))
+            f.norm = norm.weight.buffer
+            while retired:
+                held = self.pool.acquire(
+                    (f.hidden_size, f.attn_size, f.hidden_size, f.intermediate_size))
+                with nogil:
+                    retired = ffn_phase(held, &f, timeout)
         except ExecutionError:
             self.pool.retire(held)
             raise

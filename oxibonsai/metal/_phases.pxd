@@ -13,6 +13,7 @@ cdef class BufferSet:
     # The intermediate buffers of one phase. Whoever holds `lock` owns buffers and commands.
     cdef pthread_mutex_t lock
     cdef unsigned long owner  # ident of the thread that holds the set in a BufferGuard, 0 for none
+    cdef bint retired  # the device may still write to it; set under the lock
     cdef oxb_buffer *raw[4]
     cdef oxb_commands *commands
     cdef readonly tuple key
@@ -46,7 +47,8 @@ cdef struct FFN:
     double download
 
 
-# Each takes the set's lock for the whole phase.
+# Each takes the set's lock for the whole phase. 1, with nothing done, where the set was retired while this
+# thread waited: acquire another.
 cdef int gemv_phase(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
                     const float *x, float *y, double timeout) except -1 nogil
 cdef int ffn_phase(BufferSet held, FFN *f, double timeout) except -1 nogil

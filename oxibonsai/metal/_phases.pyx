@@ -10,6 +10,7 @@ from libc.stdint cimport uint64_t
 from oxibonsai.metal._buffer cimport Buffer
 from oxibonsai.metal._core cimport Device, api, check
 from oxibonsai.metal.oxb cimport (
+    OXB_OK,
     oxb_binding,
     oxb_buffer,
     oxb_commands,
@@ -58,14 +59,17 @@ cdef class BufferSet:
         self.buffers = [Buffer(device, 4 * n) for n in key]
         for i in range(len(key)):
             self.raw[i] = (<Buffer>self.buffers[i]).handle
+            api.buffer_retain(self.raw[i])  # its Buffer may be closed by whoever acquired the set
         with nogil:
             check(api.commands_new(device.handle, &commands))
         self.commands = commands
 
     def __dealloc__(self):
-        if self.commands:
-            with nogil:
-                api.commands_release(self.commands)
+        cdef int i
+        with nogil:
+            api.commands_release(self.commands)
+            for i in range(4):
+                api.buffer_release(self.raw[i])
         pthread_mutex_destroy(&self.lock)
 
 
@@ -85,6 +89,8 @@ cdef class BufferPool:
         cdef BufferSet held
         with self.lock:
             held = self.sets.pop(key, None)
+            if held is not None and held.retired:
+                held = None
             if held is not None:
                 self.sets[key] = held
         if held is None:
@@ -126,15 +132,22 @@ class BufferGuard:
         self._set = None
 
     def __enter__(self):
-        cdef BufferSet held = (<BufferPool>self._pool).acquire(self._key)
-        with nogil:
-            pthread_mutex_lock(&held.lock)
+        cdef BufferSet held
+        while True:
+            held = (<BufferPool>self._pool).acquire(self._key)
+            with nogil:
+                pthread_mutex_lock(&held.lock)
+            if not held.retired:
+                break
+            pthread_mutex_unlock(&held.lock)
         held.owner = threading.get_ident()
         self._set = held
         return held.buffers
 
     def __exit__(self, *exc):
         cdef BufferSet held = self._set
+        if held is None:
+            raise EncodingError("these buffers are not held: enter the with statement first")
         self._set = None
         held.owner = 0
         pthread_mutex_unlock(&held.lock)
@@ -147,7 +160,10 @@ cdef int _run(BufferSet held, double timeout) except -1 nogil:
     check(api.commands_submit(held.commands, &submission))
     status = api.submission_wait(submission, timeout)
     api.submission_release(submission)
-    return check(status)
+    held.retired = status != OXB_OK
+    check(status)
+    # A recording keeps its weights alive: whoever closes one counts on the memory.
+    return check(api.commands_reset(held.commands))
 
 
 cdef oxb_binding _at(oxb_buffer *buffer) noexcept nogil:
@@ -195,7 +211,7 @@ cdef int gemv_phase(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64
                     const float *x, float *y, double timeout) except -1 nogil:
     pthread_mutex_lock(&held.lock)
     try:
-        return _gemv_locked(held, w, n_rows, k, x, y, timeout)
+        return 1 if held.retired else _gemv_locked(held, w, n_rows, k, x, y, timeout)
     finally:
         pthread_mutex_unlock(&held.lock)
 
@@ -204,6 +220,6 @@ cdef int ffn_phase(BufferSet held, FFN *f, double timeout) except -1 nogil:
     pthread_mutex_lock(&held.lock)
     f.acquired = oxb_now()
     try:
-        return _ffn_locked(held, f, timeout)
+        return 1 if held.retired else _ffn_locked(held, f, timeout)
     finally:
         pthread_mutex_unlock(&held.lock)

@@ -1,6 +1,7 @@
 """Libraries and pipelines: kernels made ready to run."""
 
 cimport cython
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t
 from libc.string cimport memset
 
@@ -12,6 +13,7 @@ from oxibonsai.metal.oxb cimport (
     OXB_CONSTANT_U32,
     OXB_MAX_CONSTANTS,
     oxb_constant,
+    oxb_device,
     oxb_library,
     oxb_pipeline,
     oxb_pipeline_info,
@@ -46,9 +48,12 @@ cdef class Library:
         cdef size_t n = len(text)
         if self.handle:
             raise EncodingError("this Library is made already: make a new one")
-        device.open_handle()
+        cdef oxb_device *borrowed = device.borrow()
         with nogil:
-            check(api.library_new(device.handle, p, n, &handle))
+            try:
+                check(api.library_new(borrowed, p, n, &handle))
+            finally:
+                api.device_release(borrowed)
         self.device = device
         self.handle = handle
 
@@ -85,7 +90,7 @@ class PipelineInfo(NamedTuple):
 
 
 cdef int _fill_constant(oxb_constant *c, index, value) except -1:
-    number = index.__index__()
+    number = PyNumber_Index(index)
     if not 0 <= number <= 65535:
         raise CompilationError(f"function constant {number}: indices are 0 to 65535")
     memset(c, 0, sizeof(oxb_constant))
@@ -97,7 +102,7 @@ cdef int _fill_constant(oxb_constant *c, index, value) except -1:
         c.type = OXB_CONSTANT_F32
         c.value.f32 = value
     else:
-        integer = value.__index__()
+        integer = PyNumber_Index(value)
         if not -(1 << 31) <= integer < 1 << 32:
             raise CompilationError(f"function constant {number} = {integer} does not fit 32 bits")
         if integer < 0:
@@ -142,6 +147,8 @@ cdef class Pipeline:
             raise EncodingError("this Pipeline is made already: make a new one")
         if b"\0" in name:
             raise CompilationError(f"no kernel {function!r}: a name has no NUL")
+        if library is not None:
+            library.open_handle()
         constants = dict(constants or {})
         if len(constants) > <int>OXB_MAX_CONSTANTS:
             raise CompilationError(
@@ -150,11 +157,16 @@ cdef class Pipeline:
         for index in sorted(constants):
             _fill_constant(&values[n], index, constants[index])
             n += 1
+        cdef oxb_device *borrowed = device.borrow()
         if library is not None:
-            source = library.open_handle()
-        device.open_handle()
+            source = library.handle
+            api.library_retain(source)
         with nogil:
-            check(api.pipeline_new(device.handle, source, p, values, n, &handle))
+            try:
+                check(api.pipeline_new(borrowed, source, p, values, n, &handle))
+            finally:
+                api.library_release(source)
+                api.device_release(borrowed)
         self.device = device
         self.function = function
         self.handle = handle

@@ -1,15 +1,17 @@
 """Weights on a device: the C reformatter, handles and the cache of uploads."""
 
 cimport cython
+from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint64_t, uintptr_t
 
-from oxibonsai.metal._buffer cimport bind
-from oxibonsai.metal._core cimport Device, HostBytes, api, check, host_bytes
+from oxibonsai.metal._buffer cimport buffer_of
+from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
 from oxibonsai.metal.oxb cimport (
     OXB_KERNEL_F32,
     OXB_STORAGE_SHARED,
     oxb_binding,
     oxb_buffer,
+    oxb_device,
     oxb_file_format,
     oxb_weight,
 )
@@ -173,6 +175,12 @@ cdef class WeightHandle:
             )
         return &self.weight
 
+    cdef oxb_buffer *vector_buffer(self, str what) except NULL:
+        self._check_open(what)
+        if not self.vector:
+            raise EncodingError(f"{what}: expected a float32 vector, got {self!r}")
+        return self.weight.buffer
+
     cdef int borrow(self, str what, oxb_weight *copy) except -1:
         copy[0] = self.matrix(what)[0]
         api.buffer_retain(copy.buffer)
@@ -202,16 +210,25 @@ cdef WeightHandle weight_of(object value, str what):
     return <WeightHandle>value
 
 
-cdef int bind_vector(object value, str what, oxb_binding *binding) except -1:
-    cdef WeightHandle handle
-    if not isinstance(value, WeightHandle):
-        return bind(value, what, binding)
-    handle = <WeightHandle>value
-    handle._check_open(what)
-    if not handle.vector:
-        raise EncodingError(f"{what}: expected a float32 vector, got {handle!r}")
-    binding.buffer = handle.weight.buffer
-    binding.offset = 0
+cdef int bind_all(tuple operands, oxb_binding *bindings) except -1:
+    # Offsets first: converting one may run code that closes what was bound before it.
+    owners = []
+    for i, (what, value) in enumerate(operands):
+        offset = 0
+        if isinstance(value, tuple):
+            if len(value) != 2:
+                raise TypeError(
+                    f"{what} must be a Buffer or (Buffer, offset), not a tuple of {len(value)}"
+                )
+            value, offset = value
+        bindings[i].offset = count_of(offset, f"offset of {what}")
+        owners.append(value)
+    for i, value in enumerate(owners):
+        what = operands[i][0]
+        if isinstance(value, WeightHandle):
+            bindings[i].buffer = (<WeightHandle>value).vector_buffer(what)
+        else:
+            bindings[i].buffer = buffer_of(value, what).open_handle()
     return 0
 
 
@@ -223,9 +240,12 @@ def upload_raw(Device device not None, data):
     cdef WeightHandle handle
     if host.nbytes == 0:
         raise BufferCreationError("cannot upload an empty weight: the data has 0 bytes")
-    device.open_handle()
+    cdef oxb_device *borrowed = device.borrow()
     with nogil:
-        check(api.buffer_new(device.handle, host.nbytes, OXB_STORAGE_SHARED, &buffer))
+        try:
+            check(api.buffer_new(borrowed, host.nbytes, OXB_STORAGE_SHARED, &buffer))
+        finally:
+            api.device_release(borrowed)
     weight.buffer = buffer
     weight.codes_offset = weight.n_groups = 0
     weight.kernel = weight.n_rows = weight.k = 0
@@ -260,16 +280,19 @@ def upload_matrix(Device device not None, data, str format not None, shape=None)
         n_rows, k = _matrix_shape(shape)
     # Blocks are bytes: an array of floats given here is a weight that was never quantised.
     host = host_bytes(data, 0 if kernel_format(format) not in _UPLOADS else 1)
-    device.open_handle()
+    cdef oxb_device *borrowed = device.borrow()
     with nogil:
-        check(api.weight_upload(device.handle, id, host.address, host.nbytes, n_rows, k, &weight))
+        try:
+            check(api.weight_upload(borrowed, id, host.address, host.nbytes, n_rows, k, &weight))
+        finally:
+            api.device_release(borrowed)
     return _new_handle(device, format, host.nbytes, weight)
 
 
 cdef tuple _matrix_shape(shape):
     if not isinstance(shape, (tuple, list)) or len(shape) != 2:
         raise EncodingError(f"shape = {shape!r}: a matrix is (n_rows, k)")
-    n_rows, k = (value.__index__() for value in shape)
+    n_rows, k = (PyNumber_Index(value) for value in shape)
     for name, value in (("n_rows", n_rows), ("k", k)):
         if not 1 <= value <= 0x7fffffff:
             raise EncodingError(f"{name} = {value} must lie in 1..2**31 - 1")
@@ -287,7 +310,7 @@ class _Upload:
 cdef class WeightCache:
     """Uploaded weights by (kind of upload, key); any number of threads may use it.
 
-    Lock order: `_lock` guards the two dicts and is a leaf. It is never held while a producer runs, while
+    Lock order: `_lock` guards the dicts and is a leaf. It is never held while a producer runs, while
     bytes are uploaded, or while one thread waits for another's upload.
     """
 
@@ -295,10 +318,11 @@ cdef class WeightCache:
         self._lock = threading.Lock()
         self._ready = {}
         self._uploading = {}
+        self._waiting = {}  # thread -> the upload it waits for
 
     @staticmethod
     def _key(key):
-        number = key.__index__()
+        number = PyNumber_Index(key)
         if not 0 <= number < 1 << 64:
             raise EncodingError(f"key = {number} must lie in 0..2**64 - 1")
         return number
@@ -319,11 +343,14 @@ cdef class WeightCache:
                 if pending is None:
                     mine = self._uploading[place] = _Upload()
                     break
-            if pending.thread == threading.get_ident():
-                raise EncodingError(
-                    f"the producer of weight {place[1]} ({kind}) asks for that weight itself"
-                )
-            pending.finished.wait()
+                self._check_wait(place, pending)
+                me = threading.get_ident()
+                self._waiting[me] = pending
+            try:
+                pending.finished.wait()
+            finally:
+                with self._lock:
+                    del self._waiting[me]
         try:
             handle = upload()
         except BaseException:
@@ -336,6 +363,16 @@ cdef class WeightCache:
             self._ready[place] = handle
         mine.finished.set()
         return handle, False
+
+    def _check_wait(self, place, pending):
+        """Raise where waiting for `pending` would be for ever: each waits for the next one's upload."""
+        while pending is not None:
+            if pending.thread == threading.get_ident():
+                raise EncodingError(
+                    f"the producer of weight {place[1]} ({place[0]}) asks for that weight, itself or "
+                    "through another thread's producer: produce it without the cache"
+                )
+            pending = self._waiting.get(pending.thread)
 
     def __len__(self):
         return len(self._ready)

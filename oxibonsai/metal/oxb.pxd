@@ -103,6 +103,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t max_threads
         uint32_t simd_width
         uint64_t static_threadgroup_memory
+        uint32_t written
 
     ctypedef struct oxb_binding:
         oxb_buffer *buffer
@@ -166,6 +167,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t (*page_size)() noexcept nogil
         oxb_status (*library_new)(
             oxb_device *device, const char *source, size_t length, oxb_library **library) noexcept nogil
+        void (*library_retain)(oxb_library *library) noexcept nogil
         void (*library_release)(oxb_library *library) noexcept nogil
         oxb_status (*pipeline_new)(
             oxb_device *device, oxb_library *library, const char *function, const oxb_constant
@@ -223,3 +225,5 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*op_advance)(
             oxb_commands *commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,
             uint64_t n, uint64_t max_tokens, int greedy) noexcept nogil
+        oxb_status (*capture_start)(oxb_device *device, const char *path) noexcept nogil
+        oxb_status (*capture_stop)(oxb_device *device) noexcept nogil

@@ -222,7 +222,7 @@ static oxb_status pipeline_new(void *device, void *library, const char *function
                           "the cpu kernel '%s' has no function constant %" PRIu32 ": it takes none", function,
                           constants[0].index);
     *pipeline = (void *)(uintptr_t)kernel;
-    *info = (oxb_pipeline_info){.max_threads = 1, .simd_width = 1};
+    *info = (oxb_pipeline_info){.max_threads = 1, .simd_width = 1, .written = kernel->written};
     return OXB_OK;
 }
 

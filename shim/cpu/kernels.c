@@ -3,20 +3,22 @@
 
 #include "oxb_cpu.h"
 
+#define WRITES(binding) (1u << (binding))
+
 #define MATRIX(id, suffix)                                                                             \
-    {"gemv_" suffix, oxb_cpu_gemv, oxb_cpu_gemv_need, 3, sizeof(struct oxb_gemv_args), 4,               \
-     OXB_KERNEL_##id},                                                                                  \
-    {"gemv_" suffix "_residual", oxb_cpu_gemv_residual, oxb_cpu_gemv_need, 3,                           \
-     sizeof(struct oxb_gemv_args), 4, OXB_KERNEL_##id},                                                 \
-    {"fused_gate_up_swiglu_" suffix, oxb_cpu_swiglu, oxb_cpu_swiglu_need, 3,                            \
-     sizeof(struct oxb_swiglu_args), 2, OXB_KERNEL_##id},                                               \
-    {"embed_" suffix, oxb_cpu_embed, oxb_cpu_embed_need, 4, sizeof(struct oxb_embed_args), 1,           \
+    {"gemv_" suffix, oxb_cpu_gemv, oxb_cpu_gemv_need, 3, WRITES(2), sizeof(struct oxb_gemv_args), 4,   \
+     OXB_KERNEL_##id},                                                                                 \
+    {"gemv_" suffix "_residual", oxb_cpu_gemv_residual, oxb_cpu_gemv_need, 3, WRITES(2),               \
+     sizeof(struct oxb_gemv_args), 4, OXB_KERNEL_##id},                                                \
+    {"fused_gate_up_swiglu_" suffix, oxb_cpu_swiglu, oxb_cpu_swiglu_need, 3, WRITES(2),                \
+     sizeof(struct oxb_swiglu_args), 2, OXB_KERNEL_##id},                                              \
+    {"embed_" suffix, oxb_cpu_embed, oxb_cpu_embed_need, 4, WRITES(3), sizeof(struct oxb_embed_args), 1, \
      OXB_KERNEL_##id},
 
 #define CACHE(suffix, half_cache)                                                                      \
-    {"kv_store_" suffix, oxb_cpu_kv_store, oxb_cpu_kv_store_need, 4,                                    \
-     sizeof(struct oxb_kv_store_args), 8, half_cache},                                                  \
-    {"attention_decode_" suffix, oxb_cpu_attention, oxb_cpu_attention_need, 5,                          \
+    {"kv_store_" suffix, oxb_cpu_kv_store, oxb_cpu_kv_store_need, 4, WRITES(1) | WRITES(2),            \
+     sizeof(struct oxb_kv_store_args), 8, half_cache},                                                 \
+    {"attention_decode_" suffix, oxb_cpu_attention, oxb_cpu_attention_need, 5, WRITES(4),              \
      sizeof(struct oxb_attention_args), 1, half_cache},
 
 static const oxb_cpu_kernel kernels[] = {
@@ -25,11 +27,13 @@ static const oxb_cpu_kernel kernels[] = {
 #undef X
     CACHE("f16", 1)
     CACHE("f32", 0)
-    {"rmsnorm", oxb_cpu_rmsnorm, oxb_cpu_rmsnorm_need, 3, sizeof(struct oxb_rmsnorm_args), 2, 0},
-    {"residual_add", oxb_cpu_residual_add, oxb_cpu_residual_add_need, 2, sizeof(struct oxb_add_args), 4, 0},
-    {"qk_norm_rope", oxb_cpu_qk_norm_rope, oxb_cpu_qk_norm_rope_need, 5,
+    {"rmsnorm", oxb_cpu_rmsnorm, oxb_cpu_rmsnorm_need, 3, WRITES(2), sizeof(struct oxb_rmsnorm_args), 2, 0},
+    {"residual_add", oxb_cpu_residual_add, oxb_cpu_residual_add_need, 2, WRITES(1),
+     sizeof(struct oxb_add_args), 4, 0},
+    {"qk_norm_rope", oxb_cpu_qk_norm_rope, oxb_cpu_qk_norm_rope_need, 5, WRITES(0),
      sizeof(struct oxb_qk_norm_rope_args), 8, 0},
-    {"advance", oxb_cpu_advance, oxb_cpu_advance_need, 3, sizeof(struct oxb_advance_args), 1, 0},
+    {"advance", oxb_cpu_advance, oxb_cpu_advance_need, 3, WRITES(1) | WRITES(2),
+     sizeof(struct oxb_advance_args), 1, 0},
 };
 
 const oxb_cpu_kernel *oxb_cpu_find(const char *name)

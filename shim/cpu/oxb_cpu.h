@@ -51,6 +51,7 @@ typedef struct oxb_cpu_kernel {
     oxb_cpu_run_fn *run;
     oxb_cpu_need_fn *need;
     uint32_t n_bindings;
+    uint32_t written; /* bit i: binding i is written */
     uint32_t args_size;
     uint32_t grain;  /* the fewest groups worth a thread of their own */
     uint32_t format; /* oxb_kernel_format of the matrix kernels; half_cache of the cache kernels */

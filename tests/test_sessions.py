@@ -1,0 +1,348 @@
+"""Calls on models and sessions that are wrong: the message, and that nothing is lost or left."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import held_by
+from tiny_models import CHAIN, Tensors, Tiny, random_tensors, write, write_chain
+
+from oxibonsai import metal
+from oxibonsai.gguf import GGUFError
+from oxibonsai.model import Model, Session, SessionFullError
+
+TINY = Tiny(hidden=256, context=48)
+IDS = [5, 17, 76, 0, 33]
+
+
+@pytest.fixture
+def model(device: metal.Device, tmp_path: Path) -> Iterator[Model]:
+    path = write(tmp_path / "tiny.gguf", TINY, random_tensors(TINY))
+    with Model.load(path, device) as model:
+        yield model
+
+
+@pytest.fixture
+def session(model: Model) -> Iterator[Session]:
+    with model.session(max_seq=8) as session:
+        yield session
+
+
+def last(session: Session, ids: list[int]) -> Any:
+    return session.forward(ids, logits="last")
+
+
+def unchanged(session: Session, ids: list[int]) -> None:
+    """Check that the session holds `ids` and goes on as if nothing had happened."""
+    assert session.position == len(ids)
+    assert session.tokens == ids
+    with session.model.session(max_seq=session.max_seq) as fresh:
+        fresh.forward(ids, logits=None)
+        expected = list(fresh.generate(2))
+        again = last(fresh, [1])
+    assert list(session.generate(2)) == expected
+    np.testing.assert_array_equal(last(session, [1]), again)
+
+
+@pytest.mark.parametrize("value", [0, -1, 49, 2**40])
+def test_cache_longer_than_the_context_is_refused(model, value):
+    with pytest.raises(ValueError, match=rf"max_seq = {value} must lie in 1\.\.48"):
+        model.session(max_seq=value)
+
+
+def test_unknown_kind_of_cache_is_refused(model):
+    with pytest.raises(ValueError, match="kv_dtype = 'bf16': 'f16' or 'f32'"):
+        model.session(kv_dtype="bf16")
+
+
+def test_default_cache_holds_the_context_up_to_2048_positions(model, device, tmp_path):
+    with model.session() as session:
+        assert session.max_seq == 48
+    long = replace(TINY, n_layers=1, context=100_000)
+    path = write(tmp_path / "long.gguf", long, random_tensors(long))
+    with Model.load(path, device) as other, other.session() as session:
+        assert session.max_seq == 2048
+
+
+def test_cache_that_does_not_fit_the_device_is_an_error_and_leaves_nothing(device, tmp_path):
+    # 2**24 positions of 128 x 512 halves are 2 TiB.
+    wide = Tiny(n_layers=1, n_heads=128, n_kv_heads=128, head_dim=512, context=2**24)
+    tensors: dict[str, Any] = {
+        name: np.ones(shape, np.float32)
+        if len(shape) == 1
+        else (np.zeros(shape[0] * shape[1] // 128 * 18, np.uint8), shape, "Q1_0")
+        for name, shape in wide.shapes.items()
+    }
+    path = write(tmp_path / "wide.gguf", wide, tensors)
+    with Model.load(path, device) as model:
+        before = held_by(device)
+        with pytest.raises(metal.BufferCreationError, match=r"\d"):
+            model.session(max_seq=2**24)
+        assert held_by(device) == before
+        with model.session(max_seq=4) as session:
+            session.forward([1])
+
+
+@pytest.mark.parametrize("token", [77, -1, 2**31, 2**32 + 5, -(2**40)])
+@pytest.mark.parametrize("at", [0, 3])
+def test_token_outside_the_vocabulary_is_refused(session, token, at):
+    session.forward([1, 2])
+    ids = [3, 4, 5, 6]
+    ids[at] = token
+    for logits in ("all", "last", None):
+        with pytest.raises(ValueError, match=rf"token {token} at {at} .* ids are 0 to 76"):
+            session.forward(ids, logits=logits)
+    unchanged(session, [1, 2])
+
+
+@pytest.mark.parametrize("ids", [[], np.empty(0, np.int32)], ids=["list", "array"])
+def test_no_tokens_are_refused(session, ids):
+    session.forward([1, 2])
+    with pytest.raises(ValueError, match="at least one"):
+        session.forward(ids)
+    unchanged(session, [1, 2])
+
+
+@pytest.mark.parametrize("ids", ["12", [1.5], np.array([1.0]), [None], 3], ids=repr)
+def test_ids_that_are_no_integers_are_refused(session, ids):
+    session.forward([1, 2])
+    with pytest.raises(TypeError):
+        session.forward(ids)
+    unchanged(session, [1, 2])
+
+
+def test_unknown_kind_of_logits_is_refused(session):
+    with pytest.raises(ValueError, match="logits = 'none': 'all', 'last' or None"):
+        session.forward([1], logits="none")
+    assert session.position == 0
+
+
+def test_ids_of_numpy_are_tokens(session):
+    expected = session.forward([1, 2, 76])
+    for dtype in (np.int32, np.int64, np.uint16):
+        session.rewind(0)
+        np.testing.assert_array_equal(session.forward(np.array([1, 2, 76], dtype)), expected)
+    assert all(type(token) is int for token in session.tokens)
+
+
+def test_full_session_says_how_full_and_loses_nothing(session):
+    session.forward([1, 2, 3, 4, 5, 6], logits=None)
+    for logits in ("all", "last", None):
+        with pytest.raises(SessionFullError, match=r"3 tokens do not fit: .* 6 of 8"):
+            session.forward([7, 8, 9], logits=logits)
+        assert session.position == 6
+    assert issubclass(SessionFullError, ValueError)
+    text = list(session.generate(2))
+    assert session.position == 8
+    with pytest.raises(SessionFullError, match=r"1 tokens do not fit: .* 8 of 8"):
+        session.forward([1])
+    session.rewind(6)
+    assert list(session.generate(2)) == text
+    session.rewind(5)
+    unchanged(session, [1, 2, 3, 4, 5])
+
+
+def test_generation_into_a_full_session_gives_what_fits(session):
+    session.forward([1, 2, 3, 4, 5], logits=None)
+    text: list[int] = []
+    with pytest.raises(SessionFullError, match="8 of 8"):
+        text.extend(session.generate(10))
+    assert len(text) == 3
+    assert session.tokens == [1, 2, 3, 4, 5, *text]
+    # What follows is still known, and there is room for it after a rewind.
+    with session.model.session() as longer:
+        longer.forward([1, 2, 3, 4, 5], logits=None)
+        assert list(longer.generate(3)) == text
+    session.rewind(2)
+    unchanged(session, [1, 2])
+
+
+def test_session_can_be_filled_to_the_last_position(model):
+    with model.session() as long, model.session(max_seq=5) as exact:
+        np.testing.assert_array_equal(long.forward(IDS), exact.forward(IDS))
+        assert exact.position == exact.max_seq
+    with model.session(max_seq=1) as one:
+        one.forward([3])
+        with pytest.raises(SessionFullError):
+            next(one.generate(1))
+        assert one.tokens == [3]
+
+
+@pytest.mark.parametrize("position", [4, 100, -1])
+def test_rewind_out_of_range_is_refused(session, position):
+    session.forward([1, 2, 3])
+    with pytest.raises(ValueError, match=rf"{position}: the session is at 3"):
+        session.rewind(position)
+    unchanged(session, [1, 2, 3])
+
+
+@pytest.mark.parametrize("position", [1.5, "1", None])
+def test_rewind_to_what_is_no_integer_is_refused(session, position):
+    session.forward([1, 2, 3])
+    with pytest.raises(TypeError):
+        session.rewind(position)
+    unchanged(session, [1, 2, 3])
+
+
+def test_generate_before_forward_is_refused(session):
+    with pytest.raises(ValueError, match="feed a prompt with forward"):
+        session.generate()
+    session.forward([1])
+    session.rewind(0)
+    with pytest.raises(ValueError, match="feed a prompt with forward"):
+        session.generate()
+
+
+def test_generation_whose_session_was_rewound_to_nothing_is_refused(session):
+    session.forward([1, 2])
+    generation = session.generate(4)
+    next(generation)
+    session.rewind(0)
+    with pytest.raises(ValueError, match="feed a prompt with forward"):
+        next(generation)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"max_tokens": -1},
+        {"temperature": -0.1},
+        {"temperature": float("nan")},
+        {"top_k": -1},
+        {"top_p": 0},
+        {"min_p": 1.1},
+        {"repetition_penalty": 0},
+    ],
+    ids=str,
+)
+def test_argument_of_generate_out_of_range_is_refused_at_the_call(session, arguments):
+    session.forward([1])
+    ((name, value),) = arguments.items()
+    with pytest.raises(ValueError, match=f"{name} = {value} must be"):
+        session.generate(**arguments)
+    unchanged(session, [1])
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("value", [np.nan, -np.inf])
+def test_logits_without_any_number_are_an_error_not_a_token(device, tmp_path, value, temperature):
+    tensors: Tensors = random_tensors(TINY, tied=False)
+    # The final norm times one row of ones: every logit is `value` or NaN.
+    tensors["output.weight"] = np.full((TINY.vocab, TINY.hidden), value, np.float32)
+    path = write(tmp_path / "broken.gguf", TINY, tensors)
+    with Model.load(path, device) as model, model.session() as session:
+        logits = last(session, IDS)
+        assert np.isnan(logits).all()
+        with pytest.raises(ValueError, match="every logit is NaN"):
+            next(session.generate(4, temperature))
+        assert session.tokens == IDS
+
+
+def test_nan_logit_is_never_generated(device, tmp_path):
+    tensors = random_tensors(TINY, tied=False, formats={"output": "F32"})
+    head = np.asarray(tensors["output.weight"].data).view(np.float32)
+    head[::2] = np.nan
+    path = write(tmp_path / "half.gguf", TINY, tensors)
+    with Model.load(path, device) as model, model.session() as session:
+        logits = last(session, IDS)
+        assert np.isnan(logits[::2]).all()
+        greedy = next(session.generate(1))
+        assert greedy == np.nanargmax(logits)
+        assert all(token % 2 for token in session.generate(10, 1.0, seed=0))
+
+
+def use(session: Session) -> dict[str, Callable[[], Any]]:
+    return {
+        "forward": lambda: session.forward([1]),
+        "rewind": lambda: session.rewind(0),
+        "generate": lambda: session.generate(),
+        "enter": session.__enter__,
+    }
+
+
+@pytest.mark.parametrize("call", ["forward", "rewind", "generate", "enter"])
+@pytest.mark.parametrize("closed", ["session", "model"])
+def test_closed_session_says_so(model, call, closed):
+    session = model.session()
+    session.forward([1])
+    running = session.generate(3)
+    next(running)
+    assert "closed" not in repr(session)
+    (session if closed == "session" else model).close()
+    assert session.closed
+    with pytest.raises(ValueError, match="the session is closed"):
+        use(session)[call]()
+    with pytest.raises(ValueError, match="the session is closed"):
+        next(running)
+    assert "closed" in repr(session)
+    session.close()
+    session.close()
+
+
+def test_closed_model_says_so_and_gives_everything_back(device, tmp_path):
+    path = write(tmp_path / "tiny.gguf", TINY, random_tensors(TINY))
+    before = held_by(device)
+    model = Model.load(path, device)
+    assert held_by(device)["buffers"] > before["buffers"]
+    assert "closed" not in repr(model)
+    session = model.session()
+    session.forward([1])
+    session.close()
+    model.close()
+    assert model.closed
+    assert held_by(device) == before
+    for call in (model.session, model.__enter__):
+        with pytest.raises(ValueError, match="the model is closed"):
+            call()
+    assert "closed" in repr(model)
+    model.close()
+
+
+def test_sessions_open_and_close_without_leaving_anything(model, device):
+    before = held_by(device)
+    for _ in range(3):
+        with model.session() as session:
+            session.forward(IDS)
+        assert held_by(device) == before
+
+
+def test_model_without_a_tokenizer_runs_and_says_what_it_lacks(model):
+    assert model.end_ids == frozenset()
+    with model.session() as session:
+        session.forward(IDS)
+        assert len(list(session.generate(3))) == 3
+    with pytest.raises(GGUFError, match=r"tokenizer\.ggml\.model is None"):
+        _ = model.tokenizer
+
+
+def test_generation_stops_before_the_end_of_text_unless_told_not_to(device, tmp_path):
+    path = write_chain(tmp_path / "chain.gguf", {10: 11, 11: 12})
+    with Model.load(path, device) as model, model.session() as session:
+        session.forward([10])
+        assert list(session.generate(9)) == [11, 12]
+        assert session.tokens == [10, 11, 12]
+        assert list(session.generate(9)) == []
+        assert list(session.generate(2, ignore_eos=True)) == [256, 256]
+        assert model.end_ids == {256}
+
+
+def test_no_tokens_asked_for_are_none(session):
+    session.forward([1])
+    assert list(session.generate(0)) == []
+    assert session.position == 1
+
+
+def test_config_holds_the_files_shape(device, tmp_path):
+    path = write_chain(tmp_path / "chain.gguf", {})
+    with Model.load(path, device) as model:
+        c = model.config
+        assert (c.n_layers, c.hidden_size, c.intermediate_size) == (1, CHAIN.hidden, CHAIN.inter)
+        assert (c.n_heads, c.n_kv_heads, c.head_dim, c.vocab_size) == (1, 1, 64, 257)
+        assert (c.q_size, c.qkv_size) == (64, 192)
+        assert not model.weights.tied
+        assert model.name == "tiny"
