@@ -52,6 +52,8 @@ def library(tmp_path_factory) -> ctypes.CDLL:
 class Fault:
     """The switches and counters of the driver, as attributes."""
 
+    library: ctypes.CDLL
+
     def __init__(self, library: ctypes.CDLL):
         object.__setattr__(self, "library", library)
 
@@ -62,7 +64,7 @@ class Fault:
         ctypes.c_int.in_dll(self.library, f"fault_{name}").value = value
 
     def finish(self, count: int = 64, fails: bool = False) -> int:
-        return self.library.fault_finish(count, int(fails))
+        return int(self.library.fault_finish(count, int(fails)))
 
     def reset(self) -> None:
         self.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from functools import cached_property
 from pathlib import Path
@@ -131,6 +132,7 @@ class Model:
         limit = self.config.context_length
         if max_seq is None:
             max_seq = min(_DEFAULT_MAX_SEQ, limit)
+        max_seq = operator.index(max_seq)
         if not 1 <= max_seq <= limit:
             raise ValueError(
                 f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"

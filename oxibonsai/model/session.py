@@ -247,6 +247,7 @@ class Session:
             repetition_penalty=repetition_penalty,
             seed=seed,
         )
+        max_tokens = operator.index(max_tokens)
         if max_tokens < 0:
             raise ValueError(f"max_tokens = {max_tokens} must be 0 or more")
         self._check_continuable()
