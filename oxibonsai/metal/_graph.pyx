@@ -329,6 +329,8 @@ cdef class MetalGraph:
                 held = self.pool.acquire((_round_up(columns), _round_up(rows)))
                 with nogil:
                     retired = gemv_phase(held, &matrix, rows, columns, &x[0], &y[0], timeout)
+                if retired:
+                    self.pool.retire(held)
         except ExecutionError:
             self.pool.retire(held)
             raise
@@ -477,6 +479,8 @@ cdef class MetalGraph:
                     (f.hidden_size, f.attn_size, f.hidden_size, f.intermediate_size))
                 with nogil:
                     retired = ffn_phase(held, &f, timeout)
+                if retired:
+                    self.pool.retire(held)
         except ExecutionError:
             self.pool.retire(held)
             raise

@@ -13,7 +13,7 @@ cdef class BufferSet:
     # The intermediate buffers of one phase. Whoever holds `lock` owns buffers and commands.
     cdef pthread_mutex_t lock
     cdef unsigned long owner  # ident of the thread that holds the set in a BufferGuard, 0 for none
-    cdef bint retired  # the device may still write to it; set under the lock
+    cdef bint retired  # the device may still write to it; read and set under the lock
     cdef oxb_buffer *raw[4]
     cdef oxb_commands *commands
     cdef readonly tuple key

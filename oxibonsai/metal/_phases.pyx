@@ -89,8 +89,6 @@ cdef class BufferPool:
         cdef BufferSet held
         with self.lock:
             held = self.sets.pop(key, None)
-            if held is not None and held.retired:
-                held = None
             if held is not None:
                 self.sets[key] = held
         if held is None:
@@ -140,6 +138,7 @@ class BufferGuard:
             if not held.retired:
                 break
             pthread_mutex_unlock(&held.lock)
+            self._pool.retire(held)
         held.owner = threading.get_ident()
         self._set = held
         return held.buffers
@@ -160,7 +159,8 @@ cdef int _run(BufferSet held, double timeout) except -1 nogil:
     check(api.commands_submit(held.commands, &submission))
     status = api.submission_wait(submission, timeout)
     api.submission_release(submission)
-    held.retired = status != OXB_OK
+    if status != OXB_OK:
+        held.retired = True
     check(status)
     # A recording keeps its weights alive: whoever closes one counts on the memory.
     return check(api.commands_reset(held.commands))
