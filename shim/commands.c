@@ -37,7 +37,8 @@ struct oxb_commands {
 
 struct oxb_submission {
     atomic_uint refs; /* one of the caller, one of the device until it is done */
-    oxb_commands *commands; /* retained */
+    oxb_device *device;     /* retained */
+    oxb_commands *commands; /* retained until the device is done */
     pthread_mutex_t lock;
     pthread_cond_t finished;
     /* Guarded by lock. */
@@ -259,26 +260,29 @@ static void leave_flight(oxb_device *device) {
 static void release_submission(oxb_submission *submission) {
     if (atomic_fetch_sub_explicit(&submission->refs, 1, memory_order_acq_rel) != 1) return;
     if (submission->status != OXB_OK && !submission->reported) {
-        oxb_device *device = submission->commands->device;
-        pthread_mutex_lock(&device->flight_lock);
-        if (!device->unraised) {
-            device->unraised = submission->message;
+        pthread_mutex_lock(&submission->device->flight_lock);
+        if (!submission->device->unraised) {
+            submission->device->unraised = submission->message;
             submission->message = NULL;
         }
-        pthread_mutex_unlock(&device->flight_lock);
+        pthread_mutex_unlock(&submission->device->flight_lock);
     }
     free(submission->message);
     pthread_mutex_destroy(&submission->lock);
     pthread_cond_destroy(&submission->finished);
     oxb_commands_release(submission->commands);
+    oxb_device_release(submission->device);
     free(submission);
 }
 
 static void submission_done(void *context, oxb_status status, const char *text, oxb_times times) {
     oxb_submission *submission = context;
     oxb_commands *commands = submission->commands;
-    leave_flight(commands->device);
+    leave_flight(submission->device);
     atomic_fetch_sub_explicit(&commands->in_flight, 1, memory_order_release);
+    /* Before anybody is woken: who has waited and let go of everything else finds the memory free. */
+    submission->commands = NULL;
+    oxb_commands_release(commands);
     pthread_mutex_lock(&submission->lock);
     submission->done = 1;
     submission->status = status;
@@ -301,6 +305,8 @@ oxb_status oxb_commands_submit(oxb_commands *commands, oxb_submission **out) {
         return status;
     }
     atomic_init(&submission->refs, 2);
+    submission->device = device;
+    oxb_device_retain(device);
     submission->commands = commands;
     atomic_fetch_add_explicit(&commands->refs, 1, memory_order_relaxed);
     atomic_fetch_add_explicit(&commands->in_flight, 1, memory_order_relaxed);

@@ -63,6 +63,13 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what runs the simulated Metal or the MSL runner, by the names of the files."""
+    for item in items:
+        if item.path.name.startswith(("test_metal_sim", "test_msl_", "test_shaders")):
+            item.add_marker(pytest.mark.simulated)
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     return "devices: " + ", ".join(
         f"{info.driver}:{info.index} ({info.name}, {info.variant})" for info in metal.devices()

@@ -36,7 +36,7 @@ KINDS = {
     "address": Kind(
         flags="-fsanitize=address,undefined -fno-sanitize-recover=all",
         runtime="libasan.so",
-        select="not slow and not peer and not timing",
+        select="not slow and not peer and not timing and not simulated",
         # Leaks are counted by the tests through the device's own numbers; the interpreter itself
         # keeps memory until the end of the process.
         options={
@@ -47,7 +47,7 @@ KINDS = {
     "thread": Kind(
         flags="-fsanitize=thread",
         runtime="libtsan.so",
-        select="threads and not slow and not peer and not timing",
+        select="threads and not slow and not peer and not timing and not simulated",
         # Only accesses of our own code count; locks taken by the interpreter still do.
         options={"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1:exitcode=66"},
     ),
