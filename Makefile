@@ -15,6 +15,8 @@ PIP := $(PY) -m pip install --quiet --disable-pip-version-check
 PYTEST := $(PY) -m pytest
 PYTEST_ARGS ?=
 
+SIMULATION := clang-19 lld-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev
+
 SOURCES := $(wildcard shim/*.[chm] shim/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
     oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py
 BUILT := $(VENV)/.built
@@ -28,7 +30,7 @@ demo: $(BUILT)
 
 build: $(BUILT)
 
-test: $(BUILT) $(VENV)/.extra-test
+test: $(BUILT) $(VENV)/.extra-test $(VENV)/.simulation
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(BUILT) $(VENV)/.extra-test
@@ -104,6 +106,20 @@ $(BUILT): $(VENV)/.installed $(SOURCES)
 ifeq ($(wildcard oxibonsai/metal/_core*.so),)
 .PHONY: $(VENV)/.installed
 endif
+
+# What runs the Metal driver and its kernels on Linux. Without it their tests are skipped and say so.
+$(VENV)/.simulation: $(VENV)/.made
+	@missing=$$(for p in $(SIMULATION); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
+	if [ -z "$$missing" ] || ! command -v apt-get >/dev/null; then :; \
+	elif [ "$$(id -u)" -ne 0 ]; then \
+	    echo "To test the Metal driver too: sudo apt-get install $$missing" >&2; \
+	else \
+	    echo "Installing" $$missing >&2; \
+	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	        --no-install-recommends $$missing; } >$(VENV)/simulation.log 2>&1 || \
+	        { cat $(VENV)/simulation.log >&2; exit 1; }; \
+	fi
+	@touch $@
 
 # oxibonsai is installed by then, so this adds the packages of one extra and builds nothing.
 $(VENV)/.extra-%: $(VENV)/.installed

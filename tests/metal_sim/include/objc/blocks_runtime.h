@@ -1,0 +1,2 @@
+/* GNUstep includes this where blocks are on; libblocksruntime calls it Block.h. */
+#include <Block.h>

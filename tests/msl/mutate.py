@@ -1,0 +1,143 @@
+"""Mutants of a shader: the source with one barrier or one bounds guard taken out.
+
+A test that runs each of them and sees an error or a wrong result shows that the tests, and the
+runner itself, would notice the same mistake in the real shader.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from .tokens import (
+    Token,
+    closing,
+    closing_angle,
+    following,
+    opening,
+    preceding,
+    text_at,
+    tokenize,
+)
+
+_BARRIERS = ("threadgroup_barrier", "simdgroup_barrier")
+# A guard compares what depends on the thread with a limit.
+_LIMIT = re.compile(
+    r"\b(args\s*\.\s*\w+|n|n_\w+|\w+\.(k|n\w*)|max_\w+|count|size|end|simdgroups)\b"
+)
+_COMPARISONS = ("<", "<=", ">", ">=")
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A changed source. `kind`: barrier or guard; `original`: what was taken out."""
+
+    kind: str
+    file: str  # by the #line directives of the source
+    line: int
+    original: str
+    source: str
+
+    @property
+    def name(self) -> str:
+        """A name for a test: the kind, the line, and the text in short."""
+        return f"{self.kind}-{self.file}:{self.line}-{' '.join(self.original.split())[:60]}"
+
+
+def _replaced(tokens: list[Token], begin: int, end: int, text: str) -> str:
+    """Put text in place of tokens [begin, end), with their line breaks after it."""
+    cut = "".join(t.text for t in tokens[begin:end])
+    before = "".join(t.text for t in tokens[:begin])
+    return before + text + "\n" * cut.count("\n") + "".join(t.text for t in tokens[end:])
+
+
+def _mutant(kind: str, tokens: list[Token], begin: int, end: int, text: str) -> Mutant:
+    original = "".join(t.text for t in tokens[begin:end])
+    first = tokens[begin]
+    return Mutant(kind, first.file, first.line, original, _replaced(tokens, begin, end, text))
+
+
+def barriers(source: str) -> Iterator[Mutant]:
+    """Take out each call of a barrier in turn."""
+    tokens = tokenize(source, "")
+    for i, token in enumerate(tokens):
+        if token.text in _BARRIERS and text_at(tokens, following(tokens, i)) == "(":
+            end = closing(tokens, following(tokens, i)) + 1
+            yield _mutant("barrier", tokens, i, end, "(void)0")
+
+
+def _compares(tokens: list[Token]) -> bool:
+    """Whether some token is a comparison; a '<' that opens template arguments is not."""
+    i = 0
+    while i < len(tokens):
+        if tokens[i].text == "<" and re.match(r"[a-z_]*cast|vec|as_type", text_at(tokens, i - 1)):
+            i = max(i, closing_angle(tokens, i))
+        elif tokens[i].text in _COMPARISONS:
+            return True
+        i += 1
+    return False
+
+
+def _parts(tokens: list[Token], begin: int, end: int) -> list[tuple[int, int]]:
+    """Split a condition at its && and ||, outside of brackets."""
+    parts = []
+    start = i = begin
+    while i < end:
+        if tokens[i].text in ("(", "[", "{"):
+            i = closing(tokens, i)
+        elif tokens[i].text in ("&&", "||"):
+            parts.append((start, i))
+            start = i + 1
+        i += 1
+    return [*parts, (start, end)]
+
+
+def _leaves(tokens: list[Token], i: int) -> bool:
+    """Whether the statement at i leaves: return, continue or break."""
+    if text_at(tokens, i) == "{":
+        i = following(tokens, i)
+    return text_at(tokens, i) in ("return", "continue", "break")
+
+
+def _condition_begin(tokens: list[Token], i: int) -> int:
+    """Give the first index of the condition that ends with the '?' at i."""
+    i -= 1
+    while i >= 0 and tokens[i].text not in ("=", "return", ",", "(", ";", "{", "}"):
+        i = opening(tokens, i) - 1 if tokens[i].text in (")", "]") else i - 1
+    return i + 1
+
+
+def guards(source: str) -> Iterator[Mutant]:
+    """Take each comparison with a limit out of an `if` or a `?:`, in turn.
+
+    ``if (row >= args.n_rows) return;`` becomes ``if (false) return;``, ``if (i < n) x;`` becomes
+    ``if (true) x;`` and ``i < n ? x : y`` becomes ``true ? x : y``. Of a condition with && or ||,
+    one comparison goes at a time.
+    """
+    tokens = tokenize(source, "")
+    for i, token in enumerate(tokens):
+        bracket = following(tokens, i)
+        if token.text == "if" and text_at(tokens, bracket) == "(":
+            start, close = bracket + 1, closing(tokens, bracket)
+            leaves = _leaves(tokens, following(tokens, close))
+        elif token.text == "?":
+            start, close, leaves = _condition_begin(tokens, i), i, False
+        else:
+            continue
+        for begin, end in _parts(tokens, start, close):
+            part = tokens[begin:end]
+            if not _compares(part) or not _LIMIT.search("".join(t.text for t in part)):
+                continue
+            first, last = following(tokens, begin - 1), preceding(tokens, end) + 1
+            joined = {text_at(tokens, preceding(tokens, first)), text_at(tokens, last)}
+            joined.add(text_at(tokens, following(tokens, last - 1)))
+            neutral = "true" if "&&" in joined else "false" if "||" in joined else None
+            yield _mutant("guard", tokens, first, last, neutral or ("false" if leaves else "true"))
+
+
+def mutants(source: str) -> list[Mutant]:
+    """Give all mutants of a source, by file and line."""
+    return sorted(
+        [*barriers(source), *guards(source)], key=lambda mutant: (mutant.file, mutant.line)
+    )

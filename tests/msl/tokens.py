@@ -1,0 +1,190 @@
+"""Tokens of preprocessed MSL, and the walks over them that the front end needs."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from .errors import CompileError
+
+_TOKEN = re.compile(
+    r"""(?P<directive>^[ \t]*\#[^\n]*)
+    |(?P<space>\s+)
+    |(?P<string>"(?:\\.|[^"\\])*")
+    |(?P<char>'(?:\\.|[^'\\])*')
+    |(?P<number>\.?\d(?:[eEpP][+-]|[\w.])*)
+    |(?P<word>[A-Za-z_]\w*)
+    |(?P<op>->\*|->|::|\+\+|--|&&|\|\||[-+*/%&|^!=]=|\.\.\.|.)""",
+    re.M | re.S | re.X,
+)
+_LINE_MARKER = re.compile(r'\s*#\s*(?:line\s+)?(\d+)\s+"([^"]*)"')
+_OPEN = {"(": ")", "[": "]", "{": "}"}
+_CLOSE = frozenset(_OPEN.values())
+
+
+@dataclass(slots=True)
+class Token:
+    """A token and where it stands: `kind` is a group name of the pattern above."""
+
+    kind: str
+    text: str
+    line: int
+    file: str
+
+    @property
+    def blank(self) -> bool:
+        """Whether the token carries no meaning of its own: space or a line marker."""
+        return self.kind in ("space", "directive")
+
+
+Tokens = Sequence[Token]
+
+
+def tokenize(text: str, name: str) -> list[Token]:
+    """Split preprocessed text; line markers set the file and line of what follows."""
+    tokens: list[Token] = []
+    line, file = 1, name
+    for match in _TOKEN.finditer(text):
+        kind = match.lastgroup or "op"
+        tokens.append(Token(kind, match[0], line, file))
+        if kind == "directive":
+            marker = _LINE_MARKER.match(match[0])
+            if marker:
+                line, file = int(marker[1]) - 1, marker[2]
+        line += match[0].count("\n")
+    return tokens
+
+
+def following(tokens: Tokens, i: int) -> int:
+    """Give the index of the next token that is not blank; len(tokens) where there is none."""
+    i += 1
+    while i < len(tokens) and tokens[i].blank:
+        i += 1
+    return i
+
+
+def preceding(tokens: Tokens, i: int) -> int:
+    """Give the index of the last token before i that is not blank, or -1."""
+    i -= 1
+    while i >= 0 and tokens[i].blank:
+        i -= 1
+    return i
+
+
+def text_at(tokens: Tokens, i: int) -> str:
+    """Give the text of token i, empty outside the sequence."""
+    return tokens[i].text if 0 <= i < len(tokens) else ""
+
+
+def closing(tokens: Tokens, i: int) -> int:
+    """Give the index of the bracket that closes tokens[i]."""
+    depth = 0
+    for j in range(i, len(tokens)):
+        token = tokens[j]
+        if token.kind == "op":
+            if token.text in _OPEN:
+                depth += 1
+            elif token.text in _CLOSE:
+                depth -= 1
+                if depth == 0:
+                    return j
+    raise CompileError(
+        f"{tokens[i].file}:{tokens[i].line}: error: '{tokens[i].text}' is not closed"
+    )
+
+
+def opening(tokens: Tokens, i: int) -> int:
+    """Give the index of the bracket that tokens[i] closes, or -1."""
+    depth = 0
+    for j in range(i, -1, -1):
+        token = tokens[j]
+        if token.kind == "op":
+            if token.text in _CLOSE:
+                depth += 1
+            elif token.text in _OPEN:
+                depth -= 1
+                if depth == 0:
+                    return j
+    return -1
+
+
+def closing_angle(tokens: Tokens, i: int) -> int:
+    """Give the index of the '>' that closes the '<' at i, or -1 where it is a comparison."""
+    depth, j = 0, i
+    while j < len(tokens):
+        token = tokens[j]
+        if token.kind == "op":
+            if token.text == "<":
+                depth += 1
+            elif token.text == ">":
+                depth -= 1
+                if depth == 0:
+                    return j
+            elif token.text in "([":
+                j = closing(tokens, j)
+            elif token.text in (";", "{", "}", "&&", "||"):
+                return -1
+        j += 1
+    return -1
+
+
+def is_open(token: Token) -> bool:
+    """Whether the token opens a bracket."""
+    return token.kind == "op" and token.text in _OPEN
+
+
+def is_attribute(tokens: Tokens, i: int) -> bool:
+    """Whether [[ begins at i."""
+    return tokens[i].text == "[" and i + 1 < len(tokens) and tokens[i + 1].text == "["
+
+
+def join(tokens: Iterable[Token]) -> str:
+    """Put the text together; line markers get a line of their own."""
+    return "".join("\n" + t.text if t.kind == "directive" else t.text for t in tokens)
+
+
+def newlines(tokens: Iterable[Token]) -> str:
+    """Give the line breaks of tokens that are left out, so that later lines keep their numbers."""
+    return "\n" * sum(t.text.count("\n") for t in tokens)
+
+
+def meaningful(tokens: Iterable[Token]) -> list[Token]:
+    """Leave out blank tokens."""
+    return [t for t in tokens if not t.blank]
+
+
+def read_attributes(tokens: Tokens, i: int) -> tuple[list[tuple[str, str]], int]:
+    """Read the [[...]] at i: pairs of name and argument ('' where none), and its last index."""
+    end = closing(tokens, i)
+    inner = meaningful(tokens[i + 2 : end - 1])
+    found: list[tuple[str, str]] = []
+    k = 0
+    while k < len(inner):
+        if inner[k].kind == "word":
+            if text_at(inner, k + 1) == "::":
+                k += 2
+                continue
+            name, argument = inner[k].text, ""
+            if text_at(inner, k + 1) == "(":
+                close = closing(inner, k + 1)
+                argument = join(inner[k + 2 : close])
+                k = close
+            found.append((name, argument))
+        k += 1
+    return found, end
+
+
+def without_attributes(tokens: Tokens) -> list[Token]:
+    """Leave out every [[...]], but not its line breaks."""
+    out: list[Token] = []
+    i = 0
+    while i < len(tokens):
+        if is_attribute(tokens, i):
+            end = closing(tokens, i)
+            out += [t for t in tokens[i:end] if t.kind == "space" and "\n" in t.text]
+            i = end + 1
+            continue
+        out.append(tokens[i])
+        i += 1
+    return out

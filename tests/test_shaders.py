@@ -1,0 +1,361 @@
+"""The kernels of shaders/ with a matrix or a token, each executed alone with every access checked.
+
+The threads of a dispatch run in three orders. Threadgroups are of another size than the op layer's,
+so that a kernel answers for more than one grid.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import reference
+from cases import (
+    BLOCK_FORMATS,
+    activations,
+    block,
+    close_to,
+    dense,
+    random_weight,
+    same_non_finite,
+    set_scales,
+)
+from shader_runs import FAMILIES, SENTINEL, Placed, every_order, groups_for, run, state
+
+from oxibonsai import formats, metal, quant
+from oxibonsai.quant import QTensor
+
+# One file format for each format of the kernels.
+FORMATS = {
+    "q1_g128": "Q1_0",
+    "q2_g128": "PQ2_0",
+    "q2_g64": "Q2_0",
+    "f32": "F32",
+    "f16": "F16",
+    "bf16": "BF16",
+    "q8_0": "Q8_0",
+}
+CODES = ("q1_g128", "q2_g128", "q2_g64")
+
+every_format = pytest.mark.parametrize("name", FORMATS)
+
+
+class Matrix(NamedTuple):
+    """A weight as the device holds it, and what it means."""
+
+    data: Any  # uint8
+    codes_offset: int
+    w64: reference.F64
+
+
+def matrix(q: QTensor) -> Matrix:
+    return Matrix(*metal.reformat(q.data, q.format), dense(q))
+
+
+def random_matrix(name: str, n_rows: int, k: int) -> Matrix:
+    return matrix(random_weight(FORMATS[name], n_rows, k))
+
+
+# Matrices
+
+
+def gemv(name, m, x, start=None, order="random", rows=4, simdgroups=2, mode="check"):
+    """Return what gemv, or from `start` gemv_residual, makes of y."""
+    n_rows, k = m.w64.shape
+    kernel = f"gemv_{name}" if start is None else f"gemv_{name}_residual"
+    y = np.full(n_rows, SENTINEL) if start is None else start
+    # The activations start 4 bytes into their buffer: more alignment is not promised.
+    padded = np.concatenate([np.full(1, np.nan, np.float32), x])
+    result = run(
+        kernel,
+        [m.data, Placed(padded, offset=4), y],
+        struct.pack("<QII", m.codes_offset, n_rows, k),
+        groups=groups_for(n_rows, rows * simdgroups),
+        threads=32 * simdgroups,
+        constants={0: ("uint", rows)},
+        order=order,
+        mode=mode,
+    )
+    return result[2]
+
+
+def sizes(name):
+    """Return shapes around every edge: of a row's words, of a lane's share, of a threadgroup."""
+    least = block(FORMATS[name])
+    ks = [least, 3 * least, 1024 + least]
+    if formats.get(FORMATS[name]).block_weights == 1:
+        ks += [1, 3, 4, 5, 127, 131]
+    return [(n_rows, k) for k in ks for n_rows in (1, 3, 8, 19)]
+
+
+@every_format
+@every_order
+def test_gemv_matches_the_definition_at_every_edge(name, order):
+    for n_rows, k in sizes(name):
+        m, x = random_matrix(name, n_rows, k), activations(k)
+        r = reference.gemv(m.w64, x)
+        close_to(gemv(name, m, x, order=order), r, reference.gemv_bound(m.w64, x, r))
+
+
+@every_format
+def test_gemv_has_the_same_bits_for_every_grid_and_order(name):
+    m, x = random_matrix(name, 21, 3 * block(FORMATS[name])), activations(3 * block(FORMATS[name]))
+    expected = gemv(name, m, x).view(np.uint32)
+    for rows in (1, 2, 8):
+        for simdgroups, order in ((1, "forward"), (8, "reverse")):
+            y = gemv(name, m, x, order=order, rows=rows, simdgroups=simdgroups)
+            np.testing.assert_array_equal(y.view(np.uint32), expected)
+
+
+@every_format
+@every_order
+def test_gemv_residual_adds_to_what_is_there(name, order):
+    k = 2 * block(FORMATS[name])
+    m, x, start = random_matrix(name, 13, k), activations(k), activations(13, 3)
+    r = reference.gemv(m.w64, x)
+    y = gemv(name, m, x, start, order)
+    close_to(y, r + start, reference.gemv_bound(m.w64, x, r) + 1e-7 * float(np.linalg.norm(start)))
+
+
+@every_format
+def test_long_rows_with_a_mean_and_outliers_stay_within_the_bound(name):
+    k = 12288
+    m = random_matrix(name, 40, k)
+    outliers = activations(k)
+    outliers[[3, 700, 9000]] = [1e6, -3e6, 7e5]
+    for x in (activations(k), activations(k) + np.float32(100), outliers):
+        r = reference.gemv(m.w64, x)
+        close_to(gemv(name, m, x, mode="fast"), r, reference.gemv_bound(m.w64, x, r))
+
+
+@pytest.mark.parametrize("name", [*CODES, "q8_0"])
+@pytest.mark.parametrize("scale", [np.inf, -np.inf, np.nan, 0.0, -0.0, 2.0**-24, 65504.0])
+def test_scales_of_every_kind_follow_ieee(name, scale):
+    k = 4 * block(FORMATS[name])
+    q = random_weight(FORMATS[name], 6, k)
+    n_blocks = q.data.size // formats.get(q.format).block_bytes
+    scales = np.linspace(0.5, 1.5, n_blocks)
+    scales[:: n_blocks // 3] = scale
+    x = activations(k)
+    # All codes alike as well: then infinities keep their sign.
+    for fill in (None, 0x00, 0xAA):
+        if fill is not None:
+            q.data[:] = fill
+            x = np.abs(x) + 1
+        m = matrix(set_scales(q, scales))
+        r = reference.gemv(m.w64, x)
+        y = gemv(name, m, x)
+        finite = same_non_finite(y, r)
+        close_to(y[finite], r[finite], reference.gemv_bound(m.w64[finite], x, r[finite]))
+
+
+@pytest.mark.parametrize("name", CODES)
+@pytest.mark.parametrize("scale", [np.inf, -np.inf])
+def test_one_weight_of_another_sign_or_none_makes_an_infinite_sum_nan(name, scale):
+    # In a word whose own sum keeps its sign: multiplying that sum by the scale would hide it.
+    k = block(FORMATS[name])
+    q = set_scales(random_weight(FORMATS[name], 8, k), 1.0)
+    q.data[:, 2:] = 0xFF if name == "q1_g128" else 0xAA
+    set_scales(q, 1.0)
+    blocks = q.data.reshape(-1, formats.get(q.format).block_bytes)
+    blocks[::2, :2] = np.frombuffer(np.float16(scale).tobytes(), np.uint8)
+    blocks[::4, 5] ^= 1 if name == "q1_g128" else 3
+    m, x = matrix(q), np.ones(k, np.float32)
+    r = reference.gemv(m.w64, x)
+    assert np.isnan(r).any()
+    assert np.isinf(r).any()
+    same_non_finite(gemv(name, m, x), r)
+
+
+@every_format
+def test_infinite_and_nan_activations_follow_ieee(name):
+    k = 2 * block(FORMATS[name])
+    m = random_matrix(name, 9, k)
+    for odd in ({0: np.inf}, {k - 1: -np.inf}, {k // 2: np.nan}, {1: np.inf, k - 2: np.inf}):
+        x = activations(k)
+        x[list(odd)] = list(odd.values())
+        r = reference.gemv(m.w64, x)
+        y = gemv(name, m, x)
+        finite = same_non_finite(y, r)
+        close_to(y[finite], r[finite], reference.gemv_bound(m.w64[finite], x, r[finite]))
+
+
+def swiglu(name, m, x, order="random", rows=2, simdgroups=2):
+    n_rows, k = m.w64.shape[0] // 2, m.w64.shape[1]
+    return run(
+        f"fused_gate_up_swiglu_{name}",
+        [m.data, x, np.full(n_rows, SENTINEL)],
+        struct.pack("<QII", m.codes_offset, n_rows, k),
+        groups=groups_for(n_rows, rows * simdgroups),
+        threads=32 * simdgroups,
+        constants={0: ("uint", rows)},
+        order=order,
+    )[2]
+
+
+@every_format
+@every_order
+def test_gate_up_swiglu_matches_the_definition(name, order):
+    for n_rows, k in sizes(name):
+        m, x = random_matrix(name, 2 * n_rows, k), activations(k) / np.float32(8)
+        gate, up = np.split(reference.gemv(m.w64, x), 2)
+        bounds = [
+            reference.gemv_bound(w, x, r)
+            for w, r in zip(np.split(m.w64, 2), (gate, up), strict=True)
+        ]
+        expected = reference.swiglu(gate, up)
+        # The slope of silu is at most 1.1.
+        bound = 1.1 * bounds[0] * np.abs(up).max() + np.abs(reference.silu(gate)).max() * bounds[1]
+        y = swiglu(name, m, x, order)
+        close_to(y, expected, float(bound) + 1e-6 * float(np.linalg.norm(expected)))
+
+
+@every_format
+def test_gate_up_swiglu_has_the_same_bits_for_every_grid(name):
+    k = 3 * block(FORMATS[name])
+    m, x = random_matrix(name, 22, k), activations(k)
+    expected = swiglu(name, m, x).view(np.uint32)
+    for rows in (1, 4):
+        y = swiglu(name, m, x, rows=rows, simdgroups=3)
+        np.testing.assert_array_equal(y.view(np.uint32), expected)
+
+
+@pytest.mark.parametrize("size", [30, 90, 200, 1e4])
+def test_swiglu_of_large_gates_is_their_limit(size):
+    w = np.array([[-1, 0], [1, 0], [0, 1], [0, 1]], np.float32)
+    x = np.array([size, 1], np.float32)
+    y = swiglu("f32", matrix(quant.quantize(w, "F32")), x)
+    expected = reference.swiglu_gate_up(w.astype(np.float64), x)
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-37)
+
+
+# Tokens
+
+
+def embed(name, m, tokens, position, order="random", n_tokens=None, grid=(3, 64)):
+    n_rows, k = m.w64.shape
+    n_tokens = len(tokens) if n_tokens is None else n_tokens
+    return run(
+        f"embed_{name}",
+        [m.data, np.asarray(tokens, np.uint32), state(position), np.full(k, SENTINEL)],
+        struct.pack("<QIIIIII", m.codes_offset, n_rows, k, n_tokens, 0, 0, 0),
+        groups=grid[0],
+        threads=grid[1],
+        order=order,
+    )[3]
+
+
+@every_format
+@every_order
+def test_embed_gives_exactly_the_row(name, order):
+    k = 3 * block(FORMATS[name])
+    m = random_matrix(name, 9, k)
+    for position, token in enumerate([0, 8, 3]):
+        y = embed(name, m, [0, 8, 3], position, order)
+        np.testing.assert_array_equal(y, m.w64[token].astype(np.float32))
+
+
+@pytest.mark.parametrize("name", [*CODES, "q8_0"])
+@pytest.mark.parametrize("scale", [np.inf, np.nan, 2.0**-24])
+def test_embed_follows_ieee_for_odd_scales(name, scale):
+    m = matrix(set_scales(random_weight(FORMATS[name], 2, block(FORMATS[name])), scale))
+    np.testing.assert_array_equal(embed(name, m, [1], 0), m.w64[1].astype(np.float32))
+
+
+@pytest.mark.parametrize(
+    ("tokens", "position", "n_tokens"),
+    [
+        ([0, 9], 1, 2),
+        ([0, 2**32 - 1], 1, 2),
+        ([0, 1], 2, 2),
+        ([0, 1], 1, 1),
+        ([0, 1], 2**32 - 1, 2),
+    ],
+)
+def test_embed_of_what_is_not_there_is_nan(tokens, position, n_tokens):
+    m = random_matrix("q1_g128", 9, 128)
+    assert np.isnan(embed("q1_g128", m, tokens, position, n_tokens=n_tokens)).all()
+
+
+def test_weights_past_32_bits_are_found():
+    # One row in memory, bound as the last of 2^33 weights: scales, then codes right behind them.
+    k, row = 4096, 2**21 - 1
+    q = random_weight("Q1_0", 1, k)
+    scales, codes = np.split(metal.reformat(q.data, "Q1_0")[0], [k // 128 * 2])
+    before = row * k // 128 * 2
+    codes_offset = (before + len(scales) - row * k // 8) % 2**64
+    y = run(
+        "embed_q1_g128",
+        [
+            Placed(np.concatenate([scales, codes]), before=before),
+            np.array([row], np.uint32),
+            state(0),
+            np.full(k, SENTINEL),
+        ],
+        struct.pack("<QIIIIII", codes_offset, row + 1, k, 1, 0, 0, 0),
+        groups=2,
+        threads=64,
+        mode="fast",
+    )[3]
+    np.testing.assert_array_equal(y, dense(q)[0].astype(np.float32))
+
+
+def advance(logits, tokens, position, order="random", greedy=1, n_tokens=None, threads=96):
+    n_tokens = len(tokens) if n_tokens is None else n_tokens
+    after = run(
+        "advance",
+        [np.asarray(logits, np.float32), np.asarray(tokens, np.uint32), state(position)],
+        struct.pack("<IIII", len(logits), greedy, n_tokens, 0),
+        groups=1,
+        threads=threads,
+        order=order,
+    )
+    np.testing.assert_array_equal(after[2][1:], state(0)[1:])
+    return after[1].tolist(), int(after[2][0])
+
+
+@every_order
+@pytest.mark.parametrize("threads", [32, 96, 256])
+def test_advance_takes_the_first_of_the_largest_logits(order, threads):
+    for n in (1, 31, 33, 300, 1000):
+        logits = activations(n)
+        # The last pair meets in one thread, whatever their number.
+        for at in ([0], [n - 1], [n // 2, n - 1], [n // 3, n // 2], [n % 200, n % 200 + 768]):
+            if at[-1] >= n:
+                continue
+            logits[:] = activations(n)
+            logits[at] = 100
+            assert advance(logits, [7, 7, 7], 0, order, threads=threads) == ([7, at[0], 7], 1)
+
+
+def test_advance_passes_over_nan_and_compares_infinities_and_zeros():
+    for logits, expected in (
+        ([-1, -0.0, 0.0], 1),
+        ([-np.inf, -3e38, -np.inf], 1),
+        ([1, np.inf, 2, np.inf], 1),
+        ([np.nan, -5, np.nan, -2], 3),
+        ([np.nan, -np.inf, -np.inf], 1),
+        ([np.nan] * 40, 0),
+        ([-np.inf] * 40, 0),
+    ):
+        assert advance(logits, [9, 9], 0)[0][1] == expected
+
+
+def test_advance_writes_no_token_where_it_must_not():
+    assert advance([1, 5, 2], [7, 8, 9], 1, greedy=0) == ([7, 8, 9], 2)
+    assert advance([1, 5, 2], [7, 8, 9], 2) == ([7, 8, 9], 3)
+    assert advance([1, 5, 2], [7, 8, 9], 1, n_tokens=2) == ([7, 8, 9], 2)
+
+
+def test_every_kernel_of_the_table_is_there_and_no_other():
+    expected = {"rmsnorm", "residual_add", "qk_norm_rope", "advance"}
+    expected |= {
+        f"{op}_{cache}" for op in ("kv_store", "attention_decode") for cache in ("f16", "f32")
+    }
+    for name in {formats.get(file_format).kernel for file_format in formats.FORMATS}:
+        expected |= {f"gemv_{name}", f"gemv_{name}_residual", f"fused_gate_up_swiglu_{name}"}
+        expected.add(f"embed_{name}")
+    assert {name for family in FAMILIES for name in family.functions} == expected
+    assert set(BLOCK_FORMATS) <= set(formats.FORMATS)

@@ -1,0 +1,315 @@
+"""The kernels of shaders/ that normalise, add and attend, each run alone with every access checked.
+
+The threads of a dispatch run in three orders, and threadgroups are of other sizes than the op
+layer's.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import reference
+from cases import activations, relative_error
+from shader_runs import SENTINEL, Placed, every_order, groups_for, run, state
+
+EPS = 1e-6
+
+# Norms and sums
+
+
+def rmsnorm(x, weight, eps=EPS, order="random", threads=96):
+    n_vectors, n = x.shape
+    return run(
+        "rmsnorm",
+        [x, weight, np.full((n_vectors, n), SENTINEL)],
+        struct.pack("<IIfI", n, n_vectors, eps, 0),
+        groups=n_vectors,
+        threads=threads,
+        order=order,
+    )[2]
+
+
+@every_order
+@pytest.mark.parametrize("n", [1, 31, 96, 97, 700])
+def test_rmsnorm_matches_the_definition(order, n):
+    x, weight = activations(3 * n).reshape(3, n) * np.float32(3), activations(n, 1)
+    for threads in (32, 96, 256):
+        y = rmsnorm(x, weight, order=order, threads=threads)
+        np.testing.assert_allclose(y, reference.rmsnorm(x, weight, EPS), rtol=1e-6)
+
+
+@every_order
+def test_rmsnorm_in_place(order):
+    x, weight = activations(200).reshape(2, 100), activations(100, 1)
+    expected = reference.rmsnorm(x, weight, EPS)
+    args = struct.pack("<IIfI", 100, 2, EPS, 0)
+    y = run("rmsnorm", [x, weight, x], args, groups=2, threads=64, order=order)[0]
+    np.testing.assert_allclose(y, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-13, 1e-3, 1e18, 1e25, 1e37])
+@pytest.mark.parametrize("eps", [0.0, EPS])
+def test_rmsnorm_of_numbers_whose_squares_leave_the_range(size, eps):
+    x, weight = activations(300).reshape(2, 150) * np.float32(size), np.ones(150, np.float32)
+    y = rmsnorm(x, weight, eps)
+    np.testing.assert_allclose(y, reference.rmsnorm(x, weight, eps), rtol=1e-6, atol=1e-44)
+
+
+def test_rmsnorm_of_infinities_and_nan_follows_ieee():
+    x = np.ones((4, 40), np.float32)
+    x[0, 7], x[1, 8], x[2] = np.inf, np.nan, 0
+    y = rmsnorm(x, np.ones(40, np.float32))
+    np.testing.assert_allclose(y, reference.rmsnorm(x, np.ones(40), EPS), rtol=1e-6)
+
+
+@every_order
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
+def test_residual_add_is_exact_for_any_grid(order, n):
+    x, y = activations(n), activations(n, 1)
+    for groups in (1, 3):
+        args = struct.pack("<QQ", n, 0)
+        after = run("residual_add", [x, y], args, groups=groups, threads=32, order=order)
+        np.testing.assert_array_equal(after[1], x + y)
+
+
+def test_residual_add_of_a_buffer_to_itself_doubles_it():
+    x = activations(50)
+    (y, _) = run("residual_add", [x, x], struct.pack("<QQ", 50, 0), groups=1, threads=32)
+    np.testing.assert_array_equal(y, x + x)
+
+
+# Heads
+
+
+class Heads(NamedTuple):
+    """A shape of attention."""
+
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    max_seq: int
+    layer: int = 0
+
+    @property
+    def n_qkv(self):
+        return self.n_heads + 2 * self.n_kv_heads
+
+    @property
+    def layer_offset(self):
+        return self.layer * self.n_kv_heads * self.max_seq * self.head_dim
+
+
+SHAPES = [(4, 2, 64), (6, 2, 128), (3, 1, 2), (5, 5, 30), (1, 1, 512)]
+every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+
+
+def rope_table(positions, dim):
+    angle = np.arange(positions)[:, None] * 1e6 ** (-2 * np.arange(dim // 2) / dim)
+    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+
+
+def qk_norm_rope(heads, qkv, position, order="random", eps=1e-5, simdgroups=4):
+    norms = 1 + activations(heads.head_dim, 4) / 4, 1 + activations(heads.head_dim, 5) / 4
+    y = run(
+        "qk_norm_rope",
+        [qkv, *norms, rope_table(heads.max_seq, heads.head_dim), state(position)],
+        struct.pack("<IIIfIIII", *heads[:3], eps, heads.max_seq, 0, 0, 0),
+        groups=groups_for(heads.n_heads + heads.n_kv_heads, simdgroups),
+        threads=32 * simdgroups,
+        order=order,
+    )[0]
+    return y, *norms
+
+
+@every_shape
+@every_order
+@pytest.mark.parametrize("size", [1e-30, 2, 1e30])
+def test_qk_norm_rope_matches_the_definition(shape, order, size):
+    heads = Heads(*shape, 6)
+    n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
+    qkv = activations(heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim) * np.float32(size)
+    eps = 0.0 if size < 1 else 1e-5
+    y, q_norm, k_norm = qk_norm_rope(heads, qkv, 5, order, eps)
+    for got, rows, norm in (
+        (y[:n_q], qkv[:n_q], q_norm),
+        (y[n_q:n_qk], qkv[n_q:n_qk], k_norm),
+    ):
+        expected = reference.rope_neox(reference.rmsnorm(rows, norm, eps), 5, 1e6)
+        assert relative_error(got, expected) < 1e-6
+    np.testing.assert_array_equal(y[n_qk:], qkv[n_qk:])
+
+
+@pytest.mark.parametrize("position", [6, 7, 2**32 - 1])
+def test_qk_norm_rope_past_the_last_position_does_nothing(position):
+    qkv = activations(8 * 64).reshape(8, 64)
+    y = qk_norm_rope(Heads(4, 2, 64, 6), qkv, position)[0]
+    np.testing.assert_array_equal(y, qkv)
+
+
+CACHES = {"f16": np.float16, "f32": np.float32}
+every_cache = pytest.mark.parametrize("cache", CACHES)
+
+
+def kv_store(heads, cache, qkv, position, order="random"):
+    shape = (heads.layer + 2, heads.n_kv_heads, heads.max_seq, heads.head_dim)
+    before = [np.full(shape, fill, CACHES[cache]) for fill in (3, -3)]
+    after = run(
+        f"kv_store_{cache}",
+        [qkv, *before, state(position)],
+        struct.pack("<QIIIIII", heads.layer_offset, *heads[:4], 0, 0),
+        groups=heads.n_kv_heads,
+        threads=64,
+        order=order,
+    )
+    return before, after[1:3]
+
+
+@every_cache
+@every_order
+@every_shape
+def test_kv_store_writes_its_layer_and_position_only(cache, order, shape):
+    heads = Heads(*shape, 7, layer=1)
+    qkv = activations(heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim)
+    qkv[-1, :2] = [1e6, 1e-9]  # past the range of half on both sides
+    n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
+    for position in (0, 6):
+        before, after = kv_store(heads, cache, qkv, position, order)
+        with np.errstate(over="ignore"):
+            before[0][1, :, position] = qkv[n_q:n_qk].astype(CACHES[cache])
+            before[1][1, :, position] = qkv[n_qk:].astype(CACHES[cache])
+        np.testing.assert_array_equal(after[0], before[0])
+        np.testing.assert_array_equal(after[1], before[1])
+
+
+@every_cache
+@pytest.mark.parametrize("position", [7, 8, 2**32 - 1])
+def test_kv_store_past_max_seq_writes_nothing(cache, position):
+    before, after = kv_store(Heads(4, 2, 64, 7), cache, activations(512).reshape(8, 64), position)
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_array_equal(after[1], before[1])
+
+
+def attention(heads, cache, q, k, v, position, order="random", simdgroups=3, mode="check"):
+    """Run attention over k and v [length, n_kv_heads, head_dim]; the rest of the cache is NaN."""
+    shape = (heads.layer + 1, heads.n_kv_heads, heads.max_seq, heads.head_dim)
+    caches = [np.full(shape, np.nan, CACHES[cache]) for _ in range(2)]
+    for to, rows in zip(caches, (k, v), strict=True):
+        to[heads.layer, :, : len(rows)] = rows.transpose(1, 0, 2)
+    return run(
+        f"attention_decode_{cache}",
+        [q, *caches, state(position), np.full((heads.n_heads, heads.head_dim), SENTINEL)],
+        struct.pack("<QIIIIfI", heads.layer_offset, *heads[:4], heads.head_dim**-0.5, 0),
+        groups=(heads.n_kv_heads, heads.n_heads // heads.n_kv_heads),
+        threads=32 * simdgroups,
+        order=order,
+        mode=mode,
+    )[4]
+
+
+@every_cache
+def test_caches_past_32_bits_are_found(cache):
+    # Layers of 2^33 elements lie before the caches, without memory for them.
+    heads = Heads(2, 1, 64, 3)
+    layer_offset, before = 2**33, 2**33 * np.dtype(CACHES[cache]).itemsize
+    qkv = activations(4 * 64).reshape(4, 64)
+    caches = [np.zeros((3, 64), CACHES[cache]) for _ in range(2)]
+    placed = [Placed(c, before=before) for c in caches]
+    after = run(
+        f"kv_store_{cache}",
+        [qkv, *placed, state(2)],
+        struct.pack("<QIIIIII", layer_offset, *heads[:4], 0, 0),
+        groups=1,
+        threads=32,
+        mode="fast",
+    )
+    for got, row in zip(after[1:3], qkv[2:], strict=True):
+        np.testing.assert_array_equal(got[2], row.astype(CACHES[cache]))
+    y = run(
+        f"attention_decode_{cache}",
+        [
+            qkv,
+            *(Placed(c, before=before) for c in after[1:3]),
+            state(2),
+            np.zeros((2, 64), np.float32),
+        ],
+        struct.pack("<QIIIIfI", layer_offset, *heads[:4], 0.125, 0),
+        groups=(1, 2),
+        threads=32,
+        mode="fast",
+    )[4]
+    k, v = (a.reshape(3, 1, 64) for a in after[1:3])
+    assert relative_error(y, reference.attention(qkv[None, :2], k, v)[0]) < 1e-6
+
+
+def random_heads(heads, cache, length, size=1.0):
+    rng = np.random.default_rng([length, *heads[:3]])
+    kv = (length, heads.n_kv_heads, heads.head_dim)
+    q = (rng.standard_normal((heads.n_heads, heads.head_dim)) * size).astype(np.float32)
+    k = (rng.standard_normal(kv) * size).astype(CACHES[cache])
+    return q, k, rng.standard_normal(kv).astype(CACHES[cache])
+
+
+@every_cache
+@every_order
+@every_shape
+def test_attention_matches_the_definition(cache, order, shape):
+    heads = Heads(*shape, 130, layer=1)
+    for length in (1, 32, 33, 97, 130):
+        q, k, v = random_heads(heads, cache, length)
+        y = attention(heads, cache, q, k, v, length - 1, order)
+        assert relative_error(y, reference.attention(q[None], k, v)[0]) < 1e-6
+
+
+@every_cache
+def test_attention_over_a_long_sequence(cache):
+    heads = Heads(4, 2, 128, 3000)
+    q, k, v = random_heads(heads, cache, 3000)
+    for simdgroups in (1, 8):
+        y = attention(heads, cache, q, k, v, 2999, simdgroups=simdgroups, mode="fast")
+        assert relative_error(y, reference.attention(q[None], k, v)[0]) < 1e-6
+
+
+@every_cache
+def test_attention_of_large_scores_neither_overflows_nor_loses_the_maximum(cache):
+    heads = Heads(4, 2, 64, 140)
+    q, k, v = random_heads(heads, cache, 140, size=30)
+    scores = np.abs(np.einsum("hd,nhd->hn", q.astype(float), k.repeat(2, axis=1))) / 8
+    y = attention(heads, cache, q, k, v, 139)
+    # A score's own rounding in float32 shows in its weight.
+    error = relative_error(y, reference.attention(q[None], k, v)[0])
+    assert error < 1e-6 + 2.0**-22 * scores.max()
+
+
+def test_scores_of_minus_infinity_weigh_nothing_until_all_are():
+    heads = Heads(1, 1, 4, 100)
+    q, k, v = random_heads(heads, "f32", 100)
+    q[:] = 1
+    for masked in (slice(0, 40), slice(40, 100), slice(0, 99)):
+        odd = k.copy()
+        odd[masked, 0, 0] = -np.inf
+        y = attention(heads, "f32", q, odd, v, 99)
+        assert relative_error(y, reference.attention(q[None], odd, v)[0]) < 1e-6
+    k[:, 0, 0] = -np.inf
+    assert np.isnan(attention(heads, "f32", q, k, v, 99)).all()
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_nan_and_infinite_scores_reach_their_own_heads_only(value):
+    heads = Heads(4, 2, 64, 70)
+    q, k, v = random_heads(heads, "f32", 70)
+    q = np.abs(q)
+    k[50, 1, 3] = value
+    y = attention(heads, "f32", q, k, v, 69)
+    assert np.isfinite(y[:2]).all()
+    assert np.isnan(y[2:]).all()
+
+
+@every_cache
+@pytest.mark.parametrize("position", [40, 41, 2**32 - 1])
+def test_attention_past_max_seq_is_nan(cache, position):
+    heads = Heads(4, 2, 64, 40)
+    q, k, v = random_heads(heads, cache, 40)
+    assert np.isnan(attention(heads, cache, q, k, v, position)).all()
