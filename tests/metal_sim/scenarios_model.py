@@ -41,7 +41,9 @@ def layer_results(device_name: str) -> dict[str, np.ndarray]:
     with metal.Device(device_name) as device, metal.MetalGraph(device) as graph:
         weights = first_layer(graph)
         for name in ("qkv", "attn_output", "gate_up", "down"):
-            n_rows, k = weights[name].shape
+            shape = weights[name].shape
+            assert shape is not None
+            n_rows, k = shape
             x = rng.standard_normal(k).astype(np.float32) + np.float32(0.5)
             results[name] = np.empty(n_rows, np.float32)
             graph.encode_gemv(weights[name], x, results[name])
