@@ -135,6 +135,14 @@ def _chosen(program: Program, kernels: Sequence[str]) -> list[Instance]:
     return [i for i in program.instances if not kernels or i.host_name in kernels]
 
 
+def _trap_flags(version: int) -> list[str]:
+    """Give the flags that keep a trap of its own, with its line, for each place that can fail."""
+    if version < 20:
+        return ["-mllvm", "-ubsan-unique-traps"] if version >= 18 else []
+    reasons = ["-fsanitize-debug-trap-reasons=none"] if version >= 22 else []
+    return ["-fno-sanitize-merge", *reasons]
+
+
 @dataclass
 class _Compilation:
     """The three things clang is asked for, side by side."""
@@ -154,9 +162,8 @@ def _compile(code: str, options: Options, target: Path, constant_is_global: bool
     else:
         standard = header_flags(options.version)
     optimise = [*(_CHECK if check else _FAST), *(["-ffast-math"] if options.fast_math else [])]
-    if check and find_compiler().version >= 18:  # one trap for each place, so that lines tell
-        unique = ["-mllvm", "-ubsan-unique-traps"]
-        optimise += ["-fno-sanitize-merge"] if find_compiler().version >= 20 else unique
+    if check:
+        optimise += _trap_flags(find_compiler().version)
     commands: list[list[str | Path]] = [
         [*command, *standard, *_WARNINGS_AS_ERRORS, "-fsyntax-only", "-Xclang", "-ast-dump", "-"],
         [
