@@ -200,9 +200,11 @@ class Recorder:
     def __init__(self) -> None:
         self.writes: list[str] = []
         self.flushed = 0
+        self.most_waiting = 0  # writes that were in the stream together, not flushed
 
     def write(self, text: str) -> int:
         self.writes.append(text)
+        self.most_waiting = max(self.most_waiting, len(self.writes) - self.flushed)
         return len(text)
 
     def flush(self) -> None:
@@ -217,6 +219,7 @@ def test_each_token_is_written_and_flushed_as_it_comes(path, monkeypatch):
     tokens = ["", "\u00e9", "", "", "\u4e2d", "", "", "", TREE]
     assert out.writes == ["x", " ", *tokens, "\n"]
     assert out.flushed == len(out.writes)
+    assert out.most_waiting == 1, "tokens waited for one another: the text is not streamed"
 
 
 def test_random_bytes_are_printed_as_utf8(path):
