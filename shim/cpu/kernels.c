@@ -12,13 +12,19 @@
      sizeof(struct oxb_gemv_args), 4, OXB_KERNEL_##id},                                                \
     {"fused_gate_up_swiglu_" suffix, oxb_cpu_swiglu, oxb_cpu_swiglu_need, 3, WRITES(2),                \
      sizeof(struct oxb_swiglu_args), 2, OXB_KERNEL_##id},                                              \
+    {"gemm_" suffix, oxb_cpu_gemm, oxb_cpu_gemm_need, 3, WRITES(2), sizeof(struct oxb_gemm_args), 1,   \
+     OXB_KERNEL_##id},                                                                                 \
+    {"gemm_" suffix "_residual", oxb_cpu_gemm_residual, oxb_cpu_gemm_need, 3, WRITES(2),               \
+     sizeof(struct oxb_gemm_args), 1, OXB_KERNEL_##id},                                                \
+    {"fused_gate_up_swiglu_gemm_" suffix, oxb_cpu_swiglu_gemm, oxb_cpu_swiglu_gemm_need, 3, WRITES(2), \
+     sizeof(struct oxb_gemm_args), 1, OXB_KERNEL_##id},                                                \
     {"embed_" suffix, oxb_cpu_embed, oxb_cpu_embed_need, 4, WRITES(3), sizeof(struct oxb_embed_args), 1, \
      OXB_KERNEL_##id},
 
 #define CACHE(suffix, half_cache)                                                                      \
     {"kv_store_" suffix, oxb_cpu_kv_store, oxb_cpu_kv_store_need, 4, WRITES(1) | WRITES(2),            \
      sizeof(struct oxb_kv_store_args), 8, half_cache},                                                 \
-    {"attention_decode_" suffix, oxb_cpu_attention, oxb_cpu_attention_need, 5, WRITES(4),              \
+    {"attention_" suffix, oxb_cpu_attention, oxb_cpu_attention_need, 5, WRITES(4),              \
      sizeof(struct oxb_attention_args), 1, half_cache},
 
 static const oxb_cpu_kernel kernels[] = {
@@ -32,6 +38,9 @@ static const oxb_cpu_kernel kernels[] = {
      sizeof(struct oxb_add_args), 4, 0},
     {"qk_norm_rope", oxb_cpu_qk_norm_rope, oxb_cpu_qk_norm_rope_need, 5, WRITES(0),
      sizeof(struct oxb_qk_norm_rope_args), 8, 0},
+    {"attention_combine", oxb_cpu_combine, oxb_cpu_combine_need, 2, WRITES(1), sizeof(struct oxb_combine_args),
+     8, 0},
+    {"argmax", oxb_cpu_argmax, oxb_cpu_argmax_need, 2, WRITES(1), sizeof(struct oxb_argmax_args), 1, 0},
     {"advance", oxb_cpu_advance, oxb_cpu_advance_need, 3, WRITES(1) | WRITES(2),
      sizeof(struct oxb_advance_args), 1, 0},
 };
