@@ -158,17 +158,47 @@ def ffn_phase(
     return state + gemv(w_down, inner)
 
 
-def rope_neox(x: NDArray[Any], position: int | NDArray[np.integer[Any]], theta: float) -> F64:
+def rope_frequency(i: int, dim: int, theta: float, scaling: Mapping[str, Any]) -> float:
+    """Return what pair i of dim / 2 turns by in one position, under a scaling of RoPE.
+
+    `scaling` has type, and for "linear" and "yarn" factor; for "yarn" also original, beta_fast and
+    beta_slow: pairs that make at least beta_fast turns over the original context keep their
+    frequency, those that make at most beta_slow have it divided by the factor, and between these
+    pairs, rounded outward to whole ones, the shares change linearly.
+    """
+    frequency: float = theta ** (-2 * i / dim)
+    if scaling["type"] == "linear":
+        return frequency / float(scaling["factor"])
+    if scaling["type"] == "yarn":
+        # The pair whose wavelength 2 pi theta^(2 i / dim) goes `turns` times into the context.
+        bounds = [
+            dim / 2 * math.log(scaling["original"] / (2 * math.pi * turns), theta)
+            for turns in (scaling["beta_fast"], scaling["beta_slow"])
+        ]
+        low, high = max(math.floor(bounds[0]), 0), min(math.ceil(bounds[1]), dim - 1)
+        share = float(i > low) if low >= high else min(max((i - low) / (high - low), 0.0), 1.0)
+        return frequency * (1 - share) + frequency / float(scaling["factor"]) * share
+    return frequency
+
+
+def rope_neox(
+    x: NDArray[Any],
+    position: int | NDArray[np.integer[Any]],
+    theta: float,
+    scaling: Mapping[str, Any] | None = None,
+) -> F64:
     """Rotate elements i and i + dim / 2 of x [..., heads, dim] by position * theta^(-2 i / dim).
 
-    `position` is one integer, or one for each index of the axes before heads.
+    `position` is one integer, or one for each index of the axes before heads. `scaling` is that of
+    rope_frequency, with attention_factor, which multiplies the result.
     """
     x64 = np.asarray(x, np.float64)
     dim = x64.shape[-1]
-    frequency = np.array([theta ** (-2 * i / dim) for i in range(dim // 2)])
+    scaling = scaling or {"type": "none", "attention_factor": 1.0}
+    frequency = np.array([rope_frequency(i, dim, theta, scaling) for i in range(dim // 2)])
     angle = np.asarray(position, np.float64)[..., None, None] * frequency
     first, second = x64[..., : dim // 2], x64[..., dim // 2 :]
-    cos, sin = np.cos(angle), np.sin(angle)
+    cos, sin = (f(angle) * scaling["attention_factor"] for f in (np.cos, np.sin))
     return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
 
 
@@ -195,15 +225,15 @@ def attention(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> F64:
 def qwen3_forward(config: Mapping[str, Any], weights: Mapping[str, F64], ids: Any) -> F64:
     """Return the logits [t, vocab] of a Qwen3 model for the token ids [t].
 
-    `config` has n_layers, n_heads, n_kv_heads, head_dim, rope_theta and eps. `weights` has float64
-    arrays under GGUF's names, matrices as [n_rows, k]; without ``output.weight`` the head is the
-    embedding.
+    `config` has n_layers, n_heads, n_kv_heads, head_dim, rope_theta and eps, and may have the
+    rope_scaling of rope_neox. `weights` has float64 arrays under GGUF's names, matrices as
+    [n_rows, k]; without ``output.weight`` the head is the embedding.
     """
     tokens = np.asarray(ids)
     t = len(tokens)
     n_heads, n_kv, dim = config["n_heads"], config["n_kv_heads"], config["head_dim"]
-    eps, theta = config["eps"], config["rope_theta"]
-    positions = np.arange(t)
+    eps = config["eps"]
+    rope = (np.arange(t), config["rope_theta"], config.get("rope_scaling"))
     x = weights["token_embd.weight"][tokens]
     for layer in range(config["n_layers"]):
         prefix = f"blk.{layer}."
@@ -216,7 +246,7 @@ def qwen3_forward(config: Mapping[str, Any], weights: Mapping[str, F64], ids: An
         q = rmsnorm((h @ w["attn_q"].T).reshape(t, n_heads, dim), w["attn_q_norm"], eps)
         k = rmsnorm((h @ w["attn_k"].T).reshape(t, n_kv, dim), w["attn_k_norm"], eps)
         v = (h @ w["attn_v"].T).reshape(t, n_kv, dim)
-        mixed = attention(rope_neox(q, positions, theta), rope_neox(k, positions, theta), v)
+        mixed = attention(rope_neox(q, *rope), rope_neox(k, *rope), v)
         x = x + mixed.reshape(t, -1) @ w["attn_output"].T
         h = rmsnorm(x, w["ffn_norm"], eps)
         x = x + swiglu(h @ w["ffn_gate"].T, h @ w["ffn_up"].T) @ w["ffn_down"].T

@@ -243,27 +243,6 @@ def test_shape_of_attention_that_is_not_supported_is_refused(bench, metadata, te
     bench.refused(*texts)
 
 
-@pytest.mark.parametrize(
-    "metadata",
-    [
-        {"rope.scaling.type": "linear", "rope.scaling.factor": 4.0},
-        {"rope.scaling.type": "yarn", "rope.scaling.factor": 4.0},
-        {"rope.scaling.factor": 2.0},
-        {"rope.scale_linear": 8.0},
-    ],
-)
-def test_rope_scaling_is_refused_by_name(bench, metadata):
-    bench.write({f"qwen3.{key}": value for key, value in metadata.items()})
-    kind = str(metadata.get("rope.scaling.type", "none"))
-    bench.refused("RoPE scaling", kind, f"{max(v for v in metadata.values() if v != kind)}")
-
-
-def test_rope_scaling_that_says_none_is_no_scaling(bench):
-    path = bench.write({"qwen3.rope.scaling.type": "none", "qwen3.rope.scaling.factor": 1.0})
-    with Model.load(path, bench.device) as model, model.session() as session:
-        session.forward(IDS)
-
-
 @pytest.mark.parametrize("key", ["prism.hadamard.block_size", "prism.hadamard.seed"])
 def test_activation_transform_is_refused_by_the_names_of_its_keys(bench, key):
     bench.write({key: 128})

@@ -147,8 +147,13 @@ def weights64(tensors: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
     return found
 
 
-def reference_logits(tiny: Tiny, tensors: Mapping[str, Any], ids: Any) -> NDArray[np.float64]:
-    """Return the float64 logits of every position."""
+def reference_logits(
+    tiny: Tiny,
+    tensors: Mapping[str, Any],
+    ids: Any,
+    rope_scaling: Mapping[str, Any] | None = None,
+) -> NDArray[np.float64]:
+    """Return the float64 logits of every position; `rope_scaling` as in reference.rope_neox."""
     config = {
         "n_layers": tiny.n_layers,
         "n_heads": tiny.n_heads,
@@ -157,6 +162,7 @@ def reference_logits(tiny: Tiny, tensors: Mapping[str, Any], ids: Any) -> NDArra
         # As the file holds them.
         "rope_theta": float(np.float32(tiny.rope_theta)),
         "eps": float(np.float32(tiny.eps)),
+        "rope_scaling": rope_scaling,
     }
     return reference.qwen3_forward(config, weights64(tensors), ids)
 

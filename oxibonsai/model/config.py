@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from oxibonsai.gguf import GGUFError, GGUFFile
+from oxibonsai.model.rope import RopeScaling
 
 __all__ = ["ModelConfig"]
 
@@ -20,7 +21,13 @@ _LIMITS = {
     "attention.head_count": 4096,
     "attention.head_count_kv": 4096,
     "attention.key_length": 512,
+    "rope.scaling.original_context_length": 1 << 24,
 }
+
+# Keys under rope.scaling whose meaning is known, and of others the values that change nothing.
+_SCALING_KEYS = {"type", "factor", "attn_factor", "original_context_length", "finetuned"}
+_YARN_KEYS = {"yarn_attn_factor", "yarn_beta_fast", "yarn_beta_slow"}
+_NEUTRAL = {"yarn_ext_factor": (1, -1), "yarn_log_multiplier": (0,), "alpha": (0,)}
 
 
 @dataclass(frozen=True)
@@ -36,11 +43,13 @@ class ModelConfig:
     vocab_size : int
         Rows of the embedding.
     context_length : int
-        Positions the model was trained for.
+        Positions the model was made for, RoPE scaling included.
     rope_theta : float
         Base of the rotary frequencies.
     rms_eps : float
         Added to the mean square in RMSNorm.
+    rope_scaling : RopeScaling
+        How the rotary frequencies are changed for a long context.
     """
 
     n_layers: int
@@ -53,6 +62,7 @@ class ModelConfig:
     context_length: int
     rope_theta: float
     rms_eps: float
+    rope_scaling: RopeScaling = field(default_factory=RopeScaling)
 
     @property
     def q_size(self) -> int:
@@ -73,7 +83,6 @@ class ModelConfig:
                 f"{file.path}: general.architecture is {found!r}; only {ARCHITECTURE!r} is "
                 "supported"
             )
-        _refuse_rope_scaling(file)
         embedding = file.tensors.get("token_embd.weight")
         if embedding is None:
             raise GGUFError(f"{file.path}: tensor 'token_embd.weight' is missing")
@@ -84,6 +93,8 @@ class ModelConfig:
             )
         n_heads = _integer(file, "attention.head_count")
         hidden = _integer(file, "embedding_length")
+        context = _integer(file, "context_length")
+        theta = _number(file, "rope.freq_base", 10000.0)
         config = cls(
             n_layers=_integer(file, "block_count"),
             hidden_size=hidden,
@@ -92,9 +103,10 @@ class ModelConfig:
             n_kv_heads=_integer(file, "attention.head_count_kv", n_heads),
             head_dim=_integer(file, "attention.key_length", max(hidden // n_heads, 1)),
             vocab_size=embedding.shape[0],
-            context_length=_integer(file, "context_length"),
-            rope_theta=_number(file, "rope.freq_base", 10000.0),
+            context_length=context,
+            rope_theta=theta,
             rms_eps=_number(file, "attention.layer_norm_rms_epsilon"),
+            rope_scaling=_rope_scaling(file, context, theta),
         )
         config._check(file)
         return config
@@ -116,16 +128,59 @@ class ModelConfig:
                 )
 
 
-def _refuse_rope_scaling(file: GGUFFile) -> None:
-    """Raise for RoPE scaling, which would change every angle unseen."""
-    kind = file.metadata.get(f"{ARCHITECTURE}.rope.scaling.type", "none")
-    factor = file.metadata.get(f"{ARCHITECTURE}.rope.scaling.factor", 1.0)
-    linear = file.metadata.get(f"{ARCHITECTURE}.rope.scale_linear", 1.0)
-    if kind != "none" or factor not in (0, 1) or linear not in (0, 1):
+def _rope_scaling(file: GGUFFile, context: int, theta: float) -> RopeScaling:
+    """Read the RoPE scaling; GGUFError by name for one that would not be applied as meant.
+
+    The keys are llama.cpp's, with its meaning where a key is missing or 0: a factor without a type
+    scales linearly. ``attn_factor`` multiplies what the type gives; ``yarn_attn_factor``, which
+    converters take from the ``attention_factor`` of Hugging Face's configurations, stands in the
+    place of YaRN's own 0.1 ln(factor) + 1.
+    """
+    prefix = f"{ARCHITECTURE}.rope.scaling."
+    kind = file.metadata.get(prefix + "type", "linear")
+    if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
         raise GGUFError(
-            f"{file.path}: RoPE scaling ({kind}, factor {factor if factor != 1.0 else linear}) is "
-            "not supported"
+            f"{file.path}: {prefix}type is {kind!r}; 'none', 'linear' and 'yarn' are supported"
         )
+    known = _SCALING_KEYS | _YARN_KEYS if kind == "yarn" else _SCALING_KEYS
+    for name, value in file.metadata.items():
+        key = name.removeprefix(prefix)
+        if key == name or key in known:
+            continue
+        if not (isinstance(value, (int, float)) and value in _NEUTRAL.get(key, ())):
+            raise GGUFError(
+                f"{file.path}: RoPE scaling of type {kind!r} with {name} = {value!r} is not "
+                "supported"
+            )
+    attention_factor = _number(file, "rope.scaling.attn_factor", 1.0)
+    key = "rope.scaling.factor"
+    if f"{ARCHITECTURE}.{key}" not in file.metadata:
+        key = "rope.scale_linear"  # the older name
+    given = file.metadata.get(f"{ARCHITECTURE}.{key}")
+    factor = 1.0 if isinstance(given, (int, float)) and given == 0 else _number(file, key, 1.0)
+    if kind == "none" or (kind == "linear" and factor == 1.0):
+        return RopeScaling(attention_factor=attention_factor)
+    if kind == "linear":
+        return RopeScaling("linear", factor, attention_factor)
+    if theta <= 1:
+        raise GGUFError(
+            f"{file.path}: {ARCHITECTURE}.rope.freq_base = {theta} must be above 1 for YaRN"
+        )
+    fast = _number(file, "rope.scaling.yarn_beta_fast", 32.0)
+    slow = _number(file, "rope.scaling.yarn_beta_slow", 1.0)
+    if fast < slow:
+        raise GGUFError(
+            f"{file.path}: {prefix}yarn_beta_fast = {fast} is below yarn_beta_slow = {slow}"
+        )
+    own = 0.1 * math.log(factor) + 1.0 if factor > 1 else 1.0
+    return RopeScaling(
+        "yarn",
+        factor,
+        attention_factor * _number(file, "rope.scaling.yarn_attn_factor", own),
+        _integer(file, "rope.scaling.original_context_length", context),
+        fast,
+        slow,
+    )
 
 
 def _integer(file: GGUFFile, key: str, default: int | None = None) -> int:

@@ -58,7 +58,7 @@ class Session:
         self._buffers = {
             "k_cache": device.buffer(cache_bytes),
             "v_cache": device.buffer(cache_bytes),
-            "rope": device.upload(rope_table(c.head_dim, max_seq, c.rope_theta)),
+            "rope": device.upload(rope_table(c.head_dim, max_seq, c.rope_theta, c.rope_scaling)),
             "state": device.buffer(_STATE_BYTES),
             # One more than the cache holds: the step at the last position writes what follows it.
             "tokens": device.buffer(4 * (max_seq + 1)),
