@@ -1,13 +1,7 @@
-"""The same text as llama.cpp from the same file.
-
-``OXIBONSAI_REQUIRE_PEERS=1`` makes a missing peer a failure.
-"""
+"""The same text as llama.cpp from the same file."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
-import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,6 +9,7 @@ import numpy as np
 import pytest
 from cases import relative_error
 from model_files import PROMPTS, Q1_MODEL
+from peers import import_peer
 
 from oxibonsai.model import Model
 
@@ -23,12 +18,7 @@ pytestmark = pytest.mark.peer
 
 @pytest.fixture(scope="module")
 def peer() -> Iterator[Any]:
-    if importlib.util.find_spec("llama_cpp") is None:
-        how = "llama_cpp is not installed: pip install llama-cpp-python==0.3.36"
-        if os.environ.get("OXIBONSAI_REQUIRE_PEERS") == "1":
-            pytest.fail(how)
-        pytest.skip(how)
-    llama_cpp = importlib.import_module("llama_cpp")
+    llama_cpp = import_peer("llama_cpp")
     model = llama_cpp.Llama(
         str(Q1_MODEL), n_ctx=256, n_threads=2, n_gpu_layers=0, logits_all=True, verbose=False
     )

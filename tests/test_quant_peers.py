@@ -1,14 +1,9 @@
-"""The same bytes as ggml's C and as the ``gguf`` package.
-
-``OXIBONSAI_REQUIRE_PEERS=1`` makes a missing peer a failure.
-"""
+"""The same bytes as ggml's C and as the ``gguf`` package."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib
 import importlib.util
-import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -16,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from peers import import_peer, require_peer
 
 from oxibonsai import formats, quant
 from oxibonsai.quant import QTensor
@@ -26,19 +22,10 @@ F32 = NDArray[np.float32]
 SHAPE = (64, 1024)
 
 
-def require_peer(module: str, package: str) -> None:
-    if importlib.util.find_spec(module) is not None:
-        return
-    how = f"{module} is not installed: pip install {package}"
-    if os.environ.get("OXIBONSAI_REQUIRE_PEERS") == "1":
-        pytest.fail(how)
-    pytest.skip(how)
-
-
 @pytest.fixture(scope="module")
 def ggml() -> ctypes.CDLL:
     """Load ggml's base library from llama-cpp-python, without importing the package."""
-    require_peer("llama_cpp", "llama-cpp-python==0.3.36")
+    require_peer("llama_cpp")
     spec = importlib.util.find_spec("llama_cpp")
     assert spec is not None
     assert spec.submodule_search_locations
@@ -50,8 +37,7 @@ def ggml() -> ctypes.CDLL:
 
 @pytest.fixture(scope="module")
 def gguf() -> Any:
-    require_peer("gguf", "gguf")
-    return importlib.import_module("gguf")
+    return import_peer("gguf")
 
 
 def weight_cases() -> dict[str, F32]:
