@@ -74,20 +74,30 @@ static void pack_codes(uint8_t *to, const uint8_t *codes, size_t n) {
     }
 }
 
-/* Digit n of a byte of PTQ1_0, most significant first. */
-static uint8_t digit(uint8_t byte, unsigned power_of_three) {
-    uint8_t rest = (uint8_t)(byte * power_of_three);
-    return (uint8_t)((rest * 3u) >> 8);
+/* The five digits of each byte of PTQ1_0, one to a byte, the most significant digit lowest. */
+#define DIGIT(b, power, place) ((uint64_t)(((b) * (power)&0xffu) * 3u >> 8) << 8 * (place))
+#define DIGITS(b) (DIGIT(b, 1u, 0) | DIGIT(b, 3u, 1) | DIGIT(b, 9u, 2) | DIGIT(b, 27u, 3) | DIGIT(b, 81u, 4))
+#define DIGITS_4(b) DIGITS(b), DIGITS(b + 1u), DIGITS(b + 2u), DIGITS(b + 3u)
+#define DIGITS_16(b) DIGITS_4(b), DIGITS_4(b + 4u), DIGITS_4(b + 8u), DIGITS_4(b + 12u)
+#define DIGITS_64(b) DIGITS_16(b), DIGITS_16(b + 16u), DIGITS_16(b + 32u), DIGITS_16(b + 48u)
+static const uint64_t digits_of[256] = {DIGITS_64(0u), DIGITS_64(64u), DIGITS_64(128u), DIGITS_64(192u)};
+
+/* Digit n of byte b is weight bytes * n + b: digit n of four bytes makes one byte of codes. */
+static inline void trits_to_codes(uint8_t *to, const uint8_t *from, size_t bytes) {
+    for (size_t b = 0; b < bytes; b += 4) {
+        uint64_t codes = digits_of[from[b]] | digits_of[from[b + 1]] << 2 | digits_of[from[b + 2]] << 4 |
+                         digits_of[from[b + 3]] << 6;
+        for (size_t n = 0; n < 5; n++) to[(bytes * n + b) / 4] = (uint8_t)(codes >> 8 * n);
+    }
 }
 
 static void ptq1_codes(uint8_t *to, const uint8_t *block) {
-    static const unsigned power[] = {1, 3, 9, 27, 81};
-    const uint8_t *qh = block + 24;
-    uint8_t codes[128];
-    for (unsigned e = 0; e < 80; e++) codes[e] = digit(block[e & 15], power[e >> 4]);
-    for (unsigned e = 0; e < 40; e++) codes[80 + e] = digit(block[16 + (e & 7)], power[e >> 3]);
-    for (unsigned e = 0; e < 8; e++) codes[120 + e] = digit(qh[e & 1], power[e >> 1]);
-    pack_codes(to, codes, 128);
+    trits_to_codes(to, block, 16);
+    trits_to_codes(to + 20, block + 16, 8);
+    /* The last two bytes have four digits: weight 2 n + b. */
+    uint64_t codes = digits_of[block[24]] | digits_of[block[25]] << 2;
+    to[30] = (uint8_t)(codes | codes >> 8 << 4);
+    to[31] = (uint8_t)(codes >> 16 | codes >> 24 << 4);
 }
 
 /* Upstream TQ2_0 interleaves: byte m of half h holds weights 128 h + 32 l + m for l = 0..3. */
