@@ -135,6 +135,7 @@ class GGUFFile:
             self.alignment = _alignment(cursor, self.metadata)
             described = _read_descriptions(cursor, n_tensors, self.alignment)
             self.tensors = _measure(cursor, described, mapping, self.alignment, override)
+            _drop_pages(mapping, 0, cursor.pos)  # all of it is copied by now
         except BaseException:
             self.close()
             raise
@@ -196,11 +197,16 @@ class GGUFFile:
         """
         mapping = self._open_map()
         info = self._info(name)
-        page = mmap.PAGESIZE
-        start = -(-info.offset // page) * page
-        length = (info.offset + info.nbytes) // page * page - start
-        if length > 0 and hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-            mapping.madvise(mmap.MADV_DONTNEED, start, length)
+        _drop_pages(mapping, info.offset, info.offset + info.nbytes)
+
+
+def _drop_pages(mapping: mmap.mmap, first: int, end: int) -> None:
+    """Drop the whole pages inside bytes [first, end) from memory, where the system can."""
+    page = mmap.PAGESIZE
+    start = -(-first // page) * page
+    length = end // page * page - start
+    if length > 0 and hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
+        mapping.madvise(mmap.MADV_DONTNEED, start, length)
 
 
 def hadamard_keys(file: GGUFFile) -> list[str]:

@@ -194,7 +194,9 @@ def load_weights(file: GGUFFile, config: ModelConfig, graph: MetalGraph) -> Mode
         return matrix(gate.name, up.name)
 
     try:
+        # The largest first: their pages of the file are gone before the rest is on the device.
         embedding = matrix("token_embd.weight")
+        head = matrix("output.weight") if "output.weight" in file.tensors else embedding
         layers = [
             LayerWeights(
                 attn_norm=vector(f"{p}.attn_norm.weight"),
@@ -212,7 +214,7 @@ def load_weights(file: GGUFFile, config: ModelConfig, graph: MetalGraph) -> Mode
             embedding=embedding,
             layers=layers,
             output_norm=vector("output_norm.weight"),
-            head=matrix("output.weight") if "output.weight" in file.tensors else embedding,
+            head=head,
         )
     except BaseException:
         for handle in uploaded:
