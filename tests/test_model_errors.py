@@ -144,7 +144,7 @@ def test_unsupported_type_is_named_with_its_tensor(bench, name, ggml_type, type_
     part = name.split(".")[-2]
     write(bench.path, TINY, random_tensors(TINY, formats={part: "Q8_0"}))
     retype(bench.path, name, ggml_type)
-    bench.refused(repr(name), type_name, "Q8_0")
+    bench.refused(repr(name), type_name, "Q8_0", "--token-embedding-type", "--output-tensor-type")
 
 
 @pytest.mark.parametrize("name", ["blk.0.attn_norm.weight", "output_norm.weight"])

@@ -230,8 +230,9 @@ def check_supported(file: GGUFFile) -> None:
         if info.format is None:
             raise GGUFError(
                 f"{file.path}: tensor {info.name!r} has type {info.type_name} "
-                f"({info.ggml_type}); supported are {', '.join(FORMATS)}. Convert the file with "
-                "these types for embedding and head"
+                f"({info.ggml_type}); supported are {', '.join(FORMATS)}. llama-quantize gives "
+                "embedding and head one of these with --token-embedding-type q8_0 "
+                "--output-tensor-type q8_0"
             )
 
 
