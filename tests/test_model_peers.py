@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +13,12 @@ from cases import relative_error
 from model_files import PROMPTS, Q1_MODEL
 from peers import import_peer
 
+from oxibonsai import gguf
 from oxibonsai.model import Model
 
 pytestmark = pytest.mark.peer
+
+TOOLS = Path(__file__).parent.parent / "tools"
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +61,18 @@ def test_llama_cpp_gives_the_same_greedy_text(peer, model, prompt):
     assert model.tokenizer.decode(ours).encode() == peer.detokenize(theirs, prev_tokens=ids)
 
 
+@pytest.mark.device("cpu")
+def test_the_tool_that_compares_texts_finds_no_difference_but_near_ties(device_name, capsys):
+    import_peer("llama_cpp")
+    compare = runpy.run_path(str(TOOLS / "compare_llama_cpp.py"))["main"]
+    with pytest.raises(SystemExit) as ended:
+        compare(["--device", device_name, "--prompts", "2", "--tokens", "8"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0, out
+    assert "### alice-q1_0.gguf" in out
+    assert out.count("| 8 | the end | 8 of 8 | 0.000 |") == 4  # two prompts, two models
+
+
 @pytest.mark.large
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_llama_cpp_gives_logits_as_near_as_its_activations_allow(peer, model, prompt):
@@ -68,3 +85,45 @@ def test_llama_cpp_gives_logits_as_near_as_its_activations_allow(peer, model, pr
     assert ours is not None
     # It rounds activations to 8-bit integers, which comes to 1.3e-2 here.
     assert relative_error(theirs, ours.astype(np.float64)) < 0.03
+
+
+@pytest.mark.large
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"type": "linear", "factor": 2.0},
+        {"factor": 2.0},
+        {"type": "none", "factor": 2.0},
+        {"type": "yarn", "factor": 4.0, "original_context_length": 64},
+        {"type": "yarn", "factor": 4.0, "original_context_length": 64, "attn_factor": 1.25},
+        {"type": "linear", "factor": 2.0, "attn_factor": 1.25},
+    ],
+    ids=str,
+)
+def test_llama_cpp_scales_rope_alike(device, tmp_path, model, scaling):
+    llama_cpp = import_peer("llama_cpp")
+    path = tmp_path / "scaled.gguf"
+    with gguf.open(Q1_MODEL) as file:
+        pairs: dict[str, Any] = {key: file.metadata.typed(key) for key in file.metadata}
+        pairs |= {f"qwen3.rope.scaling.{key}": value for key, value in scaling.items()}
+        tensors = [
+            (name, (file.tensor_data(name), t.shape, t.format)) for name, t in file.tensors.items()
+        ]
+        gguf.write(path, pairs, tensors)
+    ids = model.tokenizer.encode(" ".join(PROMPTS) * 3)[:120]
+    theirs = llama_cpp.Llama(
+        str(path), n_ctx=256, n_threads=2, n_gpu_layers=0, logits_all=True, verbose=False
+    )
+    theirs.eval(ids)
+    expected = np.array(theirs.scores[: len(ids)], np.float64)
+    theirs.close()
+    with Model.load(path, device) as scaled, scaled.session() as session:
+        found = session.forward(ids)
+    with model.session() as session:
+        plain = session.forward(ids)
+    assert found is not None
+    assert plain is not None
+    assert relative_error(found, expected) < 0.03
+    # A wrong scaling would show.
+    if scaling.get("type") != "none":
+        assert relative_error(plain, expected) > 0.06
