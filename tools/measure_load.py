@@ -1,4 +1,4 @@
-"""Load a model in a fresh process, feed it a few tokens, and print what that took as JSON.
+"""Load a model in a fresh process, fill a session of it, and print what that took as JSON.
 
 Resident memory counts mapped pages of the file. Times are those of this machine as it is: the file
 comes from its disk the first time, from memory after that.
@@ -35,7 +35,8 @@ def measure(path: Path, device: str | None, max_seq: int) -> dict[str, Any]:
         loaded = peak_bytes()
         c = model.config
         with model.session(max_seq) as session:
-            logits = session.forward(range(4), logits="last")
+            # To the last position: a cache that grows is as large as it gets then.
+            logits = session.forward(range(max_seq), logits="last")
             assert logits is not None
             return {
                 "file_bytes": path.stat().st_size,
@@ -59,7 +60,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
     parser.add_argument("--device", help="default: the machine's")
-    parser.add_argument("--max-seq", type=int, default=512, help="positions of the KV cache")
+    parser.add_argument(
+        "--max-seq", type=int, default=32, help="positions of the KV cache, all of which are filled"
+    )
     args = parser.parse_args(arguments)
     print(json.dumps(measure(args.file, args.device, args.max_seq)))
 
