@@ -211,9 +211,12 @@ class Tokenizer:
         raw = b"".join(self._text_bytes(i, skip_special) for i in ids)
         return raw.decode("utf-8", errors="replace")
 
-    def token_bytes(self, token: int) -> bytes:
-        """Return the bytes that `token` stands for; of a special token, the bytes of its name."""
-        return self._text_bytes(token, skip_special=False)
+    def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
+        """Return the bytes that `token` stands for.
+
+        Of a control token these are the bytes of its name, or none with ``skip_special=True``.
+        """
+        return self._text_bytes(token, skip_special)
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """Return a decoder for tokens that come one by one."""

@@ -223,13 +223,15 @@ cdef class Commands:
         finally:
             self.busy = False
 
-    def wait(self, timeout=None):
-        """Wait until everything submitted has finished.
+    def wait(self, timeout=None, *, keep=0):
+        """Wait until everything submitted has finished, or all but the last `keep` submissions.
 
         Parameters
         ----------
         timeout : float, optional
             Seconds for each submission; without end where left out.
+        keep : int
+            How many submissions may still be in flight: 0 waits for all of them.
 
         Raises
         ------
@@ -237,10 +239,14 @@ cdef class Commands:
             Where the device failed, or did not finish in time; the buffers stay alive until it does.
         """
         cdef double seconds = timeout_seconds(timeout)
+        kept = PyNumber_Index(keep)
+        if kept < 0:
+            raise EncodingError(f"keep = {kept} must be 0 or more")
+        cdef int rest = min(kept, MAX_IN_FLIGHT)
         self.enter()
         try:
             with nogil:
-                self.drain(0, seconds)
+                self.drain(rest, seconds)
         finally:
             self.busy = False
 
