@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from oxibonsai.chat import ChatTemplate, ChatTemplateError
 from oxibonsai.gguf import GGUFFile
 from oxibonsai.metal import Device, MetalGraph
 from oxibonsai.model import statefile
@@ -109,6 +110,28 @@ class Model:
         if "tokenizer.ggml.model" not in self._file.metadata:
             return frozenset()
         return self.tokenizer.eos_ids
+
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The file's chat template; ChatTemplateError where it has none."""
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            raise ChatTemplateError(
+                f"{self.name!r} ({self.path}) has no chat template: it continues text, see "
+                "Session.generate, and holds no conversation"
+            )
+
+        def name_of(key: str) -> str:
+            number = self._file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            return tokenizer.token_bytes(number).decode() if isinstance(number, int) else ""
+
+        return ChatTemplate(
+            tokenizer.chat_template,
+            tokenizer,
+            bos_token=name_of("bos"),
+            eos_token=name_of("eos"),
+            name=repr(self.name),
+        )
 
     def session(
         self,
