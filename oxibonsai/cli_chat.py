@@ -58,9 +58,7 @@ class _Screen:
         """Write a part of an answer at once."""
         if self._console is not None:
             # A model must not steer the terminal.
-            text = "".join(
-                c if c in "\n\t" or unicodedata.category(c) != "Cc" else "?" for c in text
-            )
+            text = _CONTROL.sub("?", text)
             self._console.print(text, end="", markup=False, soft_wrap=True)
         else:
             self._out.write(text)

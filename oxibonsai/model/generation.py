@@ -6,6 +6,7 @@ import codecs
 import operator
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, TypedDict
 
 import numpy as np
@@ -205,7 +206,7 @@ class Generation:
         if self._callback is not None:
             self._callback(logits)
         held = self._scanner.held if self._scanner else []
-        token = self._sampler.sample(logits, [*session._tokens, *held])
+        token = self._sampler.sample(logits, chain(session._tokens, held))
         if token in self._ends:
             return None
         self._room(at)
