@@ -48,7 +48,7 @@ class _Screen:
     def read(self) -> str:
         """Return a line; EOFError at the end."""
         if self._console is not None:
-            return str(self._console.input("[bold green]>[/] "))
+            return input("> ")  # readline has to know the prompt: it draws the line again
         line = sys.stdin.readline()
         if not line:
             raise EOFError

@@ -250,6 +250,7 @@ def test_full_session_refuses_every_way_of_feeding(tiny):
 
 
 def dispatches(session: Session, ids: Sequence[int], **kw: Any) -> list[int]:
+    assert session.profile is not None
     session.profile.clear()
     session.forward(ids, **kw)
     return [run.dispatches for run in session.profile.runs]
@@ -260,7 +261,7 @@ def test_batch_runs_each_operation_once_and_the_last_layer_for_one_token(tiny):
         single = dispatches(session, [1], logits=None)
         assert dispatches(session, IDS, logits=None) == [single[0] + 1]
         inner, last = dispatches(session, IDS, logits=None, chunk=39)
-        # Of the last layer attention, its projection and the FFN (5), and the head (2) are left out.
+        # Left out: of the last layer attention, its projection and the FFN (5), and the head (2).
         assert inner == single[0] - 7
         assert last == single[0]
 
