@@ -6,8 +6,46 @@ using namespace metal;
 #include "simd.h"
 #include "formats.h"
 #include "rows.h"
+#include "lookup.h"
 #include "silu.h"
 #include "instantiate.h"
+
+template <typename Format, uint ROWS>
+inline void swiglu_lookup(weight_bytes w, device const float* x, device float* s, uint n_rows, uint group,
+                          thread_place place, threadgroup lookup_memory& memory)
+{
+    const uint n = ROWS * OXB_SIMD_WIDTH; // rows of the output
+    const uint first = group * n;
+    multiply_codes<Format, 2, ROWS>(w, n_rows, first, x, place, memory);
+    const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
+    for (uint i = place.simdgroup * OXB_SIMD_WIDTH + place.lane; i < n; i += n_threads) {
+        if (first + i < n_rows)
+            s[first + i] = silu(sum_of_parts(memory, i)) * sum_of_parts(memory, n + i);
+    }
+}
+
+template <typename Format>
+[[kernel]] void fused_gate_up_swiglu_codes(device const uchar* weight [[buffer(0)]],
+                                           device const float* x [[buffer(1)]],
+                                           device float* s [[buffer(2)]],
+                                           constant oxb_gemv_args& args [[buffer(3)]],
+                                           uint group [[threadgroup_position_in_grid]],
+                                           uint simdgroup [[simdgroup_index_in_threadgroup]],
+                                           uint simdgroups [[simdgroups_per_threadgroup]],
+                                           uint lane [[thread_index_in_simdgroup]])
+{
+    threadgroup lookup_memory memory;
+    const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
+    const thread_place place = {lane, simdgroup, simdgroups};
+    switch (rows_at_once) {
+    case 1: swiglu_lookup<Format, 1>(w, x, s, args.n_rows, group, place, memory); break;
+    default: swiglu_lookup<Format, 2>(w, x, s, args.n_rows, group, place, memory); break;
+    }
+}
+
+OXB_KERNEL("fused_gate_up_swiglu_q1_g128", fused_gate_up_swiglu_codes<q1_g128>)
+OXB_KERNEL("fused_gate_up_swiglu_q2_g128", fused_gate_up_swiglu_codes<q2_g128>)
+OXB_KERNEL("fused_gate_up_swiglu_q2_g64", fused_gate_up_swiglu_codes<q2_g64>)
 
 template <typename Format, uint ROWS>
 inline void swiglu_rows(weight_bytes w, device const float* x, device float* s, uint n_rows, uint group,
@@ -23,28 +61,24 @@ inline void swiglu_rows(weight_bytes w, device const float* x, device float* s, 
 }
 
 template <typename Format>
-[[kernel]] void fused_gate_up_swiglu(device const uchar* weight [[buffer(0)]],
-                                     device const float* x [[buffer(1)]],
-                                     device float* s [[buffer(2)]],
-                                     constant oxb_swiglu_args& args [[buffer(3)]],
-                                     uint group [[threadgroup_position_in_grid]],
-                                     uint simdgroup [[simdgroup_index_in_threadgroup]],
-                                     uint simdgroups [[simdgroups_per_threadgroup]],
-                                     uint lane [[thread_index_in_simdgroup]])
+[[kernel]] void fused_gate_up_swiglu_elements(device const uchar* weight [[buffer(0)]],
+                                              device const float* x [[buffer(1)]],
+                                              device float* s [[buffer(2)]],
+                                              constant oxb_gemv_args& args [[buffer(3)]],
+                                              uint group [[threadgroup_position_in_grid]],
+                                              uint simdgroup [[simdgroup_index_in_threadgroup]],
+                                              uint simdgroups [[simdgroups_per_threadgroup]],
+                                              uint lane [[thread_index_in_simdgroup]])
 {
-    const weight_bytes w = {weight, args.codes_offset, args.k};
+    const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
-    switch (rows_per_simdgroup) {
+    switch (rows_at_once) {
     case 1: swiglu_rows<Format, 1>(w, x, s, args.n_rows, group, place); break;
-    case 4: swiglu_rows<Format, 4>(w, x, s, args.n_rows, group, place); break;
     default: swiglu_rows<Format, 2>(w, x, s, args.n_rows, group, place); break;
     }
 }
 
-OXB_KERNEL("fused_gate_up_swiglu_q1_g128", fused_gate_up_swiglu<q1_g128>)
-OXB_KERNEL("fused_gate_up_swiglu_q2_g128", fused_gate_up_swiglu<q2_g128>)
-OXB_KERNEL("fused_gate_up_swiglu_q2_g64", fused_gate_up_swiglu<q2_g64>)
-OXB_KERNEL("fused_gate_up_swiglu_f32", fused_gate_up_swiglu<f32>)
-OXB_KERNEL("fused_gate_up_swiglu_f16", fused_gate_up_swiglu<f16>)
-OXB_KERNEL("fused_gate_up_swiglu_bf16", fused_gate_up_swiglu<bf16>)
-OXB_KERNEL("fused_gate_up_swiglu_q8_0", fused_gate_up_swiglu<q8_0>)
+OXB_KERNEL("fused_gate_up_swiglu_f32", fused_gate_up_swiglu_elements<f32>)
+OXB_KERNEL("fused_gate_up_swiglu_f16", fused_gate_up_swiglu_elements<f16>)
+OXB_KERNEL("fused_gate_up_swiglu_bf16", fused_gate_up_swiglu_elements<bf16>)
+OXB_KERNEL("fused_gate_up_swiglu_q8_0", fused_gate_up_swiglu_elements<q8_0>)

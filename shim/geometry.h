@@ -33,6 +33,9 @@ typedef struct oxb_tile {
 
 oxb_tile oxb_tile_of(const oxb_device_info *device, oxb_op op);
 
+/* The tile of a matrix product of one vector: weights in `kernel`, n_rows of output. */
+oxb_tile oxb_gemv_tile(const oxb_device_info *device, oxb_op op, oxb_kernel_format kernel, uint64_t n_rows);
+
 /* The tile of a matrix product for `n_vectors` vectors. */
 oxb_tile oxb_gemm_tile(const oxb_device_info *device, oxb_op op, uint64_t n_vectors);
 

@@ -49,8 +49,9 @@ static oxb_status record_product(oxb_commands *commands, const product *p) {
     char kernel[OXB_NAME_BYTES];
     const uint64_t units[3] = {p->n_out, p->n_vectors, 1};
     if (p->n_vectors == 1) {
-        struct oxb_gemv_args args = {p->weight->codes_offset, (oxb_u32)p->n_out, (oxb_u32)p->k};
-        oxb_tile tile = oxb_tile_of(info, p->op_gemv);
+        struct oxb_gemv_args args = {
+            .codes_offset = p->weight->codes_offset, .n_rows = (oxb_u32)p->n_out, .k = (oxb_u32)p->k};
+        oxb_tile tile = oxb_gemv_tile(info, p->op_gemv, (oxb_kernel_format)p->weight->kernel, p->n_out);
         snprintf(kernel, sizeof kernel, "%s_%s%s", p->gemv, format_of(p->weight), p->suffix);
         return oxb_record(commands, &tile, kernel, operands, 3, &args, sizeof args, units);
     }

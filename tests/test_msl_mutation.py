@@ -45,6 +45,11 @@ TESTS = {
     "gemv": [
         lambda order: matrices.test_gemv_matches_the_definition_at_every_edge("f32", order),
         lambda order: matrices.test_gemv_residual_adds_to_what_is_there("q2_g64", order),
+        lambda order: matrices.test_gemv_of_many_rows_and_units("q2_g64", order),
+        lambda order: matrices.test_gemv_of_many_rows_and_units("q1_g128", order),
+        lambda order: matrices.test_an_odd_scale_in_each_of_many_units_follows_ieee(
+            "q1_g128", order
+        ),
     ],
     "norm": [
         lambda order: heads.test_rmsnorm_matches_the_definition(order, 97),
@@ -55,6 +60,9 @@ TESTS = {
     ],
     "swiglu": [
         lambda order: matrices.test_gate_up_swiglu_matches_the_definition("f32", order),
+        lambda order: matrices.test_gate_up_swiglu_matches_the_definition("q1_g128", order),
+        lambda order: matrices.test_gate_up_swiglu_matches_the_definition("q2_g64", order),
+        lambda order: matrices.test_gate_up_swiglu_with_odd_scales_follows_ieee("q1_g128", order),
     ],
     "token": [
         lambda order: matrices.test_advance_takes_the_first_of_the_largest_logits(order, 96),
@@ -70,9 +78,9 @@ KERNELS = {
         "attention_combine",
     ],
     "gemm": ["gemm_f32", "fused_gate_up_swiglu_gemm_f32"],
-    "gemv": ["gemv_f32", "gemv_q2_g64_residual"],
+    "gemv": ["gemv_f32", "gemv_q1_g128", "gemv_q2_g64", "gemv_q2_g64_residual"],
     "norm": ["rmsnorm", "residual_add", "qk_norm_rope"],
-    "swiglu": ["fused_gate_up_swiglu_f32"],
+    "swiglu": [f"fused_gate_up_swiglu_{name}" for name in ("f32", "q1_g128", "q2_g64")],
     "token": ["advance", "argmax", "embed_q1_g128"],
 }
 CASES = [

@@ -11,7 +11,7 @@
     {"gemv_" suffix "_residual", oxb_cpu_gemv_residual, oxb_cpu_gemv_need, 3, WRITES(2),               \
      sizeof(struct oxb_gemv_args), 4, OXB_KERNEL_##id},                                                \
     {"fused_gate_up_swiglu_" suffix, oxb_cpu_swiglu, oxb_cpu_swiglu_need, 3, WRITES(2),                \
-     sizeof(struct oxb_swiglu_args), 2, OXB_KERNEL_##id},                                              \
+     sizeof(struct oxb_gemv_args), 2, OXB_KERNEL_##id},                                              \
     {"gemm_" suffix, oxb_cpu_gemm, oxb_cpu_gemm_need, 3, WRITES(2), sizeof(struct oxb_gemm_args), 1,   \
      OXB_KERNEL_##id},                                                                                 \
     {"gemm_" suffix "_residual", oxb_cpu_gemm_residual, oxb_cpu_gemm_need, 3, WRITES(2),               \
