@@ -82,6 +82,12 @@ static struct operand weight_operand(const oxb_weight *weight) {
     return (struct operand){"weight", {weight->buffer, 0}, weight->buffer->length, 0};
 }
 
+/* Kernels that read another layout than the plain one are named after it. */
+static const char *layout_suffix(const oxb_weight *weight) {
+    static const char *const suffix[OXB_LAYOUT_COUNT] = {"", "_panels", "_trits"};
+    return weight->layout < OXB_LAYOUT_COUNT ? suffix[weight->layout] : "";
+}
+
 oxb_status oxb_op_gemv(oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
                        oxb_binding x, oxb_binding y, int residual) {
     const char *op = "gemv";
@@ -92,8 +98,8 @@ oxb_status oxb_op_gemv(oxb_commands *commands, const oxb_weight *weight, uint64_
     if ((status = check_apart(op, operands + 1, operands + 2)) != OXB_OK) return status;
     struct oxb_gemv_args args = {weight->codes_offset, (oxb_u32)n_rows, (oxb_u32)k};
     char kernel[OXB_NAME_BYTES];
-    snprintf(kernel, sizeof kernel, "gemv_%s%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name,
-             residual ? "_residual" : "");
+    snprintf(kernel, sizeof kernel, "gemv_%s%s%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name,
+             residual ? "_residual" : "", layout_suffix(weight));
     return record(commands, OXB_OP_GEMV, kernel, operands, 3, &args, sizeof args, n_rows, 1);
 }
 
@@ -111,7 +117,8 @@ oxb_status oxb_op_gate_up_swiglu(oxb_commands *commands, const oxb_weight *weigh
     if ((status = check_apart(op, operands + 1, operands + 2)) != OXB_OK) return status;
     struct oxb_swiglu_args args = {weight->codes_offset, (oxb_u32)(n_rows / 2), (oxb_u32)k};
     char kernel[OXB_NAME_BYTES];
-    snprintf(kernel, sizeof kernel, "fused_gate_up_swiglu_%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name);
+    snprintf(kernel, sizeof kernel, "fused_gate_up_swiglu_%s%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name,
+             layout_suffix(weight));
     return record(commands, OXB_OP_SWIGLU, kernel, operands, 3, &args, sizeof args, n_rows / 2, 1);
 }
 
@@ -162,7 +169,8 @@ oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64
                                   .k = (oxb_u32)k,
                                   .max_tokens = (oxb_u32)(max_tokens < MAX_COUNT ? max_tokens : MAX_COUNT)};
     char kernel[OXB_NAME_BYTES];
-    snprintf(kernel, sizeof kernel, "embed_%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name);
+    snprintf(kernel, sizeof kernel, "embed_%s%s", oxb_kernel((oxb_kernel_format)weight->kernel)->name,
+             layout_suffix(weight));
     return record(commands, OXB_OP_EMBED, kernel, operands, 4, &args, sizeof args, k, 1);
 }
 

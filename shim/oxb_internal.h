@@ -17,6 +17,9 @@
 /* Keep the message for oxb_last_error and return `status`. */
 oxb_status oxb_fail(oxb_status status, const char *format, ...) OXB_PRINTF(2, 3);
 
+/* Split n blocks of codes: a half scale for each group, and the codes, both in the kernels' order. */
+void oxb_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64_t n, uint8_t *scales, uint8_t *codes);
+
 /* The drivers built in; NULL where the build has none of that kind. */
 const oxb_driver *oxb_cpu_driver(const oxb_host *host);
 #ifdef OXB_HAVE_METAL

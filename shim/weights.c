@@ -23,6 +23,31 @@ static oxb_status check_shape(const oxb_format_info *info, uint64_t length, uint
     return OXB_OK;
 }
 
+/* Upload in the best layout that the device has for the matrix and that can hold its codes. The weight's
+ * buffer stays NULL where that is the plain one. */
+static oxb_status upload_packed(oxb_device *device, oxb_file_format format, const void *from, oxb_weight *weight) {
+    const oxb_driver *driver = device->driver;
+    if (!driver->weight_size || !weight->n_rows) return OXB_OK;
+    for (uint32_t layout = OXB_LAYOUT_COUNT - 1; layout != OXB_LAYOUT_PLAIN; layout--) {
+        uint64_t codes_offset = 0;
+        uint64_t size = driver->weight_size(device->impl, (oxb_kernel_format)weight->kernel, (oxb_layout)layout,
+                                            weight->n_rows, weight->k, &codes_offset);
+        if (size == 0) continue;
+        oxb_buffer *buffer = NULL;
+        oxb_status status = oxb_buffer_new(device, size, OXB_STORAGE_SHARED, &buffer);
+        if (status != OXB_OK) return status;
+        if (driver->weight_pack(device->impl, format, (oxb_layout)layout, from, weight->n_rows, weight->k,
+                                buffer->contents)) {
+            weight->buffer = buffer;
+            weight->codes_offset = codes_offset;
+            weight->layout = layout;
+            return OXB_OK;
+        }
+        oxb_buffer_release(buffer);
+    }
+    return OXB_OK;
+}
+
 oxb_status oxb_weight_upload(oxb_device *device, oxb_file_format format, const void *from, uint64_t length,
                              uint64_t n_rows, uint64_t k, oxb_weight *weight) {
     uint64_t size, codes_offset;
@@ -30,22 +55,23 @@ oxb_status oxb_weight_upload(oxb_device *device, oxb_file_format format, const v
     if (status != OXB_OK) return status;
     const oxb_format_info *info = oxb_format(format);
     if ((n_rows || k) && (status = check_shape(info, length, n_rows, k)) != OXB_OK) return status;
-    oxb_buffer *buffer = NULL;
-    status = oxb_buffer_new(device, size, OXB_STORAGE_SHARED, &buffer);
-    if (status != OXB_OK) return status;
-    /* Straight into device memory: shared storage has an address on every device. */
-    status = oxb_reformat(format, from, length, buffer->contents);
-    if (status != OXB_OK) {
-        oxb_buffer_release(buffer);
-        return status;
+    oxb_weight made = {.codes_offset = codes_offset,
+                       .n_groups = length / info->block_bytes *
+                                   (info->block_weights / oxb_kernel(info->kernel)->group),
+                       .kernel = info->kernel,
+                       .n_rows = (uint32_t)n_rows,
+                       .k = (uint32_t)k,
+                       .layout = OXB_LAYOUT_PLAIN};
+    if ((status = upload_packed(device, format, from, &made)) != OXB_OK) return status;
+    if (!made.buffer) {
+        if ((status = oxb_buffer_new(device, size, OXB_STORAGE_SHARED, &made.buffer)) != OXB_OK) return status;
+        /* Straight into device memory: shared storage has an address on every device. */
+        if ((status = oxb_reformat(format, from, length, made.buffer->contents)) != OXB_OK) {
+            oxb_buffer_release(made.buffer);
+            return status;
+        }
     }
-    *weight = (oxb_weight){.buffer = buffer,
-                           .codes_offset = codes_offset,
-                           .n_groups = length / info->block_bytes *
-                                       (info->block_weights / oxb_kernel(info->kernel)->group),
-                           .kernel = info->kernel,
-                           .n_rows = (uint32_t)n_rows,
-                           .k = (uint32_t)k};
+    *weight = made;
     return OXB_OK;
 }
 

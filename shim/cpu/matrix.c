@@ -1,13 +1,27 @@
 /* The kernels that multiply a weight matrix by a vector, for every format. */
-#include <math.h>
-
+#include "exp.h"
 #include "oxb_cpu.h"
+#include "panels.h"
 
-uint64_t oxb_cpu_weight_bytes(uint32_t format, uint64_t codes_offset, uint64_t n_rows, uint64_t k)
+/* Before the tables in the scratch. A part of a matrix in panels may start and end inside a tile. */
+#define SUMS_BYTES ((OXB_CPU_TILE + 2 * 2 * OXB_CPU_LANES) * sizeof(double))
+
+_Static_assert(SUMS_BYTES + OXB_CPU_TABLES <= OXB_CPU_SCRATCH, "sums and tables must fit the scratch");
+_Static_assert(SUMS_BYTES % 64 == 0, "tables start on a cache line");
+
+uint64_t oxb_cpu_weight_bytes(const oxb_cpu_kernel *kernel, uint64_t codes_offset, uint64_t n_rows,
+                              uint64_t k)
 {
+    const uint32_t format = kernel->format;
     const uint64_t group = oxb_cpu_group(format);
     if (n_rows == 0 || k == 0 || k % group != 0)
         return OXB_CPU_BAD_ARGS;
+    if (kernel->layout != OXB_LAYOUT_PLAIN) {
+        uint64_t expected;
+        const oxb_cpu_code code = oxb_cpu_panel_code(format, kernel->layout);
+        const uint64_t bytes = oxb_cpu_panel_bytes(code, group, n_rows, k, &expected);
+        return codes_offset == expected ? bytes : OXB_CPU_BAD_ARGS;
+    }
     const uint64_t groups = oxb_cpu_mul(n_rows, k / group);
     if (oxb_cpu_has_scales(format) && oxb_cpu_mul(groups, 2) > codes_offset)
         return OXB_CPU_BAD_ARGS;
@@ -19,7 +33,7 @@ uint64_t oxb_cpu_gemv_need(const oxb_cpu_kernel *kernel, const void *args, uint3
     const struct oxb_gemv_args *a = args;
     switch (binding) {
     case 0:
-        return oxb_cpu_weight_bytes(kernel->format, a->codes_offset, a->n_rows, a->k);
+        return oxb_cpu_weight_bytes(kernel, a->codes_offset, a->n_rows, a->k);
     case 1:
         return (uint64_t)a->k * 4;
     default:
@@ -31,13 +45,22 @@ uint64_t oxb_cpu_swiglu_need(const oxb_cpu_kernel *kernel, const void *args, uin
 {
     const struct oxb_swiglu_args *a = args;
     if (binding == 0)
-        return oxb_cpu_weight_bytes(kernel->format, a->codes_offset, 2 * (uint64_t)a->n_rows, a->k);
+        return oxb_cpu_weight_bytes(kernel, a->codes_offset, 2 * (uint64_t)a->n_rows, a->k);
     return (uint64_t)(binding == 1 ? a->k : a->n_rows) * 4;
 }
 
-static void rows_of_parts(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
-                          double *out, void *tables)
+/* The rows of one or two parts of a matrix, n of each: sums[p][i] is row (first[p] + i) times x. */
+static void rows_of_parts(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
+                          uint32_t n_parts, uint64_t n, const double **sums)
 {
+    double *out = call->scratch;
+    void *tables = (char *)call->scratch + SUMS_BYTES;
+    if (call->kernel->layout != OXB_LAYOUT_PLAIN) {
+        oxb_cpu_panel_rows(call, m, first, n_parts, n, out, tables, sums);
+        return;
+    }
+    for (uint32_t part = 0; part < n_parts; part++)
+        sums[part] = out + part * n;
     if (oxb_cpu_has_scales(m->format)) {
         oxb_cpu_codes_rows(m, first, n_parts, n, out, tables);
         return;
@@ -64,15 +87,15 @@ static inline void gemv(const oxb_cpu_call *call, uint64_t first, uint64_t last,
                               .x = call->bindings[1].address,
                               .format = call->kernel->format};
     float *y = call->bindings[2].address;
-    double *sums = call->scratch;
+    const double *sums[2];
     if (first > a->n_rows / OXB_CPU_ROWS)
         return;
     uint64_t n;
     for (uint64_t row = first * OXB_CPU_ROWS; (n = tile_rows(row, last, a->n_rows, OXB_CPU_TILE)) != 0;
          row += n) {
-        rows_of_parts(&m, &row, 1, n, sums, sums + OXB_CPU_TILE);
+        rows_of_parts(call, &m, &row, 1, n, sums);
         for (uint64_t i = 0; i < n; i++)
-            y[row + i] = (float)(residual ? (double)y[row + i] + sums[i] : sums[i]);
+            y[row + i] = (float)(residual ? (double)y[row + i] + sums[0][i] : sums[0][i]);
     }
 }
 
@@ -95,17 +118,17 @@ void oxb_cpu_swiglu(const oxb_cpu_call *call, uint64_t first, uint64_t last)
                               .x = call->bindings[1].address,
                               .format = call->kernel->format};
     float *s = call->bindings[2].address;
-    double *sums = call->scratch;
+    const double *sums[2];
     if (first > a->n_rows / OXB_CPU_ROWS)
         return;
     uint64_t n;
     for (uint64_t row = first * OXB_CPU_ROWS;
          (n = tile_rows(row, last, a->n_rows, OXB_CPU_TILE / 2)) != 0; row += n) {
         const uint64_t parts[2] = {row, a->n_rows + row};
-        rows_of_parts(&m, parts, 2, n, sums, sums + OXB_CPU_TILE);
+        rows_of_parts(call, &m, parts, 2, n, sums);
         for (uint64_t i = 0; i < n; i++) {
-            const float gate = (float)sums[i];
-            s[row + i] = gate / (1.0f + expf(-gate)) * (float)sums[n + i];
+            const float gate = (float)sums[0][i];
+            s[row + i] = gate / (1.0f + oxb_exp(-gate)) * (float)sums[1][i];
         }
     }
 }

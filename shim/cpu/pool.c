@@ -137,6 +137,7 @@ static void run_steps(const oxb_cpu_step *steps, uint32_t n, uint32_t parts, uin
         if (first < last) {
             oxb_cpu_call call = steps[i].call;
             call.scratch = scratch;
+            call.again = 0;
             call.kernel->run(&call, first, last);
         }
     }

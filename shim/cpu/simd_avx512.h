@@ -1,0 +1,131 @@
+/* Sixteen lanes in one register of AVX-512. */
+#ifndef OXB_CPU_SIMD_AVX512_H
+#define OXB_CPU_SIMD_AVX512_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
+#define SIMD_TILES 4u /* tiles of a panel that share each table as it is loaded */
+#define SIMD_TRITS 1
+
+typedef __m512 lanes;
+typedef __m512i words;
+
+SIMD_INLINE lanes lanes_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+SIMD_INLINE lanes lanes_load(const float *from)
+{
+    return _mm512_loadu_ps(from);
+}
+
+SIMD_INLINE void lanes_store(float *to, lanes a)
+{
+    _mm512_storeu_ps(to, a);
+}
+
+SIMD_INLINE lanes lanes_of(float value)
+{
+    return _mm512_set1_ps(value);
+}
+
+SIMD_INLINE lanes lanes_add(lanes a, lanes b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+SIMD_INLINE lanes lanes_mul(lanes a, lanes b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+/* a * b + c, rounded once. */
+SIMD_INLINE lanes lanes_fma(lanes a, lanes b, lanes c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+
+/* to = a, or to += a. */
+SIMD_INLINE void lanes_to_doubles(double *to, lanes a, int add)
+{
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    if (add) {
+        low = _mm512_add_pd(low, _mm512_loadu_pd(to));
+        high = _mm512_add_pd(high, _mm512_loadu_pd(to + 8));
+    }
+    _mm512_storeu_pd(to, low);
+    _mm512_storeu_pd(to + 8, high);
+}
+
+SIMD_INLINE words words_load(const uint32_t *from)
+{
+    return _mm512_loadu_si512(from);
+}
+
+SIMD_INLINE words words_shift(words a, unsigned bits)
+{
+    return _mm512_srli_epi32(a, bits);
+}
+
+SIMD_INLINE words words_shift_left(words a, unsigned bits)
+{
+    return _mm512_slli_epi32(a, bits);
+}
+
+SIMD_INLINE words words_or(words a, words b)
+{
+    return _mm512_or_si512(a, b);
+}
+
+typedef struct table16 {
+    __m512 entry;
+} table16;
+
+SIMD_INLINE table16 table16_load(const float *from)
+{
+    return (table16){_mm512_loadu_ps(from)};
+}
+
+/* Of 16 entries, the one that the low 4 bits of each word name. */
+SIMD_INLINE lanes table16_look_up(table16 table, words index)
+{
+    return _mm512_permutexvar_ps(index, table.entry);
+}
+
+typedef struct table32 {
+    __m512 low, high;
+} table32;
+
+SIMD_INLINE table32 table32_load(const float *from)
+{
+    return (table32){_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)};
+}
+
+/* Of 32 entries, the one that the low 5 bits of each word name. */
+SIMD_INLINE lanes table32_look_up(table32 table, words index)
+{
+    return _mm512_permutex2var_ps(table.low, index, table.high);
+}
+
+/* GCC would start every look-up of a word first and keep the results in memory. */
+SIMD_INLINE void simd_in_order(lanes *a, words *b)
+{
+#if defined(__GNUC__) && !defined(__clang__)
+    __asm__("" : "+v"(*a), "+v"(*b));
+#else
+    (void)a;
+    (void)b;
+#endif
+}
+
+#endif
