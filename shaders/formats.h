@@ -3,6 +3,7 @@
 //
 //   lane_weights          weights that a lane takes at once; a row's k may be no multiple of it
 //   dot(w, row, j, x)     sum of weights [j, j + lane_weights) of a row times x[0..lane_weights)
+//   values(w, row, j, to) those weights
 //   weight(w, row, j)     one weight
 //
 // With infinite and NaN scales, weights or activations they give what IEEE arithmetic on the
@@ -63,6 +64,15 @@ struct grouped_codes {
         return finite ? d * sum(codes, 1.0f, x) : sum(codes, d, x);
     }
 
+    static void values(weight_bytes w, ulong row, ulong j, thread float* to)
+    {
+        const float d = float(scale(w, row, j));
+        const uint codes = word(w, row, j);
+        OXB_UNROLL
+        for (uint i = 0; i < lane_weights; i++)
+            to[i] = Code::level(codes, i) * d;
+    }
+
     static float weight(weight_bytes w, ulong row, ulong j)
     {
         return Code::level(word(w, row, j), uint(j % lane_weights)) * float(scale(w, row, j));
@@ -72,6 +82,18 @@ struct grouped_codes {
 typedef grouped_codes<code_1bit, 128> q1_g128;
 typedef grouped_codes<code_2bit, 128> q2_g128;
 typedef grouped_codes<code_2bit, 64> q2_g64;
+
+template <typename Format>
+inline float dot_values(weight_bytes w, ulong row, ulong j, thread const float* x)
+{
+    float values[Format::lane_weights];
+    Format::values(w, row, j, values);
+    float total = 0.0f;
+    OXB_UNROLL
+    for (uint i = 0; i < Format::lane_weights; i++)
+        total = fma(values[i], x[i], total);
+    return total;
+}
 
 // Weights that carry their own value. Rows of any k: nothing but an element's own alignment holds.
 
@@ -102,14 +124,17 @@ struct elements {
         return (device const typename Element::one*)(w.bytes + w.codes_offset) + row * w.k + j;
     }
 
-    static float dot(weight_bytes w, ulong row, ulong j, thread const float* x)
+    static void values(weight_bytes w, ulong row, ulong j, thread float* to)
     {
         const typename Element::four four = *(device const typename Element::four*)at(w, row, j);
-        float total = 0.0f;
         OXB_UNROLL
         for (uint i = 0; i < lane_weights; i++)
-            total = fma(Element::value(four[i]), x[i], total);
-        return total;
+            to[i] = Element::value(four[i]);
+    }
+
+    static float dot(weight_bytes w, ulong row, ulong j, thread const float* x)
+    {
+        return dot_values<elements>(w, row, j, x);
     }
 
     static float weight(weight_bytes w, ulong row, ulong j) { return Element::value(*at(w, row, j)); }
@@ -129,19 +154,22 @@ struct q8_0 {
     }
 
     // An 8-bit code times an 11-bit scale is exact in float, so this is the definition's weight.
-    static float dot(weight_bytes w, ulong row, ulong j, thread const float* x)
+    static void values(weight_bytes w, ulong row, ulong j, thread float* to)
     {
         device const uchar* b = block(w, row, j);
         const float d = float(*(device const half*)b);
         device const ushort* pairs = (device const ushort*)(b + 2 + j % block_weights);
-        float total = 0.0f;
         OXB_UNROLL
         for (uint i = 0; i < lane_weights / 2; i++) {
             const int pair = int(uint(pairs[i]) << 16);
-            total = fma(float(pair << 8 >> 24) * d, x[2 * i], total);
-            total = fma(float(pair >> 24) * d, x[2 * i + 1], total);
+            to[2 * i] = float(pair << 8 >> 24) * d;
+            to[2 * i + 1] = float(pair >> 24) * d;
         }
-        return total;
+    }
+
+    static float dot(weight_bytes w, ulong row, ulong j, thread const float* x)
+    {
+        return dot_values<q8_0>(w, row, j, x);
     }
 
     static float weight(weight_bytes w, ulong row, ulong j)

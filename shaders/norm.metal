@@ -74,27 +74,28 @@ kernel void residual_add(device const float* x [[buffer(0)]],
         y[i] += x[i];
 }
 
-// A SIMD-group per head. In place: a lane reads and writes the same elements.
+// A SIMD-group per head; y counts tokens. In place: a lane reads and writes the same elements.
 kernel void qk_norm_rope(device float* qkv [[buffer(0)]],
                          device const float* q_norm [[buffer(1)]],
                          device const float* k_norm [[buffer(2)]],
                          device const float* rope [[buffer(3)]],
                          device const oxb_decode_state* state [[buffer(4)]],
                          constant oxb_qk_norm_rope_args& args [[buffer(5)]],
-                         uint group [[threadgroup_position_in_grid]],
+                         uint2 group [[threadgroup_position_in_grid]],
                          uint simdgroup [[simdgroup_index_in_threadgroup]],
                          uint simdgroups [[simdgroups_per_threadgroup]],
                          uint lane [[thread_index_in_simdgroup]])
 {
-    const uint head = group * simdgroups + simdgroup;
-    const uint position = state->position;
+    const uint head = group.x * simdgroups + simdgroup;
+    const ulong position = ulong(state->position) + group.y;
     if (head >= args.n_heads + args.n_kv_heads || position >= args.max_seq)
         return;
     const uint n = args.head_dim / 2;
-    device float* low = qkv + ulong(head) * args.head_dim;
+    device float* low =
+        qkv + (ulong(group.y) * (args.n_heads + 2u * args.n_kv_heads) + head) * args.head_dim;
     device float* high = low + n;
     device const float* weight = head < args.n_heads ? q_norm : k_norm;
-    device const float* cosine = rope + ulong(position) * args.head_dim;
+    device const float* cosine = rope + position * args.head_dim;
     device const float* sine = cosine + n;
     // A lane adds the squares of the pairs that it rotates, so that nobody reads what it writes.
     float total = simd_sum(sum_of_squares(low, n, 1.0f, lane, OXB_SIMD_WIDTH) +

@@ -6,6 +6,7 @@ using namespace metal;
 #include "simd.h"
 #include "formats.h"
 #include "rows.h"
+#include "silu.h"
 #include "instantiate.h"
 
 template <typename Format, uint ROWS>
@@ -17,9 +18,8 @@ inline void swiglu_rows(weight_bytes w, device const float* x, device float* s, 
     multiply_rows<Format, 2, ROWS>(w, n_rows, first, x, place.lane, sums);
     const float gate = row_of_lane<ROWS>(sums, place.lane);
     const float up = row_of_lane<ROWS>(sums + ROWS, place.lane);
-    // exp of a large negative gate overflows to infinity, which makes the quotient 0.
     if (place.lane < ROWS && first + place.lane < n_rows)
-        s[first + place.lane] = gate / (1.0f + precise::exp(-gate)) * up;
+        s[first + place.lane] = silu(gate) * up;
 }
 
 template <typename Format>

@@ -83,6 +83,9 @@ oxb_status oxb_builtin_pipeline(oxb_device *device, const char *function, const 
                                 uint32_t n_constants, oxb_pipeline **pipeline);
 void oxb_builtin_pipelines_free(oxb_device *device);
 oxb_device *oxb_commands_device(const oxb_commands *commands);
+/* A buffer of the recording for what one of its operations hands to the next, not retained. The next call
+ * may give the same one again: dispatches run in order. */
+oxb_status oxb_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer);
 void oxb_pipeline_retain(oxb_pipeline *pipeline);
 
 #endif

@@ -142,6 +142,8 @@ typedef struct oxb_attention_shape {
     uint32_t max_seq;
     uint32_t layer;
     uint32_t kv_f16; /* elements of the cache: 1 for half, 0 for float */
+    uint32_t n_tokens;   /* in flight, at the state's position and after it */
+    uint32_t max_length; /* the most positions that attention will meet, for the cut of the work; 0: max_seq */
 } oxb_attention_shape;
 
 /* Every function of the ABI, once: X(return type, name, parameters). The list makes the prototypes
@@ -226,20 +228,22 @@ typedef struct oxb_attention_shape {
     X(oxb_status, weight_check,                                                                     \
       (const oxb_weight *weight, uint64_t n_rows, uint64_t k, const char *what))                    \
                                                                                                     \
-    /* The op layer: each records one operation, after checking every shape against its buffers. */ \
+    /* The op layer: each records one operation, after checking every shape against its buffers.   \
+     * Matrix products take n_vectors rows of x, k apart, to rows of y, y_stride elements apart      \
+     * (0: as long as they are). */                                                                \
     X(oxb_status, op_gemv,                                                                          \
       (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,              \
-       oxb_binding x, oxb_binding y, int residual))                                                 \
+       oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride, int residual))          \
     X(oxb_status, op_gate_up_swiglu,                                                                \
       (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,              \
-       oxb_binding x, oxb_binding s))                                                               \
+       oxb_binding x, oxb_binding s, uint64_t n_vectors))                                           \
     X(oxb_status, op_rmsnorm,                                                                       \
       (oxb_commands * commands, oxb_binding x, oxb_binding weight, oxb_binding y, uint64_t n,       \
        uint64_t n_vectors, float eps))                                                              \
     X(oxb_status, op_add, (oxb_commands * commands, oxb_binding x, oxb_binding y, uint64_t n))      \
     X(oxb_status, op_embed,                                                                         \
       (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,              \
-       oxb_binding tokens, oxb_binding state, oxb_binding y))                                       \
+       oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens))                    \
     X(oxb_status, op_qk_norm_rope,                                                                  \
       (oxb_commands * commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,            \
        oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape, float eps))           \
@@ -251,7 +255,9 @@ typedef struct oxb_attention_shape {
        oxb_binding state, oxb_binding out, const oxb_attention_shape *shape, float scale))          \
     X(oxb_status, op_advance,                                                                       \
       (oxb_commands * commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,          \
-       uint64_t n, uint64_t max_tokens, int greedy))                                                \
+       uint64_t n, uint64_t max_tokens, uint64_t n_tokens, int greedy))                             \
+    X(oxb_status, op_argmax,                                                                        \
+      (oxb_commands * commands, oxb_binding logits, oxb_binding out, uint64_t n, uint64_t n_vectors)) \
                                                                                                     \
     /* Write what the device does from here on to a file for the maker's tools (Metal: a .gputrace  \
      * for Xcode); a device without such tools is OXB_ENCODING_FAILED. */                           \

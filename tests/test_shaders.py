@@ -234,17 +234,27 @@ def test_swiglu_of_large_gates_is_their_limit(size):
 # Tokens
 
 
-def embed(name, m, tokens, position, order="random", n_tokens=None, grid=(3, 64)):
+def embed(name, m, tokens, position, order="random", max_tokens=None, grid=(3, 64), n_tokens=1):
     n_rows, k = m.w64.shape
-    n_tokens = len(tokens) if n_tokens is None else n_tokens
-    return run(
+    max_tokens = len(tokens) if max_tokens is None else max_tokens
+    out = np.full((n_tokens, k), SENTINEL)
+    y = run(
         f"embed_{name}",
-        [m.data, np.asarray(tokens, np.uint32), state(position), np.full(k, SENTINEL)],
-        struct.pack("<QIIIIII", m.codes_offset, n_rows, k, n_tokens, 0, 0, 0),
-        groups=grid[0],
+        [m.data, np.asarray(tokens, np.uint32), state(position), out],
+        struct.pack("<QIIIIII", m.codes_offset, n_rows, k, max_tokens, n_tokens, 0, 0),
+        groups=(grid[0], n_tokens),
         threads=grid[1],
         order=order,
     )[3]
+    return y[0] if n_tokens == 1 else y
+
+
+@every_order
+def test_embed_of_a_batch_gives_the_row_of_each_token(order):
+    m = random_matrix("q2_g64", 9, 192)
+    y = embed("q2_g64", m, [5, 0, 8, 3], 1, order, n_tokens=5)
+    np.testing.assert_array_equal(y[:3], m.w64[[0, 8, 3]].astype(np.float32))
+    assert np.isnan(y[3:]).all()  # there are no such tokens
 
 
 @every_format
@@ -265,7 +275,7 @@ def test_embed_follows_ieee_for_odd_scales(name, scale):
 
 
 @pytest.mark.parametrize(
-    ("tokens", "position", "n_tokens"),
+    ("tokens", "position", "max_tokens"),
     [
         ([0, 9], 1, 2),
         ([0, 2**32 - 1], 1, 2),
@@ -274,9 +284,9 @@ def test_embed_follows_ieee_for_odd_scales(name, scale):
         ([0, 1], 2**32 - 1, 2),
     ],
 )
-def test_embed_of_what_is_not_there_is_nan(tokens, position, n_tokens):
+def test_embed_of_what_is_not_there_is_nan(tokens, position, max_tokens):
     m = random_matrix("q1_g128", 9, 128)
-    assert np.isnan(embed("q1_g128", m, tokens, position, n_tokens=n_tokens)).all()
+    assert np.isnan(embed("q1_g128", m, tokens, position, max_tokens=max_tokens)).all()
 
 
 def test_weights_past_32_bits_are_found():
@@ -294,7 +304,7 @@ def test_weights_past_32_bits_are_found():
             state(0),
             np.full(k, SENTINEL),
         ],
-        struct.pack("<QIIIIII", codes_offset, row + 1, k, 1, 0, 0, 0),
+        struct.pack("<QIIIIII", codes_offset, row + 1, k, 1, 1, 0, 0),
         groups=2,
         threads=64,
         mode="fast",
@@ -302,12 +312,14 @@ def test_weights_past_32_bits_are_found():
     np.testing.assert_array_equal(y, dense(q)[0].astype(np.float32))
 
 
-def advance(logits, tokens, position, order="random", greedy=1, n_tokens=None, threads=96):
-    n_tokens = len(tokens) if n_tokens is None else n_tokens
+def advance(
+    logits, tokens, position, order="random", greedy=1, max_tokens=None, threads=96, n_tokens=1
+):
+    max_tokens = len(tokens) if max_tokens is None else max_tokens
     after = run(
         "advance",
         [np.asarray(logits, np.float32), np.asarray(tokens, np.uint32), state(position)],
-        struct.pack("<IIII", len(logits), greedy, n_tokens, 0),
+        struct.pack("<IIII", len(logits), greedy, max_tokens, n_tokens),
         groups=1,
         threads=threads,
         order=order,
@@ -346,16 +358,37 @@ def test_advance_passes_over_nan_and_compares_infinities_and_zeros():
 def test_advance_writes_no_token_where_it_must_not():
     assert advance([1, 5, 2], [7, 8, 9], 1, greedy=0) == ([7, 8, 9], 2)
     assert advance([1, 5, 2], [7, 8, 9], 2) == ([7, 8, 9], 3)
-    assert advance([1, 5, 2], [7, 8, 9], 1, n_tokens=2) == ([7, 8, 9], 2)
+    assert advance([1, 5, 2], [7, 8, 9], 1, max_tokens=2) == ([7, 8, 9], 2)
+
+
+def test_advance_passes_all_tokens_of_a_batch():
+    assert advance([1, 5, 2], [7, 8, 9, 6], 0, n_tokens=3) == ([7, 8, 9, 1], 3)
+
+
+@every_order
+@pytest.mark.parametrize("threads", [32, 96])
+def test_argmax_of_several_vectors(order, threads):
+    logits = activations(5 * 101).reshape(5, 101)
+    logits[3], logits[4] = np.nan, -np.inf
+    logits[1, [7, 70]] = 50
+    out = run(
+        "argmax",
+        [logits, np.full(5, 77, np.uint32)],
+        struct.pack("<IIII", 101, 5, 0, 0),
+        groups=5,
+        threads=threads,
+        order=order,
+    )[1]
+    expected = [np.argmax(logits[0]), 7, np.argmax(logits[2]), 0, 0]
+    np.testing.assert_array_equal(out, expected)
 
 
 def test_every_kernel_of_the_table_is_there_and_no_other():
-    expected = {"rmsnorm", "residual_add", "qk_norm_rope", "advance"}
-    expected |= {
-        f"{op}_{cache}" for op in ("kv_store", "attention_decode") for cache in ("f16", "f32")
-    }
+    expected = {"rmsnorm", "residual_add", "qk_norm_rope", "argmax", "advance", "attention_combine"}
+    expected |= {f"{op}_{cache}" for op in ("kv_store", "attention") for cache in ("f16", "f32")}
     for name in {formats.get(file_format).kernel for file_format in formats.FORMATS}:
         expected |= {f"gemv_{name}", f"gemv_{name}_residual", f"fused_gate_up_swiglu_{name}"}
+        expected |= {f"gemm_{name}", f"gemm_{name}_residual", f"fused_gate_up_swiglu_gemm_{name}"}
         expected.add(f"embed_{name}")
     assert {name for family in FAMILIES for name in family.functions} == expected
     assert set(BLOCK_FORMATS) <= set(formats.FORMATS)

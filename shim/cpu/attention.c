@@ -31,12 +31,17 @@ static uint64_t cache_bytes(const oxb_cpu_kernel *kernel, uint64_t layer_offset,
     return oxb_cpu_mul(oxb_cpu_add(layer_offset, layer), kernel->format ? 2 : 4);
 }
 
+static uint64_t qkv_bytes(uint64_t n_tokens, uint64_t n_heads, uint64_t n_kv_heads, uint64_t head_dim)
+{
+    return oxb_cpu_mul(oxb_cpu_mul(n_tokens, n_heads + 2 * n_kv_heads), head_dim * 4);
+}
+
 uint64_t oxb_cpu_kv_store_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
     const struct oxb_kv_store_args *a = args;
     switch (binding) {
     case 0:
-        return oxb_cpu_mul((uint64_t)a->n_heads + 2 * (uint64_t)a->n_kv_heads, (uint64_t)a->head_dim * 4);
+        return qkv_bytes(a->n_tokens, a->n_heads, a->n_kv_heads, a->head_dim);
     case 3:
         return sizeof(struct oxb_decode_state);
     default:
@@ -60,12 +65,16 @@ void oxb_cpu_kv_store(const oxb_cpu_call *call, uint64_t first, uint64_t last)
     const struct oxb_kv_store_args *a = call->args;
     const struct oxb_decode_state *state = call->bindings[3].address;
     const int half_cache = call->kernel->format != 0;
-    if (state->position >= a->max_seq)
-        return;
-    for (uint64_t h = first; h < last && h < a->n_kv_heads; h++) {
-        const float *k = (const float *)call->bindings[0].address + (a->n_heads + h) * a->head_dim;
+    const uint64_t heads = (uint64_t)a->n_heads + 2 * (uint64_t)a->n_kv_heads;
+    for (uint64_t i = first; i < last && i < (uint64_t)a->n_kv_heads * a->n_tokens; i++) {
+        const uint64_t token = i / a->n_kv_heads, h = i % a->n_kv_heads;
+        const uint64_t position = (uint64_t)state->position + token;
+        if (position >= a->max_seq)
+            return;
+        const float *k =
+            (const float *)call->bindings[0].address + (token * heads + a->n_heads + h) * a->head_dim;
         const float *v = k + (uint64_t)a->n_kv_heads * a->head_dim;
-        const uint64_t offset = a->layer_offset + (h * a->max_seq + state->position) * a->head_dim;
+        const uint64_t offset = a->layer_offset + (h * a->max_seq + position) * a->head_dim;
         store_row(k, call->bindings[1].address, offset, a->head_dim, half_cache);
         store_row(v, call->bindings[2].address, offset, a->head_dim, half_cache);
     }
@@ -74,17 +83,20 @@ void oxb_cpu_kv_store(const oxb_cpu_call *call, uint64_t first, uint64_t last)
 uint64_t oxb_cpu_attention_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
     const struct oxb_attention_args *a = args;
-    if (a->head_dim == 0 || a->head_dim > OXB_CPU_MAX_HEAD_DIM || a->n_kv_heads == 0 ||
-        a->n_heads % a->n_kv_heads != 0)
+    if (a->head_dim == 0 || a->head_dim > OXB_CPU_MAX_HEAD_DIM || a->n_kv_heads == 0 || a->heads == 0 ||
+        a->n_heads != (uint64_t)a->heads * a->n_kv_heads || a->tokens != OXB_CPU_TOKENS || a->n_splits == 0)
         return OXB_CPU_BAD_ARGS;
     switch (binding) {
+    case 0:
+        return qkv_bytes(a->n_tokens, a->n_heads, a->n_kv_heads, a->head_dim);
     case 1:
     case 2:
         return cache_bytes(kernel, a->layer_offset, a->n_kv_heads, a->max_seq, a->head_dim);
     case 3:
         return sizeof(struct oxb_decode_state);
     default:
-        return oxb_cpu_mul((uint64_t)a->n_heads, (uint64_t)a->head_dim * 4);
+        return oxb_cpu_mul(oxb_cpu_mul(oxb_cpu_mul(a->n_tokens, a->n_heads), a->n_splits),
+                           ((uint64_t)a->head_dim + (a->n_splits > 1 ? 2 : 0)) * 4);
     }
 }
 
@@ -116,14 +128,24 @@ static void soften(head_state *s, uint64_t n, uint64_t head_dim)
         s->out[i] *= fade;
 }
 
-static inline void attend(const oxb_cpu_call *call, uint64_t kv_head, uint64_t first_head,
-                          uint64_t n_heads, uint64_t positions, int half_cache)
+/* Where a unit's results go: a head's output, or its part of the positions. */
+static float *output_of(const oxb_cpu_call *call, uint64_t token, uint64_t head, uint64_t split)
+{
+    const struct oxb_attention_args *a = call->args;
+    const uint64_t row = token * a->n_heads + head;
+    float *out = call->bindings[4].address;
+    return a->n_splits == 1 ? out + row * a->head_dim : out + (row * a->n_splits + split) * (a->head_dim + 2ull);
+}
+
+/* n_heads query heads of a token over positions [begin, end). */
+static inline void attend(const oxb_cpu_call *call, uint64_t token, uint64_t kv_head, uint64_t first_head,
+                          uint64_t n_heads, uint64_t split, uint64_t begin, uint64_t end, int half_cache)
 {
     const struct oxb_attention_args *a = call->args;
     attention_scratch *scratch = call->scratch;
-    const float *q = (const float *)call->bindings[0].address + first_head * a->head_dim;
-    float *out = (float *)call->bindings[4].address + first_head * a->head_dim;
     const uint64_t n = a->head_dim;
+    const float *q = (const float *)call->bindings[0].address +
+                     (token * (a->n_heads + 2 * (uint64_t)a->n_kv_heads) + first_head) * n;
     const uint64_t base = a->layer_offset + kv_head * a->max_seq * n;
 
     for (uint64_t h = 0; h < n_heads; h++) {
@@ -132,8 +154,8 @@ static inline void attend(const oxb_cpu_call *call, uint64_t kv_head, uint64_t f
         s->total = 0;
         memset(s->out, 0, n * sizeof *s->out);
     }
-    for (uint64_t start = 0; start < positions; start += BLOCK) {
-        const uint64_t count = positions - start < BLOCK ? positions - start : BLOCK;
+    for (uint64_t start = begin; start < end; start += BLOCK) {
+        const uint64_t count = end - start < BLOCK ? end - start : BLOCK;
         for (uint64_t p = 0; p < count; p++) {
             const float *k =
                 load_row(call->bindings[1].address, base + (start + p) * n, n, half_cache, scratch->row);
@@ -158,30 +180,88 @@ static inline void attend(const oxb_cpu_call *call, uint64_t kv_head, uint64_t f
             for (uint64_t i = 0; i < n; i++)
                 scratch->head[h].out[i] += scratch->head[h].block[i];
     }
-    for (uint64_t h = 0; h < n_heads; h++)
+    for (uint64_t h = 0; h < n_heads; h++) {
+        const head_state *s = &scratch->head[h];
+        float *out = output_of(call, token, first_head + h, split);
         for (uint64_t i = 0; i < n; i++)
-            out[h * n + i] = scratch->head[h].out[i] / scratch->head[h].total;
+            out[i] = a->n_splits == 1 ? s->out[i] / s->total : s->out[i];
+        if (a->n_splits > 1) {
+            out[n] = s->max;
+            out[n + 1] = s->total;
+        }
+    }
 }
 
-void oxb_cpu_attention(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+/* One token and key-value head: its query heads, some at a time, over one part of the positions. */
+static void attend_token(const oxb_cpu_call *call, uint64_t token, uint64_t kv_head, uint64_t split)
 {
     const struct oxb_attention_args *a = call->args;
     const struct oxb_decode_state *state = call->bindings[3].address;
-    const uint64_t per_kv = a->n_heads / a->n_kv_heads;
-    for (uint64_t kv = first; kv < last && kv < a->n_kv_heads; kv++) {
-        if (state->position >= a->max_seq) { /* a wrong result must show */
-            float *out = (float *)call->bindings[4].address + kv * per_kv * a->head_dim;
-            for (uint64_t i = 0; i < per_kv * a->head_dim; i++)
+    const uint64_t positions = (uint64_t)state->position + token + 1;
+    const uint64_t first = kv_head * a->heads;
+    if (positions > a->max_seq) { /* a wrong result must show */
+        for (uint64_t h = 0; h < a->heads; h++) {
+            float *out = output_of(call, token, first + h, split);
+            for (uint64_t i = 0; i < a->head_dim + (a->n_splits > 1 ? 2ull : 0); i++)
                 out[i] = NAN;
-            continue;
         }
-        for (uint64_t h = 0; h < per_kv; h += HEADS) {
-            const uint64_t count = per_kv - h < HEADS ? per_kv - h : HEADS;
-            const uint64_t positions = (uint64_t)state->position + 1;
-            if (call->kernel->format)
-                attend(call, kv, kv * per_kv + h, count, positions, 1);
-            else
-                attend(call, kv, kv * per_kv + h, count, positions, 0);
+        return;
+    }
+    const uint64_t blocks = (positions + BLOCK - 1) / BLOCK;
+    const uint64_t share = (blocks + a->n_splits - 1) / a->n_splits * BLOCK;
+    const uint64_t begin = split * share < positions ? split * share : positions;
+    const uint64_t end = positions - begin < share ? positions : begin + share;
+    for (uint64_t h = 0; h < a->heads; h += HEADS) {
+        const uint64_t count = a->heads - h < HEADS ? a->heads - h : HEADS;
+        if (call->kernel->format)
+            attend(call, token, kv_head, first + h, count, split, begin, end, 1);
+        else
+            attend(call, token, kv_head, first + h, count, split, begin, end, 0);
+    }
+}
+
+/* Groups count key-value heads, then tiles of tokens, then parts of the positions. */
+void oxb_cpu_attention(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_attention_args *a = call->args;
+    const uint64_t tiles = ((uint64_t)a->n_tokens + OXB_CPU_TOKENS - 1) / OXB_CPU_TOKENS;
+    for (uint64_t i = first; i < last && i < tiles * a->n_kv_heads * a->n_splits; i++) {
+        const uint64_t kv_head = i % a->n_kv_heads;
+        const uint64_t start = i / a->n_kv_heads % tiles * OXB_CPU_TOKENS;
+        const uint64_t rest = a->n_tokens - start;
+        for (uint64_t t = 0; t < (rest < OXB_CPU_TOKENS ? rest : OXB_CPU_TOKENS); t++)
+            attend_token(call, start + t, kv_head, i / a->n_kv_heads / tiles);
+    }
+}
+
+uint64_t oxb_cpu_combine_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_combine_args *a = args;
+    (void)kernel;
+    if (a->n_splits == 0 || a->head_dim > OXB_CPU_MAX_HEAD_DIM)
+        return OXB_CPU_BAD_ARGS;
+    return oxb_cpu_mul(a->n_rows, binding == 0 ? a->n_splits * (a->head_dim + 2ull) * 4 : a->head_dim * 4ull);
+}
+
+void oxb_cpu_combine(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_combine_args *a = call->args;
+    const uint64_t n = a->head_dim;
+    for (uint64_t row = first; row < last && row < a->n_rows; row++) {
+        const float *parts = (const float *)call->bindings[0].address + row * a->n_splits * (n + 2);
+        float *out = (float *)call->bindings[1].address + row * n;
+        float max = -INFINITY, total = 0;
+        for (uint64_t s = 0; s < a->n_splits; s++)
+            max = parts[s * (n + 2) + n] > max ? parts[s * (n + 2) + n] : max;
+        memset(out, 0, n * sizeof *out);
+        for (uint64_t s = 0; s < a->n_splits; s++) {
+            const float *part = parts + s * (n + 2);
+            const float fade = expf(part[n] - (max == -INFINITY ? 0.0f : max));
+            total += part[n + 1] * fade;
+            for (uint64_t i = 0; i < n; i++)
+                out[i] += part[i] * fade;
         }
+        for (uint64_t i = 0; i < n; i++)
+            out[i] /= total;
     }
 }

@@ -78,57 +78,104 @@ static uint64_t tile_rows(uint64_t row, uint64_t last_group, uint64_t n_rows, ui
     return rest < tile ? rest : tile;
 }
 
-static inline void gemv(const oxb_cpu_call *call, uint64_t first, uint64_t last, int residual)
+uint64_t oxb_cpu_gemm_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
-    const struct oxb_gemv_args *a = call->args;
+    const struct oxb_gemm_args *a = args;
+    if (a->n_vectors == 0 || a->y_stride < a->n_rows)
+        return OXB_CPU_BAD_ARGS;
+    switch (binding) {
+    case 0:
+        return oxb_cpu_weight_bytes(kernel, a->codes_offset, a->n_rows, a->k);
+    case 1:
+        return oxb_cpu_mul((uint64_t)a->n_vectors * 4, a->k);
+    default:
+        return oxb_cpu_mul(oxb_cpu_add(oxb_cpu_mul(a->n_vectors - 1, a->y_stride), a->n_rows), 4);
+    }
+}
+
+uint64_t oxb_cpu_swiglu_gemm_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_gemm_args *a = args;
+    if (binding == 0)
+        return oxb_cpu_weight_bytes(kernel, a->codes_offset, 2 * (uint64_t)a->n_rows, a->k);
+    return oxb_cpu_gemm_need(kernel, args, binding);
+}
+
+typedef enum epilogue { STORE, ADD, SWIGLU } epilogue;
+
+/* The output of one vector for the rows of groups [first, last). */
+static inline void product(const oxb_cpu_call *call, const oxb_cpu_matrix *m, float *y, uint64_t n_rows,
+                           uint64_t first, uint64_t last, epilogue then)
+{
+    const uint64_t tile = then == SWIGLU ? OXB_CPU_TILE / 2 : OXB_CPU_TILE;
+    const double *sums[2];
+    if (first > n_rows / OXB_CPU_ROWS)
+        return;
+    uint64_t n;
+    for (uint64_t row = first * OXB_CPU_ROWS; (n = tile_rows(row, last, n_rows, tile)) != 0; row += n) {
+        const uint64_t parts[2] = {row, n_rows + row};
+        rows_of_parts(call, m, parts, then == SWIGLU ? 2 : 1, n, sums);
+        for (uint64_t i = 0; i < n; i++) {
+            const float gate = (float)sums[0][i];
+            if (then == SWIGLU)
+                y[row + i] = gate / (1.0f + oxb_exp(-gate)) * (float)sums[1][i];
+            else
+                y[row + i] = then == ADD ? (float)((double)y[row + i] + sums[0][i]) : gate;
+        }
+    }
+}
+
+static inline void vector_product(const oxb_cpu_call *call, uint64_t first, uint64_t last, epilogue then)
+{
+    const struct oxb_gemv_args *a = call->args; /* laid out as oxb_swiglu_args */
     const oxb_cpu_matrix m = {.weight = call->bindings[0].address,
                               .codes_offset = a->codes_offset,
                               .k = a->k,
                               .x = call->bindings[1].address,
                               .format = call->kernel->format};
-    float *y = call->bindings[2].address;
-    const double *sums[2];
-    if (first > a->n_rows / OXB_CPU_ROWS)
-        return;
-    uint64_t n;
-    for (uint64_t row = first * OXB_CPU_ROWS; (n = tile_rows(row, last, a->n_rows, OXB_CPU_TILE)) != 0;
-         row += n) {
-        rows_of_parts(call, &m, &row, 1, n, sums);
-        for (uint64_t i = 0; i < n; i++)
-            y[row + i] = (float)(residual ? (double)y[row + i] + sums[0][i] : sums[0][i]);
+    product(call, &m, call->bindings[2].address, a->n_rows, first, last, then);
+}
+
+/* Vector by vector: what a table costs is the activations' and not the weights'. */
+static inline void matrix_product(const oxb_cpu_call *call, uint64_t first, uint64_t last, epilogue then)
+{
+    const struct oxb_gemm_args *a = call->args;
+    for (uint64_t v = 0; v < a->n_vectors; v++) {
+        const oxb_cpu_matrix m = {.weight = call->bindings[0].address,
+                                  .codes_offset = a->codes_offset,
+                                  .k = a->k,
+                                  .x = (const float *)call->bindings[1].address + v * a->k,
+                                  .format = call->kernel->format};
+        product(call, &m, (float *)call->bindings[2].address + v * a->y_stride, a->n_rows, first, last, then);
     }
 }
 
 void oxb_cpu_gemv(const oxb_cpu_call *call, uint64_t first, uint64_t last)
 {
-    gemv(call, first, last, 0);
+    vector_product(call, first, last, STORE);
 }
 
 void oxb_cpu_gemv_residual(const oxb_cpu_call *call, uint64_t first, uint64_t last)
 {
-    gemv(call, first, last, 1);
+    vector_product(call, first, last, ADD);
 }
 
 void oxb_cpu_swiglu(const oxb_cpu_call *call, uint64_t first, uint64_t last)
 {
-    const struct oxb_swiglu_args *a = call->args;
-    const oxb_cpu_matrix m = {.weight = call->bindings[0].address,
-                              .codes_offset = a->codes_offset,
-                              .k = a->k,
-                              .x = call->bindings[1].address,
-                              .format = call->kernel->format};
-    float *s = call->bindings[2].address;
-    const double *sums[2];
-    if (first > a->n_rows / OXB_CPU_ROWS)
-        return;
-    uint64_t n;
-    for (uint64_t row = first * OXB_CPU_ROWS;
-         (n = tile_rows(row, last, a->n_rows, OXB_CPU_TILE / 2)) != 0; row += n) {
-        const uint64_t parts[2] = {row, a->n_rows + row};
-        rows_of_parts(call, &m, parts, 2, n, sums);
-        for (uint64_t i = 0; i < n; i++) {
-            const float gate = (float)sums[0][i];
-            s[row + i] = gate / (1.0f + oxb_exp(-gate)) * (float)sums[1][i];
-        }
-    }
+    vector_product(call, first, last, SWIGLU);
+}
+
+void oxb_cpu_gemm(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    matrix_product(call, first, last, STORE);
+}
+
+void oxb_cpu_gemm_residual(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    matrix_product(call, first, last, ADD);
+}
+
+void oxb_cpu_swiglu_gemm(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    matrix_product(call, first, last, SWIGLU);
 }

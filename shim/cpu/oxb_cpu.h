@@ -15,6 +15,7 @@
 
 #define OXB_CPU_ROWS 16u        /* rows of the output per group of a matrix kernel */
 #define OXB_CPU_ELEMENTS 4096u  /* elements per group of residual_add */
+#define OXB_CPU_TOKENS 8u       /* tokens per group of attention */
 #define OXB_CPU_MAX_HEAD_DIM 1024u
 #define OXB_CPU_MAX_THREADS 1024u
 #define OXB_CPU_MAX_KERNEL_BINDINGS 5u
@@ -137,10 +138,12 @@ void oxb_cpu_codes_rows(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t
 void oxb_cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint64_t n, float *w);
 void oxb_cpu_dense_rows(const oxb_cpu_matrix *m, uint64_t first, uint64_t n, double *sums);
 
-oxb_cpu_run_fn oxb_cpu_gemv, oxb_cpu_gemv_residual, oxb_cpu_swiglu, oxb_cpu_embed, oxb_cpu_rmsnorm,
-    oxb_cpu_residual_add, oxb_cpu_qk_norm_rope, oxb_cpu_kv_store, oxb_cpu_attention, oxb_cpu_advance;
-oxb_cpu_need_fn oxb_cpu_gemv_need, oxb_cpu_swiglu_need, oxb_cpu_embed_need, oxb_cpu_rmsnorm_need,
-    oxb_cpu_residual_add_need, oxb_cpu_qk_norm_rope_need, oxb_cpu_kv_store_need, oxb_cpu_attention_need,
+oxb_cpu_run_fn oxb_cpu_gemv, oxb_cpu_gemv_residual, oxb_cpu_swiglu, oxb_cpu_gemm, oxb_cpu_gemm_residual,
+    oxb_cpu_swiglu_gemm, oxb_cpu_embed, oxb_cpu_rmsnorm, oxb_cpu_residual_add, oxb_cpu_qk_norm_rope,
+    oxb_cpu_kv_store, oxb_cpu_attention, oxb_cpu_combine, oxb_cpu_argmax, oxb_cpu_advance;
+oxb_cpu_need_fn oxb_cpu_gemv_need, oxb_cpu_swiglu_need, oxb_cpu_gemm_need, oxb_cpu_swiglu_gemm_need,
+    oxb_cpu_embed_need, oxb_cpu_rmsnorm_need, oxb_cpu_residual_add_need, oxb_cpu_qk_norm_rope_need,
+    oxb_cpu_kv_store_need, oxb_cpu_attention_need, oxb_cpu_combine_need, oxb_cpu_argmax_need,
     oxb_cpu_advance_need;
 
 /* NULL for a name that does not ship. */
