@@ -3,14 +3,6 @@
 
 #include "isa.h"
 
-static int always(void)
-{
-    return 1;
-}
-
-/* Matrices stay in the layout of the other devices, for gemv_codes.c. */
-const oxb_cpu_isa oxb_cpu_portable = {.name = "portable", .present = always};
-
 /* The best first. */
 static const oxb_cpu_isa *const variants[] = {
 #if defined(__x86_64__)

@@ -36,10 +36,37 @@ typedef struct oxb_cpu_code_kernels {
     void (*rows)(const oxb_cpu_tiles *tiles, const float *tables, double *sums);
 } oxb_cpu_code_kernels;
 
+#define OXB_CPU_ATTEND_HEADS 4u /* query heads that share each row of the caches as it is read */
+#define OXB_CPU_ATTEND_BLOCK 64u /* positions whose weights are rescaled together */
+#define OXB_CPU_ATTEND_SCRATCH 163840u
+
+typedef struct oxb_cpu_attend_head {
+    float *out;  /* the values' sum, to be divided by the total */
+    float max;   /* the largest score */
+    float total; /* of exp(score - max) */
+} oxb_cpu_attend_head;
+
+/* Query heads of one token over some positions of a key-value head. */
+typedef struct oxb_cpu_attend {
+    const float *q; /* [n_heads][head_dim] */
+    const void *k;  /* [positions][head_dim], half or float */
+    const void *v;
+    uint64_t positions;
+    uint32_t head_dim; /* up to OXB_MAX_HEAD_DIM */
+    uint32_t n_heads;  /* 1 to OXB_CPU_ATTEND_HEADS */
+    int half;
+    float scale;
+    oxb_cpu_attend_head *head;
+    void *scratch; /* OXB_CPU_ATTEND_SCRATCH bytes */
+} oxb_cpu_attend;
+
 typedef struct oxb_cpu_isa {
     const char *name;
     int (*present)(void); /* whether this processor has the instructions */
     oxb_cpu_code_kernels code[OXB_CPU_CODE_COUNT]; /* NULL: the layout is not used */
+    void (*attend)(const oxb_cpu_attend *a);
+    /* s = gate / (1 + exp(-gate)) * up; reads up to the end of a vector of OXB_CPU_LANES. */
+    void (*swiglu)(const double *gate, const double *up, float *s, uint64_t n);
 } oxb_cpu_isa;
 
 extern const oxb_cpu_isa oxb_cpu_avx512, oxb_cpu_avx2, oxb_cpu_neon, oxb_cpu_portable;

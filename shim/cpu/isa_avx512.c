@@ -2,6 +2,7 @@
 #if defined(__x86_64__)
 #include "simd_avx512.h"
 /* after the registers' functions */
+#include "attend.h"
 #include "tiles.h"
 
 static int present(void)
@@ -11,7 +12,7 @@ static int present(void)
            __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-const oxb_cpu_isa oxb_cpu_avx512 = {.name = "avx512", .present = present, CODE_KERNELS};
+const oxb_cpu_isa oxb_cpu_avx512 = {.name = "avx512", .present = present, CODE_KERNELS, VECTOR_KERNELS};
 #else
 typedef int nothing_here; /* ISO C forbids an empty file */
 #endif

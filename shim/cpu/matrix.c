@@ -1,5 +1,4 @@
 /* The kernels that multiply a weight matrix by a vector, for every format. */
-#include "exp.h"
 #include "oxb_cpu.h"
 #include "panels.h"
 
@@ -115,13 +114,11 @@ static inline void product(const oxb_cpu_call *call, const oxb_cpu_matrix *m, fl
     for (uint64_t row = first * OXB_CPU_ROWS; (n = tile_rows(row, last, n_rows, tile)) != 0; row += n) {
         const uint64_t parts[2] = {row, n_rows + row};
         rows_of_parts(call, m, parts, then == SWIGLU ? 2 : 1, n, sums);
-        for (uint64_t i = 0; i < n; i++) {
-            const float gate = (float)sums[0][i];
-            if (then == SWIGLU)
-                y[row + i] = gate / (1.0f + oxb_exp(-gate)) * (float)sums[1][i];
-            else
-                y[row + i] = then == ADD ? (float)((double)y[row + i] + sums[0][i]) : gate;
-        }
+        if (then == SWIGLU)
+            call->isa->swiglu(sums[0], sums[1], y + row, n);
+        else
+            for (uint64_t i = 0; i < n; i++)
+                y[row + i] = (float)(then == ADD ? (double)y[row + i] + sums[0][i] : sums[0][i]);
     }
 }
 

@@ -16,7 +16,7 @@
 #define OXB_CPU_ROWS 16u        /* rows of the output per group of a matrix kernel */
 #define OXB_CPU_ELEMENTS 4096u  /* elements per group of residual_add */
 #define OXB_CPU_TOKENS 8u       /* tokens per group of attention */
-#define OXB_CPU_MAX_HEAD_DIM 1024u
+#define OXB_CPU_MAX_HEAD_DIM OXB_MAX_HEAD_DIM
 #define OXB_CPU_MAX_THREADS 1024u
 #define OXB_CPU_MAX_KERNEL_BINDINGS 5u
 #define OXB_CPU_TABLES 278528u   /* bytes of tables: they stay in the second-level cache */

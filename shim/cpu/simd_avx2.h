@@ -9,6 +9,7 @@
 #define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
 #define SIMD_TILES 2u /* tiles of a panel that share each table as it is loaded */
 #define SIMD_TRITS 0
+#define SIMD_ROW 1u   /* vectors of a row that attention adds up in registers, for four heads */
 
 typedef struct lanes {
     __m256 low, high;
@@ -49,6 +50,39 @@ SIMD_INLINE lanes lanes_mul(lanes a, lanes b)
     return (lanes){_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
 }
 
+SIMD_INLINE lanes lanes_div(lanes a, lanes b)
+{
+    return (lanes){_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
+
+SIMD_INLINE lanes lanes_sub(lanes a, lanes b)
+{
+    return (lanes){_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+
+/* Lane by lane a where a > b, else b: b where one is NaN. */
+SIMD_INLINE lanes lanes_larger(lanes a, lanes b)
+{
+    return (lanes){_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+
+SIMD_INLINE lanes lanes_smaller(lanes a, lanes b)
+{
+    return (lanes){_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+
+SIMD_INLINE __m256 power_of_eight(__m256 n)
+{
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+
+/* 2^n for whole n from -126 to 127. */
+SIMD_INLINE lanes lanes_power(lanes n)
+{
+    return (lanes){power_of_eight(n.low), power_of_eight(n.high)};
+}
+
 /* a * b + c, rounded once. */
 SIMD_INLINE lanes lanes_fma(lanes a, lanes b, lanes c)
 {
@@ -59,6 +93,31 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
 {
     const __m128i *half = (const __m128i *)(const void *)from;
     return (lanes){_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
+}
+
+SIMD_INLINE __m256 eight_of_doubles(const double *from)
+{
+    return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(from + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(from)));
+}
+
+SIMD_INLINE lanes lanes_of_doubles(const double *from)
+{
+    return (lanes){eight_of_doubles(from), eight_of_doubles(from + 8)};
+}
+
+SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a)
+{
+    __m128i *half = (__m128i *)(void *)to;
+    _mm_storeu_si128(half, _mm256_cvtps_ph(a.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(half + 1, _mm256_cvtps_ph(a.high, _MM_FROUND_TO_NEAREST_INT));
+}
+
+SIMD_INLINE float lanes_sum(lanes a)
+{
+    __m256 eight = _mm256_add_ps(a.low, a.high);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
 SIMD_INLINE void four_to_doubles(double *to, __m128 a, int add)

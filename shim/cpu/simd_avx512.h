@@ -9,6 +9,7 @@
 #define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
 #define SIMD_TILES 4u /* tiles of a panel that share each table as it is loaded */
 #define SIMD_TRITS 1
+#define SIMD_ROW 4u   /* vectors of a row that attention adds up in registers, for four heads */
 
 typedef __m512 lanes;
 typedef __m512i words;
@@ -43,6 +44,34 @@ SIMD_INLINE lanes lanes_mul(lanes a, lanes b)
     return _mm512_mul_ps(a, b);
 }
 
+SIMD_INLINE lanes lanes_div(lanes a, lanes b)
+{
+    return _mm512_div_ps(a, b);
+}
+
+SIMD_INLINE lanes lanes_sub(lanes a, lanes b)
+{
+    return _mm512_sub_ps(a, b);
+}
+
+/* Lane by lane a where a > b, else b: b where one is NaN. */
+SIMD_INLINE lanes lanes_larger(lanes a, lanes b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+SIMD_INLINE lanes lanes_smaller(lanes a, lanes b)
+{
+    return _mm512_min_ps(a, b);
+}
+
+/* 2^n for whole n from -126 to 127. */
+SIMD_INLINE lanes lanes_power(lanes n)
+{
+    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
+
 /* a * b + c, rounded once. */
 SIMD_INLINE lanes lanes_fma(lanes a, lanes b, lanes c)
 {
@@ -52,6 +81,26 @@ SIMD_INLINE lanes lanes_fma(lanes a, lanes b, lanes c)
 SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
 {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+
+SIMD_INLINE lanes lanes_of_doubles(const double *from)
+{
+    const __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(from));
+    const __m256 high = _mm512_cvtpd_ps(_mm512_loadu_pd(from + 8));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a)
+{
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+SIMD_INLINE float lanes_sum(lanes a)
+{
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
 }
 
 /* to = a, or to += a. */
