@@ -305,6 +305,7 @@ static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch
     step->call.kernel = kernel;
     step->call.isa = device->isa;
     step->call.args = dispatch->args;
+    uint64_t bytes = 0;
     for (uint32_t i = 0; i < kernel->n_bindings; i++) {
         const oxb_driver_binding *binding = &dispatch->bindings[i];
         const uint64_t has = binding->offset < binding->length ? binding->length - binding->offset : 0;
@@ -313,6 +314,7 @@ static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch
             return host->fail(OXB_ENCODING_FAILED,
                               "the arguments of the cpu kernel '%s' describe no matrix or shape that it can run",
                               kernel->name);
+        bytes = oxb_cpu_add(bytes, need);
         if (need > has)
             return host->fail(OXB_ENCODING_FAILED,
                               "buffer %" PRIu32 " of the cpu kernel '%s' needs %" PRIu64
@@ -326,6 +328,7 @@ static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch
         step->call.bindings[i] = (oxb_cpu_span){
             .address = (char *)((cpu_buffer *)binding->buffer)->address + binding->offset, .length = has};
     }
+    step->worth = bytes / OXB_CPU_SHARE;
     return OXB_OK;
 }
 

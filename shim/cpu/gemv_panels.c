@@ -43,7 +43,8 @@ static void add_tiles(const oxb_cpu_code_kernels *kernels, const oxb_cpu_panels 
 }
 
 void oxb_cpu_panel_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
-                        uint32_t n_parts, uint64_t n, double *out, float *tables, const double **sums)
+                        uint32_t n_parts, uint64_t n, int again, double *out, float *tables,
+                        const double **sums)
 {
     const oxb_cpu_panels p =
         oxb_cpu_panels_at(m->weight, m->codes_offset, m->format, call->kernel->layout, m->k);
@@ -52,7 +53,7 @@ void oxb_cpu_panel_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const
     const uint64_t stride = n + 2 * OXB_CPU_LANES; /* of the parts in `out` */
     for (uint64_t group = 0; group < p.n_groups; group += step) {
         const uint64_t count = p.n_groups - group < step ? p.n_groups - group : step;
-        if (p.n_groups > step || !call->again)
+        if (p.n_groups > step || !again)
             kernels->tables(tables, m->x + group * p.group, count, p.group);
         for (uint32_t part = 0; part < n_parts; part++)
             add_tiles(kernels, &p, group, count, first[part] / OXB_CPU_LANES,

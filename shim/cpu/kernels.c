@@ -12,11 +12,11 @@
 #define MATRIX(id, name, suffix, layout)                                                             \
     PRODUCT("gemv_" name suffix, gemv, gemv_need, oxb_gemv_args, 4, id, layout)                      \
     PRODUCT("gemv_" name "_residual" suffix, gemv_residual, gemv_need, oxb_gemv_args, 4, id, layout) \
-    PRODUCT("fused_gate_up_swiglu_" name suffix, swiglu, swiglu_need, oxb_swiglu_args, 2, id, layout) \
-    PRODUCT("gemm_" name suffix, gemm, gemm_need, oxb_gemm_args, 1, id, layout)                      \
-    PRODUCT("gemm_" name "_residual" suffix, gemm_residual, gemm_need, oxb_gemm_args, 1, id, layout) \
+    PRODUCT("fused_gate_up_swiglu_" name suffix, swiglu, swiglu_need, oxb_swiglu_args, 4, id, layout) \
+    PRODUCT("gemm_" name suffix, gemm, gemm_need, oxb_gemm_args, 4, id, layout)                      \
+    PRODUCT("gemm_" name "_residual" suffix, gemm_residual, gemm_need, oxb_gemm_args, 4, id, layout) \
     PRODUCT("fused_gate_up_swiglu_gemm_" name suffix, swiglu_gemm, swiglu_gemm_need, oxb_gemm_args,  \
-            1, id, layout)                                                                           \
+            4, id, layout)                                                                           \
     {"embed_" name suffix, oxb_cpu_embed, oxb_cpu_embed_need, 4, WRITES(3),                          \
      sizeof(struct oxb_embed_args), 1, OXB_KERNEL_##id, layout},
 

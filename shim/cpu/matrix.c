@@ -48,14 +48,15 @@ uint64_t oxb_cpu_swiglu_need(const oxb_cpu_kernel *kernel, const void *args, uin
     return (uint64_t)(binding == 1 ? a->k : a->n_rows) * 4;
 }
 
-/* The rows of one or two parts of a matrix, n of each: sums[p][i] is row (first[p] + i) times x. */
+/* The rows of one or two parts of a matrix, n of each: sums[p][i] is row (first[p] + i) times x. `again`:
+ * the scratch has seen the same x in the last call. */
 static void rows_of_parts(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
-                          uint32_t n_parts, uint64_t n, const double **sums)
+                          uint32_t n_parts, uint64_t n, int again, const double **sums)
 {
     double *out = call->scratch;
     void *tables = (char *)call->scratch + SUMS_BYTES;
     if (call->kernel->layout != OXB_LAYOUT_PLAIN) {
-        oxb_cpu_panel_rows(call, m, first, n_parts, n, out, tables, sums);
+        oxb_cpu_panel_rows(call, m, first, n_parts, n, again, out, tables, sums);
         return;
     }
     for (uint32_t part = 0; part < n_parts; part++)
@@ -104,7 +105,7 @@ typedef enum epilogue { STORE, ADD, SWIGLU } epilogue;
 
 /* The output of one vector for the rows of groups [first, last). */
 static inline void product(const oxb_cpu_call *call, const oxb_cpu_matrix *m, float *y, uint64_t n_rows,
-                           uint64_t first, uint64_t last, epilogue then)
+                           uint64_t first, uint64_t last, epilogue then, int again)
 {
     const uint64_t tile = then == SWIGLU ? OXB_CPU_TILE / 2 : OXB_CPU_TILE;
     const double *sums[2];
@@ -113,7 +114,8 @@ static inline void product(const oxb_cpu_call *call, const oxb_cpu_matrix *m, fl
     uint64_t n;
     for (uint64_t row = first * OXB_CPU_ROWS; (n = tile_rows(row, last, n_rows, tile)) != 0; row += n) {
         const uint64_t parts[2] = {row, n_rows + row};
-        rows_of_parts(call, m, parts, then == SWIGLU ? 2 : 1, n, sums);
+        rows_of_parts(call, m, parts, then == SWIGLU ? 2 : 1, n, again, sums);
+        again = 1;
         if (then == SWIGLU)
             call->isa->swiglu(sums[0], sums[1], y + row, n);
         else
@@ -130,7 +132,7 @@ static inline void vector_product(const oxb_cpu_call *call, uint64_t first, uint
                               .k = a->k,
                               .x = call->bindings[1].address,
                               .format = call->kernel->format};
-    product(call, &m, call->bindings[2].address, a->n_rows, first, last, then);
+    product(call, &m, call->bindings[2].address, a->n_rows, first, last, then, call->again);
 }
 
 /* Vector by vector: what a table costs is the activations' and not the weights'. */
@@ -143,7 +145,8 @@ static inline void matrix_product(const oxb_cpu_call *call, uint64_t first, uint
                                   .k = a->k,
                                   .x = (const float *)call->bindings[1].address + v * a->k,
                                   .format = call->kernel->format};
-        product(call, &m, (float *)call->bindings[2].address + v * a->y_stride, a->n_rows, first, last, then);
+        product(call, &m, (float *)call->bindings[2].address + v * a->y_stride, a->n_rows, first, last, then,
+                0);
     }
 }
 

@@ -21,6 +21,7 @@
 #define OXB_CPU_MAX_KERNEL_BINDINGS 5u
 #define OXB_CPU_TABLES 278528u   /* bytes of tables: they stay in the second-level cache */
 #define OXB_CPU_SCRATCH (OXB_CPU_TABLES + 32768u) /* bytes per thread, aligned to 64 */
+#define OXB_CPU_SHARE 32768u /* bytes to work on that are worth a thread of their own */
 #define OXB_CPU_BAD_ARGS UINT64_MAX
 
 /* Clang contracts a * b + c by default and gcc does not under -std=c11: both round twice here. */
@@ -67,6 +68,7 @@ typedef struct oxb_cpu_kernel {
 typedef struct oxb_cpu_step {
     oxb_cpu_call call;
     uint64_t groups;
+    uint64_t worth; /* the most threads that the step is worth */
 } oxb_cpu_step;
 
 /* Run the steps in order on up to `threads` threads, the caller's included; returns when all is done. */

@@ -224,7 +224,8 @@ int oxb_cpu_pack(oxb_file_format format, oxb_layout layout, const void *from, ui
                           k,      to,
                           &failed};
     const oxb_cpu_step step = {.call = {.kernel = &kernel, .args = &job},
-                               .groups = (n_rows + OXB_CPU_PANEL_ROWS - 1) / OXB_CPU_PANEL_ROWS};
+                               .groups = (n_rows + OXB_CPU_PANEL_ROWS - 1) / OXB_CPU_PANEL_ROWS,
+                               .worth = n_rows * k / 8 / OXB_CPU_SHARE};
     oxb_cpu_pool_run(&step, 1, threads);
     return !failed;
 }

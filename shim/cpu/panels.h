@@ -47,9 +47,10 @@ oxb_cpu_panels oxb_cpu_panels_at(const void *weight, uint64_t codes_offset, uint
                                  uint32_t layout, uint64_t k);
 
 /* Rows of parts of a matrix as matrix.c wants them: sums[p] points into `out`, which holds two tiles more
- * than the rows of each part. */
+ * than the rows of each part; `again`: `tables` are those of m->x. */
 void oxb_cpu_panel_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
-                        uint32_t n_parts, uint64_t n, double *out, float *tables, const double **sums);
+                        uint32_t n_parts, uint64_t n, int again, double *out, float *tables,
+                        const double **sums);
 
 /* Group `group` of a row by the definition: (code - 1) * scale, or +-scale. */
 void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights);
