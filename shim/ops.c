@@ -15,6 +15,16 @@ static const char *format_of(const oxb_weight *weight) {
     return oxb_kernel((oxb_kernel_format)weight->kernel)->name;
 }
 
+/* Kernels that read nothing but another layout are named after it; those of GPUs are told by `column`. */
+static const char *layout_of(const oxb_weight *weight) {
+    static const char *const suffix[OXB_LAYOUT_COUNT] = {"", "_panels", "_trits", ""};
+    return weight->layout < OXB_LAYOUT_COUNT ? suffix[weight->layout] : "";
+}
+
+static oxb_u32 column_of(const oxb_weight *weight) {
+    return weight->layout == OXB_LAYOUT_COLUMNS ? weight->n_rows : 0;
+}
+
 /* A product of a matrix and one or more vectors. */
 typedef struct product {
     const char *op;
@@ -49,19 +59,22 @@ static oxb_status record_product(oxb_commands *commands, const product *p) {
     char kernel[OXB_NAME_BYTES];
     const uint64_t units[3] = {p->n_out, p->n_vectors, 1};
     if (p->n_vectors == 1) {
-        struct oxb_gemv_args args = {
-            .codes_offset = p->weight->codes_offset, .n_rows = (oxb_u32)p->n_out, .k = (oxb_u32)p->k};
+        struct oxb_gemv_args args = {.codes_offset = p->weight->codes_offset,
+                                     .n_rows = (oxb_u32)p->n_out,
+                                     .k = (oxb_u32)p->k,
+                                     .column = column_of(p->weight)};
         oxb_tile tile = oxb_gemv_tile(info, p->op_gemv, (oxb_kernel_format)p->weight->kernel, p->n_out);
-        snprintf(kernel, sizeof kernel, "%s_%s%s", p->gemv, format_of(p->weight), p->suffix);
+        snprintf(kernel, sizeof kernel, "%s_%s%s%s", p->gemv, format_of(p->weight), p->suffix, layout_of(p->weight));
         return oxb_record(commands, &tile, kernel, operands, 3, &args, sizeof args, units);
     }
     struct oxb_gemm_args args = {.codes_offset = p->weight->codes_offset,
                                  .y_stride = stride,
                                  .n_rows = (oxb_u32)p->n_out,
                                  .k = (oxb_u32)p->k,
-                                 .n_vectors = (oxb_u32)p->n_vectors};
+                                 .n_vectors = (oxb_u32)p->n_vectors,
+                                 .column = column_of(p->weight)};
     oxb_tile tile = oxb_gemm_tile(info, p->op_gemm, p->n_vectors);
-    snprintf(kernel, sizeof kernel, "%s_%s%s", p->gemm, format_of(p->weight), p->suffix);
+    snprintf(kernel, sizeof kernel, "%s_%s%s%s", p->gemm, format_of(p->weight), p->suffix, layout_of(p->weight));
     return oxb_record(commands, &tile, kernel, operands, 3, &args, sizeof args, units);
 }
 
@@ -153,9 +166,10 @@ oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64
                                   .n_rows = (oxb_u32)n_rows,
                                   .k = (oxb_u32)k,
                                   .max_tokens = (oxb_u32)(max_tokens < OXB_MAX_COUNT ? max_tokens : OXB_MAX_COUNT),
-                                  .n_tokens = (oxb_u32)n_tokens};
+                                  .n_tokens = (oxb_u32)n_tokens,
+                                  .column = column_of(weight)};
     char kernel[OXB_NAME_BYTES];
-    snprintf(kernel, sizeof kernel, "embed_%s", format_of(weight));
+    snprintf(kernel, sizeof kernel, "embed_%s%s", format_of(weight), layout_of(weight));
     oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_EMBED);
     const uint64_t units[3] = {k, n_tokens, 1};
     return oxb_record(commands, &tile, kernel, operands, 4, &args, sizeof args, units);

@@ -64,6 +64,7 @@ cdef extern from "oxb_shim.h" nogil:
 
     ctypedef struct oxb_device_options:
         uint32_t threads
+        const char *variant
 
     ctypedef struct oxb_device_info:
         char name[128]
@@ -125,6 +126,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t kernel
         uint32_t n_rows
         uint32_t k
+        uint32_t layout
 
     ctypedef struct oxb_attention_shape:
         uint32_t n_heads
@@ -233,3 +235,4 @@ cdef extern from "oxb_shim.h" nogil:
             uint64_t n_vectors) noexcept nogil
         oxb_status (*capture_start)(oxb_device *device, const char *path) noexcept nogil
         oxb_status (*capture_stop)(oxb_device *device) noexcept nogil
+        const char *(*device_variant)(const char *driver, uint32_t index) noexcept nogil
