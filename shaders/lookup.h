@@ -16,6 +16,15 @@ struct lookup_memory {
     float tables[OXB_PARTS][OXB_NIBBLES * OXB_ENTRIES]; // of each SIMD-group
     float activations[OXB_PARTS][128];                  // the unit's
     float sums[OXB_PARTS][OXB_LOOKUP_ROWS * OXB_SIMD_WIDTH];
+    float squares[OXB_PARTS];        // of the activations of each part
+    float partial[OXB_MAX_SIMDGROUPS];
+};
+
+// What the matrix is multiplied with: x, or x * scale * inverse * weight where there is a norm.
+struct lookup_input {
+    device const float* x;
+    device const float* weight;
+    float scale, inverse;
 };
 
 // Fill the tables, a lane an entry. The code types differ in what a nibble means; products with levels, so
@@ -76,9 +85,10 @@ inline float add_by_definition(uint4 codes, float scale, threadgroup const float
 }
 
 // memory.sums[part][r * 32 + lane] = a part of row (p * n_rows + first + lane + 32 q) of w times x, for
-// r = p * ROWS + q. A row past n_rows repeats the last one: its sum is not to be used.
-template <typename Format, uint MATRICES, uint ROWS>
-inline void multiply_codes(weight_bytes w, uint n_rows, uint first, device const float* x, thread_place place,
+// r = p * ROWS + q. A row past n_rows repeats the last one: its sum is not to be used. With a norm also
+// memory.squares.
+template <typename Format, uint MATRICES, uint ROWS, bool NORM>
+inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input input, thread_place place,
                            threadgroup lookup_memory& memory)
 {
     const typename Format::code kind = {};
@@ -92,6 +102,7 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, device const
         row[r] = r / ROWS * ulong(n_rows) + min(first + place.lane + r % ROWS * OXB_SIMD_WIDTH, n_rows - 1u);
     for (uint part = place.simdgroup; part < OXB_PARTS; part += place.simdgroups) {
         float sums[MATRICES * ROWS];
+        float squares = 0.0f;
         OXB_UNROLL
         for (uint r = 0; r < n; r++)
             sums[r] = 0.0f;
@@ -104,8 +115,12 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, device const
                 scales[r] = Format::unit_scale(w, row[r], unit);
             }
             OXB_UNROLL
-            for (uint i = 0; i < Format::unit_weights; i += OXB_SIMD_WIDTH)
-                activations[place.lane + i] = x[unit * Format::unit_weights + place.lane + i];
+            for (uint i = place.lane; i < Format::unit_weights; i += OXB_SIMD_WIDTH) {
+                const uint j = unit * Format::unit_weights + i;
+                const float value = input.x[j];
+                activations[i] = NORM ? value * input.scale * input.inverse * input.weight[j] : value;
+                squares = fma(value, value, squares);
+            }
             simdgroup_barrier(mem_flags::mem_threadgroup);
             fill_tables(kind, activations, tables, place.lane);
             simdgroup_barrier(mem_flags::mem_threadgroup);
@@ -121,8 +136,41 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, device const
         OXB_UNROLL
         for (uint r = 0; r < n; r++)
             memory.sums[part][r * OXB_SIMD_WIDTH + place.lane] = sums[r];
+        if (NORM) {
+            squares = simd_sum(squares);
+            if (place.lane == 0)
+                memory.squares[part] = squares;
+        }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// The same for the vector x, or for its RMSNorm where NORM: returns what the sums have to be multiplied
+// with. The squares are added on the way, and the norm is a factor of the result; where it is not to be
+// had that way (see rms.h), all is done again with the vector as the norm leaves it.
+template <typename Format, uint MATRICES, uint ROWS, bool NORM>
+inline float multiply_vector(weight_bytes w, uint n_rows, uint first, device const float* x,
+                             device const float* weight, float eps, thread_place place,
+                             threadgroup lookup_memory& memory)
+{
+    lookup_input input = {x, weight, 1.0f, 1.0f};
+    multiply_codes<Format, MATRICES, ROWS, NORM>(w, n_rows, first, input, place, memory);
+    if (!NORM)
+        return 1.0f;
+    float total = 0.0f;
+    OXB_UNROLL
+    for (uint part = 0; part < OXB_PARTS; part++)
+        total += memory.squares[part];
+    const uint k = uint(w.k);
+    input.scale = scale_for(total, eps);
+    if (input.scale == 1.0f)
+        return inverse_rms(total, k, 1.0f, eps);
+    const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
+    const uint thread_index = place.simdgroup * OXB_SIMD_WIDTH + place.lane;
+    total = threadgroup_sum(sum_of_squares(x, k, input.scale, thread_index, n_threads), memory.partial, place);
+    input.inverse = inverse_rms(total, k, input.scale, eps);
+    multiply_codes<Format, MATRICES, ROWS, NORM>(w, n_rows, first, input, place, memory);
+    return 1.0f;
 }
 
 inline float sum_of_parts(threadgroup const lookup_memory& memory, uint i)

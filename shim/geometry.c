@@ -54,6 +54,7 @@ static const oxb_tile simd32[OXB_OP_COUNT] = {
     [OXB_OP_ADD] = {{4096, ALL, ALL}, 256, NO_CONSTANTS},
     [OXB_OP_QK_NORM_ROPE] = {{HEAD_SIMDGROUPS, 1, ALL}, SIMD * HEAD_SIMDGROUPS, NO_CONSTANTS},
     [OXB_OP_KV_STORE] = {{1, 1, ALL}, 128, NO_CONSTANTS},
+    [OXB_OP_QKV_TO_CACHE] = {{HEAD_SIMDGROUPS, 1, ALL}, SIMD * HEAD_SIMDGROUPS, NO_CONSTANTS},
     [OXB_OP_ATTENTION] = {{1, 1, 1}, SIMD * ATTENTION_SIMDGROUPS, NO_CONSTANTS},
     [OXB_OP_COMBINE] = {{1, ALL, ALL}, 128, NO_CONSTANTS},
     [OXB_OP_ARGMAX] = {{1, ALL, ALL}, 256, NO_CONSTANTS},
@@ -64,10 +65,17 @@ static int is_cpu(const oxb_device_info *device) { return device->simd_width == 
 
 oxb_tile oxb_tile_of(const oxb_device_info *device, oxb_op op) { return is_cpu(device) ? cpu[op] : simd32[op]; }
 
+/* Codes are multiplied by look-up: shaders/lookup.h. */
+static int looks_up(const oxb_device_info *device, oxb_kernel_format kernel) {
+    return !is_cpu(device) && oxb_kernel(kernel)->bits <= 2;
+}
+
+int oxb_norm_is_fused(const oxb_device_info *device, oxb_kernel_format kernel) { return looks_up(device, kernel); }
+
 oxb_tile oxb_gemv_tile(const oxb_device_info *device, oxb_op op, oxb_kernel_format kernel, uint64_t n_rows) {
     oxb_tile tile = oxb_tile_of(device, op);
-    if (is_cpu(device) || oxb_kernel(kernel)->bits > 2) return tile;
-    /* Codes: every lane has rows of its own. More of them share the tables, fewer fill the chip. */
+    if (!looks_up(device, kernel)) return tile;
+    /* Every lane has rows of its own. More of them share the tables, fewer fill the chip. */
     uint32_t most = op == OXB_OP_SWIGLU ? 2 : 4, rows = 1;
     while (rows < most && n_rows / (SIMD * 2 * rows) >= LOOKUP_THREADGROUPS) rows *= 2;
     tile.units[0] = SIMD * rows;

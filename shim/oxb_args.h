@@ -31,7 +31,7 @@ typedef float oxb_f32;
     OXB_ASSERT(sizeof(struct type) == (size) && (size) % 16 == 0, #type " must be " #size " bytes")
 
 /* y[n_rows] = W x, or y += W x for the residual form, or s[n_rows] = silu(W[0:n_rows] x) *
- * (W[n_rows:2 n_rows] x). Bindings: weight, x, y.
+ * (W[n_rows:2 n_rows] x). Bindings: weight, x, y; with a norm, weight, x, its weight, y.
  * The weight buffer holds a half scale per group, then at codes_offset the codes. Where `column` is not 0,
  * scales and 16-byte units of codes lie column by column, that many rows each: OXB_LAYOUT_COLUMNS. */
 struct oxb_gemv_args {
@@ -39,7 +39,8 @@ struct oxb_gemv_args {
     oxb_u32 n_rows;
     oxb_u32 k;
     oxb_u32 column;
-    oxb_u32 pad[3];
+    oxb_f32 eps; /* of the norm */
+    oxb_u32 pad[2];
 };
 OXB_ARGS_SIZE(oxb_gemv_args, 32);
 
@@ -118,6 +119,19 @@ struct oxb_kv_store_args {
     oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_kv_store_args, 32);
+
+/* Both of these: queries in place, keys and values to the caches only. Bindings: qkv, q_norm, k_norm, rope,
+ * k cache, v cache, state. */
+struct oxb_qkv_to_cache_args {
+    oxb_u64 layer_offset;
+    oxb_u32 n_heads;
+    oxb_u32 n_kv_heads;
+    oxb_u32 head_dim;
+    oxb_f32 eps;
+    oxb_u32 max_seq;
+    oxb_u32 n_tokens;
+};
+OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 32);
 
 /* out[t][n_heads][head_dim] = softmax(q k / sqrt(head_dim)) v over positions 0..state.position + t, NaN for
  * a token past max_seq. Bindings: qkv (queries first), k cache, v cache, state, out.

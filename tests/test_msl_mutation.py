@@ -23,10 +23,6 @@ pytestmark = pytest.mark.slow
 # For each family the tests that have to fail, each with the kernels that it runs.
 TESTS = {
     "attention": [
-        lambda order: heads.test_kv_store_writes_its_layer_and_position_only(
-            "f16", order, (4, 2, 64)
-        ),
-        lambda order: heads.test_kv_store_past_max_seq_writes_nothing("f32", 7),
         lambda order: heads.test_attention_matches_the_definition("f32", order, (4, 2, 64)),
         lambda order: heads.test_attention_past_max_seq_is_nan("f16", 40, 1),
         lambda order: heads.test_queries_that_share_the_caches_match_the_definition(
@@ -47,6 +43,12 @@ TESTS = {
         lambda order: matrices.test_gemv_residual_adds_to_what_is_there("q2_g64", order),
         lambda order: matrices.test_gemv_of_many_rows_and_units("q2_g64", order),
         lambda order: matrices.test_gemv_of_many_rows_and_units("q1_g128", order),
+        lambda order: matrices.test_gemv_of_a_norm_matches_the_definition(
+            "q1_g128", order, 1, 1e-6
+        ),
+        lambda order: matrices.test_gemv_of_a_norm_matches_the_definition(
+            "q1_g128", order, 1e30, 0
+        ),
         lambda order: matrices.test_an_odd_scale_in_each_of_many_units_follows_ieee(
             "q1_g128", order
         ),
@@ -55,13 +57,26 @@ TESTS = {
         lambda order: heads.test_rmsnorm_matches_the_definition(order, 97),
         lambda order: heads.test_rmsnorm_of_numbers_whose_squares_leave_the_range(1e25, 0.0),
         lambda order: heads.test_residual_add_is_exact_for_any_grid(order, 65),
+    ],
+    "heads": [
         lambda order: heads.test_qk_norm_rope_matches_the_definition((5, 5, 30), order, 2),
         lambda order: heads.test_qk_norm_rope_past_the_last_position_does_nothing(6),
+        lambda order: heads.test_kv_store_writes_its_layer_and_position_only(
+            "f16", order, (4, 2, 64)
+        ),
+        lambda order: heads.test_kv_store_past_max_seq_writes_nothing("f32", 7),
+        lambda order: heads.test_qkv_to_cache_is_norm_rope_and_store("f16", order, (4, 2, 64), 3),
     ],
     "swiglu": [
         lambda order: matrices.test_gate_up_swiglu_matches_the_definition("f32", order),
         lambda order: matrices.test_gate_up_swiglu_matches_the_definition("q1_g128", order),
         lambda order: matrices.test_gate_up_swiglu_matches_the_definition("q2_g64", order),
+        lambda order: matrices.test_gate_up_swiglu_of_a_norm_matches_the_definition(
+            "q1_g128", order, 1, 1e-6
+        ),
+        lambda order: matrices.test_gate_up_swiglu_of_a_norm_matches_the_definition(
+            "q1_g128", order, 1e30, 1e-6
+        ),
         lambda order: matrices.test_gate_up_swiglu_with_odd_scales_follows_ieee("q1_g128", order),
     ],
     "token": [
@@ -73,14 +88,20 @@ TESTS = {
     ],
 }
 KERNELS = {
-    "attention": [
-        *(f"{kernel}_{cache}" for kernel in ("kv_store", "attention") for cache in ("f16", "f32")),
-        "attention_combine",
-    ],
+    "attention": ["attention_f16", "attention_f32", "attention_combine"],
+    "heads": ["qk_norm_rope", "kv_store_f16", "kv_store_f32", "qkv_to_cache_f16"],
     "gemm": ["gemm_f32", "fused_gate_up_swiglu_gemm_f32"],
-    "gemv": ["gemv_f32", "gemv_q1_g128", "gemv_q2_g64", "gemv_q2_g64_residual"],
-    "norm": ["rmsnorm", "residual_add", "qk_norm_rope"],
-    "swiglu": [f"fused_gate_up_swiglu_{name}" for name in ("f32", "q1_g128", "q2_g64")],
+    "gemv": [
+        "gemv_f32",
+        "gemv_q1_g128",
+        "gemv_q2_g64",
+        "gemv_q2_g64_residual",
+        "gemv_q1_g128_norm",
+    ],
+    "norm": ["rmsnorm", "residual_add"],
+    "swiglu": [
+        f"fused_gate_up_swiglu_{name}" for name in ("f32", "q1_g128", "q2_g64", "q1_g128_norm")
+    ],
     "token": ["advance", "argmax", "embed_q1_g128"],
 }
 CASES = [

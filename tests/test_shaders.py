@@ -21,6 +21,7 @@ from cases import (
     random_weight,
     same_non_finite,
     set_scales,
+    swiglu_with_bound,
 )
 from shader_runs import FAMILIES, SENTINEL, Placed, every_order, groups_for, run, state
 
@@ -142,6 +143,64 @@ def test_gemv_has_the_same_bits_for_every_grid_and_order(name):
             np.testing.assert_array_equal(y.view(np.uint32), expected)
 
 
+def normed_gemv(name, m, x, weight, eps, order="random", rows=2, simdgroups=3):
+    n_rows, k = m.w64.shape
+    return run(
+        f"gemv_{name}_norm",
+        [m.data, x, weight, np.full(n_rows, SENTINEL)],
+        struct.pack("<QIIIfII", m.codes_offset, n_rows, k, 0, eps, 0, 0),
+        groups=groups_for(n_rows, rows * 32),
+        threads=32 * simdgroups,
+        constants={0: ("uint", rows)},
+        order=order,
+    )[3]
+
+
+@pytest.mark.parametrize("name", CODES)
+@every_order
+@pytest.mark.parametrize(
+    ("size", "eps"), [(1, 1e-6), (3, 0.25), (1e-30, 0.0), (1e-24, 1e-6), (1e30, 1e-6)]
+)
+def test_gemv_of_a_norm_matches_the_definition(name, order, size, eps):
+    for n_rows, k in ((3, 128), (70, 128 * 11)):
+        m, weight = random_matrix(name, n_rows, k), 1 + activations(k, 4) / 4
+        x = activations(k) * np.float32(size)
+        normed = reference.rmsnorm(x, weight, eps)
+        r = reference.gemv(m.w64, normed)
+        y = normed_gemv(name, m, x, weight, eps, order)
+        close_to(y, r, 2 * reference.gemv_bound(m.w64, normed, r))
+
+
+def test_gemv_of_a_norm_of_zeros_nan_and_infinity():
+    m, weight = random_matrix("q1_g128", 5, 256), np.ones(256, np.float32)
+    x = np.zeros(256, np.float32)
+    assert (normed_gemv("q1_g128", m, x, weight, 1e-6) == 0).all()
+    for odd in (np.nan, np.inf):
+        x[77] = odd
+        assert np.isnan(normed_gemv("q1_g128", m, x, weight, 1e-6)).all()
+
+
+@pytest.mark.parametrize("name", CODES)
+@every_order
+@pytest.mark.parametrize(("size", "eps"), [(1, 1e-6), (1e-30, 0.0), (1e30, 1e-6)])
+def test_gate_up_swiglu_of_a_norm_matches_the_definition(name, order, size, eps):
+    n_rows, k = 40, 128 * 11
+    m, weight = random_matrix(name, 2 * n_rows, k), (1 + activations(k, 4) / 4) / np.float32(8)
+    x = activations(k) * np.float32(size)
+    normed = reference.rmsnorm(x, weight, eps)
+    y = run(
+        f"fused_gate_up_swiglu_{name}_norm",
+        [m.data, x, weight, np.full(n_rows, SENTINEL)],
+        struct.pack("<QIIIfII", m.codes_offset, n_rows, k, 0, eps, 0, 0),
+        groups=groups_for(n_rows, 32),
+        threads=96,
+        constants={0: ("uint", 1)},
+        order=order,
+    )[3]
+    expected, bound = swiglu_with_bound(m.w64, normed)
+    close_to(y, expected, 2 * bound)
+
+
 @every_format
 @every_order
 def test_gemv_residual_adds_to_what_is_there(name, order):
@@ -245,16 +304,7 @@ def swiglu(name, m, x, order="random", rows=2, simdgroups=2, column=False):
 def test_gate_up_swiglu_matches_the_definition(name, order):
     for n_rows, k in sizes(name):
         m, x = random_matrix(name, 2 * n_rows, k), activations(k) / np.float32(8)
-        gate, up = np.split(reference.gemv(m.w64, x), 2)
-        bounds = [
-            reference.gemv_bound(w, x, r)
-            for w, r in zip(np.split(m.w64, 2), (gate, up), strict=True)
-        ]
-        expected = reference.swiglu(gate, up)
-        # The slope of silu is at most 1.1.
-        bound = 1.1 * bounds[0] * np.abs(up).max() + np.abs(reference.silu(gate)).max() * bounds[1]
-        y = swiglu(name, m, x, order)
-        close_to(y, expected, float(bound) + 1e-6 * float(np.linalg.norm(expected)))
+        close_to(swiglu(name, m, x, order), *swiglu_with_bound(m.w64, x))
 
 
 @every_format
@@ -452,7 +502,10 @@ def test_argmax_of_several_vectors(order, threads):
 
 def test_every_kernel_of_the_table_is_there_and_no_other():
     expected = {"rmsnorm", "residual_add", "qk_norm_rope", "argmax", "advance", "attention_combine"}
-    expected |= {f"{op}_{cache}" for op in ("kv_store", "attention") for cache in ("f16", "f32")}
+    for op in ("kv_store", "qkv_to_cache", "attention"):
+        expected |= {f"{op}_f16", f"{op}_f32"}
+    for name in CODES:
+        expected |= {f"gemv_{name}_norm", f"fused_gate_up_swiglu_{name}_norm"}
     for name in {formats.get(file_format).kernel for file_format in formats.FORMATS}:
         expected |= {f"gemv_{name}", f"gemv_{name}_residual", f"fused_gate_up_swiglu_{name}"}
         expected |= {f"gemm_{name}", f"gemm_{name}_residual", f"fused_gate_up_swiglu_gemm_{name}"}
