@@ -20,7 +20,11 @@ struct weight_bytes {
 
 struct code_1bit {
     enum { bits = 1 };
-    static float level(uint codes, uint i) { return (codes >> i & 1u) != 0u ? 1.0f : -1.0f; }
+    // 1 or -1: the bit of the code is the sign, set by bits instead of a choice.
+    static float level(uint codes, uint i)
+    {
+        return as_type<float>((codes << (31u - i) & 0x80000000u) ^ 0xbf800000u);
+    }
 };
 
 struct code_2bit {

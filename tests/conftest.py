@@ -84,8 +84,6 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     only = metafunc.definition.get_closest_marker("device")
     if only:
         names = [name for name in names if name.partition(":")[0] in only.args]
-    if metafunc.definition.get_closest_marker("large"):
-        names = [name for name in names if name.partition(":")[0] not in LOADED_DRIVERS]
     metafunc.parametrize("device_name", names, scope="session")
 
 
