@@ -1,8 +1,8 @@
 """Single dispatches of the kernels in shaders/, executed by the MSL runner (tests/msl).
 
-Whatever a test runs through `run` counts: test_msl_mutation.py asks that each kernel is run in every
-order, and that a test of test_shaders*.py fails for each barrier or guard that is taken out of a
-shader. A new kernel needs its tests in such a file and nothing else.
+Whatever a test runs through `run` counts: test_msl_mutation.py asks that each kernel is run in
+every order, and that a test of test_shaders*.py fails for each barrier or guard that is taken out
+of a shader. A new kernel needs its tests in such a file and nothing else.
 """
 
 from __future__ import annotations
