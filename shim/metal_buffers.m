@@ -38,8 +38,9 @@ static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncode
 
 static oxb_status blit_failed(NSString *reason, const char *what, uint64_t offset, uint64_t length)
 {
-    return metal_fail(OXB_EXECUTION_FAILED, "cannot %s %llu bytes at offset %llu of a private buffer: %s",
-                      what, (unsigned long long)length, (unsigned long long)offset, metal_utf8(reason));
+    return metal_fail(OXB_EXECUTION_FAILED,
+                      "cannot %s %" PRIu64 " bytes at offset %" PRIu64 " of a private buffer: %s", what,
+                      length, offset, metal_utf8(reason));
 }
 
 /* Copy between host memory and a private buffer in pieces, each a window of whole words; `from` or
@@ -129,6 +130,7 @@ oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64
         return fill_words(self, (id<MTLBuffer>)buffer, offset, length, value);
     });
 }
+
 /* Buffers */
 
 void metal_buffer_free(void *device, void *buffer)
@@ -152,11 +154,10 @@ oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, 
         if (made == nil)
             return metal_fail(
                 OXB_BUFFER_CREATION_FAILED,
-                "no memory for a buffer of %llu bytes: device %s has %llu bytes allocated, and %llu is "
-                "the most it recommends",
-                (unsigned long long)length, metal_utf8([self->device name]),
-                (unsigned long long)[self->device currentAllocatedSize],
-                (unsigned long long)[self->device recommendedMaxWorkingSetSize]);
+                "no memory for a buffer of %" PRIu64 " bytes: device %s has %" PRIu64
+                " bytes allocated, and %" PRIu64 " is the most it recommends",
+                length, metal_utf8([self->device name]), (uint64_t)[self->device currentAllocatedSize],
+                [self->device recommendedMaxWorkingSetSize]);
         if (shared)
             memset([made contents], 0, size);
         return OXB_OK;
@@ -183,8 +184,8 @@ oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void *
         if (made == nil)
             return metal_fail(
                 OXB_BUFFER_CREATION_FAILED,
-                "device %s cannot map the %llu bytes at %p without a copy: copy the data instead",
-                metal_utf8([self->device name]), (unsigned long long)length, memory);
+                "device %s cannot map the %" PRIu64 " bytes at %p without a copy: copy the data instead",
+                metal_utf8([self->device name]), length, memory);
         *buffer = (void *)made;
         return OXB_OK;
     });

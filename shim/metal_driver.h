@@ -20,6 +20,7 @@
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdbool.h>
 
@@ -47,8 +48,8 @@ typedef struct metal_device {
     uint64_t max_threadgroup_memory;
     pthread_mutex_t library_lock;
     pthread_cond_t library_change;
-    metal_family *families; /* as oxb_msl_families; guarded by library_lock */
     pthread_mutex_t blit_lock;
+    metal_family families[]; /* as oxb_msl_families; guarded by library_lock */
 } metal_device;
 
 typedef struct metal_argument {
@@ -74,6 +75,7 @@ extern const oxb_host *metal_host;
 #define metal_fail metal_host->fail
 
 /* Texts for messages: UTF-8 bytes that are valid until the pool ends, and +0 strings, never nil. */
+#define metal_text(...) [NSString stringWithFormat:@__VA_ARGS__]
 const char *metal_utf8(NSString *text);
 NSString *metal_string(const char *bytes);
 NSString *metal_why(NSError *error);
