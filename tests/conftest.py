@@ -47,7 +47,7 @@ def device_names() -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "large: more arithmetic than a device that is interpreted can do in a fast test"
+        "markers", "large: more arithmetic than the sanitized simulation can do in a fast test"
     )
     paths = os.environ.get("OXIBONSAI_TEST_DRIVERS", "").split(os.pathsep)
     for path in [*config.getoption("--driver"), *filter(None, paths)]:
