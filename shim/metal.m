@@ -51,8 +51,9 @@ oxb_status metal_guarded(oxb_status code, oxb_status (^body)(void))
     return status;
 }
 
-void metal_release(void *object)
+void metal_object_free(void *device, void *object)
 {
+    (void)device;
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
         [(id)object release];
         return OXB_OK;
@@ -460,12 +461,12 @@ static const oxb_driver driver = {
     .device_info = device_info,
     .buffer_new = metal_buffer_new,
     .buffer_wrap = metal_buffer_wrap,
-    .buffer_free = metal_buffer_free,
+    .buffer_free = metal_object_free,
     .buffer_read = metal_buffer_read,
     .buffer_write = metal_buffer_write,
     .buffer_fill = metal_buffer_fill,
     .library_new = metal_library_new,
-    .library_free = metal_library_free,
+    .library_free = metal_object_free,
     .pipeline_new = metal_pipeline_new,
     .pipeline_free = metal_pipeline_free,
     .submit = submit,

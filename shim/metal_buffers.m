@@ -12,10 +12,10 @@
 /* Copies of private buffers, through the device */
 
 /* Run with blit_lock held: one blit of this device at a time. */
-static oxb_status blitting(metal_device *self, oxb_status code, oxb_status (^body)(void))
+static oxb_status blitting(metal_device *self, oxb_status (^body)(void))
 {
     pthread_mutex_lock(&self->blit_lock);
-    oxb_status status = metal_guarded(code, body); /* never raises */
+    oxb_status status = metal_guarded(OXB_EXECUTION_FAILED, body); /* never raises */
     pthread_mutex_unlock(&self->blit_lock);
     return status;
 }
@@ -108,36 +108,27 @@ static oxb_status fill_words(metal_device *self, id<MTLBuffer> buffer, uint64_t 
 
 oxb_status metal_buffer_read(void *device, void *buffer, uint64_t offset, void *to, uint64_t length)
 {
-    metal_device *self = device;
-    return blitting(self, OXB_EXECUTION_FAILED, ^oxb_status {
-        return copy_words(self, (id<MTLBuffer>)buffer, offset, NULL, to, length);
+    return blitting(device, ^oxb_status {
+        return copy_words(device, (id<MTLBuffer>)buffer, offset, NULL, to, length);
     });
 }
 
 oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const void *from,
                               uint64_t length)
 {
-    metal_device *self = device;
-    return blitting(self, OXB_EXECUTION_FAILED, ^oxb_status {
-        return copy_words(self, (id<MTLBuffer>)buffer, offset, from, NULL, length);
+    return blitting(device, ^oxb_status {
+        return copy_words(device, (id<MTLBuffer>)buffer, offset, from, NULL, length);
     });
 }
 
 oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length, uint8_t value)
 {
-    metal_device *self = device;
-    return blitting(self, OXB_EXECUTION_FAILED, ^oxb_status {
-        return fill_words(self, (id<MTLBuffer>)buffer, offset, length, value);
+    return blitting(device, ^oxb_status {
+        return fill_words(device, (id<MTLBuffer>)buffer, offset, length, value);
     });
 }
 
 /* Buffers */
-
-void metal_buffer_free(void *device, void *buffer)
-{
-    (void)device;
-    metal_release(buffer);
-}
 
 oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                             void **contents)
@@ -165,7 +156,7 @@ oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, 
     if (status == OXB_OK && !shared)
         status = metal_buffer_fill(self, (void *)made, 0, size, 0);
     if (status != OXB_OK) {
-        metal_release((void *)made);
+        metal_object_free(self, (void *)made);
         return status;
     }
     *contents = shared ? [made contents] : NULL;

@@ -97,12 +97,6 @@ oxb_status metal_library_new(void *device, const char *source, size_t length, vo
     });
 }
 
-void metal_library_free(void *device, void *library)
-{
-    (void)device;
-    metal_release(library);
-}
-
 /* Pipelines */
 
 /* Set one function constant as the kernel declares it; nil, or the reason, +0. */
