@@ -19,12 +19,14 @@ struct weight_bytes {
 
 // 1-bit and 2-bit codes, with the half scales of all groups before the codes.
 //
-// A level is made of bits: a choice between two floats costs more, and is no faster where it is one
-// instruction.
+// A level of 1 or -1 has the code's bit as its sign: a choice between two floats costs more.
 
 struct code_1bit {
     enum { bits = 1 };
-    static float level(uint codes, uint i) { return as_type<float>(0xbf800000u ^ (codes >> i & 1u) << 31); }
+    static float level(uint codes, uint i)
+    {
+        return as_type<float>((codes << (31u - i) & 0x80000000u) ^ 0xbf800000u);
+    }
 };
 
 struct code_2bit {

@@ -158,11 +158,64 @@ MISTAKES: dict[str, Any] = {
         ONE,
     ),
     "matrix of half a SIMD-group": (
-        BOTH,
+        CHECK,
         "SIMD-group matrix",
         6,
         source(
             "if (tid >= 16u) return;\nsimdgroup_float8x8 m;\nsimdgroup_load(m, o, 8);", OUT, TID
+        ),
+        [floats(64)],
+        ONE,
+    ),
+    "matrix product of half a SIMD-group": (
+        BOTH,
+        "SIMD-group matrix",
+        6,
+        source(
+            "if (tid >= 16u) return;\nsimdgroup_float8x8 m(1.0f);\nsimdgroup_multiply(m, m, m);",
+            OUT,
+            TID,
+        ),
+        [floats(64)],
+        ONE,
+    ),
+    "matrix at another place for each lane": (
+        CHECK,
+        "SIMD-group matrix",
+        5,
+        source("simdgroup_float8x8 m;\nsimdgroup_load(m, o + tid, 8);", OUT, TID),
+        [floats(128)],
+        ONE,
+    ),
+    "matrix transposed for some lanes": (
+        CHECK,
+        "SIMD-group matrix",
+        5,
+        source("simdgroup_float8x8 m;\nsimdgroup_load(m, o, 8, 0, tid < 8u);", OUT, TID),
+        [floats(64)],
+        ONE,
+    ),
+    "matrix loaded before all lanes have written": (
+        CHECK,
+        "race",
+        7,
+        source(
+            "threadgroup float s[64];\ns[tid] = s[tid + 32u] = 1.0f;\nsimdgroup_float8x8 m;\n"
+            "simdgroup_load(m, s, 8);\nsimdgroup_store(m, o, 8);",
+            OUT,
+            TID,
+        ),
+        [floats(64)],
+        ONE,
+    ),
+    "matrix of threadgroup memory that nobody wrote": (
+        CHECK,
+        "uninitialised",
+        6,
+        source(
+            "threadgroup float s[64];\nsimdgroup_float8x8 m;\nsimdgroup_load(m, s, 8);\n"
+            "simdgroup_store(m, o, 8);",
+            OUT,
         ),
         [floats(64)],
         ONE,

@@ -31,7 +31,7 @@ def gemm(name, m, x, start=None, order="random", eights=1, mode="check", stride=
         struct.pack("<QQIIII", m.codes_offset, stride, n_rows, k, len(x), column),
         groups=(groups_for(n_rows, 64), groups_for(len(x), 8 * eights)),
         threads=128,
-        constants={0: ("uint", eights)},
+        constants={0: eights},
         order=order,
         mode=mode,
     )[2]
@@ -132,7 +132,7 @@ def swiglu(name, m, x, order="random", eights=1):
         struct.pack("<QQIIII", m.codes_offset, n_rows, n_rows, k, len(x), 0),
         groups=(groups_for(n_rows, 32), groups_for(len(x), 8 * eights)),
         threads=128,
-        constants={0: ("uint", eights)},
+        constants={0: eights},
         order=order,
     )[2]
 

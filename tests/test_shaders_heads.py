@@ -298,7 +298,7 @@ def attention(
         attention_args(heads, n_tokens, splits, per_group, queries // per_group),
         groups=(heads.n_heads // per_group, groups_for(n_tokens, queries // per_group), splits),
         threads=32 * simdgroups,
-        constants={0: ("uint", queries), 1: ("uint", 1 if n <= 64 else 2 if n <= 128 else 8)},
+        constants={0: queries, 1: 1 if n <= 64 else 2 if n <= 128 else 8},
         order=order,
         mode=mode,
     )[4]
@@ -345,7 +345,7 @@ def test_caches_past_32_bits_are_found(cache):
         attention_args(heads, layer_offset=layer_offset),
         groups=(2, 1),
         threads=32,
-        constants={0: ("uint", 1), 1: ("uint", 1)},
+        constants={0: 1, 1: 1},
         mode="fast",
     )[4]
     k, v = (a.reshape(3, 1, 64) for a in after[1:3])
