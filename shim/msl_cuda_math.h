@@ -4,8 +4,8 @@
  * calls find; namespace metal takes those in and adds the others. */
 #undef INFINITY
 #undef NAN
-#define INFINITY (metal::as_type<float>(0x7f800000u))
-#define NAN (metal::as_type<float>(0x7fc00000u))
+#define INFINITY __builtin_bit_cast(float, 0x7f800000u)
+#define NAN __builtin_bit_cast(float, 0x7fc00000u)
 #define HUGE_VALF INFINITY
 #define MAXFLOAT 3.402823466e+38f
 #define FLT_MAX 3.402823466e+38f

@@ -23,9 +23,7 @@ template <class T> using msl_id = typename msl_same<T>::type;
 
 template <class D, class S> MSL_FN D as_type(S s) {
     static_assert(sizeof(D) == sizeof(S), "as_type: the sizes differ");
-    D d;
-    memcpy(&d, &s, sizeof d);
-    return d;
+    return __builtin_bit_cast(D, s);
 }
 } /* namespace metal */
 

@@ -31,10 +31,20 @@ oxb_status oxb_weight_upload(oxb_device *device, oxb_file_format format, const v
     const oxb_format_info *info = oxb_format(format);
     if ((n_rows || k) && (status = check_shape(info, length, n_rows, k)) != OXB_OK) return status;
     oxb_buffer *buffer = NULL;
-    status = oxb_buffer_new(device, size, OXB_STORAGE_SHARED, &buffer);
+    int unified = device->info.unified_memory != 0;
+    status = oxb_buffer_new(device, size, unified ? OXB_STORAGE_SHARED : OXB_STORAGE_PRIVATE, &buffer);
     if (status != OXB_OK) return status;
-    /* Straight into device memory: shared storage has an address on every device. */
-    status = oxb_reformat(format, from, length, buffer->contents);
+    /* Straight into the device's memory where it has an address; else kernels would read the host's over
+     * the bus, and the reformatted bytes are copied once. */
+    void *scratch = unified ? NULL : malloc((size_t)size);
+    if (!unified && !scratch) {
+        status = oxb_fail(OXB_BUFFER_CREATION_FAILED, "out of memory to reformat a weight of %llu bytes",
+                          (unsigned long long)size);
+    } else {
+        status = oxb_reformat(format, from, length, unified ? buffer->contents : scratch);
+        if (status == OXB_OK && !unified) status = oxb_buffer_write(buffer, 0, scratch, size);
+    }
+    free(scratch);
     if (status != OXB_OK) {
         oxb_buffer_release(buffer);
         return status;
