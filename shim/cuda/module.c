@@ -130,7 +130,7 @@ static oxb_status compile_kernel(const cuda_device *self, const library *from, c
 /* Hold the constants that were given against those that the kernel has: rows of index, type, required. */
 static oxb_status check_constants(const char *name, const uint32_t *rows, uint32_t n_rows,
                                   const oxb_constant *constants, uint32_t n) {
-    static const char *const types[] = {"bool", "uint", "int", "float"};
+    static const char *const types[] = {"a bool", "a uint", "an int", "a float"};
     for (uint32_t r = 0; r < n_rows; r++) {
         bool given = false;
         for (uint32_t i = 0; i < n; i++) given |= constants[i].index == rows[3 * r];
@@ -149,7 +149,7 @@ static oxb_status check_constants(const char *name, const uint32_t *rows, uint32
         if (type == OXB_CONSTANT_I32 && c->type == OXB_CONSTANT_U32) fits = c->value.u32 <= INT32_MAX;
         if (!fits)
             return cuda_fail(OXB_COMPILATION_FAILED,
-                             "'%s': function constant %u is %s, and a %s was given that does not fit", name, c->index,
+                             "'%s': function constant %u is %s, and %s was given that does not fit", name, c->index,
                              type < 4 ? types[type] : "of a type that cannot be set", types[c->type & 3]);
     }
     return OXB_OK;

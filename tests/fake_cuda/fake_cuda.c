@@ -281,17 +281,18 @@ EXPORT int cuEventDestroy_v2(void *event) {
 }
 
 /* Modules: ELF files. */
+typedef struct function {
+    char name[128];
+    int n_parameters;
+} function;
 typedef struct module {
+    function function; /* the last one that was asked for */
     char *bytes;
     const Elf64_Shdr *sections;
     const Elf64_Sym *symbols;
     size_t n_symbols;
     const char *names;
 } module;
-typedef struct function {
-    char name[128];
-    int n_parameters;
-} function;
 
 EXPORT int cuModuleLoadData(void **out, const void *image) {
     const Elf64_Ehdr *head = image;
@@ -342,8 +343,6 @@ EXPORT int cuModuleGetGlobal_v2(unsigned long long *address, size_t *bytes, void
     *bytes = found->st_size;
     return OK;
 }
-static function functions[256];
-static int n_functions;
 EXPORT int cuModuleGetFunction(void **out, void *handle, const char *name) {
     module *m = handle;
     ENTER_CONTEXT(cuModuleGetFunction);
@@ -352,9 +351,7 @@ EXPORT int cuModuleGetFunction(void **out, void *handle, const char *name) {
     const Elf64_Sym *found = symbol(m, strcat(table, name + strlen("msl_entry_")));
     if (!found) return NOT_FOUND;
     const unsigned *words = (const unsigned *)(m->bytes + m->sections[found->st_shndx].sh_offset + found->st_value);
-    pthread_mutex_lock(&lock);
-    function *f = functions + n_functions++ % 256;
-    pthread_mutex_unlock(&lock);
+    function *f = &m->function;
     strcpy(f->name, name);
     f->n_parameters = 0;
     for (unsigned i = 0; i < words[1]; i++) f->n_parameters += words[3 + 5 * i] != 2;
