@@ -318,7 +318,7 @@ def test_private_memory_is_copied_whole(device, nbytes):
 def test_memory_that_shares_pages_is_wrapped_many_times(device):
     memory = np.zeros(20 * 4096, np.uint8)
     start = -memory.ctypes.data % 4096
-    ranges = [(64, 100), (3000, 9000), (8192, 64), (0, 16 * 4096), (12 * 4096, 8192)]
+    ranges = [(64, 100), (3008, 9000), (8192, 64), (0, 16 * 4096), (12 * 4096, 8192)]
     buffers = []
     for offset, length in ranges:
         view = memory[start + offset :][:length]
