@@ -211,6 +211,19 @@ template <class T, int N> struct msl_packed {
     MSL_METHOD const T &operator[](uint i) const { return msl_items[i]; }
 };
 
+/* Reads a T in one access where it lies aligned to its size, else as its type allows. */
+template <class T> MSL_FN T msl_read(const T *p) { return *p; }
+template <class W, class T> MSL_FN T msl_read_as(const T *p) {
+    if (((ulong)p & (sizeof(T) - 1)) == 0) return as_type<T>(*(const W *)p);
+    return *p;
+}
+template <class T, int N> MSL_FN msl_packed<T, N> msl_read(const msl_packed<T, N> *p) {
+    if constexpr (sizeof *p == 16) return msl_read_as<::uint4>(p);
+    else if constexpr (sizeof *p == 8) return msl_read_as<::uint2>(p);
+    else if constexpr (sizeof *p == 4) return msl_read_as<uint>(p);
+    else return *p;
+}
+
 template <class T> struct numeric_limits;
 #define MSL_LIMITS(T, max_, lowest_, min_, epsilon_)          \
     template <> struct numeric_limits<T> {                    \
@@ -238,6 +251,13 @@ template <class T, unsigned long N> struct array {
     MSL_METHOD const T &operator[](unsigned long i) const { return msl_items[i]; }
 };
 } /* namespace metal */
+
+template <class T> struct msl_reader {
+    const T *msl_from;
+    MSL_METHOD explicit msl_reader(const T *from) : msl_from(from) {}
+    template <class U> MSL_METHOD explicit msl_reader(const U *from) : msl_from((const T *)from) {}
+    MSL_METHOD T operator*() const { return metal::msl_read(msl_from); }
+};
 
 /* CUDA has structs of most of these names, without operators. */
 #define MSL_VECTORS(T)                                                                           \

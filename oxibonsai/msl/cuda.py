@@ -7,6 +7,8 @@ number. What changes:
 
 - Address spaces go, since a CUDA pointer finds its own. A threadgroup variable becomes
   ``__shared__``, a constant of the program ``__constant__ constexpr``.
+- A value that is read through a cast, ``*(device const T*)p``, is read as a whole where it lies
+  aligned, since a packed vector would take a load for each of its elements.
 - A function constant takes its value from the macro ``MSL_CONSTANT_<index>``.
 - Behind each kernel, and in place of each instance of a kernel template, stands an entry
   ``msl_entry_<name>``: it takes the bound arguments and gives the kernel its thread positions. The
@@ -176,6 +178,10 @@ def _step(t: _Translation, i: int, depth: int) -> int:
         value = token.text[:-1]
         t.out.append(f"half({value if '.' in value or 'e' in value.lower() else value + '.'}f)")
         return i + 1
+    elif token.text == "*":
+        done = _read(t, i)
+        if done is not None:
+            return done
     t.out.append(token.text)
     if id(token) in t.bodies:
         _place_entry(t, t.bodies[id(token)])
@@ -227,6 +233,23 @@ def _word(t: _Translation, i: int, depth: int) -> int | None:
         # With the space behind it: what follows begins where it stood.
         return i + 2 if text_at(tokens, i + 1) == " " else i + 1
     return None
+
+
+def _read(t: _Translation, i: int) -> int | None:
+    """Rewrite the cast of *(device const T*)p to one whose result reads a T at once."""
+    tokens = t.tokens
+    bracket = following(tokens, i)
+    if text_at(tokens, bracket) != "(":
+        return None
+    end = closing(tokens, bracket)
+    words = meaningful(tokens[bracket + 1 : end])
+    texts = [x.text for x in words]
+    if texts[:2] not in (["device", "const"], ["const", "device"]) or texts[-1] != "*":
+        return None
+    if texts.count("*") != 1 or "(" in texts:
+        return None
+    t.out.append(f"*(msl_reader<{' '.join(texts[2:-1])}>)")
+    return end + 1
 
 
 def _opens_namespace(t: _Translation, i: int) -> bool:
