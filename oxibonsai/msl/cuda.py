@@ -153,7 +153,7 @@ def _join_lines(text: str) -> str:
     for line in text.split("\n"):
         joined += line
         if joined.endswith("\\"):
-            joined, breaks = joined[:-1] + " ", breaks + 1
+            joined, breaks = joined[:-1], breaks + 1
             continue
         lines.append(joined + "\n" * breaks)
         joined, breaks = "", 0
