@@ -324,7 +324,7 @@ static void land(cuda_device *self, cuda_flight *flight) {
 
 static void *wait_in_order(void *device) {
     cuda_device *self = device;
-    (void)cuda.CtxPushCurrent(self->context);
+    bool entered = cuda.CtxPushCurrent(self->context) == CUDA_OK; /* where not, events fail below */
     pthread_mutex_lock(&self->flight_lock);
     for (;;) {
         while (!self->first && !self->closing) pthread_cond_wait(&self->flight_change, &self->flight_lock);
@@ -338,7 +338,7 @@ static void *wait_in_order(void *device) {
     }
     bool alone = !self->waiting; /* closed by a `done` on this thread: nobody joins it */
     pthread_mutex_unlock(&self->flight_lock);
-    cuda_leave();
+    if (entered) cuda_leave();
     if (alone) cuda_device_free(self);
     return NULL;
 }

@@ -33,6 +33,8 @@ EXPORT char fake_seen[1024]; /* names of all calls so far, each once, with comma
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t change = PTHREAD_COND_INITIALIZER;
 
+EXPORT void fake_forget(void);
+
 static int enter(const char *name) {
     int result = OK;
     pthread_mutex_lock(&lock);
@@ -120,8 +122,7 @@ EXPORT int cuDevicePrimaryCtxRelease_v2(int gpu) {
     if (COUNT(fake_contexts, -1) == 0 && fake_async) {
         /* All that the context had goes with it. */
         fake_async = 0;
-        fake_memory = fake_host_memory = fake_registrations = fake_streams = fake_events = fake_modules = 0;
-        fake_graphs = fake_execs = 0;
+        fake_forget();
     }
     return OK;
 }
@@ -200,6 +201,12 @@ EXPORT int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) {
         return OK;
     }
     return NO_MEMORY;
+}
+/* Count nothing as alive any more. */
+EXPORT void fake_forget(void) {
+    fake_contexts = fake_memory = fake_host_memory = fake_registrations = fake_streams = fake_events = 0;
+    fake_modules = fake_graphs = fake_execs = 0;
+    memset(registered, 0, sizeof registered);
 }
 EXPORT int cuMemHostUnregister(void *memory) {
     ENTER_CONTEXT(cuMemHostUnregister);
