@@ -30,7 +30,7 @@ demo: $(BUILT)
 
 build: $(BUILT)
 
-test: $(BUILT) $(VENV)/.extra-test $(VENV)/.simulation
+test: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-cuda $(VENV)/.simulation
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(BUILT) $(VENV)/.extra-test
