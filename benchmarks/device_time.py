@@ -1,11 +1,11 @@
-"""Times by the device's own clock, as a Markdown report: kernels from memory, and whole decode steps.
+"""Times by the device's own clock, as a Markdown report: kernels from memory, and decode steps.
 
     python benchmarks/device_time.py --device cuda [--model FILE.gguf ...]
 
-Each figure is the median of replays of one recorded sequence: on cuda the launch of a graph, timed by
-events on its stream. A GEMV runs over as many copies of its weight as make a working set past any
-cache. The share is of the copy bandwidth, bytes read plus bytes written, measured in the same run by a
-kernel of this file.
+Each figure is the median of replays of one recorded sequence: on cuda the launch of a graph, timed
+by events on its stream. A GEMV runs over as many copies of its weight as make a working set past
+any cache. The share is of the copy bandwidth, bytes read plus bytes written, measured in the same
+run by a kernel of this file.
 """
 
 from __future__ import annotations
@@ -116,9 +116,8 @@ def decode_row(path: Path, device: Device, tokens: int) -> str:
             for _ in session.generate(max_tokens=8, temperature=0.0, ignore_eos=True):
                 pass
             start = time.perf_counter()
-            on_device = []
-            for _ in session.generate(max_tokens=tokens, temperature=0.0, ignore_eos=True):
-                on_device.append(session.device_time or 0.0)
+            generated = session.generate(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+            on_device = [session.device_time or 0.0 for _ in generated]
             seconds = (time.perf_counter() - start) / tokens
     return (
         f"| {path.name} | {loaded:.1f} | {tokens} | {1e3 * statistics.median(on_device):.3f} "

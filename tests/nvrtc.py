@@ -9,8 +9,15 @@ from collections.abc import Sequence
 from oxibonsai.metal import _nvrtc
 
 # As the driver gives them (shim/cuda/compile.c).
-OPTIONS = ("--std=c++17", "--device-as-default-execution-space", "--fmad=false", "--ftz=false",
-           "--prec-div=true", "--prec-sqrt=true", "--pre-include=msl_cuda.h")
+OPTIONS = (
+    "--std=c++17",
+    "--device-as-default-execution-space",
+    "--fmad=false",
+    "--ftz=false",
+    "--prec-div=true",
+    "--prec-sqrt=true",
+    "--pre-include=msl_cuda.h",
+)
 
 
 class NvrtcError(Exception):
@@ -50,9 +57,7 @@ def compile_cubin(
         ctypes.byref(program), source.encode(), name.encode(), 1, headers, names
     )
     flags = [f.encode() for f in (*OPTIONS, f"--gpu-architecture=sm_{arch}", *options)]
-    status = lib.nvrtcCompileProgram(
-        program, len(flags), (ctypes.c_char_p * len(flags))(*flags)
-    )
+    status = lib.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
     size = ctypes.c_size_t()
     lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
     log = ctypes.create_string_buffer(size.value)

@@ -1,4 +1,4 @@
-"""What only an NVIDIA GPU shows: user kernels, the translated standard library, memory, a lost context."""
+"""What only an NVIDIA GPU shows: user kernels, the standard library, memory, a lost context."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ pytestmark = pytest.mark.device("cuda")
 HEADER = "#include <metal_stdlib>\nusing namespace metal;\n"
 
 
-def run(device, source, function, arrays, args=b"", *, groups=1, threads=32, constants=None, memory=0):
+def run(
+    device, source, function, arrays, args=b"", *, groups=1, threads=32, constants=None, memory=0
+):
     """Run a kernel of `source` on copies of the arrays, and return what they hold then."""
     library = device.library(HEADER + source)
     pipeline = library.pipeline(function, constants=constants)
@@ -58,8 +60,12 @@ def test_half_is_ieee_binary16_both_ways(device):
     """
     every = np.arange(65536, dtype=np.uint16).view(np.float16)
     half, wide, back = run(
-        device, source, "widen", [every, np.zeros(65536, np.float32), np.zeros(65536, np.float16)],
-        groups=256, threads=256,
+        device,
+        source,
+        "widen",
+        [every, np.zeros(65536, np.float32), np.zeros(65536, np.float16)],
+        groups=256,
+        threads=256,
     )
     number = ~np.isnan(every)
     np.testing.assert_array_equal(wide[number], every[number].astype(np.float32))
@@ -109,7 +115,8 @@ def test_vectors_have_metals_sizes_and_operators(device):
         v[1] = clamp(x, 0.0f, 2.5f);
         v[2] = float4(dot(x, x), any(x > 3.5f) ? 1.0f : 0.0f, all(x > 0.5f) ? 1.0f : 0.0f,
                       select(1.0f, 2.0f, x.x < x.y));
-        v[3] = float4(as_type<float>(0x40490fdbu), min3(3.0f, 1.0f, 2.0f), fract(-0.25f), sign(-3.0f));
+        v[3] = float4(as_type<float>(0x40490fdbu), min3(3.0f, 1.0f, 2.0f), fract(-0.25f),
+                      sign(-3.0f));
     }
     """
     v = np.zeros((4, 4), np.float32)
@@ -205,8 +212,13 @@ def test_atomics_and_both_kinds_of_threadgroup_memory(device):
     }
     """
     total, y = run(
-        device, source, "k", [np.zeros(1, np.uint32), np.zeros(384, np.uint32)],
-        groups=3, threads=128, memory=512,
+        device,
+        source,
+        "k",
+        [np.zeros(1, np.uint32), np.zeros(384, np.uint32)],
+        groups=3,
+        threads=128,
+        memory=512,
     )
     i = np.arange(128)
     for group in range(3):
@@ -276,7 +288,9 @@ def test_function_constants(device):
     )
     expected = np.where(np.arange(32) < 8, -np.float32(0.1) * np.float32(np.arange(32) - 3), 0)
     np.testing.assert_array_equal(y, expected.astype(np.float32))
-    (y,) = run(device, CONSTANTS, "k", [np.zeros(32, np.float32)], constants={0: 1, 1: 1, 2: np.inf})
+    (y,) = run(
+        device, CONSTANTS, "k", [np.zeros(32, np.float32)], constants={0: 1, 1: 1, 2: np.inf}
+    )
     assert y[0] == np.inf
     library = device.library(HEADER + CONSTANTS)
     for constants, text in [
@@ -294,11 +308,15 @@ def test_function_constants(device):
 
 def test_what_is_wrong_with_a_source_is_said(device):
     with pytest.raises(CompilationError, match=r"program\.metal\(4\): error: .*undeclared_thing"):
-        device.library(HEADER + "kernel void k(device float* y [[buffer(0)]])\n{ y[0] = undeclared_thing; }\n")
+        device.library(
+            HEADER + "kernel void k(device float* y [[buffer(0)]])\n{ y[0] = undeclared_thing; }\n"
+        )
     with pytest.raises(CompilationError, match=r"program\.metal:3: error: .*the attribute"):
-        device.library(HEADER + "kernel void k(device float* y [[buffer(0)]], uint i [[nonsense]]) {}\n")
+        device.library(
+            HEADER + "kernel void k(device float* y [[buffer(0)]], uint i [[nonsense]]) {}\n"
+        )
     library = device.library(HEADER + BOUND)
-    with pytest.raises(CompilationError, match="'other': .* the library has by_value, by_pointer"):
+    with pytest.raises(CompilationError, match=r"'other': .* the library has by_value, by_pointer"):
         library.pipeline("other")
 
 
@@ -341,11 +359,7 @@ def test_a_mapped_file_that_may_only_be_read(device, tmp_path):
     path = tmp_path / "weights"
     path.write_bytes(data.tobytes())
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-        try:
-            wrapped = device.upload(mapped, copy=False)
-        except BufferCreationError as error:
-            assert "copy the data instead" in str(error)  # some systems register no such pages
-            return
+        wrapped = device.upload(mapped, copy=False)
         y = device.buffer(data.nbytes)
         with device.commands() as commands:
             commands.add(wrapped, y, len(data))

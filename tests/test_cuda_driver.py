@@ -77,8 +77,10 @@ def run(environment):
 @pytest.mark.parametrize(
     ("setting", "text"),
     [
-        ("fake.fail('cuInit', 100, always=True)", "this machine has no NVIDIA GPU that the process may use"),
-        ("fake.fail('cuInit', 999, always=True)", "cuInit gave CUDA_ERROR_FAKE (999): a test made it fail"),
+        ("fake.fail('cuInit', 100, always=True)",
+         "this machine has no NVIDIA GPU that the process may use"),
+        ("fake.fail('cuInit', 999, always=True)",
+         "cuInit gave CUDA_ERROR_FAKE (999): a test made it fail"),
         ("fake.version = 11080", "is for CUDA 11.8, and 12.0 or newer is needed"),
         ("fake.gpus = 0", 'no device "cuda:0": 0 devices of driver "cuda" present'),
         ("fake.fail('cuDeviceGetCount', 1, always=True)", "cuDeviceGetCount gave"),
@@ -119,7 +121,9 @@ def test_without_nvidias_driver():
     """
     (line,) = run_python(code).stdout.splitlines()
     if line != "there is one":
-        assert line.startswith('no device "cuda": NVIDIA\'s driver is not installed (libcuda.so.1: ')
+        assert line.startswith(
+            'no device "cuda": NVIDIA\'s driver is not installed (libcuda.so.1: '
+        )
         assert line.endswith("install it, or use the cpu device")
 
 
@@ -375,7 +379,7 @@ with Device("cuda") as device:
 
 @pytest.fixture
 def cached(run, tmp_path):
-    """Compile a kernel into a cache of the test's own; return a way to do it again, and the entry."""
+    """Compile into a cache of the test's own; return a way to do it again, and the entry."""
 
     def again(**environment: str) -> list[str]:
         return run(COMPILE, XDG_CACHE_HOME=str(tmp_path / "c"), **environment)
@@ -408,7 +412,9 @@ def test_what_an_entry_holds_is_what_runs(cached):
     assert "cuModuleLoadData gave" in again()[0]
 
 
-@pytest.mark.parametrize("damage", ["empty", "short", "long", "changed", "mark", "header", "link", "folder"])
+@pytest.mark.parametrize(
+    "damage", ["empty", "short", "long", "changed", "mark", "header", "link", "folder"]
+)
 def test_a_damaged_entry_is_none(cached, damage, tmp_path):
     again, entry = cached
     whole = entry.read_bytes()

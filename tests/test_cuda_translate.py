@@ -122,7 +122,7 @@ def test_an_instance_of_a_template_stands_where_it_was_asked_for():
 
 def test_a_macro_with_a_kernel_in_it_is_expanded():
     source = (
-        '#define K(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) '
+        "#define K(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) "
         "__VA_ARGS__;\n#define NAMED(n) kernel void n##_k() {}\n"
         "template <typename A, typename B> kernel void t() {}\n"
         'K("x", t<int,\n       float>)\nNAMED(plain)\nint after;\n'
@@ -156,7 +156,10 @@ def test_function_constants_take_their_values_from_macros():
         '#endif\n#line 1 "k.metal"\n\n'
         "static __constant__ constexpr uint n = MSL_GIVEN_3 ? rows : 2u;\n"
     )
-    assert f"{{1, 1, 1, 0, 0, {ARGUMENT.format(0, 'k')}, 3, msl_constant_type<uint>::value, 0}}" in text
+    assert (
+        f"{{1, 1, 1, 0, 0, {ARGUMENT.format(0, 'k')}, 3, msl_constant_type<uint>::value, 0}}"
+        in text
+    )
     assert "msl_table_other[] = {1, 0, 1, 4, msl_constant_type<float>::value, 1};" in text
 
 
@@ -164,7 +167,8 @@ def test_function_constants_take_their_values_from_macros():
     ("source", "message"),
     [
         ("kernel void k(uint i [[nonsense]]) {}", "the attribute [[nonsense]] is unknown"),
-        ("\nkernel void k(device float* y) {}", "k.metal:2: error: kernel k: 'y' needs [[buffer(n)]]"),
+        ("\nkernel void k(device float* y) {}",
+         "k.metal:2: error: kernel k: 'y' needs [[buffer(n)]]"),
         ("kernel void k(threadgroup float* s [[threadgroup(1)]]) {}",
          "only [[threadgroup(0)]] can be given"),
         ("kernel void k() {} kernel void k() {}", "two kernels have the name 'k'"),

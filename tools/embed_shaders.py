@@ -3,7 +3,7 @@
 Run-time Metal compilation resolves no ``#include "..."``, and the same text goes to every compiler:
 
     python tools/embed_shaders.py OUTPUT_DIR              writes OUTPUT_DIR/oxb_msl.c
-    python tools/embed_shaders.py --cuda OUTPUT_DIR       the same with their translations to CUDA C++
+    python tools/embed_shaders.py --cuda OUTPUT_DIR       the same, translated to CUDA C++
     python tools/embed_shaders.py --sources OUTPUT_DIR    writes OUTPUT_DIR/<family>.metal
 
 The output depends on nothing but the sources.

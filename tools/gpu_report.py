@@ -1,6 +1,6 @@
 """Write the report of tools/gpu_check.sh from what its stages left: Markdown on standard output.
 
-    python tools/gpu_report.py build/gpu
+python tools/gpu_report.py build/gpu
 """
 
 from __future__ import annotations
@@ -32,14 +32,16 @@ def output(*command: str) -> str:
 
 
 def machine() -> list[str]:
-    gpu = output("nvidia-smi", "--query-gpu=name,driver_version,memory.total", "--format=csv,noheader")
+    query = "--query-gpu=name,driver_version,memory.total"
+    gpu = output("nvidia-smi", query, "--format=csv,noheader")
     nvcc = output("nvcc", "--version").splitlines()[-1:]
     commit = output("git", "rev-parse", "--short", "HEAD")
+    system = f"{os.cpu_count()} processors, Linux {platform.release()}"
     return [
         f"- GPU, driver, memory: {gpu}",
         f"- nvcc: {' '.join(nvcc)}",
         f"- compute-sanitizer: {output('compute-sanitizer', '--version').splitlines()[-1:]}",
-        f"- Python {platform.python_version()}, {os.cpu_count()} processors, Linux {platform.release()}",
+        f"- Python {platform.python_version()}, {system}",
         f"- commit {commit}",
     ]
 
@@ -52,8 +54,8 @@ def tests(path: Path) -> str:
     for suite in ET.parse(path).iter("testsuite"):
         for key in total:
             total[key] += int(suite.get(key, 0))
-    bad = total["failures"] + total["errors"]
-    return f"{total['tests'] - bad - total['skipped']} passed, {bad} failed, {total['skipped']} skipped"
+    bad, skipped = total["failures"] + total["errors"], total["skipped"]
+    return f"{total['tests'] - bad - skipped} passed, {bad} failed, {skipped} skipped"
 
 
 def failures(path: Path) -> list[str]:
@@ -64,8 +66,8 @@ def failures(path: Path) -> list[str]:
         for kind in ("failure", "error"):
             node = case.find(kind)
             if node is not None:
-                message = (node.get("message") or "").splitlines()[:1]
-                found.append(f"- `{case.get('classname')}::{case.get('name')}`: {' '.join(message)[:300]}")
+                message = " ".join((node.get("message") or "").splitlines()[:1])[:300]
+                found.append(f"- `{case.get('classname')}::{case.get('name')}`: {message}")
     return found
 
 
@@ -94,7 +96,8 @@ def main() -> None:
     for tool in SANITIZERS:
         path = logs / f"{tool}.log"
         if path.is_file():
-            found = [x for x in path.read_text(errors="replace").splitlines() if x.startswith("====")]
+            lines = path.read_text(errors="replace").splitlines()
+            found = [line for line in lines if line.startswith("====")]
             missing = sorted(shipped - compiled_kernels(work / f"cache-{tool}"))
             print(
                 f"- {tool}: {found[-1].strip('= ') if found else 'no summary'}; it ran "

@@ -1,12 +1,13 @@
 """Where the PyPI packages of NVIDIA's run-time compiler have put it.
 
-The cuda driver asks the system's loader for ``libnvrtc.so.<major>``. A copy in a Python package is not
-on the loader's path, but a library that a process has loaded already is found by that name: so it is
-loaded here, before the driver looks.
+The cuda driver asks the system's loader for ``libnvrtc.so.<major>``. A copy in a Python package is
+not on the loader's path, but a library that a process has loaded already is found by that name: so
+it is loaded here, before the driver looks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import importlib.util
 import sys
@@ -45,7 +46,5 @@ def preload() -> None:
             return
         _loaded = []
         for path in find().values():
-            try:
+            with contextlib.suppress(OSError):
                 _loaded.append(ctypes.CDLL(str(path)))
-            except OSError:
-                continue

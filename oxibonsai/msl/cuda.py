@@ -30,7 +30,6 @@ from .errors import CompileError
 from .signatures import (
     FunctionConstant,
     Kernel,
-    Parameter,
     check_kernel,
     integer,
     read_parameters,
@@ -260,7 +259,7 @@ def _opens_namespace(t: _Translation, i: int) -> bool:
 
 
 def _declares_variable(t: _Translation, i: int, end: int) -> bool:
-    """Whether the declaration at i gives a variable in constant memory, not a function or pointer."""
+    """Whether the declaration at i is of a variable in constant memory: no function or pointer."""
     for token in t.tokens[i:end]:
         if token.text in ("=", "["):
             return True
@@ -353,10 +352,10 @@ def _instantiation(t: _Translation, i: int) -> int:
         j += 1
     rest = [x for x in meaningful(without_attributes(tokens[i + 1 : end])) if x.text != "kernel"]
     names = dict(attributes)
-    if "kernel" not in names and "host_name" not in names:
-        if not any(x.text == "kernel" for x in tokens[i:end]):
-            t.out.append(tokens[i].text)
-            return i + 1
+    plain = "kernel" not in names and "host_name" not in names
+    if plain and not any(x.text == "kernel" for x in tokens[i:end]):
+        t.out.append(tokens[i].text)
+        return i + 1
     t.out.append(newlines(tokens[i:end]))
     found = instantiated(rest)
     if found is None or found[0] not in t.kernels:

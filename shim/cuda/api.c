@@ -91,9 +91,10 @@ static oxb_status load_nvrtc(void) {
     }
     if (!library) {
         return cuda_fail(OXB_DEVICE_NOT_FOUND,
-                         "no device \"cuda\": there is a GPU, but not NVRTC, NVIDIA's run-time compiler (libnvrtc.so.%d "
-                         "%sfor this driver): pip install \"oxibonsai[cuda]\", or install the CUDA toolkit",
-                         newest < 13 ? newest : 13, newest < 13 ? "" : "or libnvrtc.so.12 ");
+                         "no device \"cuda\": there is a GPU, but not NVRTC, NVIDIA's run-time compiler (%s): pip install "
+                         "%s, or install the CUDA toolkit",
+                         newest < 13 ? "libnvrtc.so.12 for this driver" : "libnvrtc.so.13 or .12",
+                         newest < 13 ? "nvidia-cuda-nvrtc-cu12" : "\"oxibonsai[cuda]\"");
     }
     struct nvrtc_api found = {0};
     const char *missing = NULL;

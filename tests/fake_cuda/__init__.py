@@ -1,8 +1,8 @@
 """A process of its own with the fake libcuda: build(), run(), and what a program in it uses.
 
-    from fake_cuda import fake            # loads the library ahead of the driver
-    fake.hold = 1                         # fake_hold of fake_cuda.c
-    fake.fail("cuMemAlloc", 2, after=1)
+from fake_cuda import fake            # loads the library ahead of the driver
+fake.hold = 1                         # fake_hold of fake_cuda.c
+fake.fail("cuMemAlloc", 2, after=1)
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ ENVIRONMENT = "OXIBONSAI_FAKE_CUDA"
 def build(folder: Path) -> Path:
     """Compile the library, under the name by which the driver asks for it."""
     target = folder / "libcuda.so.1"
-    command = ["gcc", "-std=c11", "-O1", "-g", "-D_GNU_SOURCE", "-Wall", "-Wextra", "-Werror", "-shared"]
+    command = [
+        "gcc",
+        "-std=c11",
+        "-O1",
+        "-g",
+        "-D_GNU_SOURCE",
+        "-Wall",
+        "-Wextra",
+        "-Werror",
+        "-shared",
+    ]
     command += ["-fPIC", "-fvisibility=hidden", "-pthread", "-Wl,-soname,libcuda.so.1"]
     subprocess.run([*command, "-o", target, HERE / "fake_cuda.c"], check=True)
     return target
@@ -33,6 +43,8 @@ def build(folder: Path) -> Path:
 
 class Fake:
     """The controls and counters of the loaded library."""
+
+    library: ctypes.CDLL
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self.__dict__["library"] = library
