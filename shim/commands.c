@@ -28,6 +28,7 @@ struct oxb_commands {
     struct array records;  /* struct record */
     struct array bindings; /* oxb_binding, buffers retained */
     struct array args;     /* bytes, each struct at a multiple of 16 */
+    oxb_buffer *scratch;   /* owned; NULL until an operation asks */
     /* Made when the commands are sealed; point into the arrays above. */
     oxb_driver_dispatch *list;
     oxb_driver_binding *driver_bindings;
@@ -73,6 +74,17 @@ oxb_status oxb_commands_new(oxb_device *device, oxb_commands **out) {
     return OXB_OK;
 }
 
+void oxb_commands_cut(oxb_commands *commands, uint32_t n) {
+    struct record *records = commands->records.data;
+    oxb_binding *bindings = commands->bindings.data;
+    if (n >= commands->records.used) return;
+    for (size_t i = n; i < commands->records.used; i++) oxb_pipeline_release(records[i].pipeline);
+    for (size_t i = records[n].first_binding; i < commands->bindings.used; i++) oxb_buffer_release(bindings[i].buffer);
+    commands->bindings.used = records[n].first_binding;
+    commands->args.used = records[n].args_offset;
+    commands->records.used = n;
+}
+
 static void drop_records(oxb_commands *commands) {
     if (commands->replay) commands->device->driver->replay_free(commands->device->impl, commands->replay);
     commands->replay = NULL;
@@ -80,11 +92,9 @@ static void drop_records(oxb_commands *commands) {
     free(commands->driver_bindings);
     commands->list = NULL;
     commands->driver_bindings = NULL;
-    struct record *records = commands->records.data;
-    for (size_t i = 0; i < commands->records.used; i++) oxb_pipeline_release(records[i].pipeline);
-    oxb_binding *bindings = commands->bindings.data;
-    for (size_t i = 0; i < commands->bindings.used; i++) oxb_buffer_release(bindings[i].buffer);
-    commands->records.used = commands->bindings.used = commands->args.used = 0;
+    oxb_commands_cut(commands, 0);
+    oxb_buffer_release(commands->scratch);
+    commands->scratch = NULL;
 }
 
 void oxb_commands_release(oxb_commands *commands) {
@@ -108,6 +118,19 @@ oxb_status oxb_commands_reset(oxb_commands *commands) {
 }
 
 oxb_device *oxb_commands_device(const oxb_commands *commands) { return commands->device; }
+
+oxb_status oxb_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer) {
+    if (!commands->scratch || commands->scratch->length < length) {
+        oxb_buffer *larger = NULL;
+        oxb_status status = oxb_buffer_new(commands->device, length, OXB_STORAGE_PRIVATE, &larger);
+        if (status != OXB_OK) return status;
+        /* What was recorded with the smaller one keeps it alive. */
+        oxb_buffer_release(commands->scratch);
+        commands->scratch = larger;
+    }
+    *buffer = commands->scratch;
+    return OXB_OK;
+}
 
 uint32_t oxb_commands_length(oxb_commands *commands) { return (uint32_t)commands->records.used; }
 

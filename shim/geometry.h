@@ -4,33 +4,52 @@
 
 #include "oxb_shim.h"
 
-/* The operations, each with the unit that its grid counts. */
+/* The operations, each with the units that its grid counts along x, y and z. */
 typedef enum oxb_op {
     OXB_OP_GEMV,         /* row of the output */
     OXB_OP_SWIGLU,       /* row of the output */
-    OXB_OP_EMBED,        /* element of the row */
+    OXB_OP_GEMM,         /* row of the output; vector */
+    OXB_OP_SWIGLU_GEMM,  /* row of the output; vector */
+    OXB_OP_EMBED,        /* element of the row; token */
     OXB_OP_RMSNORM,      /* vector */
     OXB_OP_ADD,          /* element */
-    OXB_OP_QK_NORM_ROPE, /* query or key head */
-    OXB_OP_KV_STORE,     /* key-value head */
-    OXB_OP_ATTENTION,    /* key-value head, and along y query head of each */
-    OXB_OP_ADVANCE,      /* token */
+    OXB_OP_QK_NORM_ROPE, /* query or key head; token */
+    OXB_OP_KV_STORE,     /* key-value head; token */
+    OXB_OP_QKV_TO_CACHE, /* query, key or value head; token */
+    OXB_OP_ATTENTION,    /* `heads` query heads; token; part of the positions */
+    OXB_OP_COMBINE,      /* head of a token */
+    OXB_OP_ARGMAX,       /* vector */
+    OXB_OP_ADVANCE,      /* submission */
     OXB_OP_COUNT
 } oxb_op;
 
-#define OXB_TILE_CONSTANTS 1u
+#define OXB_TILE_CONSTANTS 2u
 
 typedef struct oxb_tile {
-    uint32_t units[2]; /* per threadgroup, along x and y; UINT32_MAX: all of them */
+    uint32_t units[3]; /* per threadgroup, along x, y and z; UINT32_MAX: all of them */
     uint32_t threads;  /* of a threadgroup */
     uint32_t n_constants;
     oxb_constant constants[OXB_TILE_CONSTANTS]; /* function constants of the operation's kernels */
 } oxb_tile;
 
-typedef struct oxb_geometry {
-    oxb_tile tiles[OXB_OP_COUNT];
-} oxb_geometry;
+oxb_tile oxb_tile_of(const oxb_device_info *device, oxb_op op);
 
-const oxb_geometry *oxb_geometry_of(const oxb_device_info *device);
+/* The tile of a matrix product of one vector: weights in `kernel`, n_rows of output. */
+oxb_tile oxb_gemv_tile(const oxb_device_info *device, oxb_op op, oxb_kernel_format kernel, uint64_t n_rows);
+
+/* Whether the kernels of one vector take the norm of their input in as well. */
+int oxb_norm_is_fused(const oxb_device_info *device, oxb_kernel_format kernel);
+
+/* The tile of a matrix product for `n_vectors` vectors. */
+oxb_tile oxb_gemm_tile(const oxb_device_info *device, oxb_op op, uint64_t n_vectors);
+
+/* The tile of attention, and the cut that its arguments name. */
+typedef struct oxb_attention_cut {
+    oxb_tile tile;
+    uint32_t heads;  /* query heads of a unit, all of one key-value head */
+    uint32_t splits; /* parts of the positions */
+} oxb_attention_cut;
+
+oxb_attention_cut oxb_cut_attention(const oxb_device_info *device, const oxb_attention_shape *shape);
 
 #endif

@@ -144,7 +144,7 @@ def run(
     arrays: Sequence[NDArray[Any] | Placed],
     args: bytes,
     *,
-    groups: int | tuple[int, int],
+    groups: int | tuple[int, ...],
     threads: int,
     constants: Mapping[int, tuple[str, int]] | None = None,
     order: str = "random",
@@ -172,8 +172,8 @@ def run(
         length = memory.nbytes + p.before
         launch.buffers[i] = Binding(memory.address - p.before, length, p.offset)
     launch.buffers[len(placed)] = Binding(struct.address, struct.nbytes, 0)
-    width, height = groups if isinstance(groups, tuple) else (groups, 1)
-    launch.threadgroups[:] = [width, height, 1]
+    extents = groups if isinstance(groups, tuple) else (groups,)
+    launch.threadgroups[:] = [*extents, 1, 1][:3]
     launch.threads_per_threadgroup[:] = [threads, 1, 1]
     message = ctypes.create_string_buffer(8192)
     try:

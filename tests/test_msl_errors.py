@@ -432,3 +432,13 @@ def test_a_race_changes_the_result_with_the_order_of_threads(order):
         assert len(set(results)) > 1
     else:
         assert set(results) == {31.0 if order == "forward" else 0.0}
+
+
+def test_an_unchecked_launch_leaves_no_marks_to_a_checked_one():
+    # Who writes first differs from launch to launch: a mark of an earlier one would be a race.
+    head = OUT, "constant uint& n [[buffer(1)]]", TID
+    group = f"threadgroup float s[4];\nif (tid == n) s[0] = 1.0f;\n{BARRIER}\n"
+    checked = Library(source(f"{group}if (tid == 0u) o[0] = s[0];", *head), "marks.metal")["k"]
+    fast = Library(source("if (tid == n) o[0] = 1.0f;", *head), "other.metal", mode="fast")["k"]
+    for n, kernel in enumerate([checked, fast, checked, fast, checked]):
+        kernel([Buffer(floats(1)), np.uint32(n)], groups=1, threads=32)

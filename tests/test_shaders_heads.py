@@ -116,8 +116,8 @@ def qk_norm_rope(heads, qkv, position, order="random", eps=1e-5, simdgroups=4):
     y = run(
         "qk_norm_rope",
         [qkv, *norms, rope_table(heads.max_seq, heads.head_dim), state(position)],
-        struct.pack("<IIIfIIII", *heads[:3], eps, heads.max_seq, 0, 0, 0),
-        groups=groups_for(heads.n_heads + heads.n_kv_heads, simdgroups),
+        struct.pack("<IIIfIIII", *heads[:3], eps, heads.max_seq, len(qkv) // heads.n_qkv, 0, 0),
+        groups=(groups_for(heads.n_heads + heads.n_kv_heads, simdgroups), len(qkv) // heads.n_qkv),
         threads=32 * simdgroups,
         order=order,
     )[0]
@@ -142,6 +142,17 @@ def test_qk_norm_rope_matches_the_definition(shape, order, size):
     np.testing.assert_array_equal(y[n_qk:], qkv[n_qk:])
 
 
+@every_order
+def test_qk_norm_rope_of_a_batch_takes_each_token_to_its_position(order):
+    heads = Heads(4, 2, 64, 6)
+    qkv = activations(4 * 8 * 64).reshape(-1, 64)
+    y = qk_norm_rope(heads, qkv, 3, order)[0].reshape(4, 8, 64)
+    for t in range(3):
+        alone = qk_norm_rope(heads, qkv.reshape(4, 8, 64)[t].copy(), 3 + t)[0]
+        np.testing.assert_array_equal(y[t], alone)
+    np.testing.assert_array_equal(y[3], qkv.reshape(4, 8, 64)[3])  # past the last position
+
+
 @pytest.mark.parametrize("position", [6, 7, 2**32 - 1])
 def test_qk_norm_rope_past_the_last_position_does_nothing(position):
     qkv = activations(8 * 64).reshape(8, 64)
@@ -159,8 +170,8 @@ def kv_store(heads, cache, qkv, position, order="random"):
     after = run(
         f"kv_store_{cache}",
         [qkv, *before, state(position)],
-        struct.pack("<QIIIIII", heads.layer_offset, *heads[:4], 0, 0),
-        groups=heads.n_kv_heads,
+        struct.pack("<QIIIIII", heads.layer_offset, *heads[:4], len(qkv) // heads.n_qkv, 0),
+        groups=(heads.n_kv_heads, len(qkv) // heads.n_qkv),
         threads=64,
         order=order,
     )
@@ -185,6 +196,54 @@ def test_kv_store_writes_its_layer_and_position_only(cache, order, shape):
 
 
 @every_cache
+@every_order
+def test_kv_store_of_a_batch_fills_neighbouring_positions(cache, order):
+    heads = Heads(4, 2, 64, 7, layer=1)
+    qkv = activations(3 * 8 * 64).reshape(-1, 64)
+    before, after = kv_store(heads, cache, qkv, 5, order)
+    for t in range(2):  # the third has no place
+        before[0][1, :, 5 + t] = qkv.reshape(3, 8, 64)[t, 4:6].astype(CACHES[cache])
+        before[1][1, :, 5 + t] = qkv.reshape(3, 8, 64)[t, 6:8].astype(CACHES[cache])
+    np.testing.assert_array_equal(after[0], before[0])
+    np.testing.assert_array_equal(after[1], before[1])
+
+
+def qkv_to_cache(heads, cache, qkv, position, order="random", simdgroups=3):
+    n_tokens = len(qkv) // heads.n_qkv
+    shape = (heads.layer + 2, heads.n_kv_heads, heads.max_seq, heads.head_dim)
+    norms = 1 + activations(heads.head_dim, 4) / 4, 1 + activations(heads.head_dim, 5) / 4
+    before = [np.full(shape, fill, CACHES[cache]) for fill in (3, -3)]
+    after = run(
+        f"qkv_to_cache_{cache}",
+        [qkv, *norms, rope_table(heads.max_seq, heads.head_dim), *before, state(position)],
+        struct.pack("<QIIIfII", heads.layer_offset, *heads[:3], 1e-5, heads.max_seq, n_tokens),
+        groups=(groups_for(heads.n_qkv, simdgroups), n_tokens),
+        threads=32 * simdgroups,
+        order=order,
+    )
+    return before, after
+
+
+@every_cache
+@every_order
+@every_shape
+@pytest.mark.parametrize("n_tokens", [1, 3])
+def test_qkv_to_cache_is_norm_rope_and_store(cache, order, shape, n_tokens):
+    heads = Heads(*shape, 7, layer=1)
+    n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
+    qkv = activations(n_tokens * heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim)
+    before, after = qkv_to_cache(heads, cache, qkv, 5, order)
+    turned = qk_norm_rope(heads, qkv, 5)[0].reshape(n_tokens, heads.n_qkv, heads.head_dim)
+    queries = after[0].reshape(turned.shape)[:, :n_q]
+    np.testing.assert_array_equal(queries, turned[:, :n_q])
+    for t in range(min(n_tokens, 2)):  # a third has no place
+        before[0][1, :, 5 + t] = turned[t, n_q:n_qk].astype(CACHES[cache])
+        before[1][1, :, 5 + t] = turned[t, n_qk:].astype(CACHES[cache])
+    np.testing.assert_array_equal(after[4], before[0])
+    np.testing.assert_array_equal(after[5], before[1])
+
+
+@every_cache
 @pytest.mark.parametrize("position", [7, 8, 2**32 - 1])
 def test_kv_store_past_max_seq_writes_nothing(cache, position):
     before, after = kv_store(Heads(4, 2, 64, 7), cache, activations(512).reshape(8, 64), position)
@@ -192,21 +251,69 @@ def test_kv_store_past_max_seq_writes_nothing(cache, position):
     np.testing.assert_array_equal(after[1], before[1])
 
 
-def attention(heads, cache, q, k, v, position, order="random", simdgroups=3, mode="check"):
-    """Run attention over k and v [length, n_kv_heads, head_dim]; the rest of the cache is NaN."""
+def attention_args(heads, n_tokens=1, splits=1, per_group=1, tokens=1, layer_offset=None):
+    return struct.pack(
+        "<QIIIIfIIIII",
+        heads.layer_offset if layer_offset is None else layer_offset,
+        *heads[:4],
+        heads.head_dim**-0.5,
+        n_tokens,
+        splits,
+        per_group,
+        tokens,
+        0,
+    )
+
+
+def attention(
+    heads,
+    cache,
+    q,
+    k,
+    v,
+    position,
+    order="random",
+    simdgroups=3,
+    mode="check",
+    queries=1,
+    per_group=1,
+    splits=1,
+):
+    """Run attention over k and v [length, n_kv_heads, head_dim]; the rest of the cache is NaN.
+
+    q: [n_heads, head_dim] of one token, or [tokens, n_heads, head_dim], the first at `position`.
+    """
     shape = (heads.layer + 1, heads.n_kv_heads, heads.max_seq, heads.head_dim)
     caches = [np.full(shape, np.nan, CACHES[cache]) for _ in range(2)]
     for to, rows in zip(caches, (k, v), strict=True):
         to[heads.layer, :, : len(rows)] = rows.transpose(1, 0, 2)
-    return run(
-        f"attention_decode_{cache}",
-        [q, *caches, state(position), np.full((heads.n_heads, heads.head_dim), SENTINEL)],
-        struct.pack("<QIIIIfI", heads.layer_offset, *heads[:4], heads.head_dim**-0.5, 0),
-        groups=(heads.n_kv_heads, heads.n_heads // heads.n_kv_heads),
+    batch = q.reshape(-1, heads.n_heads, heads.head_dim)
+    n_tokens, n = len(batch), heads.head_dim
+    qkv = np.full((n_tokens, heads.n_qkv, n), np.nan, np.float32)
+    qkv[:, : heads.n_heads] = batch
+    width = n if splits == 1 else splits * (n + 2)
+    out = run(
+        f"attention_{cache}",
+        [qkv, *caches, state(position), np.full((n_tokens, heads.n_heads, width), SENTINEL)],
+        attention_args(heads, n_tokens, splits, per_group, queries // per_group),
+        groups=(heads.n_heads // per_group, groups_for(n_tokens, queries // per_group), splits),
         threads=32 * simdgroups,
+        constants={0: ("uint", queries), 1: ("uint", 1 if n <= 64 else 2 if n <= 128 else 8)},
         order=order,
         mode=mode,
     )[4]
+    if splits > 1:
+        rows = n_tokens * heads.n_heads
+        out = run(
+            "attention_combine",
+            [out, np.full((n_tokens, heads.n_heads, n), SENTINEL)],
+            struct.pack("<QII", rows, n, splits),
+            groups=rows,
+            threads=32 * simdgroups,
+            order=order,
+            mode=mode,
+        )[1]
+    return out.reshape(q.shape)
 
 
 @every_cache
@@ -220,7 +327,7 @@ def test_caches_past_32_bits_are_found(cache):
     after = run(
         f"kv_store_{cache}",
         [qkv, *placed, state(2)],
-        struct.pack("<QIIIIII", layer_offset, *heads[:4], 0, 0),
+        struct.pack("<QIIIIII", layer_offset, *heads[:4], 1, 0),
         groups=1,
         threads=32,
         mode="fast",
@@ -228,16 +335,17 @@ def test_caches_past_32_bits_are_found(cache):
     for got, row in zip(after[1:3], qkv[2:], strict=True):
         np.testing.assert_array_equal(got[2], row.astype(CACHES[cache]))
     y = run(
-        f"attention_decode_{cache}",
+        f"attention_{cache}",
         [
             qkv,
             *(Placed(c, before=before) for c in after[1:3]),
             state(2),
             np.zeros((2, 64), np.float32),
         ],
-        struct.pack("<QIIIIfI", layer_offset, *heads[:4], 0.125, 0),
-        groups=(1, 2),
+        attention_args(heads, layer_offset=layer_offset),
+        groups=(2, 1),
         threads=32,
+        constants={0: ("uint", 1), 1: ("uint", 1)},
         mode="fast",
     )[4]
     k, v = (a.reshape(3, 1, 64) for a in after[1:3])
@@ -264,12 +372,65 @@ def test_attention_matches_the_definition(cache, order, shape):
 
 
 @every_cache
+@every_order
+@pytest.mark.parametrize(("queries", "per_group"), [(2, 2), (2, 1), (4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize("dim", [64, 128, 30])
+def test_queries_that_share_the_caches_match_the_definition(cache, order, queries, per_group, dim):
+    heads = Heads(8, 2, dim, 80, layer=1)
+    for n_tokens, length in ((1, 1), (1, 70), (3, 3), (5, 70)):
+        _, k, v = random_heads(heads, cache, length)
+        q = activations(n_tokens * 8 * dim).reshape(n_tokens, 8, dim)
+        y = attention(
+            heads, cache, q, k, v, length - n_tokens, order, queries=queries, per_group=per_group
+        )
+        assert relative_error(y, reference.attention(q, k, v)) < 1e-6
+
+
+@every_cache
+@every_order
+@pytest.mark.parametrize("splits", [2, 3, 7])
+def test_parts_of_the_positions_are_put_together(cache, order, splits):
+    # More parts than blocks of positions, too: empty parts count for nothing.
+    heads = Heads(4, 2, 64, 130, layer=1)
+    for length in (1, 32, 33, 64, 65, 130):
+        q, k, v = random_heads(heads, cache, length)
+        y = attention(
+            heads, cache, q, k, v, length - 1, order, queries=2, per_group=2, splits=splits
+        )
+        assert relative_error(y, reference.attention(q[None], k, v)[0]) < 1e-6
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_comes_later_does_not_reach_a_token(value):
+    # The last of three tokens has odd keys and values: the two before it do not see them.
+    heads = Heads(2, 2, 64, 40)
+    _, k, v = random_heads(heads, "f32", 37)
+    q = np.abs(activations(3 * 2 * 64)).reshape(3, 2, 64)
+    k[36, :, 5] = v[36, :, 7] = value
+    y = attention(heads, "f32", q, k, v, 34, queries=4)
+    assert relative_error(y[:2], reference.attention(q[:2], k[:36], v[:36])) < 1e-6
+    assert np.isnan(y[2, :, 7]).all()
+
+
+def test_tokens_of_a_batch_past_max_seq_are_nan_and_the_others_are_not():
+    heads = Heads(2, 1, 64, 40)
+    _, k, v = random_heads(heads, "f32", 40)
+    q = activations(4 * 2 * 64).reshape(4, 2, 64)
+    y = attention(heads, "f32", q, k, v, 38, queries=4, per_group=2)
+    assert relative_error(y[:2], reference.attention(q[:2], k, v)) < 1e-6
+    assert np.isnan(y[2:]).all()
+
+
+@every_cache
 def test_attention_over_a_long_sequence(cache):
     heads = Heads(4, 2, 128, 3000)
     q, k, v = random_heads(heads, cache, 3000)
-    for simdgroups in (1, 8):
-        y = attention(heads, cache, q, k, v, 2999, simdgroups=simdgroups, mode="fast")
-        assert relative_error(y, reference.attention(q[None], k, v)[0]) < 1e-6
+    expected = reference.attention(q[None], k, v)[0]
+    for simdgroups, splits in ((1, 1), (4, 1), (4, 12)):
+        y = attention(
+            heads, cache, q, k, v, 2999, simdgroups=simdgroups, splits=splits, mode="fast"
+        )
+        assert relative_error(y, expected) < 1e-6
 
 
 @every_cache
@@ -309,7 +470,8 @@ def test_nan_and_infinite_scores_reach_their_own_heads_only(value):
 
 @every_cache
 @pytest.mark.parametrize("position", [40, 41, 2**32 - 1])
-def test_attention_past_max_seq_is_nan(cache, position):
+@pytest.mark.parametrize("splits", [1, 3])
+def test_attention_past_max_seq_is_nan(cache, position, splits):
     heads = Heads(4, 2, 64, 40)
     q, k, v = random_heads(heads, cache, 40)
-    assert np.isnan(attention(heads, cache, q, k, v, position)).all()
+    assert np.isnan(attention(heads, cache, q, k, v, position, splits=splits)).all()

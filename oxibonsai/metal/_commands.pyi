@@ -49,6 +49,10 @@ class Commands:
         k: SupportsIndex | None = None,
         *,
         residual: bool = False,
+        n_vectors: SupportsIndex = 1,
+        y_stride: SupportsIndex | None = None,
+        norm: _Binding | None = None,
+        eps: float = 1e-6,
     ) -> None: ...
     def gate_up_swiglu(
         self,
@@ -57,6 +61,10 @@ class Commands:
         y: _Binding,
         n_rows: SupportsIndex | None = None,
         k: SupportsIndex | None = None,
+        *,
+        n_vectors: SupportsIndex = 1,
+        norm: _Binding | None = None,
+        eps: float = 1e-6,
     ) -> None: ...
     def rmsnorm(
         self,
@@ -77,6 +85,8 @@ class Commands:
         y: _Binding,
         n_rows: SupportsIndex | None = None,
         k: SupportsIndex | None = None,
+        *,
+        n_tokens: SupportsIndex = 1,
     ) -> None: ...
     def qk_norm_rope(
         self,
@@ -93,6 +103,7 @@ class Commands:
         max_seq: SupportsIndex,
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
+        n_tokens: SupportsIndex = 1,
     ) -> None: ...
     def kv_store(
         self,
@@ -107,6 +118,26 @@ class Commands:
         max_seq: SupportsIndex,
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
+        n_tokens: SupportsIndex = 1,
+    ) -> None: ...
+    def qkv_to_cache(
+        self,
+        qkv: _Binding,
+        q_norm: _Binding,
+        k_norm: _Binding,
+        rope: _Binding,
+        k_cache: _Binding,
+        v_cache: _Binding,
+        state: _Binding,
+        *,
+        eps: float = 1e-6,
+        n_heads: SupportsIndex,
+        n_kv_heads: SupportsIndex,
+        head_dim: SupportsIndex,
+        max_seq: SupportsIndex,
+        layer: SupportsIndex,
+        kv_dtype: Literal["f16", "f32"],
+        n_tokens: SupportsIndex = 1,
     ) -> None: ...
     def attention(
         self,
@@ -116,6 +147,7 @@ class Commands:
         state: _Binding,
         out: _Binding,
         *,
+        max_length: SupportsIndex | None = None,
         scale: float | None = None,
         n_heads: SupportsIndex,
         n_kv_heads: SupportsIndex,
@@ -123,6 +155,10 @@ class Commands:
         max_seq: SupportsIndex,
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
+        n_tokens: SupportsIndex = 1,
+    ) -> None: ...
+    def argmax(
+        self, logits: _Binding, out: _Binding, n: SupportsIndex, *, n_vectors: SupportsIndex = 1
     ) -> None: ...
     def advance(
         self,
@@ -132,5 +168,6 @@ class Commands:
         n: SupportsIndex,
         max_tokens: SupportsIndex,
         *,
+        n_tokens: SupportsIndex = 1,
         greedy: bool = True,
     ) -> None: ...

@@ -13,6 +13,7 @@ from oxibonsai.metal.oxb cimport (
     oxb_attention_shape,
     oxb_binding,
     oxb_commands,
+    oxb_norm,
     oxb_size,
     oxb_status,
 )
@@ -40,7 +41,7 @@ cdef oxb_size _size(object value, str what) except *:
 
 
 cdef oxb_attention_shape _attention_shape(
-    n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype
+    n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, max_length=None
 ) except *:
     cdef oxb_attention_shape shape
     if kv_dtype not in ("f16", "f32"):
@@ -51,6 +52,10 @@ cdef oxb_attention_shape _attention_shape(
     shape.max_seq = _u32(max_seq, "max_seq")
     shape.layer = _u32(layer, "layer")
     shape.kv_f16 = kv_dtype == "f16"
+    shape.n_tokens = _u32(n_tokens, "n_tokens")
+    shape.max_length = 0 if max_length is None else _u32(max_length, "max_length")
+    if max_length is not None and shape.max_length == 0:
+        raise EncodingError(f"max_length = 0 must lie in 1..{shape.max_seq}, the max_seq")
     return shape
 
 
@@ -265,24 +270,42 @@ cdef class Commands:
     # Each op converts its numbers first and reads open handles last: a conversion may run code that closes
     # one of them.
 
-    def gemv(self, weight, x, y, n_rows=None, k=None, *, residual=False):
-        """Record y = W x, or y += W x. x: float32 [k], y: float32 [n_rows], in Buffers."""
-        cdef oxb_binding b[2]
+    def gemv(self, weight, x, y, n_rows=None, k=None, *, residual=False, n_vectors=1, y_stride=None,
+             norm=None, eps=1e-6):
+        """Record y = W x, or y += W x, for each of n_vectors rows of x.
+
+        x: float32 [n_vectors, k], y: float32 [n_vectors, n_rows], in Buffers. The rows of y are y_stride
+        elements apart, n_rows where left out. With `norm`, float32 [k], x is taken as
+        x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() computes it.
+        """
+        cdef oxb_binding b[3]
+        cdef oxb_norm normalise
         cdef WeightHandle w = weight_of(weight, "weight")
         cdef bint add = residual
-        cdef uint64_t rows, columns
+        cdef uint64_t rows, columns, vectors = count_of(n_vectors, "n_vectors")
         rows, columns = shape_of(w, n_rows, k)
-        bind_all((("x", x), ("y", y)), b)
-        check(api.op_gemv(self.recording(), w.matrix("gemv"), rows, columns, b[0], b[1], add))
+        cdef uint64_t stride = rows if y_stride is None else count_of(y_stride, "y_stride")
+        normalise.eps = eps
+        bind_all(_with_norm(norm, (("x", x), ("y", y))), b)
+        normalise.weight = b[2]
+        check(api.op_gemv(self.recording(), w.matrix("gemv"), rows, columns,
+                          &normalise if norm is not None else NULL, b[0], b[1], vectors, stride, add))
 
-    def gate_up_swiglu(self, weight, x, y, n_rows=None, k=None):
-        """Record y = silu(W[:h] x) * (W[h:] x), h = n_rows / 2. y: float32 [h]."""
-        cdef oxb_binding b[2]
+    def gate_up_swiglu(self, weight, x, y, n_rows=None, k=None, *, n_vectors=1, norm=None, eps=1e-6):
+        """Record y = silu(W[:h] x) * (W[h:] x), h = n_rows / 2, for each of n_vectors rows of x.
+
+        x: float32 [n_vectors, k], y: float32 [n_vectors, h]. Norm and eps as in gemv().
+        """
+        cdef oxb_binding b[3]
+        cdef oxb_norm normalise
         cdef WeightHandle w = weight_of(weight, "weight")
-        cdef uint64_t rows, columns
+        cdef uint64_t rows, columns, vectors = count_of(n_vectors, "n_vectors")
         rows, columns = shape_of(w, n_rows, k)
-        bind_all((("x", x), ("y", y)), b)
-        check(api.op_gate_up_swiglu(self.recording(), w.matrix("gate_up_swiglu"), rows, columns, b[0], b[1]))
+        normalise.eps = eps
+        bind_all(_with_norm(norm, (("x", x), ("y", y))), b)
+        normalise.weight = b[2]
+        check(api.op_gate_up_swiglu(self.recording(), w.matrix("gate_up_swiglu"), rows, columns,
+                                    &normalise if norm is not None else NULL, b[0], b[1], vectors))
 
     def rmsnorm(self, x, weight, y, n, *, eps=1e-6, n_vectors=1):
         """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats."""
@@ -299,72 +322,104 @@ cdef class Commands:
         bind_all((("x", x), ("y", y)), b)
         check(api.op_add(self.recording(), b[0], b[1], size))
 
-    def embed(self, weight, tokens, state, y, n_rows=None, k=None):
-        """Record y = row tokens[position] of the weight; NaN where either is out of range.
+    def embed(self, weight, tokens, state, y, n_rows=None, k=None, *, n_tokens=1):
+        """Record y[t] = row tokens[position + t] of the weight; NaN where either is out of range.
 
-        tokens: uint32; state: 16 bytes, the position as uint32 first.
+        tokens: uint32; state: 16 bytes, the position as uint32 first; y: float32 [n_tokens, k].
         """
         cdef oxb_binding b[3]
         cdef WeightHandle w = weight_of(weight, "weight")
-        cdef uint64_t rows, columns
+        cdef uint64_t rows, columns, count = count_of(n_tokens, "n_tokens")
         rows, columns = shape_of(w, n_rows, k)
         bind_all((("tokens", tokens), ("state", state), ("y", y)), b)
-        check(api.op_embed(self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2]))
+        check(api.op_embed(self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count))
 
     def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim, max_seq,
-                     layer, kv_dtype, eps=1e-6):
+                     layer, kv_dtype, n_tokens=1, eps=1e-6):
         """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
 
-        qkv: float32 [n_heads + 2 n_kv_heads, head_dim]; rope: float32 [max_seq, 2, head_dim / 2],
-        cosines then sines. Layer and kv_dtype are those of the cache and change nothing here.
+        qkv: float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim], of the tokens at the state's position
+        and after it; rope: float32 [max_seq, 2, head_dim / 2], cosines then sines. Layer and kv_dtype are
+        those of the cache and change nothing here.
         """
         cdef oxb_binding b[5]
         cdef oxb_attention_shape shape = _attention_shape(
-            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype)
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
         cdef float epsilon = eps
         bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
                   ("state", state)), b)
         check(api.op_qk_norm_rope(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, epsilon))
 
     def kv_store(self, qkv, k_cache, v_cache, state, *, n_heads, n_kv_heads, head_dim, max_seq,
-                 layer, kv_dtype):
-        """Record the store of k and v at the token's position.
+                 layer, kv_dtype, n_tokens=1):
+        """Record the store of k and v at the tokens' positions.
 
         Caches: [layer, n_kv_heads, max_seq, head_dim] of kv_dtype, "f16" or "f32".
         """
         cdef oxb_binding b[4]
         cdef oxb_attention_shape shape = _attention_shape(
-            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype)
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
         bind_all((("qkv", qkv), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
         check(api.op_kv_store(self.recording(), b[0], b[1], b[2], b[3], &shape))
 
-    def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim, max_seq,
-                  layer, kv_dtype, scale=None):
-        """Record decode attention of the token over all positions up to its own.
+    def qkv_to_cache(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, *, n_heads, n_kv_heads,
+                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6):
+        """Record qk_norm_rope and kv_store in one.
 
-        out: float32 [n_heads, head_dim]; scale: 1 / sqrt(head_dim) where left out. Caches as in
-        kv_store.
+        The queries are left in qkv for attention(); what is left there of the keys is not defined.
+        """
+        cdef oxb_binding b[7]
+        cdef oxb_attention_shape shape = _attention_shape(
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
+        cdef float epsilon = eps
+        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
+                  ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
+        check(api.op_qkv_to_cache(
+            self.recording(), b[0], b[1], b[2], b[3], b[4], b[5], b[6], &shape, epsilon))
+
+    def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim, max_seq,
+                  layer, kv_dtype, n_tokens=1, max_length=None, scale=None):
+        """Record causal attention of each token over all positions up to its own.
+
+        out: float32 [n_tokens, n_heads, head_dim]; scale: 1 / sqrt(head_dim) where left out. Caches as in
+        kv_store. max_length is the most positions that a replay will meet, max_seq where left out: it
+        decides into how many parts the work of one token is cut, and nothing else.
         """
         cdef oxb_binding b[5]
         cdef oxb_attention_shape shape = _attention_shape(
-            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype)
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, max_length)
         cdef float factor = scale if scale is not None else max(shape.head_dim, 1) ** -0.5
         bind_all((("qkv", qkv), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state),
                   ("out", out)), b)
         check(api.op_attention(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, factor))
 
-    def advance(self, logits, tokens, state, n, max_tokens, *, greedy=True):
-        """Record position += 1 and, where greedy, tokens[position] = argmax of n logits."""
+    def argmax(self, logits, out, n, *, n_vectors=1):
+        """Record out[v] = the index of the largest of row v of logits [n_vectors, n].
+
+        out: uint32 [n_vectors]. The lowest index of equal ones, and 0 where all are NaN.
+        """
+        cdef oxb_binding b[2]
+        cdef uint64_t size = count_of(n, "n"), vectors = count_of(n_vectors, "n_vectors")
+        bind_all((("logits", logits), ("out", out)), b)
+        check(api.op_argmax(self.recording(), b[0], b[1], size, vectors))
+
+    def advance(self, logits, tokens, state, n, max_tokens, *, n_tokens=1, greedy=True):
+        """Record position += n_tokens and, where greedy, tokens[position] = argmax of n logits."""
         cdef oxb_binding b[3]
         cdef uint64_t size = count_of(n, "n"), limit = count_of(max_tokens, "max_tokens")
+        cdef uint64_t count = count_of(n_tokens, "n_tokens")
         cdef bint choose = greedy
         bind_all((("logits", logits), ("tokens", tokens), ("state", state)), b)
-        check(api.op_advance(self.recording(), b[0], b[1], b[2], size, limit, choose))
+        check(api.op_advance(self.recording(), b[0], b[1], b[2], size, limit, count, choose))
 
     def __repr__(self):
         if not self.handle:
             return "<Commands closed>"
         return f"<Commands of {api.commands_length(self.handle)} dispatches, {self.n_flight} in flight>"
+
+
+cdef tuple _with_norm(norm, tuple operands):
+    return operands if norm is None else (*operands, ("norm", norm))
 
 
 cdef int _times(object times) except -1:

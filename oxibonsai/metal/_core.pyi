@@ -50,7 +50,11 @@ class DeviceStats(NamedTuple):
 @disjoint_base
 class Device:
     def __init__(
-        self, name: str | None = None, *, threads: SupportsIndex | None = None
+        self,
+        name: str | None = None,
+        *,
+        threads: SupportsIndex | None = None,
+        variant: str | None = None,
     ) -> None: ...
     @property
     def driver(self) -> str: ...
@@ -84,3 +88,4 @@ class Device:
 
 def devices() -> list[DeviceInfo]: ...
 def load_driver(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None: ...
+def variants(driver: str) -> tuple[str, ...]: ...

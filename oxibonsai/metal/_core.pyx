@@ -175,16 +175,19 @@ cdef class Device:
         Threads of the cpu device, the caller's included. Left out, the environment variable
         ``OXIBONSAI_THREADS``, else the processors this process may run on (on macOS the
         performance cores).
+    variant : str, optional
+        Which of ``variants("cpu")`` the cpu device runs, such as ``"avx2"``. Left out, the environment
+        variable ``OXIBONSAI_CPU_VARIANT``, else the first of them.
 
     Raises
     ------
     DeviceNotFoundError
-        Where there is no such device; the text says which there are.
+        Where there is no such device or variant; the text says which there are.
     ValueError
         Where `threads` is not in 1..1024.
     """
 
-    def __init__(self, name=None, *, threads=None):
+    def __init__(self, name=None, *, threads=None, variant=None):
         cdef oxb_device_options options
         cdef const char *driver_name = NULL
         cdef uint32_t index = 0
@@ -202,6 +205,12 @@ cdef class Device:
             if not 1 <= count <= 1024:
                 raise ValueError(f"threads = {count}: 1 to 1024 are allowed")
             options.threads = count
+        options.variant = NULL
+        if variant is not None:
+            if not isinstance(variant, str):
+                raise TypeError(f"a variant is named by a str, not {type(variant).__name__}")
+            encoded_variant = variant.encode()
+            options.variant = encoded_variant
         if name is not None:
             driver, number = _parse_name(name)
             if number > 0xffff:
@@ -368,6 +377,21 @@ def devices():
                 # Present but refused, such as a GPU of another SIMD width: Device() names the reason.
                 continue
     return found
+
+
+def variants(str driver not None):
+    """Return the variants of its kernels that a driver can run here, the best first.
+
+    Those of "cpu" are named after instruction sets; other drivers have none to choose from.
+    """
+    cdef list found = []
+    cdef const char *name
+    encoded = driver.encode()
+    while True:
+        name = api.device_variant(encoded, len(found))
+        if name == NULL:
+            return tuple(found)
+        found.append((<bytes>name).decode())
 
 
 def load_driver(path):

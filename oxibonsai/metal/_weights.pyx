@@ -253,7 +253,7 @@ def upload_raw(Device device not None, data):
             api.device_release(borrowed)
     weight.buffer = buffer
     weight.codes_offset = weight.n_groups = 0
-    weight.kernel = weight.n_rows = weight.k = 0
+    weight.kernel = weight.n_rows = weight.k = weight.layout = 0
     handle = _new_handle(device, "raw", host.nbytes, weight)
     handle.raw = True
     with nogil:

@@ -4,25 +4,11 @@
 
 #include "half.h"
 #include "oxb_cpu.h"
-#include "vector.h"
 
-#define BLOCK 64u /* positions whose weights are rescaled together */
-#define HEADS 4u  /* query heads that share each row of the caches as it is read */
+#define BLOCK OXB_CPU_ATTEND_BLOCK
+#define HEADS OXB_CPU_ATTEND_HEADS
 
-typedef struct head_state {
-    float out[OXB_CPU_MAX_HEAD_DIM];   /* sum of the blocks done */
-    float block[OXB_CPU_MAX_HEAD_DIM]; /* sum of this block: two levels keep the rounding small */
-    float weight[BLOCK];
-    float max;
-    float total;
-} head_state;
-
-typedef struct attention_scratch {
-    head_state head[HEADS];
-    float row[OXB_CPU_MAX_HEAD_DIM];
-} attention_scratch;
-
-_Static_assert(sizeof(attention_scratch) <= OXB_CPU_SCRATCH, "attention must fit the scratch of a thread");
+_Static_assert(OXB_CPU_ATTEND_SCRATCH <= OXB_CPU_SCRATCH, "attention must fit the scratch of a thread");
 
 static uint64_t cache_bytes(const oxb_cpu_kernel *kernel, uint64_t layer_offset, uint64_t n_kv_heads,
                             uint64_t max_seq, uint64_t head_dim)
@@ -31,12 +17,17 @@ static uint64_t cache_bytes(const oxb_cpu_kernel *kernel, uint64_t layer_offset,
     return oxb_cpu_mul(oxb_cpu_add(layer_offset, layer), kernel->format ? 2 : 4);
 }
 
+static uint64_t qkv_bytes(uint64_t n_tokens, uint64_t n_heads, uint64_t n_kv_heads, uint64_t head_dim)
+{
+    return oxb_cpu_mul(oxb_cpu_mul(n_tokens, n_heads + 2 * n_kv_heads), head_dim * 4);
+}
+
 uint64_t oxb_cpu_kv_store_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
     const struct oxb_kv_store_args *a = args;
     switch (binding) {
     case 0:
-        return oxb_cpu_mul((uint64_t)a->n_heads + 2 * (uint64_t)a->n_kv_heads, (uint64_t)a->head_dim * 4);
+        return qkv_bytes(a->n_tokens, a->n_heads, a->n_kv_heads, a->head_dim);
     case 3:
         return sizeof(struct oxb_decode_state);
     default:
@@ -60,12 +51,16 @@ void oxb_cpu_kv_store(const oxb_cpu_call *call, uint64_t first, uint64_t last)
     const struct oxb_kv_store_args *a = call->args;
     const struct oxb_decode_state *state = call->bindings[3].address;
     const int half_cache = call->kernel->format != 0;
-    if (state->position >= a->max_seq)
-        return;
-    for (uint64_t h = first; h < last && h < a->n_kv_heads; h++) {
-        const float *k = (const float *)call->bindings[0].address + (a->n_heads + h) * a->head_dim;
+    const uint64_t heads = (uint64_t)a->n_heads + 2 * (uint64_t)a->n_kv_heads;
+    for (uint64_t i = first; i < last && i < (uint64_t)a->n_kv_heads * a->n_tokens; i++) {
+        const uint64_t token = i / a->n_kv_heads, h = i % a->n_kv_heads;
+        const uint64_t position = (uint64_t)state->position + token;
+        if (position >= a->max_seq)
+            return;
+        const float *k =
+            (const float *)call->bindings[0].address + (token * heads + a->n_heads + h) * a->head_dim;
         const float *v = k + (uint64_t)a->n_kv_heads * a->head_dim;
-        const uint64_t offset = a->layer_offset + (h * a->max_seq + state->position) * a->head_dim;
+        const uint64_t offset = a->layer_offset + (h * a->max_seq + position) * a->head_dim;
         store_row(k, call->bindings[1].address, offset, a->head_dim, half_cache);
         store_row(v, call->bindings[2].address, offset, a->head_dim, half_cache);
     }
@@ -74,114 +69,135 @@ void oxb_cpu_kv_store(const oxb_cpu_call *call, uint64_t first, uint64_t last)
 uint64_t oxb_cpu_attention_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
     const struct oxb_attention_args *a = args;
-    if (a->head_dim == 0 || a->head_dim > OXB_CPU_MAX_HEAD_DIM || a->n_kv_heads == 0 ||
-        a->n_heads % a->n_kv_heads != 0)
+    if (a->head_dim == 0 || a->head_dim > OXB_CPU_MAX_HEAD_DIM || a->n_kv_heads == 0 || a->heads == 0 ||
+        a->n_heads != (uint64_t)a->heads * a->n_kv_heads || a->tokens != OXB_CPU_TOKENS || a->n_splits == 0)
         return OXB_CPU_BAD_ARGS;
     switch (binding) {
+    case 0:
+        return qkv_bytes(a->n_tokens, a->n_heads, a->n_kv_heads, a->head_dim);
     case 1:
     case 2:
         return cache_bytes(kernel, a->layer_offset, a->n_kv_heads, a->max_seq, a->head_dim);
     case 3:
         return sizeof(struct oxb_decode_state);
     default:
-        return oxb_cpu_mul((uint64_t)a->n_heads, (uint64_t)a->head_dim * 4);
+        return oxb_cpu_mul(oxb_cpu_mul(oxb_cpu_mul(a->n_tokens, a->n_heads), a->n_splits),
+                           ((uint64_t)a->head_dim + (a->n_splits > 1 ? 2 : 0)) * 4);
     }
 }
 
-static const float *load_row(const void *cache, uint64_t offset, uint64_t n, int half_cache, float *row)
-{
-    if (!half_cache)
-        return (const float *)cache + offset;
-    oxb_floats_of_halves((const uint16_t *)cache + offset, row, n);
-    return row;
-}
-
-/* Turn the block's scores into weights relative to the largest score so far. */
-static void soften(head_state *s, uint64_t n, uint64_t head_dim)
-{
-    float max = s->max;
-    for (uint64_t p = 0; p < n; p++)
-        max = s->weight[p] > max ? s->weight[p] : max;
-    /* All scores -inf so far: weights of 0, not NaN, since a later score may be finite. */
-    const float base = max == -INFINITY ? 0.0f : max;
-    const float fade = expf(s->max - base);
-    float total = 0;
-    for (uint64_t p = 0; p < n; p++) {
-        s->weight[p] = expf(s->weight[p] - base);
-        total += s->weight[p];
-    }
-    s->max = max;
-    s->total = s->total * fade + total;
-    for (uint64_t i = 0; i < head_dim; i++)
-        s->out[i] *= fade;
-}
-
-static inline void attend(const oxb_cpu_call *call, uint64_t kv_head, uint64_t first_head,
-                          uint64_t n_heads, uint64_t positions, int half_cache)
+/* Where a unit's results go: a head's output, or its part of the positions. */
+static float *output_of(const oxb_cpu_call *call, uint64_t token, uint64_t head, uint64_t split)
 {
     const struct oxb_attention_args *a = call->args;
-    attention_scratch *scratch = call->scratch;
-    const float *q = (const float *)call->bindings[0].address + first_head * a->head_dim;
-    float *out = (float *)call->bindings[4].address + first_head * a->head_dim;
-    const uint64_t n = a->head_dim;
-    const uint64_t base = a->layer_offset + kv_head * a->max_seq * n;
-
-    for (uint64_t h = 0; h < n_heads; h++) {
-        head_state *s = &scratch->head[h];
-        s->max = -INFINITY;
-        s->total = 0;
-        memset(s->out, 0, n * sizeof *s->out);
-    }
-    for (uint64_t start = 0; start < positions; start += BLOCK) {
-        const uint64_t count = positions - start < BLOCK ? positions - start : BLOCK;
-        for (uint64_t p = 0; p < count; p++) {
-            const float *k =
-                load_row(call->bindings[1].address, base + (start + p) * n, n, half_cache, scratch->row);
-            for (uint64_t h = 0; h < n_heads; h++)
-                scratch->head[h].weight[p] = oxb_dot(q + h * n, k, n) * a->scale;
-        }
-        for (uint64_t h = 0; h < n_heads; h++) {
-            soften(&scratch->head[h], count, n);
-            memset(scratch->head[h].block, 0, n * sizeof(float));
-        }
-        for (uint64_t p = 0; p < count; p++) {
-            const float *v =
-                load_row(call->bindings[2].address, base + (start + p) * n, n, half_cache, scratch->row);
-            for (uint64_t h = 0; h < n_heads; h++) {
-                const float weight = scratch->head[h].weight[p];
-                float *block = scratch->head[h].block;
-                for (uint64_t i = 0; i < n; i++)
-                    block[i] += weight * v[i];
-            }
-        }
-        for (uint64_t h = 0; h < n_heads; h++)
-            for (uint64_t i = 0; i < n; i++)
-                scratch->head[h].out[i] += scratch->head[h].block[i];
-    }
-    for (uint64_t h = 0; h < n_heads; h++)
-        for (uint64_t i = 0; i < n; i++)
-            out[h * n + i] = scratch->head[h].out[i] / scratch->head[h].total;
+    const uint64_t row = token * a->n_heads + head;
+    float *out = call->bindings[4].address;
+    return a->n_splits == 1 ? out + row * a->head_dim : out + (row * a->n_splits + split) * (a->head_dim + 2ull);
 }
 
-void oxb_cpu_attention(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+/* n_heads query heads of a token over positions [begin, end). */
+static void attend(const oxb_cpu_call *call, uint64_t token, uint64_t kv_head, uint64_t first_head,
+                   uint64_t n_heads, uint64_t split, uint64_t begin, uint64_t end)
+{
+    const struct oxb_attention_args *a = call->args;
+    const uint64_t n = a->head_dim;
+    const uint64_t row = a->layer_offset + (kv_head * a->max_seq + begin) * n;
+    const uint64_t bytes = call->kernel->format ? sizeof(uint16_t) : sizeof(float);
+    oxb_cpu_attend_head head[OXB_CPU_ATTEND_HEADS];
+    for (uint64_t h = 0; h < n_heads; h++)
+        head[h].out = output_of(call, token, first_head + h, split);
+    const oxb_cpu_attend job = {
+        .q = (const float *)call->bindings[0].address +
+             (token * (a->n_heads + 2 * (uint64_t)a->n_kv_heads) + first_head) * n,
+        .k = (const char *)call->bindings[1].address + row * bytes,
+        .v = (const char *)call->bindings[2].address + row * bytes,
+        .positions = end - begin,
+        .head_dim = a->head_dim,
+        .n_heads = (uint32_t)n_heads,
+        .half = call->kernel->format != 0,
+        .scale = a->scale,
+        .head = head,
+        .scratch = call->scratch};
+    call->isa->attend(&job);
+    for (uint64_t h = 0; h < n_heads; h++) {
+        float *out = head[h].out;
+        if (a->n_splits > 1) {
+            out[n] = head[h].max;
+            out[n + 1] = head[h].total;
+        } else {
+            for (uint64_t i = 0; i < n; i++)
+                out[i] /= head[h].total;
+        }
+    }
+}
+
+/* One token and key-value head: its query heads, some at a time, over one part of the positions. */
+static void attend_token(const oxb_cpu_call *call, uint64_t token, uint64_t kv_head, uint64_t split)
 {
     const struct oxb_attention_args *a = call->args;
     const struct oxb_decode_state *state = call->bindings[3].address;
-    const uint64_t per_kv = a->n_heads / a->n_kv_heads;
-    for (uint64_t kv = first; kv < last && kv < a->n_kv_heads; kv++) {
-        if (state->position >= a->max_seq) { /* a wrong result must show */
-            float *out = (float *)call->bindings[4].address + kv * per_kv * a->head_dim;
-            for (uint64_t i = 0; i < per_kv * a->head_dim; i++)
+    const uint64_t positions = (uint64_t)state->position + token + 1;
+    const uint64_t first = kv_head * a->heads;
+    if (positions > a->max_seq) { /* a wrong result must show */
+        for (uint64_t h = 0; h < a->heads; h++) {
+            float *out = output_of(call, token, first + h, split);
+            for (uint64_t i = 0; i < a->head_dim + (a->n_splits > 1 ? 2ull : 0); i++)
                 out[i] = NAN;
-            continue;
         }
-        for (uint64_t h = 0; h < per_kv; h += HEADS) {
-            const uint64_t count = per_kv - h < HEADS ? per_kv - h : HEADS;
-            const uint64_t positions = (uint64_t)state->position + 1;
-            if (call->kernel->format)
-                attend(call, kv, kv * per_kv + h, count, positions, 1);
-            else
-                attend(call, kv, kv * per_kv + h, count, positions, 0);
+        return;
+    }
+    const uint64_t blocks = (positions + BLOCK - 1) / BLOCK;
+    const uint64_t share = (blocks + a->n_splits - 1) / a->n_splits * BLOCK;
+    const uint64_t begin = split * share < positions ? split * share : positions;
+    const uint64_t end = positions - begin < share ? positions : begin + share;
+    for (uint64_t h = 0; h < a->heads; h += HEADS) {
+        const uint64_t count = a->heads - h < HEADS ? a->heads - h : HEADS;
+        attend(call, token, kv_head, first + h, count, split, begin, end);
+    }
+}
+
+/* Groups count key-value heads, then tiles of tokens, then parts of the positions. */
+void oxb_cpu_attention(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_attention_args *a = call->args;
+    const uint64_t tiles = ((uint64_t)a->n_tokens + OXB_CPU_TOKENS - 1) / OXB_CPU_TOKENS;
+    for (uint64_t i = first; i < last && i < tiles * a->n_kv_heads * a->n_splits; i++) {
+        const uint64_t kv_head = i % a->n_kv_heads;
+        const uint64_t start = i / a->n_kv_heads % tiles * OXB_CPU_TOKENS;
+        const uint64_t rest = a->n_tokens - start;
+        for (uint64_t t = 0; t < (rest < OXB_CPU_TOKENS ? rest : OXB_CPU_TOKENS); t++)
+            attend_token(call, start + t, kv_head, i / a->n_kv_heads / tiles);
+    }
+}
+
+uint64_t oxb_cpu_combine_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_combine_args *a = args;
+    (void)kernel;
+    if (a->n_splits == 0 || a->head_dim > OXB_CPU_MAX_HEAD_DIM)
+        return OXB_CPU_BAD_ARGS;
+    return oxb_cpu_mul(a->n_rows, binding == 0 ? a->n_splits * (a->head_dim + 2ull) * 4 : a->head_dim * 4ull);
+}
+
+void oxb_cpu_combine(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_combine_args *a = call->args;
+    const uint64_t n = a->head_dim;
+    for (uint64_t row = first; row < last && row < a->n_rows; row++) {
+        const float *parts = (const float *)call->bindings[0].address + row * a->n_splits * (n + 2);
+        float *out = (float *)call->bindings[1].address + row * n;
+        float max = -INFINITY, total = 0;
+        for (uint64_t s = 0; s < a->n_splits; s++)
+            max = parts[s * (n + 2) + n] > max ? parts[s * (n + 2) + n] : max;
+        memset(out, 0, n * sizeof *out);
+        for (uint64_t s = 0; s < a->n_splits; s++) {
+            const float *part = parts + s * (n + 2);
+            const float fade = expf(part[n] - (max == -INFINITY ? 0.0f : max));
+            total += part[n + 1] * fade;
+            for (uint64_t i = 0; i < n; i++)
+                out[i] += part[i] * fade;
         }
+        for (uint64_t i = 0; i < n; i++)
+            out[i] /= total;
     }
 }

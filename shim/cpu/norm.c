@@ -68,7 +68,8 @@ uint64_t oxb_cpu_qk_norm_rope_need(const oxb_cpu_kernel *kernel, const void *arg
         return OXB_CPU_BAD_ARGS;
     switch (binding) {
     case 0:
-        return oxb_cpu_mul((uint64_t)a->n_heads + a->n_kv_heads, (uint64_t)a->head_dim * 4);
+        return oxb_cpu_mul(oxb_cpu_mul(a->n_tokens, (uint64_t)a->n_heads + 2 * (uint64_t)a->n_kv_heads),
+                           (uint64_t)a->head_dim * 4);
     case 3:
         return oxb_cpu_mul(a->max_seq, (uint64_t)a->head_dim * 4);
     case 4:
@@ -84,19 +85,21 @@ void oxb_cpu_qk_norm_rope(const oxb_cpu_call *call, uint64_t first, uint64_t las
     const struct oxb_decode_state *state = call->bindings[4].address;
     const uint64_t half = a->head_dim / 2;
     const uint64_t heads = (uint64_t)a->n_heads + a->n_kv_heads;
-    if (state->position >= a->max_seq)
-        return;
-    const float *cosine = (const float *)call->bindings[3].address + state->position * 2 * half;
-    const float *sine = cosine + half;
-    for (uint64_t h = first; h < last && h < heads; h++) {
-        float *x = (float *)call->bindings[0].address + h * a->head_dim;
+    for (uint64_t i = first; i < last && i < heads * a->n_tokens; i++) {
+        const uint64_t token = i / heads, h = i % heads;
+        const uint64_t position = (uint64_t)state->position + token;
+        if (position >= a->max_seq)
+            return;
+        const float *cosine = (const float *)call->bindings[3].address + position * 2 * half;
+        const float *sine = cosine + half;
+        float *x = (float *)call->bindings[0].address + (token * (heads + a->n_kv_heads) + h) * a->head_dim;
         const float *weight = call->bindings[h < a->n_heads ? 1 : 2].address;
         const double scale = inverse_rms(x, a->head_dim, a->eps);
-        for (uint64_t i = 0; i < half; i++) {
-            const float low = (float)((double)x[i] * scale * (double)weight[i]);
-            const float high = (float)((double)x[i + half] * scale * (double)weight[i + half]);
-            x[i] = low * cosine[i] - high * sine[i];
-            x[i + half] = high * cosine[i] + low * sine[i];
+        for (uint64_t j = 0; j < half; j++) {
+            const float low = (float)((double)x[j] * scale * (double)weight[j]);
+            const float high = (float)((double)x[j + half] * scale * (double)weight[j + half]);
+            x[j] = low * cosine[j] - high * sine[j];
+            x[j + half] = high * cosine[j] + low * sine[j];
         }
     }
 }

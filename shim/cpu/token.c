@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "half.h"
-#include "oxb_cpu.h"
+#include "panels.h"
 
 #define LANES 16u
 
@@ -12,13 +12,13 @@ uint64_t oxb_cpu_embed_need(const oxb_cpu_kernel *kernel, const void *args, uint
     const struct oxb_embed_args *a = args;
     switch (binding) {
     case 0:
-        return oxb_cpu_weight_bytes(kernel->format, a->codes_offset, a->n_rows, a->k);
+        return oxb_cpu_weight_bytes(kernel, a->codes_offset, a->n_rows, a->k);
     case 1:
         return (uint64_t)a->max_tokens * 4;
     case 2:
         return sizeof(struct oxb_decode_state);
     default:
-        return (uint64_t)a->k * 4;
+        return oxb_cpu_mul((uint64_t)a->n_tokens * 4, a->k);
     }
 }
 
@@ -31,21 +31,17 @@ static float codes_weight(const uint8_t *scales, const uint8_t *codes, uint64_t 
     return (float)(code - 1) * oxb_float_of_half(scale);
 }
 
-void oxb_cpu_embed(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+static void embed_row(const oxb_cpu_call *call, uint64_t row, float *y)
 {
     const struct oxb_embed_args *a = call->args;
-    const struct oxb_decode_state *state = call->bindings[2].address;
-    const uint32_t *tokens = call->bindings[1].address;
     const uint32_t format = call->kernel->format;
-    float *y = call->bindings[3].address;
-    if (first > 0 || last == 0)
-        return;
-    if (state->position >= a->max_tokens || tokens[state->position] >= a->n_rows) {
-        for (uint64_t i = 0; i < a->k; i++) /* a wrong result must show */
-            y[i] = NAN;
+    if (call->kernel->layout != OXB_LAYOUT_PLAIN) {
+        const oxb_cpu_panels p = oxb_cpu_panels_at(call->bindings[0].address, a->codes_offset, format,
+                                                   call->kernel->layout, a->k);
+        for (uint64_t group = 0; group < p.n_groups; group++)
+            oxb_cpu_panel_weights(&p, row, group, y + group * p.group);
         return;
     }
-    const uint64_t row = tokens[state->position];
     const uint64_t groups = a->k / oxb_cpu_group(format);
     const uint8_t *scales = (const uint8_t *)call->bindings[0].address + row * groups * 2;
     const uint8_t *codes = (const uint8_t *)call->bindings[0].address + a->codes_offset +
@@ -56,6 +52,23 @@ void oxb_cpu_embed(const oxb_cpu_call *call, uint64_t first, uint64_t last)
     }
     for (uint64_t i = 0; i < a->k; i++)
         y[i] = codes_weight(scales, codes, i, format);
+}
+
+void oxb_cpu_embed(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_embed_args *a = call->args;
+    const struct oxb_decode_state *state = call->bindings[2].address;
+    const uint32_t *tokens = call->bindings[1].address;
+    for (uint64_t t = first; t < last && t < a->n_tokens; t++) {
+        const uint64_t position = (uint64_t)state->position + t;
+        float *y = (float *)call->bindings[3].address + t * a->k;
+        if (position < a->max_tokens && tokens[position] < a->n_rows) {
+            embed_row(call, tokens[position], y);
+            continue;
+        }
+        for (uint64_t i = 0; i < a->k; i++) /* a wrong result must show */
+            y[i] = NAN;
+    }
 }
 
 /* The lowest index of the largest value; a NaN is not larger than anything. */
@@ -76,6 +89,24 @@ static uint32_t argmax(const float *x, uint32_t n)
         if (x[index] == lane[0])
             return index;
     return 0;
+}
+
+uint64_t oxb_cpu_argmax_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_argmax_args *a = args;
+    (void)kernel;
+    if (a->n == 0)
+        return OXB_CPU_BAD_ARGS;
+    return oxb_cpu_mul((uint64_t)a->n_vectors * 4, binding == 0 ? a->n : 1);
+}
+
+void oxb_cpu_argmax(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_argmax_args *a = call->args;
+    const float *logits = call->bindings[0].address;
+    uint32_t *out = call->bindings[1].address;
+    for (uint64_t v = first; v < last && v < a->n_vectors; v++)
+        out[v] = argmax(logits + v * a->n, a->n);
 }
 
 uint64_t oxb_cpu_advance_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
@@ -101,7 +132,7 @@ void oxb_cpu_advance(const oxb_cpu_call *call, uint64_t first, uint64_t last)
     struct oxb_decode_state *state = call->bindings[2].address;
     if (first > 0 || last == 0)
         return;
-    state->position++;
+    state->position += a->n_tokens;
     if (a->greedy && state->position < a->max_tokens)
         tokens[state->position] = argmax(call->bindings[0].address, a->n);
 }
