@@ -60,7 +60,7 @@ def test_every_kernel_that_ships_compiles(family, arch):
 
 
 # What geometry.c sets: rows, matrices of eight vectors, queries and elements that a thread takes.
-CONSTANTS = {
+CONSTANTS: dict[str, list[tuple[int, ...]]] = {
     "gemv": [(1,), (4,)],
     "swiglu": [(1,), (2,)],
     "gemm": [(1,), (4,)],
