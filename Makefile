@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 SIMULATION := clang-19 lld-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev
 
 SOURCES := $(wildcard shim/*.[chm] shim/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
-    oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py
+    oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
 BUILT := $(VENV)/.built
 
 .PHONY: demo build test test-slow test-peer test-all
@@ -30,7 +30,7 @@ demo: $(BUILT)
 
 build: $(BUILT)
 
-test: $(BUILT) $(VENV)/.extra-test $(VENV)/.simulation
+test: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-cuda $(VENV)/.simulation
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(BUILT) $(VENV)/.extra-test
