@@ -46,8 +46,8 @@ class KVCache:
         self.capacity = capacity
         self._row_bytes = config.head_dim * self.itemsize_of(kv_dtype)
         self._n_heads = config.n_layers * config.n_kv_heads
-        self.k = device.buffer(nbytes)
-        self.v = device.buffer(nbytes)
+        self.k = device.buffer(nbytes, storage=device.working_storage)
+        self.v = device.buffer(nbytes, storage=device.working_storage)
 
     @staticmethod
     def itemsize_of(kv_dtype: KVDtype) -> int:

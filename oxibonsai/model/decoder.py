@@ -22,6 +22,7 @@ from oxibonsai.model.steps import (
     Workspace,
     record,
     weight_bytes,
+    working_buffer,
 )
 
 if TYPE_CHECKING:
@@ -86,10 +87,13 @@ class Decoder:
         device = self._device
         cache = KVCache(device, c, self.kv_dtype, capacity)
         text = TextBuffers(
-            rope=device.upload(rope_table(c.head_dim, capacity, c.rope_theta)),
-            state=device.buffer(_STATE_BYTES),
+            rope=device.upload(
+                rope_table(c.head_dim, capacity, c.rope_theta), storage=device.working_storage
+            ),
+            state=working_buffer(device, _STATE_BYTES),
+            # Shared: the host reads a token while later steps run, without waiting for those.
             tokens=device.buffer(4 * (capacity + 1)),
-            logits=device.buffer(4 * c.vocab_size),
+            logits=working_buffer(device, 4 * c.vocab_size),
         )
         return cache, text
 

@@ -15,7 +15,16 @@ if TYPE_CHECKING:
     from oxibonsai.model.model import Model
     from oxibonsai.model.weights import LayerWeights, ModelWeights
 
-__all__ = ["HeadStep", "Recordings", "Step", "TextBuffers", "Workspace", "record", "weight_bytes"]
+__all__ = [
+    "HeadStep",
+    "Recordings",
+    "Step",
+    "TextBuffers",
+    "Workspace",
+    "record",
+    "weight_bytes",
+    "working_buffer",
+]
 
 
 class Step(NamedTuple):
@@ -47,6 +56,11 @@ class HeadStep(NamedTuple):
     def kind(self) -> str:
         """What a Run calls it."""
         return "head"
+
+
+def working_buffer(device: Device, nbytes: int) -> Buffer:
+    """Return a buffer where the device's kernels reach it fastest."""
+    return device.buffer(nbytes, storage=device.working_storage)
 
 
 class TextBuffers:
@@ -85,16 +99,15 @@ class Workspace:
         self.n_rows = 0
         self.rows: Buffer | None = None
         self.choices: Buffer | None = None
-        self.hidden = device.buffer(4 * c.hidden_size * n_tokens)
-        self.normed = device.buffer(4 * c.hidden_size * n_tokens)
-        self.qkv = device.buffer(4 * c.qkv_size * n_tokens)
-        self.attention = device.buffer(4 * c.q_size * n_tokens)
-        self.activated = device.buffer(4 * c.intermediate_size * n_tokens)
+        self.hidden = working_buffer(device, 4 * c.hidden_size * n_tokens)
+        self.qkv = working_buffer(device, 4 * c.qkv_size * n_tokens)
+        self.attention = working_buffer(device, 4 * c.q_size * n_tokens)
+        self.activated = working_buffer(device, 4 * c.intermediate_size * n_tokens)
 
     def add_rows(self, device: Device, config: ModelConfig, n_rows: int) -> None:
         """Make room for logits of n_rows tokens."""
-        self.rows = device.buffer(4 * config.vocab_size * n_rows)
-        self.choices = device.buffer(4 * n_rows)
+        self.rows = working_buffer(device, 4 * config.vocab_size * n_rows)
+        self.choices = working_buffer(device, 4 * n_rows)
         self.n_rows = n_rows
 
     def close(self) -> None:
@@ -220,23 +233,21 @@ class _Recorder:
 
     def _keys_and_values(self, i: int, layer: LayerWeights, n: int) -> None:
         c, work, text = self.config, self.work, self.text
-        self.commands.rmsnorm(
-            work.hidden, layer.attn_norm, work.normed, c.hidden_size, eps=c.rms_eps, n_vectors=n
+        layer.qkv.record(
+            self.commands, work.hidden, work.qkv, n_vectors=n, norm=layer.attn_norm, eps=c.rms_eps
         )
-        layer.qkv.record(self.commands, work.normed, work.qkv, n_vectors=n)
-        self.commands.qk_norm_rope(
+        self.commands.qkv_to_cache(
             work.qkv,
             layer.q_norm,
             layer.k_norm,
             text.rope,
+            self.cache.k,
+            self.cache.v,
             text.state,
             eps=c.rms_eps,
             layer=i,
             n_tokens=n,
             **self.shape,
-        )
-        self.commands.kv_store(
-            work.qkv, self.cache.k, self.cache.v, text.state, layer=i, n_tokens=n, **self.shape
         )
 
     def _rest(self, i: int, layer: LayerWeights, first: int, n: int, max_length: int) -> None:
@@ -255,23 +266,25 @@ class _Recorder:
             **self.shape,
         )
         layer.attn_output.record(self.commands, work.attention, hidden, residual=True, n_vectors=n)
-        self.commands.rmsnorm(
-            hidden, layer.ffn_norm, work.normed, c.hidden_size, eps=c.rms_eps, n_vectors=n
+        self.commands.gate_up_swiglu(
+            layer.gate_up,
+            hidden,
+            work.activated,
+            n_vectors=n,
+            norm=layer.ffn_norm,
+            eps=c.rms_eps,
         )
-        self.commands.gate_up_swiglu(layer.gate_up, work.normed, work.activated, n_vectors=n)
         layer.down.record(self.commands, work.activated, hidden, residual=True, n_vectors=n)
 
     def _head(self, first: int, n: int, logits: Buffer) -> None:
-        c, work = self.config, self.work
-        self.commands.rmsnorm(
-            (work.hidden, 4 * c.hidden_size * first),
-            self.weights.output_norm,
-            work.normed,
-            c.hidden_size,
-            eps=c.rms_eps,
+        self.commands.gemv(
+            self.weights.head,
+            (self.work.hidden, 4 * self.config.hidden_size * first),
+            logits,
             n_vectors=n,
+            norm=self.weights.output_norm,
+            eps=self.config.rms_eps,
         )
-        self.commands.gemv(self.weights.head, work.normed, logits, n_vectors=n)
 
     def _advance(self, n: int, *, greedy: bool = False) -> None:
         text = self.text

@@ -34,8 +34,13 @@ class Projection:
         *,
         residual: bool = False,
         n_vectors: int = 1,
+        norm: WeightHandle | None = None,
+        eps: float = 1e-6,
     ) -> None:
-        """Record y = W x, or y += W x, for each of n_vectors rows of x."""
+        """Record y = W x, or y += W x, for each of n_vectors rows of x.
+
+        With `norm` x is normalised first, as in ``Commands.gemv``.
+        """
         buffer, offset = y if isinstance(y, tuple) else (y, 0)
         for handle, first_row in self.parts:
             commands.gemv(
@@ -45,6 +50,8 @@ class Projection:
                 residual=residual,
                 n_vectors=n_vectors,
                 y_stride=self.n_rows,
+                norm=norm,
+                eps=eps,
             )
 
     @property
