@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TextIO
@@ -29,30 +31,37 @@ def _parser() -> argparse.ArgumentParser:
 
     run = commands.add_parser("generate", help="continue a text with a model")
     run.set_defaults(run=_generate)
-    run.add_argument(
-        "--model", type=Path, metavar="FILE", help="a GGUF file; without it, the demo model"
-    )
+    _add_model(run)
     run.add_argument(
         "--prompt", default=DEFAULT_PROMPT, metavar="TEXT", help="the text to continue"
     )
     run.add_argument(
         "--max-tokens", type=int, default=64, metavar="N", help="the most to generate (64)"
     )
-    run.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy (0)")
-    run.add_argument("--top-k", type=int, default=0, metavar="K", help="0 keeps all (0)")
-    run.add_argument("--top-p", type=float, default=1.0, metavar="P", help="in (0, 1] (1)")
-    run.add_argument("--min-p", type=float, default=0.0, metavar="P", help="in [0, 1] (0)")
-    run.add_argument(
-        "--repetition-penalty", type=float, default=1.0, metavar="R", help="1 is off (1)"
-    )
-    run.add_argument("--seed", type=int, metavar="S", help="of the random generator")
-    run.add_argument("--max-seq", type=int, metavar="N", help="positions of the KV cache")
-    run.add_argument(
-        "--kv-dtype", choices=("f16", "f32"), default="f16", help="of the KV cache (f16)"
-    )
+    _add_sampling(run, temperature=0.0)
     run.add_argument("--quiet", action="store_true", help="print no speeds at the end")
-    _add_device(run)
-    _add_type42(run)
+    _add_session(run)
+
+    chat = commands.add_parser("chat", help="talk with a model that has a chat template")
+    chat.set_defaults(run=_chat)
+    _add_model(chat)
+    chat.add_argument("--system", metavar="TEXT", help="a message that comes before all others")
+    chat.add_argument(
+        "--max-tokens", type=int, default=1024, metavar="N", help="the most of an answer (1024)"
+    )
+    _add_sampling(chat, temperature=0.7)
+    _add_session(chat)
+
+    bench = commands.add_parser("bench", help="measure the speed of a model")
+    bench.set_defaults(run=_bench)
+    _add_model(bench)
+    bench.add_argument(
+        "--prompt-tokens", type=int, default=128, metavar="N", help="to feed at once (128)"
+    )
+    bench.add_argument("--tokens", type=int, default=64, metavar="N", help="to generate (64)")
+    bench.add_argument("--repeat", type=int, default=5, metavar="N", help="runs; median counts (5)")
+    bench.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    _add_session(bench, max_seq=False)
 
     info = commands.add_parser("info", help="say what is in a GGUF file")
     info.set_defaults(run=_info)
@@ -63,6 +72,42 @@ def _parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("devices", help="list the devices, the default first")
     listing.set_defaults(run=_devices)
     return parser
+
+
+def _add_model(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", type=Path, metavar="FILE", help="a GGUF file; without it, the demo model"
+    )
+
+
+def _add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None:
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=temperature,
+        metavar="T",
+        help=f"0 is greedy ({temperature:g})",
+    )
+    parser.add_argument("--top-k", type=int, default=0, metavar="K", help="0 keeps all (0)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="in (0, 1] (1)")
+    parser.add_argument("--min-p", type=float, default=0.0, metavar="P", help="in [0, 1] (0)")
+    parser.add_argument(
+        "--repetition-penalty", type=float, default=1.0, metavar="R", help="1 is off (1)"
+    )
+    parser.add_argument("--seed", type=int, metavar="S", help="of the random generator")
+
+
+def _add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> None:
+    if max_seq:
+        parser.add_argument("--max-seq", type=int, metavar="N", help="positions of the KV cache")
+    parser.add_argument(
+        "--kv-dtype", choices=("f16", "f32"), default="f16", help="of the KV cache (f16)"
+    )
+    parser.add_argument(
+        "--chunk", type=int, default=128, metavar="N", help="prompt tokens that run at once (128)"
+    )
+    _add_device(parser)
+    _add_type42(parser)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
@@ -78,11 +123,61 @@ def _add_type42(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _generate(args: argparse.Namespace, out: TextIO) -> int:
+@contextmanager
+def _file(args: argparse.Namespace) -> Iterator[Path]:
+    """Give the model's file; the demo model may lie in an archive."""
     if args.model is None:
         with as_file(files("oxibonsai") / "data" / _DEMO_MODEL) as path:
-            return _generate_with(args, path, out)
-    return _generate_with(args, args.model, out)
+            yield path
+    else:
+        yield args.model
+
+
+def _generate(args: argparse.Namespace, out: TextIO) -> int:
+    with _file(args) as path:
+        return _generate_with(args, path, out)
+
+
+def _chat(args: argparse.Namespace, out: TextIO) -> int:
+    from oxibonsai.cli_chat import converse
+    from oxibonsai.model import Model
+
+    device = metal.Device(args.device, threads=args.threads)
+    with (
+        _file(args) as path,
+        Model.load(path, device, type42=args.type42) as model,
+        model.session(args.max_seq, args.kv_dtype, chunk=args.chunk) as session,
+    ):
+        return converse(args, session, out)
+
+
+def _bench(args: argparse.Namespace, out: TextIO) -> int:
+    from oxibonsai.bench import measure
+    from oxibonsai.model import Model
+
+    device = metal.Device(args.device, threads=args.threads)
+    with _file(args) as path, Model.load(path, device, type42=args.type42) as model:
+        found = measure(
+            model,
+            prompt_tokens=args.prompt_tokens,
+            tokens=args.tokens,
+            repeat=args.repeat,
+            kv_dtype=args.kv_dtype,
+            chunk=args.chunk,
+        )
+    if args.json:
+        json.dump(found, out, indent=2)
+        out.write("\n")
+        return 0
+    print(f"{found['model']['name']} on {device.name} ({device.driver})", file=out)
+    for name in ("prefill", "decode"):
+        speed = found[name]
+        print(
+            f"{name:<8} {speed['tokens_per_second']:10.1f} tokens/s "
+            f"({speed['tokens']} tokens, median of {args.repeat})",
+            file=out,
+        )
+    return 0
 
 
 def _generate_with(args: argparse.Namespace, path: Path, out: TextIO) -> int:
@@ -100,7 +195,7 @@ def _generate_with(args: argparse.Namespace, path: Path, out: TextIO) -> int:
             ids = [tokenizer.bos_id, *ids]
         if not ids:
             raise ValueError("the prompt is empty: give at least one character")
-        with model.session(args.max_seq, args.kv_dtype) as session:
+        with model.session(args.max_seq, args.kv_dtype, chunk=args.chunk) as session:
             prompt_started = time.perf_counter()
             session.forward(ids, logits=None)
             fed = time.perf_counter()

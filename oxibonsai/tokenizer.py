@@ -192,15 +192,34 @@ class Tokenizer:
                 f"text holds the lone surrogate U+{ord(text[e.start]):04X} at {e.start}; UTF-8 "
                 "cannot hold it"
             ) from None
-        if not parse_special or self._special_pattern is None:
+        if not parse_special:
             return self._encode(text)
         ids: list[int] = []
+        for part, special in self.split_special(text):
+            ids += [special] if special is not None else self._encode(part)
+        return ids
+
+    def split_special(self, text: str) -> list[tuple[str, int | None]]:
+        """Return the parts of `text`, each with the id where it is a special token's name.
+
+        Special are control and user-defined tokens; what lies between them comes with None.
+        """
+        parts: list[tuple[str, int | None]] = []
         end = 0
-        for match in self._special_pattern.finditer(text):
-            ids += self._encode(text[end : match.start()])
-            ids.append(self._special_by_name[match.group()])
+        for match in self._special_pattern.finditer(text) if self._special_pattern else ():
+            parts.append((text[end : match.start()], None))
+            parts.append((match.group(), self._special_by_name[match.group()]))
             end = match.end()
-        return ids + self._encode(text[end:])
+        parts.append((text[end:], None))
+        return [(part, special) for part, special in parts if part]
+
+    def special_names(self, *, user_defined: bool = True) -> list[str]:
+        """Return the names of control tokens, and of user-defined ones unless told not to."""
+        return [
+            name
+            for name, i in self._special_by_name.items()
+            if user_defined or i in self.special_ids
+        ]
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD.
@@ -211,9 +230,12 @@ class Tokenizer:
         raw = b"".join(self._text_bytes(i, skip_special) for i in ids)
         return raw.decode("utf-8", errors="replace")
 
-    def token_bytes(self, token: int) -> bytes:
-        """Return the bytes that `token` stands for; of a special token, the bytes of its name."""
-        return self._text_bytes(token, skip_special=False)
+    def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
+        """Return the bytes that `token` stands for.
+
+        Of a control token these are the bytes of its name, or none with ``skip_special=True``.
+        """
+        return self._text_bytes(token, skip_special)
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """Return a decoder for tokens that come one by one."""

@@ -126,6 +126,11 @@ oxb_status oxb_device_count(const char *name, uint32_t *count) {
     return driver->device_count(count);
 }
 
+const char *oxb_device_variant(const char *name, uint32_t index) {
+    const oxb_driver *driver = driver_named(name);
+    return driver && driver->variant ? driver->variant(index) : NULL;
+}
+
 static oxb_status open_with(const oxb_driver *driver, uint32_t index, const oxb_device_options *options,
                             oxb_device **out) {
     static const oxb_device_options defaults = {0};

@@ -74,6 +74,16 @@ struct oxb_driver {
                          oxb_driver_done done, void *context);
     void (*replay_free)(void *device, void *replay);
 
+    /* Layouts of weights beside the plain one, and variants of the kernels. NULL where there is none of
+     * a kind. The size in bytes of a matrix in `layout` with the offset of its codes, 0 where the device
+     * does not use it for that matrix. */
+    uint64_t (*weight_size)(void *device, oxb_kernel_format kernel, oxb_layout layout, uint64_t n_rows,
+                            uint64_t k, uint64_t *codes_offset);
+    /* Lay out blocks in a buffer of that size; 0 where `layout` cannot hold these codes. */
+    int (*weight_pack)(void *device, oxb_file_format format, oxb_layout layout, const void *from,
+                       uint64_t n_rows, uint64_t k, void *to);
+    const char *(*variant)(uint32_t index);
+
     /* Write what the device does to a file for the maker's tools. Both NULL where there is no such. */
     oxb_status (*capture_start)(void *device, const char *path);
     oxb_status (*capture_stop)(void *device);

@@ -121,14 +121,7 @@ static inline void split_blocks(uint8_t *scales, uint8_t *codes, const uint8_t *
     }
 }
 
-oxb_status oxb_reformat(oxb_file_format format, const void *source, uint64_t length, void *to) {
-    uint64_t size, codes_offset;
-    oxb_status status = oxb_reformat_size(format, length, &size, &codes_offset);
-    if (status != OXB_OK) return status;
-    const oxb_format_info *info = oxb_format(format);
-    const uint8_t *from = source;
-    uint8_t *scales = to, *codes = (uint8_t *)to + codes_offset;
-    uint64_t n = length / info->block_bytes;
+void oxb_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64_t n, uint8_t *scales, uint8_t *codes) {
     switch (format) {
         case OXB_FORMAT_Q1_0:
         case OXB_FORMAT_Q2_0: split_blocks(scales, codes, from, n, 18, 0); break;
@@ -153,9 +146,22 @@ oxb_status oxb_reformat(oxb_file_format format, const void *source, uint64_t len
                 tq2_codes(codes + 64 * i, from + 66 * i);
             }
             break;
-        default: memcpy(to, source, length); return OXB_OK;
+        default: break; /* no codes apart from scales */
     }
+}
+
+oxb_status oxb_reformat(oxb_file_format format, const void *source, uint64_t length, void *to) {
+    uint64_t size, codes_offset = 0;
+    oxb_status status = oxb_reformat_size(format, length, &size, &codes_offset);
+    if (status != OXB_OK) return status;
+    const oxb_format_info *info = oxb_format(format);
+    if (oxb_kernel(info->kernel)->bits > 2) {
+        memcpy(to, source, length);
+        return OXB_OK;
+    }
+    uint64_t n = length / info->block_bytes;
+    oxb_reformat_blocks(format, source, n, to, (uint8_t *)to + codes_offset);
     uint64_t groups = n * (info->block_weights / oxb_kernel(info->kernel)->group);
-    memset(scales + 2 * groups, 0, codes_offset - 2 * groups);
+    memset((uint8_t *)to + 2 * groups, 0, codes_offset - 2 * groups);
     return OXB_OK;
 }

@@ -180,16 +180,43 @@ def byte_vocabulary() -> dict[str, Any]:
     }
 
 
+CHATML = (
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>\\n' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
+)
+IM_START, IM_END, THINK = 257, 258, 259
+
+
+def chat_vocabulary(template: str | None = CHATML) -> dict[str, Any]:
+    """Return the byte vocabulary with the tokens of ChatML, `<think>` and a chat template."""
+    found = byte_vocabulary()
+    found["tokenizer.ggml.tokens"] += ["<|im_start|>", "<|im_end|>", "<think>"]
+    found["tokenizer.ggml.token_type"] += [3, 3, 4]
+    found["tokenizer.ggml.eos_token_id"] = IM_END
+    if template is not None:
+        found["tokenizer.chat_template"] = template
+    return found
+
+
 CHAIN = Tiny(n_layers=1, hidden=288, inter=64, n_heads=1, n_kv_heads=1, vocab=257)
 
 
-def write_chain(path: Path, follows: Mapping[int, int], *, context: int = 256) -> Path:
+def write_chain(
+    path: Path,
+    follows: Mapping[int, int],
+    *,
+    context: int = 256,
+    vocabulary: dict[str, Any] | None = None,
+) -> Path:
     """Write a byte model in which one token decides the next: `follows`, else the end of text.
 
     Embeddings are unit vectors that pass the layer unchanged; the row of the head of a token has a
     one at each token that it follows.
     """
-    tiny = replace(CHAIN, context=context)
+    vocabulary = byte_vocabulary() if vocabulary is None else vocabulary
+    tiny = replace(CHAIN, context=context, vocab=len(vocabulary["tokenizer.ggml.tokens"]))
     tensors: Tensors = {
         name: np.ones(shape, np.float32) if len(shape) == 1 else np.zeros(shape, np.float32)
         for name, shape in tiny.shapes.items()
@@ -199,7 +226,7 @@ def write_chain(path: Path, follows: Mapping[int, int], *, context: int = 256) -
     for token in range(tiny.vocab):
         head[follows.get(token, EOS), token] = 1
     tensors["output.weight"] = head
-    return write(path, tiny, tensors, byte_vocabulary())
+    return write(path, tiny, tensors, vocabulary)
 
 
 def chain(text: str) -> dict[int, int]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._commands import Commands
-from oxibonsai.metal._core import Device, DeviceInfo, DeviceStats, devices, load_driver
+from oxibonsai.metal._core import Device, DeviceInfo, DeviceStats, devices, load_driver, variants
 from oxibonsai.metal._errors import (
     BufferCreationError,
     CompilationError,
@@ -46,4 +46,5 @@ __all__ = [
     "devices",
     "load_driver",
     "reformat",
+    "variants",
 ]

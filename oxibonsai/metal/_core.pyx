@@ -151,28 +151,43 @@ cdef tuple _parse_name(str name):
     return driver, int(index) if colon else 0
 
 
+cdef int _prepare_cuda() except -1:
+    # Where there is a GPU: the driver looks for NVRTC by name, and Python knows the packages.
+    cdef uint32_t count = 0
+    cdef oxb_status status
+    with nogil:
+        status = api.device_count("cuda", &count)
+    if status == OXB_OK and count > 0:
+        from oxibonsai.metal import _nvrtc
+        _nvrtc.preload()
+    return 0
+
+
 cdef class Device:
-    """A device that runs the kernels: Apple's Metal, or the CPU.
+    """A device that runs the kernels: Apple's Metal, an NVIDIA GPU, or the CPU.
 
     Parameters
     ----------
     name : str, optional
-        ``"metal"``, ``"cpu"``, or with an index ``"metal:1"``. Left out, the environment variable
+        ``"metal"``, ``"cuda"``, ``"cpu"``, or with an index ``"cuda:1"``. Left out, the environment variable
         ``OXIBONSAI_DEVICE`` names it, else it is the first driver with a device: metal, cuda, cpu.
     threads : int, optional
         Threads of the cpu device, the caller's included. Left out, the environment variable
         ``OXIBONSAI_THREADS``, else the processors this process may run on (on macOS the
         performance cores).
+    variant : str, optional
+        Which of ``variants("cpu")`` the cpu device runs, such as ``"avx2"``. Left out, the environment
+        variable ``OXIBONSAI_CPU_VARIANT``, else the first of them.
 
     Raises
     ------
     DeviceNotFoundError
-        Where there is no such device; the text says which there are.
+        Where there is no such device or variant; the text says which there are.
     ValueError
         Where `threads` is not in 1..1024.
     """
 
-    def __init__(self, name=None, *, threads=None):
+    def __init__(self, name=None, *, threads=None, variant=None):
         cdef oxb_device_options options
         cdef const char *driver_name = NULL
         cdef uint32_t index = 0
@@ -190,6 +205,12 @@ cdef class Device:
             if not 1 <= count <= 1024:
                 raise ValueError(f"threads = {count}: 1 to 1024 are allowed")
             options.threads = count
+        options.variant = NULL
+        if variant is not None:
+            if not isinstance(variant, str):
+                raise TypeError(f"a variant is named by a str, not {type(variant).__name__}")
+            encoded_variant = variant.encode()
+            options.variant = encoded_variant
         if name is not None:
             driver, number = _parse_name(name)
             if number > 0xffff:
@@ -197,6 +218,8 @@ cdef class Device:
             encoded = driver.encode()
             driver_name = encoded
             index = number
+        if name is None or driver == "cuda":
+            _prepare_cuda()
         with nogil:
             check(api.device_open(driver_name, index, &options, &handle))
         self.handle = handle
@@ -253,6 +276,14 @@ cdef class Device:
     def name(self):
         """The device's product name."""
         return self.info.name
+
+    @property
+    def working_storage(self):
+        """The storage for what kernels work on: "private" on a device with memory of its own.
+
+        Shared storage is the host's memory there, which kernels reach over the bus.
+        """
+        return "shared" if self.info.unified_memory else "private"
 
     @property
     def stats(self):
@@ -346,6 +377,21 @@ def devices():
                 # Present but refused, such as a GPU of another SIMD width: Device() names the reason.
                 continue
     return found
+
+
+def variants(str driver not None):
+    """Return the variants of its kernels that a driver can run here, the best first.
+
+    Those of "cpu" are named after instruction sets; other drivers have none to choose from.
+    """
+    cdef list found = []
+    cdef const char *name
+    encoded = driver.encode()
+    while True:
+        name = api.device_variant(encoded, len(found))
+        if name == NULL:
+            return tuple(found)
+        found.append((<bytes>name).decode())
 
 
 def load_driver(path):

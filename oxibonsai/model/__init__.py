@@ -11,8 +11,22 @@ Feed a prompt, then generate::
 from __future__ import annotations
 
 from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.generation import SessionFullError
 from oxibonsai.model.model import Model
+from oxibonsai.model.profile import Profile, Run
 from oxibonsai.model.sampling import Sampler
-from oxibonsai.model.session import Session, SessionFullError
+from oxibonsai.model.scoring import Perplexity
+from oxibonsai.model.session import Session
+from oxibonsai.model.statefile import SessionFileError
 
-__all__ = ["Model", "ModelConfig", "Sampler", "Session", "SessionFullError"]
+__all__ = [
+    "Model",
+    "ModelConfig",
+    "Perplexity",
+    "Profile",
+    "Run",
+    "Sampler",
+    "Session",
+    "SessionFileError",
+    "SessionFullError",
+]

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import operator
 import os
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from oxibonsai.chat import ChatTemplate, ChatTemplateError
 from oxibonsai.gguf import GGUFFile
 from oxibonsai.metal import Device, MetalGraph
+from oxibonsai.model import statefile
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.session import Session
+from oxibonsai.model.scoring import Perplexity
+from oxibonsai.model.session import DEFAULT_CHUNK, Session, check_chunk
 from oxibonsai.model.weights import ModelWeights, load_weights
 from oxibonsai.tokenizer import Tokenizer
 
@@ -106,29 +111,61 @@ class Model:
             return frozenset()
         return self.tokenizer.eos_ids
 
+    @cached_property
+    def chat_template(self) -> ChatTemplate:
+        """The file's chat template; ChatTemplateError where it has none."""
+        tokenizer = self.tokenizer
+        if tokenizer.chat_template is None:
+            raise ChatTemplateError(
+                f"{self.name!r} ({self.path}) has no chat template: it continues text, see "
+                "Session.generate, and holds no conversation"
+            )
+
+        def name_of(key: str) -> str:
+            number = self._file.metadata.get(f"tokenizer.ggml.{key}_token_id")
+            return tokenizer.token_bytes(number).decode() if isinstance(number, int) else ""
+
+        return ChatTemplate(
+            tokenizer.chat_template,
+            tokenizer,
+            bos_token=name_of("bos"),
+            eos_token=name_of("eos"),
+            name=repr(self.name),
+        )
+
     def session(
-        self, max_seq: int | None = None, kv_dtype: Literal["f16", "f32"] = "f16"
+        self,
+        max_seq: int | None = None,
+        kv_dtype: Literal["f16", "f32"] = "f16",
+        *,
+        chunk: int = DEFAULT_CHUNK,
+        profile: bool = False,
     ) -> Session:
         """Return a new text on this model.
 
         Parameters
         ----------
         max_seq : int, optional
-            Positions of the KV cache, at most the model's context_length; left out, 2048 or the
-            context_length, whichever is less.
+            Positions that the KV cache may grow to, at most the model's context_length; left out,
+            2048 or the context_length, whichever is less. Memory is taken as the text grows.
         kv_dtype : {"f16", "f32"}
             Elements of the KV cache. Half rounds K and V, about 4e-4 of the logits' norm on the
             demo model.
+        chunk : int
+            Tokens of a prompt that run as one batch, 1 to 4096. Another size rounds in other
+            places; 1 gives the bits of generation.
+        profile : bool
+            Whether `Session.profile` keeps, and the logger ``oxibonsai.model`` tells at level INFO,
+            where the time of each step goes.
 
         Raises
         ------
         ValueError
             For a value out of its range.
         BufferCreationError
-            Where the cache does not fit the device.
+            Where a cache of max_seq positions could not be made on the device.
         """
-        if self.closed:
-            raise ValueError("the model is closed: load it again")
+        self._check_open()
         limit = self.config.context_length
         if max_seq is None:
             max_seq = min(_DEFAULT_MAX_SEQ, limit)
@@ -139,7 +176,103 @@ class Model:
             )
         if kv_dtype not in ("f16", "f32"):
             raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
-        return Session(self, max_seq, kv_dtype)
+        return Session(self, max_seq, kv_dtype, check_chunk(chunk), bool(profile))
+
+    def restore_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_seq: int | None = None,
+        chunk: int | None = None,
+        profile: bool = False,
+    ) -> Session:
+        """Return a session from a file that ``Session.save`` wrote; it goes on where that one was.
+
+        Parameters
+        ----------
+        path : str or path-like
+            The file.
+        max_seq, chunk : int, optional
+            As of session(); those of the saved session where left out.
+        profile : bool
+            As of session().
+
+        Raises
+        ------
+        SessionFileError
+            For a file that is damaged, of another format, or of another model.
+        ValueError
+            For a max_seq that the text does not fit.
+        """
+        self._check_open()
+        with open(path, "rb") as file:
+            state = statefile.read_header(file, os.fspath(path), self)
+            max_seq = state.max_seq if max_seq is None else operator.index(max_seq)
+            if state.n_tokens > max_seq:
+                raise ValueError(f"max_seq = {max_seq}: the saved text has {state.n_tokens} tokens")
+            session = self.session(
+                max_seq,
+                state.kv_dtype,
+                chunk=state.chunk if chunk is None else chunk,
+                profile=profile,
+            )
+            try:
+                statefile.load(session, file, os.fspath(path), state)
+            except BaseException:
+                session.close()
+                raise
+            return session
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        window: int | None = None,
+        kv_dtype: Literal["f16", "f32"] = "f16",
+        chunk: int = DEFAULT_CHUNK,
+        progress: Callable[[int, int], object] | None = None,
+    ) -> Perplexity:
+        """Return how well the model foretells a text, in float64.
+
+        Parameters
+        ----------
+        text : str or sequence of int
+            A text, or its tokens; at least two.
+        window : int, optional
+            A longer text is cut into windows of that many tokens, each read on its own; its first
+            token is not foretold. Left out, 2048 or the context_length, whichever is less.
+        kv_dtype, chunk
+            As of session().
+        progress : callable, optional
+            Called with the tokens done so far and their number, after each window.
+        """
+        self._check_open()
+        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        if len(ids) < 2:
+            raise ValueError(f"a text of {len(ids)} tokens has no perplexity: 2 are needed")
+        total, n = 0.0, 0
+        with self.session(window, kv_dtype, chunk=chunk) as session:
+            for start in range(0, len(ids), session.max_seq):
+                part = ids[start : start + session.max_seq]
+                session.rewind(0)
+                scores = session.log_probabilities(part)[1:]
+                if progress is not None:
+                    progress(start + len(part), len(ids))
+                total += float(scores.sum())
+                n += len(scores)
+        if n == 0:
+            raise ValueError(f"window = {window}: a window of one token foretells nothing")
+        return Perplexity(total, n)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """What tells this model's file from others: of the shape and a sample of every tensor."""
+        digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
+        for name, info in sorted(self._file.tensors.items()):
+            digest.update(f"{name} {info.format} {info.shape} {info.nbytes}".encode())
+            digest.update(bytes(self._file.tensor_data(name)[:4096]))
+            self._file.release(name)
+        return digest.hexdigest()
 
     @property
     def closed(self) -> bool:
@@ -152,9 +285,12 @@ class Model:
         self.weights.close()
         self._file.close()
 
-    def __enter__(self) -> Model:
+    def _check_open(self) -> None:
         if self.closed:
             raise ValueError("the model is closed: load it again")
+
+    def __enter__(self) -> Model:
+        self._check_open()
         return self
 
     def __exit__(

@@ -1,129 +1,115 @@
-"""A running text: the KV cache, the recorded decode step and generation."""
+"""A running text on a model."""
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.metal import Commands
-from oxibonsai.model.rope import rope_table
-from oxibonsai.model.sampling import Sampler
+from oxibonsai.model import statefile
+from oxibonsai.model.asynchronous import in_thread
+from oxibonsai.model.cache import KVDtype
+from oxibonsai.model.decoder import Decoder
+from oxibonsai.model.generation import (
+    Generation,
+    GenerationOptions,
+    LogitsCallback,
+    SessionFullError,
+    full_error,
+)
+from oxibonsai.model.scoring import log_probabilities
+from oxibonsai.model.stopping import Stop
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from typing_extensions import Unpack
+
     from oxibonsai.model.model import Model
+    from oxibonsai.model.profile import Profile
 
-__all__ = ["Session", "SessionFullError"]
+__all__ = ["DEFAULT_CHUNK", "Session", "SessionFullError"]
 
-# Tokens of a prompt fed in one call to the device: between calls Python sees Ctrl-C.
-_CHUNK = 16
-_STATE_BYTES = 16  # struct oxb_decode_state
-
-
-class SessionFullError(ValueError):
-    """The session has no room for the tokens; it is as it was before the call."""
+DEFAULT_CHUNK = 128
+Progress = Callable[[int, int], object]
 
 
 class Session:
     """One text on a model, made by ``Model.session``.
 
-    The decode step is recorded once and replayed for every token. Position and tokens lie in small
-    device buffers, so that a replay needs nothing from the host. One thread uses a session at a
-    time; sessions of one model are independent.
+    Tokens of a prompt are fed in batches; each step of generation is a sequence that was recorded
+    once and is replayed. Position and tokens lie in small device buffers, so that a replay needs
+    nothing from the host. One thread uses a session at a time; sessions of one model are
+    independent.
 
     Attributes
     ----------
     model : Model
         Whose weights are used.
     max_seq : int
-        Positions the KV cache holds.
+        Positions the KV cache can grow to.
     kv_dtype : str
         ``"f16"`` or ``"f32"``.
+    chunk : int
+        Tokens of a prompt that run as one batch.
     """
 
-    def __init__(self, model: Model, max_seq: int, kv_dtype: Literal["f16", "f32"]) -> None:
-        c = model.config
-        device = model.graph.device
+    def __init__(
+        self,
+        model: Model,
+        max_seq: int,
+        kv_dtype: KVDtype,
+        chunk: int = DEFAULT_CHUNK,
+        profile: bool = False,
+    ) -> None:
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
-        cache_bytes = (
-            c.n_layers * c.n_kv_heads * max_seq * c.head_dim * (2 if kv_dtype == "f16" else 4)
-        )
-        self._buffers = {
-            "k_cache": device.buffer(cache_bytes),
-            "v_cache": device.buffer(cache_bytes),
-            "rope": device.upload(rope_table(c.head_dim, max_seq, c.rope_theta, c.rope_scaling)),
-            "state": device.buffer(_STATE_BYTES),
-            # One more than the cache holds: the step at the last position writes what follows it.
-            "tokens": device.buffer(4 * (max_seq + 1)),
-            "hidden": device.buffer(4 * c.hidden_size),
-            "normed": device.buffer(4 * c.hidden_size),
-            "qkv": device.buffer(4 * c.qkv_size),
-            "attention": device.buffer(4 * c.q_size),
-            "activated": device.buffer(4 * c.intermediate_size),
-            "logits": device.buffer(4 * c.vocab_size),
-        }
-        self._feed = self._record(head=False)
-        self._step = self._record(head=True)
-        self._position = 0
+        self.chunk = chunk
+        self._profiled = profile
+        self._decoder = Decoder(model, max_seq, kv_dtype, profile)
+        self._closed = False
         self._tokens: list[int] = []
-        # Whether the logits buffer is that of the last token.
-        self._fresh = False
-
-    def _record(self, *, head: bool) -> Commands:
-        """Record the decode step of one token, up to the KV cache or up to the logits."""
-        c = self.model.config
-        w = self.model.weights
-        b = self._buffers
-        state, hidden, normed, qkv = b["state"], b["hidden"], b["normed"], b["qkv"]
-        attention, activated = b["attention"], b["activated"]
-        shape: dict[str, Any] = {
-            "n_heads": c.n_heads,
-            "n_kv_heads": c.n_kv_heads,
-            "head_dim": c.head_dim,
-            "max_seq": self.max_seq,
-            "kv_dtype": self.kv_dtype,
-        }
-        cmd = self.model.graph.commands()
-        cmd.embed(w.embedding, b["tokens"], state, hidden)
-        for i, layer in enumerate(w.layers):
-            cmd.rmsnorm(hidden, layer.attn_norm, normed, c.hidden_size, eps=c.rms_eps)
-            layer.qkv.record(cmd, normed, qkv)
-            cmd.qk_norm_rope(
-                qkv, layer.q_norm, layer.k_norm, b["rope"], state, eps=c.rms_eps, layer=i, **shape
-            )
-            cmd.kv_store(qkv, b["k_cache"], b["v_cache"], state, layer=i, **shape)
-            if not head and i == c.n_layers - 1:
-                break  # the last layer's keys and values are all that later tokens need
-            cmd.attention(qkv, b["k_cache"], b["v_cache"], state, attention, layer=i, **shape)
-            layer.attn_output.record(cmd, attention, hidden, residual=True)
-            cmd.rmsnorm(hidden, layer.ffn_norm, normed, c.hidden_size, eps=c.rms_eps)
-            cmd.gate_up_swiglu(layer.gate_up, normed, activated)
-            layer.down.record(cmd, activated, hidden, residual=True)
-        if head:
-            cmd.rmsnorm(hidden, w.output_norm, normed, c.hidden_size, eps=c.rms_eps)
-            cmd.gemv(w.head, normed, b["logits"])
-        cmd.advance(b["logits"], b["tokens"], state, c.vocab_size, self.max_seq + 1, greedy=head)
-        return cmd
+        # Whether the device's choice of the next token lies at the position: it survives steps that
+        # run ahead, unlike the logits.
+        self._chosen = False
+        # Counts what moved the text: a generation that was left sees that it did.
+        self._epoch = 0
 
     @property
     def position(self) -> int:
         """Tokens in the context."""
-        return self._position
+        return len(self._tokens)
 
     @property
     def tokens(self) -> list[int]:
         """The tokens in the context."""
         return list(self._tokens)
 
+    @property
+    def profile(self) -> Profile | None:
+        """What has run so far, of a session made with ``profile=True``."""
+        return self._decoder.profile
+
+    @property
+    def device_time(self) -> float | None:
+        """Seconds the device took for the last step that was waited for; None before the first."""
+        return self._decoder.device_time
+
+    # Feeding
+
     def forward(
-        self, ids: Sequence[int], logits: Literal["all", "last"] | None = "all"
+        self,
+        ids: Sequence[int],
+        logits: Literal["all", "last"] | None = "all",
+        *,
+        chunk: int | None = None,
+        progress: Progress | None = None,
     ) -> npt.NDArray[np.float32] | None:
         """Feed tokens and return their logits.
 
@@ -133,6 +119,12 @@ class Session:
             At least one token.
         logits : {"all", "last"} or None
             Which to return: float32 [len(ids), vocab], float32 [vocab], or None.
+        chunk : int, optional
+            Tokens that run as one batch; the session's own where left out. Another size gives
+            logits that differ by rounding, and 1 gives the bits of generation.
+        progress : callable, optional
+            Called with the tokens fed so far and their number, after each batch. What it raises
+            ends the call.
 
         Raises
         ------
@@ -140,20 +132,105 @@ class Session:
             Where the tokens do not fit; nothing is fed then.
         ValueError
             For a token outside the vocabulary.
+
+        Notes
+        -----
+        Any exception in between, Ctrl-C included, takes the whole call back.
         """
         if logits not in ("all", "last", None):
             raise ValueError(f"logits = {logits!r}: 'all', 'last' or None")
         fed = self._check(ids)
         if logits == "all":
             rows = np.empty((len(fed), self.model.config.vocab_size), np.float32)
-            for i, token in enumerate(fed):
-                self._replay(self._step, [token])
-                self._buffers["logits"].read(rows[i])
+            self._feed_all(fed, chunk, progress, _into(rows))
             return rows
-        for start in range(0, len(fed) - 1, _CHUNK):
-            self._replay(self._feed, fed[start : min(start + _CHUNK, len(fed) - 1)])
-        self._replay(self._step, fed[-1:])
-        return self._logits() if logits == "last" else None
+        with self._feeding(fed, chunk) as chunks:
+            for start, stop in chunks:
+                self._decoder.feed(fed[start:stop], 1 if stop == len(fed) else 0)
+                if progress is not None:
+                    progress(stop, len(fed))
+        return self._decoder.logits() if logits == "last" else None
+
+    def verify(
+        self,
+        ids: Sequence[int],
+        *,
+        chunk: int | None = None,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.int64]:
+        """Feed tokens and return the most probable token after each, int64 [len(ids)].
+
+        Where ids are a guess of what the model would generate, the guess holds up to the first
+        place in which ``verify(ids)[i] != ids[i + 1]``; rewind() to it. Only the choices leave the
+        device. The arguments are those of forward().
+        """
+        fed = self._check(ids)
+        found = np.empty(len(fed), np.int64)
+        self._feed_all(fed, chunk, progress, _into(found), argmax=True)
+        return found
+
+    def log_probabilities(
+        self,
+        ids: Sequence[int],
+        *,
+        chunk: int | None = None,
+        progress: Progress | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Feed tokens and return the natural logarithm of the probability of each.
+
+        float64 [len(ids)], given all tokens before; of the first token of an empty session, which
+        nothing comes before, NaN. Logits of 32 tokens at most exist at one time. The arguments are
+        those of forward().
+        """
+        fed = self._check(ids)
+        found = np.full(len(fed), np.nan)
+        if self._tokens:
+            self._settle()
+            if self._decoder.logits_end != self.position:
+                self._decoder.rerun(self.position)
+            found[0] = log_probabilities(self._decoder.logits()[None], fed[:1])[0]
+
+        def score(at: int, logits: npt.NDArray[np.float32]) -> None:
+            following = fed[at + 1 : at + 1 + len(logits)]
+            end = at + 1 + len(following)
+            found[at + 1 : end] = log_probabilities(logits[: len(following)], following)
+
+        self._feed_all(fed, chunk, progress, score)
+        return found
+
+    def _feed_all(
+        self,
+        fed: list[int],
+        chunk: int | None,
+        progress: Progress | None,
+        take: Callable[[int, npt.NDArray[Any]], None],
+        *,
+        argmax: bool = False,
+    ) -> None:
+        """Feed tokens and give `take` all their logits, or choices, a piece at a time."""
+        with self._feeding(fed, chunk) as chunks:
+            for start, stop in chunks:
+                self._decoder.feed(fed[start:stop], stop - start)
+                for row, piece in self._decoder.head(stop - start, argmax=argmax):
+                    take(start + row, piece)
+                if progress is not None:
+                    progress(stop, len(fed))
+
+    @contextmanager
+    def _feeding(self, fed: list[int], chunk: int | None) -> Iterator[list[tuple[int, int]]]:
+        """Give the bounds of the batches, and take all of them back on any exception."""
+        size = self.chunk if chunk is None else check_chunk(chunk)
+        self._settle()
+        before = self.position
+        self._decoder.reserve(before + len(fed))
+        self._chosen = False
+        try:
+            yield [(i, min(i + size, len(fed))) for i in range(0, len(fed), size)]
+        except BaseException:
+            self._decoder.seek(before)
+            raise
+        self._tokens += fed
+        self._chosen = True
 
     def _check(self, ids: Sequence[int]) -> list[int]:
         self._check_open()
@@ -166,47 +243,11 @@ class Session:
                 raise ValueError(
                     f"token {token} at {i} is outside the vocabulary: ids are 0 to {vocab - 1}"
                 )
-        if self._position + len(fed) > self.max_seq:
-            raise SessionFullError(
-                f"{len(fed)} tokens do not fit: the session holds {self._position} of "
-                f"{self.max_seq}; rewind() it, or make one with a larger max_seq"
-            )
+        if self.position + len(fed) > self.max_seq:
+            raise full_error(self, len(fed))
         return fed
 
-    def _replay(self, step: Commands, fed: list[int]) -> None:
-        """Run `step` once for each of `fed`; one with the head also writes the token after it."""
-        before = self._position
-        self._fresh = False
-        try:
-            self._buffers["tokens"].write(np.array(fed, np.uint32), 4 * before)
-            step.replay(len(fed))
-        except BaseException:
-            # Which tokens the device got through is not known: take the whole call back.
-            self._set_position(before)
-            raise
-        self._position = before + len(fed)
-        self._tokens += fed
-        self._fresh = step is self._step
-
-    def _set_position(self, position: int) -> None:
-        self._buffers["state"].write(np.array([position], np.uint32))
-        self._position = position
-        del self._tokens[position:]
-
-    def _logits(self) -> npt.NDArray[np.float32]:
-        out = np.empty(self.model.config.vocab_size, np.float32)
-        self._buffers["logits"].read(out)
-        return out
-
-    def rewind(self, position: int) -> None:
-        """Forget all tokens from `position` on; ValueError unless it lies in 0..self.position."""
-        self._check_open()
-        position = operator.index(position)
-        if not 0 <= position <= self._position:
-            raise ValueError(f"cannot rewind to {position}: the session is at {self._position}")
-        if position < self._position:
-            self._set_position(position)
-            self._fresh = False
+    # Generating
 
     def generate(
         self,
@@ -219,8 +260,14 @@ class Session:
         repetition_penalty: float = 1.0,
         seed: int | None = None,
         ignore_eos: bool = False,
+        stop: Stop = (),
+        logits_callback: LogitsCallback | None = None,
+        lookahead: int | None = None,
     ) -> Iterator[int]:
         """Yield tokens that continue what was fed; each is in the context when it is yielded.
+
+        The iterator may be left at any time: the context then ends with the last token that it
+        yielded.
 
         Parameters
         ----------
@@ -231,6 +278,17 @@ class Session:
         ignore_eos : bool
             Go on past the end of the text. By default generation stops before a token that ends it
             (EOS, EOT).
+        stop : str or sequence of str and lists of int
+            Texts and runs of tokens that end the generation. Tokens that may become one are held
+            back, and what belongs to one is neither yielded nor in the context. A token in whose
+            middle a text begins belongs to it; ``stream`` gives its beginning.
+        logits_callback : callable, optional
+            Called with the float32 [vocab] logits of each token before it is chosen. It may change
+            them in place: the choice is made from what it leaves.
+        lookahead : int, optional
+            Steps of greedy generation that run before their tokens are read, 1 to 16, so that the
+            device never waits for the host. Left out, 16, and 1 on a device that runs on the
+            host's own threads and gains nothing.
 
         Raises
         ------
@@ -239,62 +297,101 @@ class Session:
         ValueError
             Where nothing was fed, or an argument is out of its range.
         """
-        sampler = Sampler(
+        return Generation(
+            self,
+            max_tokens,
             temperature,
+            ignore_eos=ignore_eos,
+            stop=stop,
+            logits_callback=logits_callback,
+            lookahead=lookahead,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
             repetition_penalty=repetition_penalty,
             seed=seed,
-        )
-        max_tokens = operator.index(max_tokens)
-        if max_tokens < 0:
-            raise ValueError(f"max_tokens = {max_tokens} must be 0 or more")
-        self._check_continuable()
-        ends = frozenset() if ignore_eos else self.model.end_ids
-        return self._generate(max_tokens, sampler, ends)
+        ).tokens()
 
-    def _generate(self, max_tokens: int, sampler: Sampler, ends: frozenset[int]) -> Iterator[int]:
-        for _ in range(max_tokens):
-            token = self._next(sampler)
-            if token in ends:
-                return
-            self.forward([token], logits=None)
-            yield token
+    def stream(
+        self,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[str]:
+        """Yield the text of generate() in pieces of whole characters.
 
-    def _check_continuable(self) -> None:
+        No piece holds a stop text or a part of one. The arguments are those of generate().
+        """
+        return Generation(self, max_tokens, temperature, text=True, **options).text()
+
+    def agenerate(
+        self,
+        max_tokens: int = 64,
+        temperature: float = 0.0,
+        **options: Unpack[GenerationOptions],
+    ) -> AsyncIterator[int]:
+        """Yield the tokens of generate() to ``async for``.
+
+        A thread of its own waits for the device. A task that is cancelled ends once the step that
+        runs has finished, and the session stays usable. The arguments are those of generate().
+        """
+        return in_thread(self.generate(max_tokens, temperature, **options))
+
+    # What a Generation calls
+
+    def _settle(self) -> int:
+        """Drop what ran ahead of the context; return the new epoch."""
         self._check_open()
-        if self._position == 0:
-            raise ValueError("nothing to continue: feed a prompt with forward() first")
+        self._decoder.seek(self.position)
+        self._epoch += 1
+        return self._epoch
 
-    def _next(self, sampler: Sampler) -> int:
-        self._check_continuable()  # also here: a rewind may have come in between
-        if not self._fresh:
-            # After a rewind the logits are another token's: run the last one again.
-            last = self._tokens[-1]
-            self._set_position(self._position - 1)
-            self.forward([last], logits=None)
-        if not sampler.greedy:
-            return sampler.sample(self._logits(), self._tokens)
-        # The step left the most probable token where the next replay reads it.
-        out = np.empty(1, np.uint32)
-        self._buffers["tokens"].read(out, 4 * self._position)
-        token = int(out[0])
-        logit = np.empty(1, np.float32)
-        self._buffers["logits"].read(logit, 4 * token)
-        if not logit[0] > -np.inf:
-            raise ValueError("no token can be drawn: every logit is NaN or -inf")
-        return token
+    def _commit(self, token: int) -> None:
+        """Take a token whose step has run into the context."""
+        self._tokens.append(token)
+        if self._decoder.logits_end == self.position:
+            self._chosen = True
 
-    @property
-    def device_time(self) -> float | None:
-        """Seconds the device took for the last token fed; None before the first."""
-        return self._step.device_time
+    # Moving
+
+    def rewind(self, position: int) -> None:
+        """Forget all tokens from `position` on; ValueError unless it lies in 0..self.position."""
+        self._check_open()
+        position = operator.index(position)
+        if not 0 <= position <= self.position:
+            raise ValueError(f"cannot rewind to {position}: the session is at {self.position}")
+        if position < self.position:
+            self._decoder.finish()
+            del self._tokens[position:]
+            self._chosen = False
+            self._settle()
+
+    def copy(self) -> Session:
+        """Return a session of its own that holds the same text and goes on in the same way."""
+        self._settle()
+        twin = Session(self.model, self.max_seq, self.kv_dtype, self.chunk, self._profiled)
+        try:
+            twin._decoder.copy_from(self._decoder, self.position)
+        except BaseException:
+            twin.close()
+            raise
+        twin._tokens = self.tokens
+        twin._chosen = self._chosen
+        return twin
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the text with its keys and values to a file, for ``Model.restore_session``.
+
+        The file is in the format safetensors. It takes the place of an older one when it is
+        complete, and never before.
+        """
+        self._settle()
+        statefile.save(self, path)
 
     @property
     def closed(self) -> bool:
         """Whether close() was called, here or on the model."""
-        return not self._buffers or self.model.closed
+        return self._closed or self.model.closed
 
     def _check_open(self) -> None:
         if self.closed:
@@ -302,12 +399,9 @@ class Session:
 
     def close(self) -> None:
         """Release the KV cache and the buffers; idempotent."""
-        if self._buffers:
-            self._feed.close()
-            self._step.close()
-            buffers, self._buffers = self._buffers, {}
-            for buffer in buffers.values():
-                buffer.close()
+        if not self._closed:
+            self._closed = True
+            self._decoder.close()
 
     def __enter__(self) -> Session:
         self._check_open()
@@ -324,4 +418,19 @@ class Session:
     def __repr__(self) -> str:
         if self.closed:
             return "<Session closed>"
-        return f"<Session at {self._position} of {self.max_seq}, K/V in {self.kv_dtype}>"
+        return f"<Session at {self.position} of {self.max_seq}, K/V in {self.kv_dtype}>"
+
+
+def _into(rows: npt.NDArray[Any]) -> Callable[[int, npt.NDArray[Any]], None]:
+    def take(at: int, piece: npt.NDArray[Any]) -> None:
+        rows[at : at + len(piece)] = piece
+
+    return take
+
+
+def check_chunk(chunk: int) -> int:
+    """Return a number of tokens for a batch; ValueError unless it lies in 1..4096."""
+    chunk = operator.index(chunk)
+    if not 1 <= chunk <= 4096:
+        raise ValueError(f"chunk = {chunk} must lie in 1..4096")
+    return chunk

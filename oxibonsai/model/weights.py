@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 
@@ -10,7 +11,10 @@ from oxibonsai.gguf import GGUFError, GGUFFile, check_supported
 from oxibonsai.metal import Buffer, Commands, MetalGraph, WeightHandle
 from oxibonsai.model.config import ModelConfig
 
-__all__ = ["LayerWeights", "ModelWeights", "Projection", "load_weights"]
+__all__ = ["LayerWeights", "ModelWeights", "Place", "Projection", "load_weights"]
+
+Place: TypeAlias = Buffer | tuple[Buffer, int]
+"""A buffer, or a buffer and an offset in bytes."""
 
 
 class Projection:
@@ -22,10 +26,38 @@ class Projection:
     def __init__(self, parts: list[tuple[WeightHandle, int]]) -> None:
         self.parts = parts
 
-    def record(self, commands: Commands, x: Buffer, y: Buffer, *, residual: bool = False) -> None:
-        """Record y = W x, or y += W x."""
+    def record(
+        self,
+        commands: Commands,
+        x: Place,
+        y: Place,
+        *,
+        residual: bool = False,
+        n_vectors: int = 1,
+        norm: WeightHandle | None = None,
+        eps: float = 1e-6,
+    ) -> None:
+        """Record y = W x, or y += W x, for each of n_vectors rows of x.
+
+        With `norm` x is normalised first, as in ``Commands.gemv``.
+        """
+        buffer, offset = y if isinstance(y, tuple) else (y, 0)
         for handle, first_row in self.parts:
-            commands.gemv(handle, x, (y, 4 * first_row), residual=residual)
+            commands.gemv(
+                handle,
+                x,
+                (buffer, offset + 4 * first_row),
+                residual=residual,
+                n_vectors=n_vectors,
+                y_stride=self.n_rows,
+                norm=norm,
+                eps=eps,
+            )
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all parts."""
+        return sum(handle.shape[0] for handle, _ in self.parts if handle.shape is not None)
 
     @property
     def handles(self) -> list[WeightHandle]:
@@ -45,6 +77,18 @@ class LayerWeights:
     ffn_norm: WeightHandle
     gate_up: WeightHandle
     down: Projection
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all."""
+        norms = (self.attn_norm, self.q_norm, self.k_norm)
+        return sum(h.nbytes for h in (*norms, *self.qkv.handles)) + self.rest_nbytes
+
+    @property
+    def rest_nbytes(self) -> int:
+        """Bytes of what comes after the keys and values."""
+        parts = (self.ffn_norm, self.gate_up, *self.attn_output.handles, *self.down.handles)
+        return sum(h.nbytes for h in parts)
 
 
 @dataclass(frozen=True)

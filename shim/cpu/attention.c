@@ -4,25 +4,11 @@
 
 #include "half.h"
 #include "oxb_cpu.h"
-#include "vector.h"
 
-#define BLOCK 64u /* positions whose weights are rescaled together */
-#define HEADS 4u  /* query heads that share each row of the caches as it is read */
+#define BLOCK OXB_CPU_ATTEND_BLOCK
+#define HEADS OXB_CPU_ATTEND_HEADS
 
-typedef struct head_state {
-    float out[OXB_CPU_MAX_HEAD_DIM];   /* sum of the blocks done */
-    float block[OXB_CPU_MAX_HEAD_DIM]; /* sum of this block: two levels keep the rounding small */
-    float weight[BLOCK];
-    float max;
-    float total;
-} head_state;
-
-typedef struct attention_scratch {
-    head_state head[HEADS];
-    float row[OXB_CPU_MAX_HEAD_DIM];
-} attention_scratch;
-
-_Static_assert(sizeof(attention_scratch) <= OXB_CPU_SCRATCH, "attention must fit the scratch of a thread");
+_Static_assert(OXB_CPU_ATTEND_SCRATCH <= OXB_CPU_SCRATCH, "attention must fit the scratch of a thread");
 
 static uint64_t cache_bytes(const oxb_cpu_kernel *kernel, uint64_t layer_offset, uint64_t n_kv_heads,
                             uint64_t max_seq, uint64_t head_dim)
@@ -100,34 +86,6 @@ uint64_t oxb_cpu_attention_need(const oxb_cpu_kernel *kernel, const void *args, 
     }
 }
 
-static const float *load_row(const void *cache, uint64_t offset, uint64_t n, int half_cache, float *row)
-{
-    if (!half_cache)
-        return (const float *)cache + offset;
-    oxb_floats_of_halves((const uint16_t *)cache + offset, row, n);
-    return row;
-}
-
-/* Turn the block's scores into weights relative to the largest score so far. */
-static void soften(head_state *s, uint64_t n, uint64_t head_dim)
-{
-    float max = s->max;
-    for (uint64_t p = 0; p < n; p++)
-        max = s->weight[p] > max ? s->weight[p] : max;
-    /* All scores -inf so far: weights of 0, not NaN, since a later score may be finite. */
-    const float base = max == -INFINITY ? 0.0f : max;
-    const float fade = expf(s->max - base);
-    float total = 0;
-    for (uint64_t p = 0; p < n; p++) {
-        s->weight[p] = expf(s->weight[p] - base);
-        total += s->weight[p];
-    }
-    s->max = max;
-    s->total = s->total * fade + total;
-    for (uint64_t i = 0; i < head_dim; i++)
-        s->out[i] *= fade;
-}
-
 /* Where a unit's results go: a head's output, or its part of the positions. */
 static float *output_of(const oxb_cpu_call *call, uint64_t token, uint64_t head, uint64_t split)
 {
@@ -138,56 +96,37 @@ static float *output_of(const oxb_cpu_call *call, uint64_t token, uint64_t head,
 }
 
 /* n_heads query heads of a token over positions [begin, end). */
-static inline void attend(const oxb_cpu_call *call, uint64_t token, uint64_t kv_head, uint64_t first_head,
-                          uint64_t n_heads, uint64_t split, uint64_t begin, uint64_t end, int half_cache)
+static void attend(const oxb_cpu_call *call, uint64_t token, uint64_t kv_head, uint64_t first_head,
+                   uint64_t n_heads, uint64_t split, uint64_t begin, uint64_t end)
 {
     const struct oxb_attention_args *a = call->args;
-    attention_scratch *scratch = call->scratch;
     const uint64_t n = a->head_dim;
-    const float *q = (const float *)call->bindings[0].address +
-                     (token * (a->n_heads + 2 * (uint64_t)a->n_kv_heads) + first_head) * n;
-    const uint64_t base = a->layer_offset + kv_head * a->max_seq * n;
-
+    const uint64_t row = a->layer_offset + (kv_head * a->max_seq + begin) * n;
+    const uint64_t bytes = call->kernel->format ? sizeof(uint16_t) : sizeof(float);
+    oxb_cpu_attend_head head[OXB_CPU_ATTEND_HEADS];
+    for (uint64_t h = 0; h < n_heads; h++)
+        head[h].out = output_of(call, token, first_head + h, split);
+    const oxb_cpu_attend job = {
+        .q = (const float *)call->bindings[0].address +
+             (token * (a->n_heads + 2 * (uint64_t)a->n_kv_heads) + first_head) * n,
+        .k = (const char *)call->bindings[1].address + row * bytes,
+        .v = (const char *)call->bindings[2].address + row * bytes,
+        .positions = end - begin,
+        .head_dim = a->head_dim,
+        .n_heads = (uint32_t)n_heads,
+        .half = call->kernel->format != 0,
+        .scale = a->scale,
+        .head = head,
+        .scratch = call->scratch};
+    call->isa->attend(&job);
     for (uint64_t h = 0; h < n_heads; h++) {
-        head_state *s = &scratch->head[h];
-        s->max = -INFINITY;
-        s->total = 0;
-        memset(s->out, 0, n * sizeof *s->out);
-    }
-    for (uint64_t start = begin; start < end; start += BLOCK) {
-        const uint64_t count = end - start < BLOCK ? end - start : BLOCK;
-        for (uint64_t p = 0; p < count; p++) {
-            const float *k =
-                load_row(call->bindings[1].address, base + (start + p) * n, n, half_cache, scratch->row);
-            for (uint64_t h = 0; h < n_heads; h++)
-                scratch->head[h].weight[p] = oxb_dot(q + h * n, k, n) * a->scale;
-        }
-        for (uint64_t h = 0; h < n_heads; h++) {
-            soften(&scratch->head[h], count, n);
-            memset(scratch->head[h].block, 0, n * sizeof(float));
-        }
-        for (uint64_t p = 0; p < count; p++) {
-            const float *v =
-                load_row(call->bindings[2].address, base + (start + p) * n, n, half_cache, scratch->row);
-            for (uint64_t h = 0; h < n_heads; h++) {
-                const float weight = scratch->head[h].weight[p];
-                float *block = scratch->head[h].block;
-                for (uint64_t i = 0; i < n; i++)
-                    block[i] += weight * v[i];
-            }
-        }
-        for (uint64_t h = 0; h < n_heads; h++)
-            for (uint64_t i = 0; i < n; i++)
-                scratch->head[h].out[i] += scratch->head[h].block[i];
-    }
-    for (uint64_t h = 0; h < n_heads; h++) {
-        const head_state *s = &scratch->head[h];
-        float *out = output_of(call, token, first_head + h, split);
-        for (uint64_t i = 0; i < n; i++)
-            out[i] = a->n_splits == 1 ? s->out[i] / s->total : s->out[i];
+        float *out = head[h].out;
         if (a->n_splits > 1) {
-            out[n] = s->max;
-            out[n + 1] = s->total;
+            out[n] = head[h].max;
+            out[n + 1] = head[h].total;
+        } else {
+            for (uint64_t i = 0; i < n; i++)
+                out[i] /= head[h].total;
         }
     }
 }
@@ -213,10 +152,7 @@ static void attend_token(const oxb_cpu_call *call, uint64_t token, uint64_t kv_h
     const uint64_t end = positions - begin < share ? positions : begin + share;
     for (uint64_t h = 0; h < a->heads; h += HEADS) {
         const uint64_t count = a->heads - h < HEADS ? a->heads - h : HEADS;
-        if (call->kernel->format)
-            attend(call, token, kv_head, first + h, count, split, begin, end, 1);
-        else
-            attend(call, token, kv_head, first + h, count, split, begin, end, 0);
+        attend(call, token, kv_head, first + h, count, split, begin, end);
     }
 }
 

@@ -12,12 +12,13 @@
 #include <time.h>
 
 #include "../oxb_internal.h"
-#include "oxb_cpu.h"
+#include "panels.h"
 
 #define MAP_BYTES ((size_t)1 << 20)  /* from this size on, pages of their own */
 #define HUGE_BYTES ((size_t)2 << 20) /* a huge page of Linux */
 
 typedef struct cpu_device {
+    const oxb_cpu_isa *isa;
     uint32_t threads;
 } cpu_device;
 
@@ -67,17 +68,48 @@ static oxb_status thread_count(const oxb_device_options *options, uint32_t *thre
     return OXB_OK;
 }
 
+static const char *variant(uint32_t index)
+{
+    const oxb_cpu_isa *isa = oxb_cpu_variant(index);
+    return isa != NULL ? isa->name : NULL;
+}
+
+static oxb_status choose_isa(const oxb_device_options *options, const oxb_cpu_isa **isa)
+{
+    const char *asked = options != NULL ? options->variant : NULL;
+    const char *where = "variant";
+    if (asked == NULL || *asked == '\0') {
+        asked = getenv("OXIBONSAI_CPU_VARIANT");
+        where = "the environment variable OXIBONSAI_CPU_VARIANT";
+    }
+    *isa = asked == NULL || *asked == '\0' ? oxb_cpu_variant(0) : oxb_cpu_variant_named(asked);
+    if (*isa != NULL)
+        return OXB_OK;
+    char known[128] = "";
+    const char *name;
+    for (uint32_t i = 0; (name = variant(i)) != NULL; i++) {
+        const size_t used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%s", i > 0 ? ", " : "", name);
+    }
+    return host->fail(OXB_DEVICE_NOT_FOUND, "%s is '%.64s': the cpu device has %s on this processor", where,
+                      asked, known);
+}
+
 static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device)
 {
     uint32_t threads;
     if (index != 0)
         return host->fail(OXB_DEVICE_NOT_FOUND, "there is no cpu device %" PRIu32 ": the only one is 0", index);
-    const oxb_status status = thread_count(options, &threads);
+    const oxb_cpu_isa *isa;
+    oxb_status status = thread_count(options, &threads);
+    if (status == OXB_OK)
+        status = choose_isa(options, &isa);
     if (status != OXB_OK)
         return status;
     cpu_device *self = malloc(sizeof *self);
     if (self == NULL)
         return host->fail(OXB_DEVICE_NOT_FOUND, "out of memory opening the cpu device");
+    self->isa = isa;
     self->threads = threads;
     *device = self;
     return OXB_OK;
@@ -94,7 +126,7 @@ static void device_info(void *device, oxb_device_info *info)
     memset(info, 0, sizeof *info);
     oxb_cpu_brand(info->name, sizeof info->name);
     snprintf(info->driver, sizeof info->driver, "cpu");
-    snprintf(info->variant, sizeof info->variant, "portable");
+    snprintf(info->variant, sizeof info->variant, "%s", self->isa->name);
     info->simd_width = 1; /* a threadgroup runs as one thread */
     info->unified_memory = 1;
     info->threads = self->threads;
@@ -191,6 +223,28 @@ static oxb_status buffer_fill(void *device, void *buffer, uint64_t offset, uint6
     return OXB_OK;
 }
 
+static int uses_layout(const cpu_device *device, uint32_t kernel, uint32_t layout)
+{
+    const oxb_cpu_code code = oxb_cpu_panel_code(kernel, layout);
+    return code != OXB_CPU_CODE_COUNT && device->isa->code[code].rows != NULL;
+}
+
+static uint64_t weight_size(void *device, oxb_kernel_format kernel, oxb_layout layout, uint64_t n_rows,
+                            uint64_t k, uint64_t *codes_offset)
+{
+    if (!uses_layout(device, kernel, layout))
+        return 0;
+    return oxb_cpu_panel_bytes(oxb_cpu_panel_code(kernel, layout), oxb_cpu_group(kernel), n_rows, k,
+                               codes_offset);
+}
+
+static int weight_pack(void *device, oxb_file_format format, oxb_layout layout, const void *from,
+                       uint64_t n_rows, uint64_t k, void *to)
+{
+    const cpu_device *self = device;
+    return oxb_cpu_pack(format, layout, from, n_rows, k, to, self->threads);
+}
+
 static oxb_status library_new(void *device, const char *source, size_t length, void **library)
 {
     (void)device;
@@ -233,9 +287,13 @@ static void pipeline_free(void *device, void *pipeline)
 }
 
 /* A dispatch whose arguments do not fit its buffers must not reach a kernel. */
-static oxb_status check_step(const oxb_driver_dispatch *dispatch, oxb_cpu_step *step)
+static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch *dispatch,
+                             oxb_cpu_step *step)
 {
     const oxb_cpu_kernel *kernel = dispatch->pipeline;
+    if (kernel->layout != OXB_LAYOUT_PLAIN && !uses_layout(device, kernel->format, kernel->layout))
+        return host->fail(OXB_ENCODING_FAILED, "the %s variant of the cpu device has no kernel '%s'",
+                          device->isa->name, kernel->name);
     if (dispatch->n_bindings != kernel->n_bindings || dispatch->args_size != kernel->args_size)
         return host->fail(OXB_ENCODING_FAILED,
                           "the cpu kernel '%s' takes %" PRIu32 " buffers and %" PRIu32
@@ -245,7 +303,9 @@ static oxb_status check_step(const oxb_driver_dispatch *dispatch, oxb_cpu_step *
     const oxb_size grid = dispatch->threadgroups;
     step->groups = oxb_cpu_mul((uint64_t)grid.x * grid.y, grid.z);
     step->call.kernel = kernel;
+    step->call.isa = device->isa;
     step->call.args = dispatch->args;
+    uint64_t bytes = 0;
     for (uint32_t i = 0; i < kernel->n_bindings; i++) {
         const oxb_driver_binding *binding = &dispatch->bindings[i];
         const uint64_t has = binding->offset < binding->length ? binding->length - binding->offset : 0;
@@ -254,6 +314,7 @@ static oxb_status check_step(const oxb_driver_dispatch *dispatch, oxb_cpu_step *
             return host->fail(OXB_ENCODING_FAILED,
                               "the arguments of the cpu kernel '%s' describe no matrix or shape that it can run",
                               kernel->name);
+        bytes = oxb_cpu_add(bytes, need);
         if (need > has)
             return host->fail(OXB_ENCODING_FAILED,
                               "buffer %" PRIu32 " of the cpu kernel '%s' needs %" PRIu64
@@ -267,6 +328,7 @@ static oxb_status check_step(const oxb_driver_dispatch *dispatch, oxb_cpu_step *
         step->call.bindings[i] = (oxb_cpu_span){
             .address = (char *)((cpu_buffer *)binding->buffer)->address + binding->offset, .length = has};
     }
+    step->worth = bytes / OXB_CPU_SHARE;
     return OXB_OK;
 }
 
@@ -291,7 +353,7 @@ static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t
         steps->capacity = n;
     }
     for (uint32_t i = 0; i < n; i++) {
-        const oxb_status status = check_step(&list[i], &steps->steps[i]);
+        const oxb_status status = check_step(self, &list[i], &steps->steps[i]);
         if (status != OXB_OK)
             return status;
     }
@@ -324,6 +386,9 @@ const oxb_driver *oxb_cpu_driver(const oxb_host *services)
         .buffer_read = buffer_read,
         .buffer_write = buffer_write,
         .buffer_fill = buffer_fill,
+        .weight_size = weight_size,
+        .weight_pack = weight_pack,
+        .variant = variant,
         .library_new = library_new,
         .library_free = library_free,
         .pipeline_new = pipeline_new,

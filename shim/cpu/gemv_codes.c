@@ -31,8 +31,7 @@ typedef struct tile_scratch {
     uint16_t halves[SCALES][OXB_CPU_TILE]; /* the next scales, a row's apart */
 } tile_scratch;
 
-_Static_assert(sizeof(tile_scratch) + OXB_CPU_TILE * sizeof(double) <= OXB_CPU_SCRATCH,
-               "tables and sums of a tile must fit the scratch of a thread");
+_Static_assert(sizeof(tile_scratch) <= OXB_CPU_TABLES, "a tile must fit the scratch of a thread");
 
 /* What two bits of codes contribute, for each of their four values. By multiplication, so that a code
  * of value 0 times an infinite activation is NaN. */

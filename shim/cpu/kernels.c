@@ -5,44 +5,47 @@
 
 #define WRITES(binding) (1u << (binding))
 
-#define MATRIX(id, suffix)                                                                             \
-    {"gemv_" suffix, oxb_cpu_gemv, oxb_cpu_gemv_need, 3, WRITES(2), sizeof(struct oxb_gemv_args), 4,   \
-     OXB_KERNEL_##id},                                                                                 \
-    {"gemv_" suffix "_residual", oxb_cpu_gemv_residual, oxb_cpu_gemv_need, 3, WRITES(2),               \
-     sizeof(struct oxb_gemv_args), 4, OXB_KERNEL_##id},                                                \
-    {"fused_gate_up_swiglu_" suffix, oxb_cpu_swiglu, oxb_cpu_swiglu_need, 3, WRITES(2),                \
-     sizeof(struct oxb_swiglu_args), 2, OXB_KERNEL_##id},                                              \
-    {"gemm_" suffix, oxb_cpu_gemm, oxb_cpu_gemm_need, 3, WRITES(2), sizeof(struct oxb_gemm_args), 1,   \
-     OXB_KERNEL_##id},                                                                                 \
-    {"gemm_" suffix "_residual", oxb_cpu_gemm_residual, oxb_cpu_gemm_need, 3, WRITES(2),               \
-     sizeof(struct oxb_gemm_args), 1, OXB_KERNEL_##id},                                                \
-    {"fused_gate_up_swiglu_gemm_" suffix, oxb_cpu_swiglu_gemm, oxb_cpu_swiglu_gemm_need, 3, WRITES(2), \
-     sizeof(struct oxb_gemm_args), 1, OXB_KERNEL_##id},                                                \
-    {"embed_" suffix, oxb_cpu_embed, oxb_cpu_embed_need, 4, WRITES(3), sizeof(struct oxb_embed_args), 1, \
-     OXB_KERNEL_##id},
+/* The op layer puts the name of a layout last. */
+#define PRODUCT(name, op, need, args, grain, id, layout) \
+    {name, oxb_cpu_##op, oxb_cpu_##need, 3, WRITES(2), sizeof(struct args), grain, OXB_KERNEL_##id, layout},
 
-#define CACHE(suffix, half_cache)                                                                      \
-    {"kv_store_" suffix, oxb_cpu_kv_store, oxb_cpu_kv_store_need, 4, WRITES(1) | WRITES(2),            \
-     sizeof(struct oxb_kv_store_args), 8, half_cache},                                                 \
-    {"attention_" suffix, oxb_cpu_attention, oxb_cpu_attention_need, 5, WRITES(4),              \
-     sizeof(struct oxb_attention_args), 1, half_cache},
+#define MATRIX(id, name, suffix, layout)                                                             \
+    PRODUCT("gemv_" name suffix, gemv, gemv_need, oxb_gemv_args, 4, id, layout)                      \
+    PRODUCT("gemv_" name "_residual" suffix, gemv_residual, gemv_need, oxb_gemv_args, 4, id, layout) \
+    PRODUCT("fused_gate_up_swiglu_" name suffix, swiglu, swiglu_need, oxb_gemv_args, 4, id, layout)   \
+    PRODUCT("gemm_" name suffix, gemm, gemm_need, oxb_gemm_args, 4, id, layout)                      \
+    PRODUCT("gemm_" name "_residual" suffix, gemm_residual, gemm_need, oxb_gemm_args, 4, id, layout) \
+    PRODUCT("fused_gate_up_swiglu_gemm_" name suffix, swiglu_gemm, swiglu_gemm_need, oxb_gemm_args,  \
+            4, id, layout)                                                                           \
+    {"embed_" name suffix, oxb_cpu_embed, oxb_cpu_embed_need, 4, WRITES(3),                          \
+     sizeof(struct oxb_embed_args), 1, OXB_KERNEL_##id, layout},
+
+#define CACHE(suffix, half_cache)                                                           \
+    {"kv_store_" suffix, oxb_cpu_kv_store, oxb_cpu_kv_store_need, 4, WRITES(1) | WRITES(2), \
+     sizeof(struct oxb_kv_store_args), 8, half_cache, 0},                                   \
+    {"attention_" suffix, oxb_cpu_attention, oxb_cpu_attention_need, 5, WRITES(4),          \
+     sizeof(struct oxb_attention_args), 1, half_cache, 0},
 
 static const oxb_cpu_kernel kernels[] = {
-#define X(id, name, bits, group) MATRIX(id, name)
+#define X(id, name, bits, group) MATRIX(id, name, "", OXB_LAYOUT_PLAIN)
     OXB_KERNEL_FORMATS(X)
 #undef X
+    MATRIX(Q1_G128, "q1_g128", "_panels", OXB_LAYOUT_PANELS)
+    MATRIX(Q2_G128, "q2_g128", "_panels", OXB_LAYOUT_PANELS)
+    MATRIX(Q2_G64, "q2_g64", "_panels", OXB_LAYOUT_PANELS)
+    MATRIX(Q2_G128, "q2_g128", "_trits", OXB_LAYOUT_TRITS)
     CACHE("f16", 1)
     CACHE("f32", 0)
-    {"rmsnorm", oxb_cpu_rmsnorm, oxb_cpu_rmsnorm_need, 3, WRITES(2), sizeof(struct oxb_rmsnorm_args), 2, 0},
+    {"rmsnorm", oxb_cpu_rmsnorm, oxb_cpu_rmsnorm_need, 3, WRITES(2), sizeof(struct oxb_rmsnorm_args), 2, 0, 0},
     {"residual_add", oxb_cpu_residual_add, oxb_cpu_residual_add_need, 2, WRITES(1),
-     sizeof(struct oxb_add_args), 4, 0},
+     sizeof(struct oxb_add_args), 4, 0, 0},
     {"qk_norm_rope", oxb_cpu_qk_norm_rope, oxb_cpu_qk_norm_rope_need, 5, WRITES(0),
-     sizeof(struct oxb_qk_norm_rope_args), 8, 0},
+     sizeof(struct oxb_qk_norm_rope_args), 8, 0, 0},
     {"attention_combine", oxb_cpu_combine, oxb_cpu_combine_need, 2, WRITES(1), sizeof(struct oxb_combine_args),
-     8, 0},
-    {"argmax", oxb_cpu_argmax, oxb_cpu_argmax_need, 2, WRITES(1), sizeof(struct oxb_argmax_args), 1, 0},
+     8, 0, 0},
+    {"argmax", oxb_cpu_argmax, oxb_cpu_argmax_need, 2, WRITES(1), sizeof(struct oxb_argmax_args), 1, 0, 0},
     {"advance", oxb_cpu_advance, oxb_cpu_advance_need, 3, WRITES(1) | WRITES(2),
-     sizeof(struct oxb_advance_args), 1, 0},
+     sizeof(struct oxb_advance_args), 1, 0, 0},
 };
 
 const oxb_cpu_kernel *oxb_cpu_find(const char *name)

@@ -11,14 +11,17 @@
 
 #include "../oxb_args.h"
 #include "../oxb_driver.h"
+#include "isa.h"
 
 #define OXB_CPU_ROWS 16u        /* rows of the output per group of a matrix kernel */
 #define OXB_CPU_ELEMENTS 4096u  /* elements per group of residual_add */
 #define OXB_CPU_TOKENS 8u       /* tokens per group of attention */
-#define OXB_CPU_MAX_HEAD_DIM 1024u
+#define OXB_CPU_MAX_HEAD_DIM OXB_MAX_HEAD_DIM
 #define OXB_CPU_MAX_THREADS 1024u
 #define OXB_CPU_MAX_KERNEL_BINDINGS 5u
-#define OXB_CPU_SCRATCH 131072u  /* bytes per thread, aligned to 64 */
+#define OXB_CPU_TABLES 278528u   /* bytes of tables: they stay in the second-level cache */
+#define OXB_CPU_SCRATCH (OXB_CPU_TABLES + 32768u) /* bytes per thread, aligned to 64 */
+#define OXB_CPU_SHARE 32768u /* bytes to work on that are worth a thread of their own */
 #define OXB_CPU_BAD_ARGS UINT64_MAX
 
 /* Clang contracts a * b + c by default and gcc does not under -std=c11: both round twice here. */
@@ -37,7 +40,9 @@ typedef struct oxb_cpu_call {
     const struct oxb_cpu_kernel *kernel;
     oxb_cpu_span bindings[OXB_CPU_MAX_KERNEL_BINDINGS];
     const void *args;
+    const oxb_cpu_isa *isa;
     void *scratch; /* OXB_CPU_SCRATCH bytes of the running thread */
+    int again;     /* the scratch is as this thread left it in this very dispatch */
 } oxb_cpu_call;
 
 /* Run groups [first, last). Groups past the end of the output are empty. */
@@ -56,12 +61,14 @@ typedef struct oxb_cpu_kernel {
     uint32_t args_size;
     uint32_t grain;  /* the fewest groups worth a thread of their own */
     uint32_t format; /* oxb_kernel_format of the matrix kernels; half_cache of the cache kernels */
+    uint32_t layout; /* oxb_layout of the matrix */
 } oxb_cpu_kernel;
 
 /* One dispatch, ready to run. */
 typedef struct oxb_cpu_step {
     oxb_cpu_call call;
     uint64_t groups;
+    uint64_t worth; /* the most threads that the step is worth */
 } oxb_cpu_step;
 
 /* Run the steps in order on up to `threads` threads, the caller's included; returns when all is done. */
@@ -110,8 +117,9 @@ static inline int oxb_cpu_has_scales(uint32_t format)
     return format == OXB_KERNEL_Q1_G128 || format == OXB_KERNEL_Q2_G128 || format == OXB_KERNEL_Q2_G64;
 }
 
-/* Bytes of the buffer of an n_rows x k matrix. */
-uint64_t oxb_cpu_weight_bytes(uint32_t format, uint64_t codes_offset, uint64_t n_rows, uint64_t k);
+/* Bytes of the buffer of a kernel's n_rows x k matrix. */
+uint64_t oxb_cpu_weight_bytes(const oxb_cpu_kernel *kernel, uint64_t codes_offset, uint64_t n_rows,
+                              uint64_t k);
 
 /* What gemv_codes.c and gemv_dense.c multiply: sums[i] = row (first + i) of W times x, for n rows. The
  * codes take several runs of rows at once, n_parts * n <= OXB_CPU_TILE: sums[p * n + i] belongs to

@@ -1,4 +1,9 @@
-/* The process's thread pool: one hand-off per submission, then a barrier between dispatches.
+/* The process's thread pool: one hand-off per submission, whose steps run one after another.
+ *
+ * A step is cut into chunks of its groups, large ones first. `state` is the step in turn and how many of its
+ * chunks nobody has claimed; whoever finishes the last chunk of a step makes the next one `state`. No
+ * thread waits for another by name: one that the system has put aside holds up at most the chunk that it
+ * is running.
  *
  * Locks: `turn` is taken first and held for a whole submission and across fork(); `sleep_lock` is a
  * leaf. Workers live as long as the process and hold no lock while they run kernels.
@@ -19,35 +24,44 @@
 #define SPINS 256u /* some microseconds */
 #define YIELD_NANOSECONDS 50000
 
+#define LEFT_BITS 16 /* of `state`: chunks not claimed; the rest is the step's number since the start */
+
 typedef struct worker {
     _Alignas(64) unsigned char scratch[OXB_CPU_SCRATCH];
-    _Alignas(64) atomic_uint ticket; /* changes when there is a job for this worker */
-    unsigned seen;                   /* the ticket before the thread started */
-    uint32_t index;
+    uint64_t step; /* the last one that this thread worked on */
+    uint32_t index; /* 0: the thread that submits */
 } worker;
+
+/* What threads wait for, some of them asleep. */
+typedef struct signal_word {
+    _Alignas(64) atomic_uint_fast64_t value;
+    atomic_uint sleepers;
+    pthread_cond_t wake;
+} signal_word;
 
 static struct {
     pthread_mutex_t turn; /* one submission at a time */
     pthread_mutex_t sleep_lock;
-    pthread_cond_t wake;
-    atomic_uint sleepers;
 
-    /* The job: written under `turn` before the tickets, read by the workers that got one. */
+    signal_word state;
+    signal_word submissions; /* counted for the workers that the last one did not need */
+    _Alignas(64) atomic_uint unfinished; /* chunks of the step in turn */
+    atomic_uint parts; /* threads that the submission may use */
+    atomic_int crowded; /* more threads than CPUs: do not spin */
+
+    /* The job: written before `state`, read by those who have claimed a chunk of it. */
     const oxb_cpu_step *steps;
+    uint64_t first; /* number of steps[0] */
     uint32_t n;
-    uint32_t parts;
-    int crowded; /* more threads than CPUs: do not spin */
 
-    worker *workers[OXB_CPU_MAX_THREADS]; /* 1 and up; guarded by `turn` */
+    worker *workers[OXB_CPU_MAX_THREADS]; /* guarded by `turn` */
     uint32_t started;                     /* threads running beside the caller; guarded by `turn` */
     uint32_t cpus;
-
-    _Alignas(64) atomic_uint arrived;
-    _Alignas(64) atomic_uint phase;
-    _Alignas(64) unsigned char scratch[OXB_CPU_SCRATCH]; /* of the thread that submits */
+    worker caller;
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER,
           .sleep_lock = PTHREAD_MUTEX_INITIALIZER,
-          .wake = PTHREAD_COND_INITIALIZER};
+          .state = {.wake = PTHREAD_COND_INITIALIZER},
+          .submissions = {.wake = PTHREAD_COND_INITIALIZER}};
 
 static void relax(void)
 {
@@ -65,95 +79,160 @@ static int64_t nanoseconds(void)
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static void wait_change(atomic_uint *word, unsigned old, int crowded)
+static void wait_change(signal_word *word, uint64_t old)
 {
+    const int crowded = atomic_load_explicit(&pool.crowded, memory_order_relaxed);
     for (unsigned spins = 0; spins < (crowded ? 1 : SPINS); spins++) {
-        if (atomic_load_explicit(word, memory_order_acquire) != old)
+        if (atomic_load_explicit(&word->value, memory_order_acquire) != old)
             return;
         relax();
     }
     /* The other thread may be waiting for this CPU. */
     const int64_t limit = nanoseconds() + YIELD_NANOSECONDS;
     do {
-        if (atomic_load_explicit(word, memory_order_acquire) != old)
+        if (atomic_load_explicit(&word->value, memory_order_acquire) != old)
             return;
         sched_yield();
     } while (nanoseconds() < limit);
     pthread_mutex_lock(&pool.sleep_lock);
-    /* Sequentially consistent, as are the store to the word and the load in wake_sleepers(): either this
-     * thread sees the new word, or the other one sees this sleeper. */
-    atomic_fetch_add(&pool.sleepers, 1);
-    while (atomic_load(word) == old)
-        pthread_cond_wait(&pool.wake, &pool.sleep_lock);
-    atomic_fetch_sub(&pool.sleepers, 1);
+    /* Sequentially consistent, as are the store to the word and the load in change(): either this thread
+     * sees the new word, or the other one sees this sleeper. */
+    atomic_fetch_add(&word->sleepers, 1);
+    while (atomic_load(&word->value) == old)
+        pthread_cond_wait(&word->wake, &pool.sleep_lock);
+    atomic_fetch_sub(&word->sleepers, 1);
     pthread_mutex_unlock(&pool.sleep_lock);
 }
 
-/* After a sequentially consistent store to the word that changes. */
-static void wake_sleepers(void)
+static void change(signal_word *word, uint64_t value)
 {
-    if (atomic_load(&pool.sleepers) != 0) {
+    atomic_store(&word->value, value);
+    if (atomic_load(&word->sleepers) != 0) {
         pthread_mutex_lock(&pool.sleep_lock);
-        pthread_cond_broadcast(&pool.wake);
+        pthread_cond_broadcast(&word->wake);
         pthread_mutex_unlock(&pool.sleep_lock);
-    }
-}
-
-/* The phase cannot change before this thread has arrived, so it may be read first. */
-static void barrier(uint32_t parts, int crowded, int wait)
-{
-    const unsigned phase = atomic_load_explicit(&pool.phase, memory_order_relaxed);
-    if (atomic_fetch_add(&pool.arrived, 1) + 1 == parts) {
-        atomic_store_explicit(&pool.arrived, 0, memory_order_relaxed);
-        atomic_store(&pool.phase, phase + 1);
-        wake_sleepers();
-    } else if (wait) {
-        wait_change(&pool.phase, phase, crowded);
     }
 }
 
 static uint32_t parts_of(const oxb_cpu_step *step, uint32_t parts)
 {
-    const uint64_t worth = step->groups / step->call.kernel->grain;
+    const uint64_t grains = step->groups / step->call.kernel->grain;
+    const uint64_t worth = grains < step->worth ? grains : step->worth;
     return worth >= parts ? parts : worth > 1 ? (uint32_t)worth : 1;
 }
 
-static void run_steps(const oxb_cpu_step *steps, uint32_t n, uint32_t parts, uint32_t index,
-                      int crowded, void *scratch)
+/* In grains of groups. */
+typedef struct chunk {
+    uint64_t first, size;
+} chunk;
+
+#define SMALLEST_SHARE 8u /* the last chunks are this part of a thread's share */
+
+static uint64_t grains_of(const oxb_cpu_step *step)
 {
-    uint32_t before = 1;
-    for (uint32_t i = 0; i < n; i++) {
-        const uint32_t now = parts_of(&steps[i], parts);
-        /* Neighbours that both run on the caller alone need nobody else. */
-        if (i > 0 && (now > 1 || before > 1))
-            barrier(parts, crowded, 1);
-        before = now;
-        if (index >= now)
-            continue;
-        const uint64_t share = steps[i].groups / now;
-        const uint64_t more = steps[i].groups % now;
-        const uint64_t first = share * index + (index < more ? index : more);
-        const uint64_t last = first + share + (index < more);
-        if (first < last) {
-            oxb_cpu_call call = steps[i].call;
-            call.scratch = scratch;
-            call.kernel->run(&call, first, last);
-        }
+    return (step->groups + step->call.kernel->grain - 1) / step->call.kernel->grain;
+}
+
+/* Chunk `index` for `parts` threads: each takes a chunk of the half of what is left, again and again, and
+ * then smallest ones. */
+static chunk chunk_of(uint64_t grains, uint32_t parts, uint64_t index)
+{
+    const uint64_t smallest = grains / (SMALLEST_SHARE * parts) + 1;
+    uint64_t first = 0;
+    for (;;) {
+        const uint64_t half = (grains - first) / 2 / parts;
+        if (half <= smallest)
+            break;
+        if (index < parts)
+            return (chunk){first + index * half, half};
+        first += half * parts;
+        index -= parts;
     }
+    first += index * smallest;
+    const uint64_t left = first < grains ? grains - first : 0;
+    return (chunk){first, left < smallest ? left : smallest};
+}
+
+static uint32_t chunks_of(const oxb_cpu_step *step, uint32_t parts)
+{
+    const uint64_t grains = grains_of(step);
+    const uint32_t now = parts_of(step, parts);
+    if (now == 1)
+        return 1;
+    const uint64_t smallest = grains / (SMALLEST_SHARE * now) + 1;
+    uint64_t first = 0, count = 0;
+    for (uint64_t half; (half = (grains - first) / 2 / now) > smallest; first += half * now)
+        count += now;
+    return (uint32_t)(count + (grains - first + smallest - 1) / smallest);
+}
+
+static void run_groups(worker *self, const oxb_cpu_step *step, uint64_t number, uint64_t first, uint64_t last)
+{
+    oxb_cpu_call call = step->call;
+    call.scratch = self->scratch;
+    call.again = self->step == number;
+    self->step = number;
+    if (first < last)
+        call.kernel->run(&call, first, last);
+}
+
+static void run_chunk(worker *self, uint64_t number, uint32_t parts, uint64_t left)
+{
+    const oxb_cpu_step *step = &pool.steps[number - pool.first];
+    const uint64_t grain = step->call.kernel->grain;
+    const chunk c = chunk_of(grains_of(step), parts_of(step, parts), chunks_of(step, parts) - left);
+    const uint64_t last = (c.first + c.size) * grain;
+    run_groups(self, step, number, c.first * grain, last < step->groups ? last : step->groups);
+}
+
+/* After the last chunk of step `number`: put the next one up. This thread runs those that are not worth
+ * sharing itself. */
+static void next_step(worker *self, uint64_t number, uint32_t parts)
+{
+    for (;;) {
+        number++;
+        if (number == pool.first + pool.n) {
+            change(&pool.state, number << LEFT_BITS);
+            return;
+        }
+        const oxb_cpu_step *step = &pool.steps[number - pool.first];
+        const uint32_t chunks = chunks_of(step, parts);
+        if (chunks > 1) {
+            atomic_store_explicit(&pool.unfinished, chunks, memory_order_relaxed);
+            change(&pool.state, number << LEFT_BITS | chunks);
+            return;
+        }
+        run_groups(self, step, number, 0, step->groups);
+    }
+}
+
+/* Claim a chunk and run it, if `state` has one. A claim succeeds only on the state that was read, so that
+ * what it belongs to cannot have ended since. */
+static int claim(worker *self, uint64_t state, uint32_t parts)
+{
+    const uint64_t left = state & ((1u << LEFT_BITS) - 1);
+    uint_fast64_t expected = state;
+    if (left == 0)
+        return 0;
+    if (!atomic_compare_exchange_strong(&pool.state.value, &expected, state - 1))
+        return 1; /* somebody else was first: look again */
+    run_chunk(self, state >> LEFT_BITS, parts, left);
+    if (atomic_fetch_sub(&pool.unfinished, 1) == 1)
+        next_step(self, state >> LEFT_BITS, parts);
+    return 1;
 }
 
 static void *work(void *context)
 {
     worker *self = context;
-    unsigned seen = self->seen;
-    int crowded = 0;
     for (;;) {
-        wait_change(&self->ticket, seen, crowded);
-        seen++;
-        const uint32_t parts = pool.parts;
-        crowded = pool.crowded;
-        run_steps(pool.steps, pool.n, parts, self->index, crowded, self->scratch);
-        barrier(parts, crowded, 0);
+        const uint64_t submission = atomic_load(&pool.submissions.value);
+        const uint64_t state = atomic_load(&pool.state.value);
+        const uint32_t parts = atomic_load(&pool.parts);
+        if (self->index >= parts)
+            wait_change(&pool.submissions, submission);
+        else if (!claim(self, state, parts))
+            wait_change(&pool.state, state);
     }
     return NULL;
 }
@@ -174,8 +253,11 @@ static void after_fork_parent(void)
 static void after_fork_child(void)
 {
     pool.started = 0;
-    atomic_store(&pool.sleepers, 0);
-    pthread_cond_init(&pool.wake, NULL);
+    atomic_store(&pool.parts, 0);
+    atomic_store(&pool.state.sleepers, 0);
+    atomic_store(&pool.submissions.sleepers, 0);
+    pthread_cond_init(&pool.state.wake, NULL);
+    pthread_cond_init(&pool.submissions.wake, NULL);
     pthread_mutex_unlock(&pool.sleep_lock);
     pthread_mutex_unlock(&pool.turn);
 }
@@ -207,11 +289,10 @@ static void start_workers(uint32_t count)
             if (posix_memalign(&memory, 64, sizeof *self) != 0)
                 break;
             self = memory;
-            atomic_init(&self->ticket, 0);
             pool.workers[index] = self;
         }
         self->index = index;
-        self->seen = atomic_load(&self->ticket);
+        self->step = 0;
         pthread_t thread;
         if (pthread_create(&thread, &detached, work, self) != 0)
             break;
@@ -219,6 +300,14 @@ static void start_workers(uint32_t count)
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
     pthread_attr_destroy(&detached);
+}
+
+static void run_alone(const oxb_cpu_step *steps, uint32_t n)
+{
+    for (uint32_t i = 0; i < n; i++) {
+        pool.caller.step = 0;
+        run_groups(&pool.caller, &steps[i], 1, 0, steps[i].groups);
+    }
 }
 
 void oxb_cpu_pool_run(const oxb_cpu_step *steps, uint32_t n, uint32_t threads)
@@ -232,20 +321,28 @@ void oxb_cpu_pool_run(const oxb_cpu_step *steps, uint32_t n, uint32_t threads)
         parts = wanted > parts ? wanted : parts;
     }
     pthread_mutex_lock(&pool.turn);
-    start_workers(parts - 1);
+    if (parts > 1)
+        start_workers(parts - 1);
     parts = parts <= pool.started ? parts : pool.started + 1;
+    if (parts == 1) {
+        run_alone(steps, n);
+        pthread_mutex_unlock(&pool.turn);
+        return;
+    }
+    const uint64_t before = atomic_load(&pool.state.value) >> LEFT_BITS;
+    const uint32_t parts_before = atomic_load(&pool.parts);
     pool.steps = steps;
     pool.n = n;
-    pool.parts = parts;
-    pool.crowded = parts > pool.cpus;
-    for (uint32_t i = 1; i < parts; i++) {
-        atomic_uint *ticket = &pool.workers[i]->ticket;
-        atomic_store(ticket, atomic_load_explicit(ticket, memory_order_relaxed) + 1);
-    }
-    if (parts > 1)
-        wake_sleepers();
-    run_steps(steps, n, parts, 0, pool.crowded, pool.scratch);
-    if (parts > 1)
-        barrier(parts, pool.crowded, 1);
+    pool.first = before + 1;
+    atomic_store(&pool.crowded, parts > pool.cpus);
+    atomic_store(&pool.parts, parts);
+    if (parts > parts_before)
+        change(&pool.submissions, atomic_load(&pool.submissions.value) + 1);
+    next_step(&pool.caller, before, parts);
+    const uint64_t end = pool.first + n;
+    uint64_t state;
+    while ((state = atomic_load(&pool.state.value)) >> LEFT_BITS != end)
+        if (!claim(&pool.caller, state, parts))
+            wait_change(&pool.state, state);
     pthread_mutex_unlock(&pool.turn);
 }

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "half.h"
-#include "oxb_cpu.h"
+#include "panels.h"
 
 #define LANES 16u
 
@@ -12,7 +12,7 @@ uint64_t oxb_cpu_embed_need(const oxb_cpu_kernel *kernel, const void *args, uint
     const struct oxb_embed_args *a = args;
     switch (binding) {
     case 0:
-        return oxb_cpu_weight_bytes(kernel->format, a->codes_offset, a->n_rows, a->k);
+        return oxb_cpu_weight_bytes(kernel, a->codes_offset, a->n_rows, a->k);
     case 1:
         return (uint64_t)a->max_tokens * 4;
     case 2:
@@ -35,6 +35,13 @@ static void embed_row(const oxb_cpu_call *call, uint64_t row, float *y)
 {
     const struct oxb_embed_args *a = call->args;
     const uint32_t format = call->kernel->format;
+    if (call->kernel->layout != OXB_LAYOUT_PLAIN) {
+        const oxb_cpu_panels p = oxb_cpu_panels_at(call->bindings[0].address, a->codes_offset, format,
+                                                   call->kernel->layout, a->k);
+        for (uint64_t group = 0; group < p.n_groups; group++)
+            oxb_cpu_panel_weights(&p, row, group, y + group * p.group);
+        return;
+    }
     const uint64_t groups = a->k / oxb_cpu_group(format);
     const uint8_t *scales = (const uint8_t *)call->bindings[0].address + row * groups * 2;
     const uint8_t *codes = (const uint8_t *)call->bindings[0].address + a->codes_offset +

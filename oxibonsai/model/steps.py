@@ -1,0 +1,299 @@
+"""The recorded command sequences of a session: tokens through the layers, and the head."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Hashable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from oxibonsai.metal import Buffer, Commands
+
+if TYPE_CHECKING:
+    from oxibonsai.metal import Device
+    from oxibonsai.model.cache import KVCache, KVDtype
+    from oxibonsai.model.config import ModelConfig
+    from oxibonsai.model.model import Model
+    from oxibonsai.model.weights import LayerWeights, ModelWeights
+
+__all__ = [
+    "HeadStep",
+    "Recordings",
+    "Step",
+    "TextBuffers",
+    "Workspace",
+    "record",
+    "weight_bytes",
+    "working_buffer",
+]
+
+
+class Step(NamedTuple):
+    """Feed tokens: what is recorded for them.
+
+    `rows` of them, from the last one back, go through the rest of the last layer: none where nobody
+    wants their logits, for later tokens need no more than their keys and values. One row goes on
+    through the head, and the token it chooses is left where the next step reads it.
+    """
+
+    n_tokens: int
+    rows: int
+    max_length: int  # positions that the step may meet
+
+    @property
+    def kind(self) -> str:
+        """What a Run calls it."""
+        return "decode" if self.n_tokens == 1 else "prefill"
+
+
+class HeadStep(NamedTuple):
+    """Logits of some of the tokens that a step with several rows has left, or their largest."""
+
+    first: int
+    n_tokens: int
+    argmax: bool
+
+    @property
+    def kind(self) -> str:
+        """What a Run calls it."""
+        return "head"
+
+
+def working_buffer(device: Device, nbytes: int) -> Buffer:
+    """Return a buffer where the device's kernels reach it fastest."""
+    return device.buffer(nbytes, storage=device.working_storage)
+
+
+class TextBuffers:
+    """What a text needs on the device, whatever the size of a step.
+
+    Attributes
+    ----------
+    rope : Buffer
+        float32 [capacity, 2, head_dim / 2].
+    state : Buffer
+        struct oxb_decode_state.
+    tokens : Buffer
+        uint32 [capacity + 1]: the step at the last position writes the token that follows it.
+    logits : Buffer
+        float32 [vocab], of the last token.
+    """
+
+    def __init__(self, rope: Buffer, state: Buffer, tokens: Buffer, logits: Buffer) -> None:
+        self.rope = rope
+        self.state = state
+        self.tokens = tokens
+        self.logits = logits
+
+    def close(self) -> None:
+        """Release the buffers."""
+        for buffer in (self.rope, self.state, self.tokens, self.logits):
+            buffer.close()
+
+
+class Workspace:
+    """Activations of up to n_tokens, and logits of up to n_rows, which a step overwrites."""
+
+    def __init__(self, device: Device, config: ModelConfig, n_tokens: int) -> None:
+        c = config
+        self.n_tokens = n_tokens
+        self.n_rows = 0
+        self.rows: Buffer | None = None
+        self.choices: Buffer | None = None
+        self.hidden = working_buffer(device, 4 * c.hidden_size * n_tokens)
+        self.qkv = working_buffer(device, 4 * c.qkv_size * n_tokens)
+        self.attention = working_buffer(device, 4 * c.q_size * n_tokens)
+        self.activated = working_buffer(device, 4 * c.intermediate_size * n_tokens)
+
+    def add_rows(self, device: Device, config: ModelConfig, n_rows: int) -> None:
+        """Make room for logits of n_rows tokens."""
+        self.rows = working_buffer(device, 4 * config.vocab_size * n_rows)
+        self.choices = working_buffer(device, 4 * n_rows)
+        self.n_rows = n_rows
+
+    def close(self) -> None:
+        """Release the buffers."""
+        for buffer in vars(self).values():
+            if isinstance(buffer, Buffer):
+                buffer.close()
+
+
+class Recordings:
+    """Recorded sequences by what they do; the one that was used longest ago goes."""
+
+    def __init__(self, limit: int = 16) -> None:
+        self._limit = limit
+        self._kept: OrderedDict[Hashable, Commands] = OrderedDict()
+
+    def get(self, key: Hashable, make: Callable[[], Commands]) -> Commands:
+        """Return the recording of `key`, made where there is none."""
+        found = self._kept.get(key)
+        if found is None:
+            found = make()
+            while len(self._kept) >= self._limit:
+                self._kept.popitem(last=False)[1].close()
+            self._kept[key] = found
+        self._kept.move_to_end(key)
+        return found
+
+    def clear(self) -> None:
+        """Let go of all."""
+        while self._kept:
+            self._kept.popitem()[1].close()
+
+
+def weight_bytes(weights: ModelWeights, step: Step | HeadStep) -> int:
+    """Return the bytes of weights that a step reads, each matrix once."""
+    head = weights.head.nbytes + weights.output_norm.nbytes
+    if isinstance(step, HeadStep):
+        return head
+    n_rows = weights.embedding.shape[0] if weights.embedding.shape else 1
+    total = weights.embedding.nbytes // n_rows * step.n_tokens
+    for layer in weights.layers:
+        total += layer.nbytes
+    if step.rows == 0:
+        total -= weights.layers[-1].rest_nbytes
+    return total + (head if step.rows == 1 else 0)
+
+
+def record(
+    model: Model,
+    kv_dtype: KVDtype,
+    cache: KVCache,
+    text: TextBuffers,
+    work: Workspace,
+    step: Step | HeadStep,
+) -> Commands:
+    """Record a step."""
+    recorder = _Recorder(model, kv_dtype, cache, text, work)
+    try:
+        if isinstance(step, HeadStep):
+            recorder.head_rows(step)
+        else:
+            recorder.step(step)
+    except BaseException:
+        recorder.commands.close()
+        raise
+    return recorder.commands
+
+
+class _Recorder:
+    """Records into new commands."""
+
+    def __init__(
+        self,
+        model: Model,
+        kv_dtype: KVDtype,
+        cache: KVCache,
+        text: TextBuffers,
+        work: Workspace,
+    ) -> None:
+        c = model.config
+        self.config = c
+        self.weights = model.weights
+        self.cache = cache
+        self.text = text
+        self.work = work
+        self.commands = model.graph.commands()
+        self.shape: dict[str, Any] = {
+            "n_heads": c.n_heads,
+            "n_kv_heads": c.n_kv_heads,
+            "head_dim": c.head_dim,
+            "max_seq": cache.capacity,
+            "kv_dtype": kv_dtype,
+        }
+
+    def step(self, step: Step) -> None:
+        n = step.n_tokens
+        last = self.config.n_layers - 1
+        self.commands.embed(
+            self.weights.embedding, self.text.tokens, self.text.state, self.work.hidden, n_tokens=n
+        )
+        for i, layer in enumerate(self.weights.layers):
+            self._keys_and_values(i, layer, n)
+            if i < last or step.rows == n:
+                self._rest(i, layer, 0, n, step.max_length)
+        if step.rows == 1:
+            if n > 1:
+                self._advance(n - 1)  # to the last token, whose row alone goes on
+                self._rest(last, self.weights.layers[last], n - 1, 1, step.max_length)
+            self._head(n - 1, 1, self.text.logits)
+            self._advance(1, greedy=True)
+        else:
+            self._advance(n)
+
+    def head_rows(self, step: HeadStep) -> None:
+        work = self.work
+        assert work.rows is not None
+        assert work.choices is not None
+        self._head(step.first, step.n_tokens, work.rows)
+        if step.argmax:
+            self.commands.argmax(
+                work.rows, work.choices, self.config.vocab_size, n_vectors=step.n_tokens
+            )
+
+    def _keys_and_values(self, i: int, layer: LayerWeights, n: int) -> None:
+        c, work, text = self.config, self.work, self.text
+        layer.qkv.record(
+            self.commands, work.hidden, work.qkv, n_vectors=n, norm=layer.attn_norm, eps=c.rms_eps
+        )
+        self.commands.qkv_to_cache(
+            work.qkv,
+            layer.q_norm,
+            layer.k_norm,
+            text.rope,
+            self.cache.k,
+            self.cache.v,
+            text.state,
+            eps=c.rms_eps,
+            layer=i,
+            n_tokens=n,
+            **self.shape,
+        )
+
+    def _rest(self, i: int, layer: LayerWeights, first: int, n: int, max_length: int) -> None:
+        """Record a layer from the attention on, for n tokens from row `first` of the step's."""
+        c, work = self.config, self.work
+        hidden = (work.hidden, 4 * c.hidden_size * first)
+        self.commands.attention(
+            (work.qkv, 4 * c.qkv_size * first),
+            self.cache.k,
+            self.cache.v,
+            self.text.state,
+            work.attention,
+            layer=i,
+            n_tokens=n,
+            max_length=max_length,
+            **self.shape,
+        )
+        layer.attn_output.record(self.commands, work.attention, hidden, residual=True, n_vectors=n)
+        self.commands.gate_up_swiglu(
+            layer.gate_up,
+            hidden,
+            work.activated,
+            n_vectors=n,
+            norm=layer.ffn_norm,
+            eps=c.rms_eps,
+        )
+        layer.down.record(self.commands, work.activated, hidden, residual=True, n_vectors=n)
+
+    def _head(self, first: int, n: int, logits: Buffer) -> None:
+        self.commands.gemv(
+            self.weights.head,
+            (self.work.hidden, 4 * self.config.hidden_size * first),
+            logits,
+            n_vectors=n,
+            norm=self.weights.output_norm,
+            eps=self.config.rms_eps,
+        )
+
+    def _advance(self, n: int, *, greedy: bool = False) -> None:
+        text = self.text
+        self.commands.advance(
+            text.logits,
+            text.tokens,
+            text.state,
+            self.config.vocab_size,
+            self.cache.capacity + 1,
+            n_tokens=n,
+            greedy=greedy,
+        )

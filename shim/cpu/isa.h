@@ -1,0 +1,79 @@
+/* Variants of the cpu kernels for an instruction set: one table of functions each, chosen when a device
+ * is opened. Within a variant a row is computed in one order, whatever the split among threads.
+ */
+#ifndef OXB_CPU_ISA_H
+#define OXB_CPU_ISA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define OXB_CPU_LANES 16u  /* rows of a tile: one row in each lane of a vector of 32-bit words */
+#define OXB_CPU_PANEL 4u   /* tiles whose groups lie side by side */
+#define OXB_CPU_FLUSH 2048u /* weights added in float32 before they are added in float64 */
+
+/* How the words of a tile hold the codes of a row (panels.h). */
+typedef enum oxb_cpu_code {
+    OXB_CPU_BITS,  /* 1 bit, 32 weights a word */
+    OXB_CPU_PAIRS, /* 2 bits, 16 weights a word */
+    OXB_CPU_TRITS, /* 5 bits for three weights, 7 words for 128 weights */
+    OXB_CPU_CODE_COUNT
+} oxb_cpu_code;
+
+/* Some tiles of a panel and some groups of their columns. */
+typedef struct oxb_cpu_tiles {
+    const uint16_t *scales; /* of the first group of the first tile */
+    const uint32_t *codes;
+    uint64_t n_groups;
+    uint32_t group;   /* weights: 64 or 128 */
+    uint32_t n_tiles; /* 1 to OXB_CPU_PANEL */
+    int add;          /* to the sums; else store them */
+} oxb_cpu_tiles;
+
+typedef struct oxb_cpu_code_kernels {
+    /* Tables of what each field of a word contributes before the scale, for n_groups groups of x. */
+    void (*tables)(float *tables, const float *x, uint64_t n_groups, uint32_t group);
+    /* sums[16 i + lane]: row `lane` of tile i, times x. */
+    void (*rows)(const oxb_cpu_tiles *tiles, const float *tables, double *sums);
+} oxb_cpu_code_kernels;
+
+#define OXB_CPU_ATTEND_HEADS 4u /* query heads that share each row of the caches as it is read */
+#define OXB_CPU_ATTEND_BLOCK 64u /* positions whose weights are rescaled together */
+#define OXB_CPU_ATTEND_SCRATCH 163840u
+
+typedef struct oxb_cpu_attend_head {
+    float *out;  /* the values' sum, to be divided by the total */
+    float max;   /* the largest score */
+    float total; /* of exp(score - max) */
+} oxb_cpu_attend_head;
+
+/* Query heads of one token over some positions of a key-value head. */
+typedef struct oxb_cpu_attend {
+    const float *q; /* [n_heads][head_dim] */
+    const void *k;  /* [positions][head_dim], half or float */
+    const void *v;
+    uint64_t positions;
+    uint32_t head_dim; /* up to OXB_MAX_HEAD_DIM */
+    uint32_t n_heads;  /* 1 to OXB_CPU_ATTEND_HEADS */
+    int half;
+    float scale;
+    oxb_cpu_attend_head *head;
+    void *scratch; /* OXB_CPU_ATTEND_SCRATCH bytes */
+} oxb_cpu_attend;
+
+typedef struct oxb_cpu_isa {
+    const char *name;
+    int (*present)(void); /* whether this processor has the instructions */
+    oxb_cpu_code_kernels code[OXB_CPU_CODE_COUNT]; /* NULL: the layout is not used */
+    void (*attend)(const oxb_cpu_attend *a);
+    /* s = gate / (1 + exp(-gate)) * up; reads up to the end of a vector of OXB_CPU_LANES. */
+    void (*swiglu)(const double *gate, const double *up, float *s, uint64_t n);
+} oxb_cpu_isa;
+
+extern const oxb_cpu_isa oxb_cpu_avx512, oxb_cpu_avx2, oxb_cpu_neon, oxb_cpu_portable;
+
+/* The variants that this processor can run, the best first; NULL past the end. */
+const oxb_cpu_isa *oxb_cpu_variant(uint32_t index);
+/* The variant of that name, NULL where this processor cannot run it. */
+const oxb_cpu_isa *oxb_cpu_variant_named(const char *name);
+
+#endif

@@ -1,0 +1,62 @@
+/* The layout of block weights that vector kernels read: panels of 64 rows, in tiles of 16.
+ *
+ * Scales, then codes, each [panel][group][tile 4]: a tile holds 16 half scales, and its words as
+ * [word][row 16], so that one load brings a word of 16 rows, and a thread that walks down the rows reads
+ * memory in one direction. Rows past the last are codes and scales of zero bits.
+ *
+ * The codes of a word, with 1 or 2 bits each: field l of byte b is weight 4 l + b, so that a shift and a
+ * mask leave four neighbouring weights in the four bytes. In trits, field f (5 bits) of word w is
+ * c0 + 3 c1 + 9 c2 of weights 18 w + 3 f and the next two; weights 126 and 127 are the top two bits of
+ * words 0 and 1. A matrix with a code of 3 has no trits.
+ */
+#ifndef OXB_CPU_PANELS_H
+#define OXB_CPU_PANELS_H
+
+#include <stdint.h>
+
+#include "../oxb_shim.h"
+#include "oxb_cpu.h"
+
+#define OXB_CPU_PANEL_ROWS (OXB_CPU_LANES * OXB_CPU_PANEL)
+#define OXB_CPU_TRIT_WORDS 7u /* of 128 weights */
+
+/* How `layout` holds the codes of a kernel format; OXB_CPU_CODE_COUNT where it cannot. */
+oxb_cpu_code oxb_cpu_panel_code(uint32_t format, uint32_t layout);
+
+/* Words of a group. */
+static inline uint64_t oxb_cpu_panel_words(oxb_cpu_code code, uint64_t group)
+{
+    return code == OXB_CPU_BITS ? group / 32 : code == OXB_CPU_PAIRS ? group / 16 : OXB_CPU_TRIT_WORDS;
+}
+
+/* Bytes of an n_rows x k matrix, and of the scales that come first; UINT64_MAX where that does not fit. */
+uint64_t oxb_cpu_panel_bytes(oxb_cpu_code code, uint64_t group, uint64_t n_rows, uint64_t k,
+                             uint64_t *codes_offset);
+
+/* A matrix in panels. */
+typedef struct oxb_cpu_panels {
+    const uint16_t *scales;
+    const uint32_t *codes;
+    uint64_t n_groups; /* of a row */
+    uint64_t words;    /* of a group */
+    uint32_t group;    /* weights */
+    oxb_cpu_code code;
+} oxb_cpu_panels;
+
+oxb_cpu_panels oxb_cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t format,
+                                 uint32_t layout, uint64_t k);
+
+/* Rows of parts of a matrix as matrix.c wants them: sums[p] points into `out`, which holds two tiles more
+ * than the rows of each part; `again`: `tables` are those of m->x. */
+void oxb_cpu_panel_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
+                        uint32_t n_parts, uint64_t n, int again, double *out, float *tables,
+                        const double **sums);
+
+/* Group `group` of a row by the definition: (code - 1) * scale, or +-scale. */
+void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights);
+
+/* Pack a matrix in a file format, on up to `threads` threads. Returns 0 where a code does not fit. */
+int oxb_cpu_pack(oxb_file_format format, oxb_layout layout, const void *from, uint64_t n_rows, uint64_t k,
+                 void *to, uint32_t threads);
+
+#endif

@@ -1,0 +1,184 @@
+/* Sixteen lanes in two registers of AVX2. */
+#ifndef OXB_CPU_SIMD_AVX2_H
+#define OXB_CPU_SIMD_AVX2_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define SIMD_TARGET __attribute__((target("avx2,fma,f16c")))
+#define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
+#define SIMD_TILES 2u /* tiles of a panel that share each table as it is loaded */
+#define SIMD_TRITS 0
+#define SIMD_ROW 1u   /* vectors of a row that attention adds up in registers, for four heads */
+
+typedef struct lanes {
+    __m256 low, high;
+} lanes;
+typedef struct words {
+    __m256i low, high;
+} words;
+
+SIMD_INLINE lanes lanes_zero(void)
+{
+    return (lanes){_mm256_setzero_ps(), _mm256_setzero_ps()};
+}
+
+SIMD_INLINE lanes lanes_load(const float *from)
+{
+    return (lanes){_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)};
+}
+
+SIMD_INLINE void lanes_store(float *to, lanes a)
+{
+    _mm256_storeu_ps(to, a.low);
+    _mm256_storeu_ps(to + 8, a.high);
+}
+
+SIMD_INLINE lanes lanes_of(float value)
+{
+    const __m256 v = _mm256_set1_ps(value);
+    return (lanes){v, v};
+}
+
+SIMD_INLINE lanes lanes_add(lanes a, lanes b)
+{
+    return (lanes){_mm256_add_ps(a.low, b.low), _mm256_add_ps(a.high, b.high)};
+}
+
+SIMD_INLINE lanes lanes_mul(lanes a, lanes b)
+{
+    return (lanes){_mm256_mul_ps(a.low, b.low), _mm256_mul_ps(a.high, b.high)};
+}
+
+SIMD_INLINE lanes lanes_div(lanes a, lanes b)
+{
+    return (lanes){_mm256_div_ps(a.low, b.low), _mm256_div_ps(a.high, b.high)};
+}
+
+SIMD_INLINE lanes lanes_sub(lanes a, lanes b)
+{
+    return (lanes){_mm256_sub_ps(a.low, b.low), _mm256_sub_ps(a.high, b.high)};
+}
+
+/* Lane by lane a where a > b, else b: b where one is NaN. */
+SIMD_INLINE lanes lanes_larger(lanes a, lanes b)
+{
+    return (lanes){_mm256_max_ps(a.low, b.low), _mm256_max_ps(a.high, b.high)};
+}
+
+SIMD_INLINE lanes lanes_smaller(lanes a, lanes b)
+{
+    return (lanes){_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
+}
+
+SIMD_INLINE __m256 power_of_eight(__m256 n)
+{
+    const __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
+    return _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23));
+}
+
+/* 2^n for whole n from -126 to 127. */
+SIMD_INLINE lanes lanes_power(lanes n)
+{
+    return (lanes){power_of_eight(n.low), power_of_eight(n.high)};
+}
+
+/* a * b + c, rounded once. */
+SIMD_INLINE lanes lanes_fma(lanes a, lanes b, lanes c)
+{
+    return (lanes){_mm256_fmadd_ps(a.low, b.low, c.low), _mm256_fmadd_ps(a.high, b.high, c.high)};
+}
+
+SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
+{
+    const __m128i *half = (const __m128i *)(const void *)from;
+    return (lanes){_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
+}
+
+SIMD_INLINE __m256 eight_of_doubles(const double *from)
+{
+    return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(from + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(from)));
+}
+
+SIMD_INLINE lanes lanes_of_doubles(const double *from)
+{
+    return (lanes){eight_of_doubles(from), eight_of_doubles(from + 8)};
+}
+
+SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a)
+{
+    __m128i *half = (__m128i *)(void *)to;
+    _mm_storeu_si128(half, _mm256_cvtps_ph(a.low, _MM_FROUND_TO_NEAREST_INT));
+    _mm_storeu_si128(half + 1, _mm256_cvtps_ph(a.high, _MM_FROUND_TO_NEAREST_INT));
+}
+
+SIMD_INLINE float lanes_sum(lanes a)
+{
+    __m256 eight = _mm256_add_ps(a.low, a.high);
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+SIMD_INLINE void four_to_doubles(double *to, __m128 a, int add)
+{
+    __m256d value = _mm256_cvtps_pd(a);
+    if (add)
+        value = _mm256_add_pd(value, _mm256_loadu_pd(to));
+    _mm256_storeu_pd(to, value);
+}
+
+/* to = a, or to += a. */
+SIMD_INLINE void lanes_to_doubles(double *to, lanes a, int add)
+{
+    four_to_doubles(to, _mm256_castps256_ps128(a.low), add);
+    four_to_doubles(to + 4, _mm256_extractf128_ps(a.low, 1), add);
+    four_to_doubles(to + 8, _mm256_castps256_ps128(a.high), add);
+    four_to_doubles(to + 12, _mm256_extractf128_ps(a.high, 1), add);
+}
+
+SIMD_INLINE words words_load(const uint32_t *from)
+{
+    const __m256i *word = (const __m256i *)(const void *)from;
+    return (words){_mm256_loadu_si256(word), _mm256_loadu_si256(word + 1)};
+}
+
+SIMD_INLINE words words_shift(words a, int bits)
+{
+    return (words){_mm256_srli_epi32(a.low, bits), _mm256_srli_epi32(a.high, bits)};
+}
+
+typedef struct table16 {
+    __m256 low, high;
+} table16;
+
+SIMD_INLINE table16 table16_load(const float *from)
+{
+    return (table16){_mm256_loadu_ps(from), _mm256_loadu_ps(from + 8)};
+}
+
+SIMD_INLINE __m256 eight_of_16(table16 table, __m256i index)
+{
+    const __m256 low = _mm256_permutevar8x32_ps(table.low, index);
+    const __m256 high = _mm256_permutevar8x32_ps(table.high, index);
+    return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+
+/* Of 16 entries, the one that the low 4 bits of each word name. */
+SIMD_INLINE lanes table16_look_up(table16 table, words index)
+{
+    return (lanes){eight_of_16(table, index.low), eight_of_16(table, index.high)};
+}
+
+/* GCC would start every look-up of a word first and keep the results in memory. */
+SIMD_INLINE void simd_in_order(lanes *a, words *b)
+{
+#if defined(__GNUC__) && !defined(__clang__)
+    __asm__("" : "+x"(a->low), "+x"(a->high), "+x"(b->low), "+x"(b->high));
+#else
+    (void)a;
+    (void)b;
+#endif
+}
+
+#endif

@@ -1,0 +1,180 @@
+/* Sixteen lanes in one register of AVX-512. */
+#ifndef OXB_CPU_SIMD_AVX512_H
+#define OXB_CPU_SIMD_AVX512_H
+
+#include <immintrin.h>
+#include <stdint.h>
+
+#define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
+#define SIMD_TILES 4u /* tiles of a panel that share each table as it is loaded */
+#define SIMD_TRITS 1
+#define SIMD_ROW 4u   /* vectors of a row that attention adds up in registers, for four heads */
+
+typedef __m512 lanes;
+typedef __m512i words;
+
+SIMD_INLINE lanes lanes_zero(void)
+{
+    return _mm512_setzero_ps();
+}
+
+SIMD_INLINE lanes lanes_load(const float *from)
+{
+    return _mm512_loadu_ps(from);
+}
+
+SIMD_INLINE void lanes_store(float *to, lanes a)
+{
+    _mm512_storeu_ps(to, a);
+}
+
+SIMD_INLINE lanes lanes_of(float value)
+{
+    return _mm512_set1_ps(value);
+}
+
+SIMD_INLINE lanes lanes_add(lanes a, lanes b)
+{
+    return _mm512_add_ps(a, b);
+}
+
+SIMD_INLINE lanes lanes_mul(lanes a, lanes b)
+{
+    return _mm512_mul_ps(a, b);
+}
+
+SIMD_INLINE lanes lanes_div(lanes a, lanes b)
+{
+    return _mm512_div_ps(a, b);
+}
+
+SIMD_INLINE lanes lanes_sub(lanes a, lanes b)
+{
+    return _mm512_sub_ps(a, b);
+}
+
+/* Lane by lane a where a > b, else b: b where one is NaN. */
+SIMD_INLINE lanes lanes_larger(lanes a, lanes b)
+{
+    return _mm512_max_ps(a, b);
+}
+
+SIMD_INLINE lanes lanes_smaller(lanes a, lanes b)
+{
+    return _mm512_min_ps(a, b);
+}
+
+/* 2^n for whole n from -126 to 127. */
+SIMD_INLINE lanes lanes_power(lanes n)
+{
+    const __m512i biased = _mm512_add_epi32(_mm512_cvtps_epi32(n), _mm512_set1_epi32(127));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(biased, 23));
+}
+
+/* a * b + c, rounded once. */
+SIMD_INLINE lanes lanes_fma(lanes a, lanes b, lanes c)
+{
+    return _mm512_fmadd_ps(a, b, c);
+}
+
+SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
+{
+    return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
+}
+
+SIMD_INLINE lanes lanes_of_doubles(const double *from)
+{
+    const __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(from));
+    const __m256 high = _mm512_cvtpd_ps(_mm512_loadu_pd(from + 8));
+    return _mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+}
+
+SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a)
+{
+    _mm256_storeu_si256((__m256i *)(void *)to, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT));
+}
+
+SIMD_INLINE float lanes_sum(lanes a)
+{
+    __m256 eight = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 four = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_add_ss(four, _mm_movehdup_ps(four)));
+}
+
+/* to = a, or to += a. */
+SIMD_INLINE void lanes_to_doubles(double *to, lanes a, int add)
+{
+    __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(a, 1));
+    if (add) {
+        low = _mm512_add_pd(low, _mm512_loadu_pd(to));
+        high = _mm512_add_pd(high, _mm512_loadu_pd(to + 8));
+    }
+    _mm512_storeu_pd(to, low);
+    _mm512_storeu_pd(to + 8, high);
+}
+
+SIMD_INLINE words words_load(const uint32_t *from)
+{
+    return _mm512_loadu_si512(from);
+}
+
+SIMD_INLINE words words_shift(words a, unsigned bits)
+{
+    return _mm512_srli_epi32(a, bits);
+}
+
+SIMD_INLINE words words_shift_left(words a, unsigned bits)
+{
+    return _mm512_slli_epi32(a, bits);
+}
+
+SIMD_INLINE words words_or(words a, words b)
+{
+    return _mm512_or_si512(a, b);
+}
+
+typedef struct table16 {
+    __m512 entry;
+} table16;
+
+SIMD_INLINE table16 table16_load(const float *from)
+{
+    return (table16){_mm512_loadu_ps(from)};
+}
+
+/* Of 16 entries, the one that the low 4 bits of each word name. */
+SIMD_INLINE lanes table16_look_up(table16 table, words index)
+{
+    return _mm512_permutexvar_ps(index, table.entry);
+}
+
+typedef struct table32 {
+    __m512 low, high;
+} table32;
+
+SIMD_INLINE table32 table32_load(const float *from)
+{
+    return (table32){_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)};
+}
+
+/* Of 32 entries, the one that the low 5 bits of each word name. */
+SIMD_INLINE lanes table32_look_up(table32 table, words index)
+{
+    return _mm512_permutex2var_ps(table.low, index, table.high);
+}
+
+/* GCC would start every look-up of a word first and keep the results in memory. */
+SIMD_INLINE void simd_in_order(lanes *a, words *b)
+{
+#if defined(__GNUC__) && !defined(__clang__)
+    __asm__("" : "+v"(*a), "+v"(*b));
+#else
+    (void)a;
+    (void)b;
+#endif
+}
+
+#endif

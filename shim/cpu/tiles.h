@@ -1,0 +1,218 @@
+/* Tiles of rows times a vector, by tables: what each variant compiles for its registers.
+ *
+ * For each field of a word there is a table of what it can contribute before the scale. A lane holds a
+ * row, so that one load brings a word of 16 rows, and a table is loaded once for several tiles. Words are
+ * shifted down a field at a time. Included after the simd_*.h of the variant; panels.h has the order of
+ * the weights in a word.
+ */
+#ifndef OXB_CPU_TILES_H
+#define OXB_CPU_TILES_H
+
+#include <stdint.h>
+
+#include "isa.h"
+#include "panels.h"
+
+#define LANES OXB_CPU_LANES
+#define PREFETCH_CODES 8192u /* bytes ahead */
+#define PREFETCH_SCALES 1024u
+#define LINE 64u
+
+/* What bit i of an index contributes per unit of its activation. */
+static const float bit_sign[4][16] = {
+    {-1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1, -1, 1},
+    {-1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1, -1, -1, 1, 1},
+    {-1, -1, -1, -1, 1, 1, 1, 1, -1, -1, -1, -1, 1, 1, 1, 1},
+    {-1, -1, -1, -1, -1, -1, -1, -1, 1, 1, 1, 1, 1, 1, 1, 1},
+};
+
+/* The same of code i of a pair. */
+static const float pair_value[2][16] = {
+    {-1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2, -1, 0, 1, 2},
+    {-1, -1, -1, -1, 0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2},
+};
+
+SIMD_INLINE void table_of_pair(float *table, float x0, float x1)
+{
+    const lanes low = lanes_mul(lanes_load(pair_value[0]), lanes_of(x0));
+    lanes_store(table, lanes_fma(lanes_load(pair_value[1]), lanes_of(x1), low));
+}
+
+SIMD_TARGET static void tables_of_bits(float *tables, const float *x, uint64_t n_groups, uint32_t group)
+{
+    const lanes sign[4] = {lanes_load(bit_sign[0]), lanes_load(bit_sign[1]), lanes_load(bit_sign[2]),
+                           lanes_load(bit_sign[3])};
+    for (uint64_t word = 0; word < n_groups * group / 32; word++, x += 32)
+        for (unsigned field = 0; field < 8; field++, tables += LANES) {
+            const float *at = x + 16 * (field % 2) + field / 2;
+            lanes sum = lanes_mul(sign[0], lanes_of(at[0]));
+            sum = lanes_fma(sign[1], lanes_of(at[4]), sum);
+            sum = lanes_fma(sign[2], lanes_of(at[8]), sum);
+            lanes_store(tables, lanes_fma(sign[3], lanes_of(at[12]), sum));
+        }
+}
+
+SIMD_TARGET static void tables_of_pairs(float *tables, const float *x, uint64_t n_groups, uint32_t group)
+{
+    for (uint64_t word = 0; word < n_groups * group / 16; word++, x += 16)
+        for (unsigned field = 0; field < 8; field++, tables += LANES) {
+            const float *at = x + 8 * (field % 2) + field / 2;
+            table_of_pair(tables, at[0], at[4]);
+        }
+}
+
+SIMD_INLINE void prefetch(const void *at, uint64_t bytes, uint64_t ahead)
+{
+    for (uint64_t i = 0; i < bytes; i += LINE)
+        __builtin_prefetch((const char *)at + ahead + i);
+}
+
+/* Eight fields of 4 bits in each of `n_words` words, of `n` tiles. */
+SIMD_INLINE const float *add_nibbles(lanes *sum, const uint32_t *codes, uint64_t n_words, unsigned n,
+                                     const float *tables)
+{
+    for (uint64_t word = 0; word < n_words; word++, codes += LANES) {
+        words code[SIMD_TILES];
+        for (unsigned t = 0; t < n; t++)
+            code[t] = words_load(codes + t * n_words * LANES);
+#pragma GCC unroll 8
+        for (unsigned field = 0; field < 8; field++, tables += LANES) {
+            const table16 table = table16_load(tables);
+            for (unsigned t = 0; t < n; t++) {
+                sum[t] = lanes_add(sum[t], table16_look_up(table, code[t]));
+                code[t] = words_shift(code[t], 4);
+                simd_in_order(&sum[t], &code[t]);
+            }
+        }
+    }
+    return tables;
+}
+
+#if SIMD_TRITS
+#define TRIT_FIELDS 6u /* of a word */
+
+static const float trit_value[3][32] = {
+    {-1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1},
+    {-1, -1, -1, 0, 0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1},
+    {-1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+};
+
+/* Of a group: a table of 32 for each field, then one of 16 for the last two weights. */
+SIMD_TARGET static void tables_of_trits(float *tables, const float *x, uint64_t n_groups, uint32_t group)
+{
+    for (uint64_t g = 0; g < n_groups; g++, x += group) {
+        for (unsigned field = 0; field < OXB_CPU_TRIT_WORDS * TRIT_FIELDS; field++)
+            for (unsigned half = 0; half < 32; half += 16, tables += LANES) {
+                lanes sum = lanes_mul(lanes_load(trit_value[0] + half), lanes_of(x[3 * field]));
+                sum = lanes_fma(lanes_load(trit_value[1] + half), lanes_of(x[3 * field + 1]), sum);
+                sum = lanes_fma(lanes_load(trit_value[2] + half), lanes_of(x[3 * field + 2]), sum);
+                lanes_store(tables, sum);
+            }
+        table_of_pair(tables, x[126], x[127]);
+        tables += LANES;
+    }
+}
+
+SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n, const float *tables)
+{
+    const uint64_t tile = OXB_CPU_TRIT_WORDS * LANES;
+    for (uint64_t word = 0; word < OXB_CPU_TRIT_WORDS; word++) {
+        words code[SIMD_TILES];
+        for (unsigned t = 0; t < n; t++)
+            code[t] = words_load(codes + t * tile + word * LANES);
+#pragma GCC unroll 6
+        for (unsigned field = 0; field < TRIT_FIELDS; field++, tables += 2 * LANES) {
+            const table32 table = table32_load(tables);
+            for (unsigned t = 0; t < n; t++) {
+                sum[t] = lanes_add(sum[t], table32_look_up(table, code[t]));
+                code[t] = words_shift(code[t], 5);
+                simd_in_order(&sum[t], &code[t]);
+            }
+        }
+    }
+    const table16 table = table16_load(tables);
+    for (unsigned t = 0; t < n; t++) {
+        const words low = words_shift(words_load(codes + t * tile), 30);
+        const words high = words_shift(words_load(codes + t * tile + LANES), 30);
+        sum[t] = lanes_add(sum[t], table16_look_up(table, words_or(low, words_shift_left(high, 2))));
+    }
+    return tables + LANES;
+}
+#endif
+
+/* Some tiles, `n` of them known to the compiler. */
+SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned n, oxb_cpu_code code,
+                               uint32_t group, const float *tables, double *sums)
+{
+    const uint64_t n_words = oxb_cpu_panel_words(code, group);
+    const uint32_t *codes = w->codes + first * n_words * LANES;
+    const uint16_t *scales = w->scales + first * LANES;
+    int add = w->add;
+    sums += first * LANES;
+    for (uint64_t g = 0; g < w->n_groups;) {
+        lanes total[SIMD_TILES];
+        for (unsigned t = 0; t < n; t++)
+            total[t] = lanes_zero();
+        const uint64_t flush = g + OXB_CPU_FLUSH / group;
+        const uint64_t end = flush < w->n_groups ? flush : w->n_groups;
+        for (; g < end; g++) {
+            lanes sum[SIMD_TILES];
+            for (unsigned t = 0; t < n; t++)
+                sum[t] = lanes_zero();
+            prefetch(codes, n * n_words * LANES * sizeof *codes, PREFETCH_CODES);
+            prefetch(scales, n * LANES * sizeof *scales, PREFETCH_SCALES);
+#if SIMD_TRITS
+            if (code == OXB_CPU_TRITS)
+                tables = add_trits(sum, codes, n, tables);
+            else
+#endif
+                tables = add_nibbles(sum, codes, n_words, n, tables);
+            for (unsigned t = 0; t < n; t++)
+                total[t] = lanes_fma(sum[t], lanes_of_halves(scales + t * LANES), total[t]);
+            codes += OXB_CPU_PANEL * n_words * LANES;
+            scales += OXB_CPU_PANEL * LANES;
+        }
+        for (unsigned t = 0; t < n; t++)
+            lanes_to_doubles(sums + t * LANES, total[t], add);
+        add = 1;
+    }
+}
+
+SIMD_INLINE void rows_of_panel(const oxb_cpu_tiles *w, oxb_cpu_code code, uint32_t group,
+                               const float *tables, double *sums)
+{
+    unsigned tile = 0;
+    for (; tile + SIMD_TILES <= w->n_tiles; tile += SIMD_TILES)
+        rows_of_tiles(w, tile, SIMD_TILES, code, group, tables, sums);
+    for (; tile < w->n_tiles; tile++)
+        rows_of_tiles(w, tile, 1, code, group, tables, sums);
+}
+
+SIMD_TARGET static void rows_of_bits(const oxb_cpu_tiles *w, const float *tables, double *sums)
+{
+    rows_of_panel(w, OXB_CPU_BITS, 128, tables, sums);
+}
+
+SIMD_TARGET static void rows_of_pairs(const oxb_cpu_tiles *w, const float *tables, double *sums)
+{
+    if (w->group == 128)
+        rows_of_panel(w, OXB_CPU_PAIRS, 128, tables, sums);
+    else
+        rows_of_panel(w, OXB_CPU_PAIRS, 64, tables, sums);
+}
+
+#if SIMD_TRITS
+SIMD_TARGET static void rows_of_trits(const oxb_cpu_tiles *w, const float *tables, double *sums)
+{
+    rows_of_panel(w, OXB_CPU_TRITS, 128, tables, sums);
+}
+#define TRIT_KERNELS [OXB_CPU_TRITS] = {tables_of_trits, rows_of_trits},
+#else
+#define TRIT_KERNELS
+#endif
+
+#define CODE_KERNELS                                     \
+    .code = {[OXB_CPU_BITS] = {tables_of_bits, rows_of_bits}, \
+             [OXB_CPU_PAIRS] = {tables_of_pairs, rows_of_pairs}, TRIT_KERNELS}
+
+#endif
