@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #define OXB_CPU_LANES 16u  /* rows of a tile: one row in each lane of a vector of 32-bit words */
-#define OXB_CPU_PANEL 4u   /* tiles whose groups lie side by side */
+#define OXB_CPU_MAX_PANEL 8u /* tiles whose groups lie side by side, the most */
 #define OXB_CPU_FLUSH 2048u /* weights added in float32 before they are added in float64 */
 
 /* How the words of a tile hold the codes of a row (panels.h). */
@@ -25,7 +25,7 @@ typedef struct oxb_cpu_tiles {
     const uint32_t *codes;
     uint64_t n_groups;
     uint32_t group;   /* weights: 64 or 128 */
-    uint32_t n_tiles; /* 1 to OXB_CPU_PANEL */
+    uint32_t n_tiles; /* to the panel's end at most */
     int add;          /* to the sums; else store them */
 } oxb_cpu_tiles;
 

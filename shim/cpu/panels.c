@@ -30,8 +30,8 @@ oxb_cpu_code oxb_cpu_panel_code(uint32_t format, uint32_t layout)
 uint64_t oxb_cpu_panel_bytes(oxb_cpu_code code, uint64_t group, uint64_t n_rows, uint64_t k,
                              uint64_t *codes_offset)
 {
-    const uint64_t panels = n_rows / OXB_CPU_PANEL_ROWS + (n_rows % OXB_CPU_PANEL_ROWS != 0);
-    const uint64_t tile_rows = oxb_cpu_mul(panels, OXB_CPU_PANEL_ROWS * (k / group));
+    const uint64_t rows = oxb_cpu_panel_rows_of(code);
+    const uint64_t tile_rows = oxb_cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group));
     *codes_offset = oxb_cpu_mul(tile_rows, sizeof(uint16_t));
     return oxb_cpu_add(*codes_offset,
                        oxb_cpu_mul(tile_rows, oxb_cpu_panel_words(code, group) * sizeof(uint32_t)));
@@ -66,8 +66,7 @@ static int code_at(oxb_cpu_code code, const uint32_t *words, unsigned i)
 
 void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights)
 {
-    const uint64_t panel = row / OXB_CPU_PANEL_ROWS;
-    const uint64_t tile = (panel * p->n_groups + group) * OXB_CPU_PANEL + row % OXB_CPU_PANEL_ROWS / LANES;
+    const uint64_t tile = oxb_cpu_tile_at(p, row / LANES, group);
     const float scale = oxb_float_of_half(p->scales[tile * LANES + row % LANES]);
     const uint32_t *words = p->codes + tile * p->words * LANES + row % LANES;
     for (unsigned i = 0; i < p->group; i++)
@@ -171,8 +170,10 @@ static int pack(oxb_file_format format, oxb_cpu_code code, const uint8_t *blocks
     const unsigned plain_words = kernel->bits * kernel->group / 32;
     uint64_t codes_offset;
     (void)oxb_cpu_panel_bytes(code, kernel->group, n_rows, k, &codes_offset);
+    const oxb_cpu_panels p = {.n_groups = n_groups, .code = code};
+    const uint64_t tiles = oxb_cpu_panel_tiles(code);
     pack_rows rows;
-    for (uint64_t tile = first * OXB_CPU_PANEL; tile < last * OXB_CPU_PANEL; tile++) {
+    for (uint64_t tile = first * tiles; tile < last * tiles; tile++) {
         const uint64_t row = tile * LANES;
         const uint64_t count = row >= n_rows ? 0 : n_rows - row < LANES ? n_rows - row : LANES;
         memset(&rows, 0, sizeof rows);
@@ -185,8 +186,7 @@ static int pack(oxb_file_format format, oxb_cpu_code code, const uint8_t *blocks
                     n * kernel->group / info->block_weights, (uint8_t *)rows.scales[lane],
                     (uint8_t *)rows.codes[lane]);
             for (uint64_t g = 0; g < n; g++) {
-                const uint64_t at = (tile / OXB_CPU_PANEL * n_groups + group + g) * OXB_CPU_PANEL +
-                                    tile % OXB_CPU_PANEL;
+                const uint64_t at = oxb_cpu_tile_at(&p, tile, group + g);
                 if (!pack_group(&rows, g, code, plain_words, (uint16_t *)to + at * LANES,
                                 (uint32_t *)(void *)((char *)to + codes_offset) + at * words * LANES))
                     return 0;
@@ -219,12 +219,11 @@ int oxb_cpu_pack(oxb_file_format format, oxb_layout layout, const void *from, ui
 {
     static const oxb_cpu_kernel kernel = {.name = "pack", .run = pack_panels, .grain = 1};
     atomic_int failed = 0;
-    const pack_job job = {format, oxb_cpu_panel_code(oxb_format(format)->kernel, layout),
-                          from,   n_rows,
-                          k,      to,
-                          &failed};
+    const oxb_cpu_code code = oxb_cpu_panel_code(oxb_format(format)->kernel, layout);
+    const uint64_t rows = oxb_cpu_panel_rows_of(code);
+    const pack_job job = {format, code, from, n_rows, k, to, &failed};
     const oxb_cpu_step step = {.call = {.kernel = &kernel, .args = &job},
-                               .groups = (n_rows + OXB_CPU_PANEL_ROWS - 1) / OXB_CPU_PANEL_ROWS,
+                               .groups = (n_rows + rows - 1) / rows,
                                .worth = n_rows * k / 8 / OXB_CPU_SHARE};
     oxb_cpu_pool_run(&step, 1, threads);
     return !failed;
