@@ -74,7 +74,7 @@ void oxb_cpu_panel_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const
 void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights);
 
 /* Pack a matrix in a file format, on up to `threads` threads. Returns 0 where a code does not fit. */
-int oxb_cpu_pack(oxb_file_format format, oxb_layout layout, const void *from, uint64_t n_rows, uint64_t k,
-                 void *to, uint32_t threads);
+int oxb_cpu_pack(const oxb_cpu_isa *isa, oxb_file_format format, oxb_layout layout, const void *from,
+                 uint64_t n_rows, uint64_t k, void *to, uint32_t threads);
 
 #endif

@@ -135,6 +135,62 @@ SIMD_INLINE words words_shift(words a, int bits)
     EACH(words, vshlq_u32(a.v[i], vdupq_n_s32(-bits)));
 }
 
+SIMD_INLINE words words_shift_left(words a, int bits)
+{
+    EACH(words, vshlq_u32(a.v[i], vdupq_n_s32(bits)));
+}
+
+SIMD_INLINE words words_of(uint32_t value)
+{
+    EACH(words, vdupq_n_u32(value));
+}
+
+SIMD_INLINE void words_store(uint32_t *to, words a)
+{
+    for (unsigned i = 0; i < 4; i++)
+        vst1q_u32(to + 4 * i, a.v[i]);
+}
+
+SIMD_INLINE words words_and(words a, words b)
+{
+    EACH(words, vandq_u32(a.v[i], b.v[i]));
+}
+
+SIMD_INLINE words words_or(words a, words b)
+{
+    EACH(words, vorrq_u32(a.v[i], b.v[i]));
+}
+
+SIMD_INLINE words words_xor(words a, words b)
+{
+    EACH(words, veorq_u32(a.v[i], b.v[i]));
+}
+
+SIMD_INLINE words words_add(words a, words b)
+{
+    EACH(words, vaddq_u32(a.v[i], b.v[i]));
+}
+
+SIMD_INLINE int words_any(words a)
+{
+    return vmaxvq_u32(vorrq_u32(vorrq_u32(a.v[0], a.v[1]), vorrq_u32(a.v[2], a.v[3]))) != 0;
+}
+
+/* Four words of 16 rows, from byte `at` of each: to[w] has word w of every row. */
+SIMD_INLINE void words_of_rows(words to[4], const uint8_t *const row[16], uint64_t at)
+{
+    for (unsigned i = 0; i < 4; i++) {
+        uint32x4_t r[4];
+        for (unsigned j = 0; j < 4; j++)
+            r[j] = vreinterpretq_u32_u8(vld1q_u8(row[4 * i + j] + at));
+        const uint32x4x2_t ab = vtrnq_u32(r[0], r[1]), cd = vtrnq_u32(r[2], r[3]);
+        to[0].v[i] = vcombine_u32(vget_low_u32(ab.val[0]), vget_low_u32(cd.val[0]));
+        to[1].v[i] = vcombine_u32(vget_low_u32(ab.val[1]), vget_low_u32(cd.val[1]));
+        to[2].v[i] = vcombine_u32(vget_high_u32(ab.val[0]), vget_high_u32(cd.val[0]));
+        to[3].v[i] = vcombine_u32(vget_high_u32(ab.val[1]), vget_high_u32(cd.val[1]));
+    }
+}
+
 typedef struct table16 {
     uint8x16x4_t bytes;
 } table16;

@@ -66,7 +66,7 @@ static void check_product(const oxb_cpu_isa *isa, oxb_file_format format, uint32
         x[i] = random_float();
     uint64_t codes_offset;
     void *packed = malloc(oxb_cpu_panel_bytes(code, group, n_rows, k, &codes_offset));
-    const int fits = oxb_cpu_pack(format, layout, blocks, n_rows, k, packed, 1);
+    const int fits = oxb_cpu_pack(isa, format, layout, blocks, n_rows, k, packed, 1);
     expect(fits == (layout != OXB_LAYOUT_TRITS || without_three), isa->name, "codes that fit the layout", fits, 1);
     const oxb_cpu_kernel kernel = {.format = info->kernel, .layout = layout};
     const oxb_cpu_call call = {.kernel = &kernel, .isa = isa};
