@@ -7,6 +7,7 @@
 #include "panels.h"
 
 #define LANES OXB_CPU_LANES
+#define LINE 64u
 #define MAX_GROUPS 8u     /* groups of a row that are reformatted together */
 #define GROUP_BYTES 32u   /* of plain codes, the most */
 
@@ -104,6 +105,10 @@ static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64
     for (uint64_t lane = 0; lane < LANES; lane++) {
         const uint64_t row = tile * LANES + lane;
         const uint8_t *block = job->blocks + row * row_bytes + group / groups * info->block_bytes;
+        /* The next groups: so many rows at once are more than the processor follows by itself. */
+        const uint64_t bytes = n / groups * info->block_bytes;
+        for (uint64_t i = bytes; row < job->n_rows && i < 2 * bytes + LINE; i += LINE)
+            __builtin_prefetch(block + i);
         if (row >= job->n_rows) {
             r->codes[lane] = r->scales[lane] = zeros;
         } else if (ordered) {
