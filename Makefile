@@ -3,7 +3,7 @@
 #   make test       the fast tests          make test-slow / test-peer / test-all  the rest
 #   make lint       ruff, mypy, stubs, cython-lint
 #   make cross      compile the C code for macOS with zig
-#   make sanitize   the tests under ASan + UBSan, and those with threads under TSan
+#   make sanitize   the tests under ASan + UBSan, those with threads under TSan, the simulated Metal
 #   make bench      benchmarks              make clean      remove what was built
 # Arguments for pytest: make test PYTEST_ARGS="-k gemv -x"
 
@@ -66,9 +66,10 @@ lint-cython: $(VENV)/.extra-dev
 cross: $(BUILT) $(VENV)/.extra-dev
 	$(PY) tools/cross_compile_macos.py
 
-sanitize: $(BUILT) $(VENV)/.extra-test
+sanitize: $(BUILT) $(VENV)/.extra-test $(VENV)/.simulation
 	$(PY) tools/sanitize.py address $(PYTEST_ARGS)
 	$(PY) tools/sanitize.py thread $(PYTEST_ARGS)
+	$(PY) tools/sanitize.py metal $(PYTEST_ARGS)
 
 bench: $(BUILT) $(VENV)/.extra-bench
 	$(PYTEST) -o addopts= benchmarks $(PYTEST_ARGS)

@@ -1,4 +1,4 @@
-// The key and value caches, and attention of the tokens in flight over them.
+// Attention of the tokens in flight over the key and value caches.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -9,34 +9,6 @@ using namespace metal;
 
 // T is an element of the caches, Pair two of them: head_dim is even, and packed because nothing else is
 // known of where a head starts.
-
-// A threadgroup per key-value head and token.
-template <typename T>
-[[kernel]] void kv_store(device const float* qkv [[buffer(0)]],
-                         device T* k_cache [[buffer(1)]],
-                         device T* v_cache [[buffer(2)]],
-                         device const oxb_decode_state* state [[buffer(3)]],
-                         constant oxb_kv_store_args& args [[buffer(4)]],
-                         uint2 group [[threadgroup_position_in_grid]],
-                         uint2 thread_index [[thread_position_in_threadgroup]],
-                         uint2 n_threads [[threads_per_threadgroup]])
-{
-    const ulong position = ulong(state->position) + group.y;
-    if (position >= args.max_seq)
-        return;
-    const ulong n = args.head_dim;
-    device const float* k =
-        qkv + (ulong(group.y) * (args.n_heads + 2u * args.n_kv_heads) + args.n_heads + group.x) * n;
-    device const float* v = k + args.n_kv_heads * n;
-    const ulong at = args.layer_offset + (ulong(group.x) * args.max_seq + position) * n;
-    for (uint i = thread_index.x; i < args.head_dim; i += n_threads.x) {
-        k_cache[at + i] = T(k[i]);
-        v_cache[at + i] = T(v[i]);
-    }
-}
-
-OXB_KERNEL("kv_store_f16", kv_store<half>)
-OXB_KERNEL("kv_store_f32", kv_store<float>)
 
 // A threadgroup per unit: x counts the query heads, y the tokens, z the parts of the positions.
 template <typename T, typename Pair>

@@ -2,8 +2,7 @@
 // the same members, so that each kernel is written once:
 //
 //   lane_weights          weights that a lane takes at once; a row's k may be no multiple of it
-//   dot(w, row, j, x)     sum of weights [j, j + lane_weights) of a row times x[0..lane_weights)
-//   values(w, row, j, to) those weights
+//   values(w, row, j, to) weights [j, j + lane_weights) of a row
 //   weight(w, row, j)     one weight
 //
 // With infinite and NaN scales, weights or activations they give what IEEE arithmetic on the
@@ -14,14 +13,20 @@
 struct weight_bytes {
     device const uchar* bytes;
     ulong codes_offset;
-    ulong k; // weights of a row
+    ulong k;     // weights of a row
+    uint column; // rows of a column of codes, or 0 where codes lie row by row
 };
 
 // 1-bit and 2-bit codes, with the half scales of all groups before the codes.
+//
+// A level of 1 or -1 has the code's bit as its sign: a choice between two floats costs more.
 
 struct code_1bit {
     enum { bits = 1 };
-    static float level(uint codes, uint i) { return (codes >> i & 1u) != 0u ? 1.0f : -1.0f; }
+    static float level(uint codes, uint i)
+    {
+        return as_type<float>((codes << (31u - i) & 0x80000000u) ^ 0xbf800000u);
+    }
 };
 
 struct code_2bit {
@@ -29,39 +34,46 @@ struct code_2bit {
     static float level(uint codes, uint i) { return float(codes >> 2u * i & 3u) - 1.0f; }
 };
 
+#define OXB_UNIT_BYTES 16u // of codes of one row, which lie together in every layout
+
 template <typename Code, uint GROUP>
 struct grouped_codes {
-    enum { lane_weights = 32 / Code::bits }; // one word of codes
+    enum { lane_weights = 32 / Code::bits };      // one word of codes
+    enum { unit_weights = 128 / Code::bits };     // OXB_UNIT_BYTES of codes
+    enum { group_units = GROUP / unit_weights };  // units with one scale
+    typedef Code code;
+
+    // Which scale, for group `group` of a row; and which unit of codes.
+    static ulong scale_index(weight_bytes w, ulong row, uint group)
+    {
+        return w.column != 0u ? ulong(group) * w.column + row : row * (w.k / GROUP) + group;
+    }
+
+    static ulong unit_index(weight_bytes w, ulong row, uint unit)
+    {
+        return w.column != 0u ? ulong(unit) * w.column + row : row * (w.k / unit_weights) + unit;
+    }
+
+    static half unit_scale(weight_bytes w, ulong row, uint unit)
+    {
+        return ((device const half*)w.bytes)[scale_index(w, row, unit / group_units)];
+    }
+
+    static uint4 unit_codes(weight_bytes w, ulong row, uint unit)
+    {
+        return ((device const uint4*)(w.bytes + w.codes_offset))[unit_index(w, row, unit)];
+    }
 
     static half scale(weight_bytes w, ulong row, ulong j)
     {
-        return ((device const half*)w.bytes)[(row * w.k + j) / GROUP];
+        return ((device const half*)w.bytes)[scale_index(w, row, uint(j / GROUP))];
     }
 
     static uint word(weight_bytes w, ulong row, ulong j)
     {
-        return ((device const uint*)(w.bytes + w.codes_offset))[(row * w.k + j) / lane_weights];
-    }
-
-    // By multiplication, so that a level of 0 times an infinite activation is NaN.
-    static float sum(uint codes, float scale, thread const float* x)
-    {
-        float total = 0.0f;
-        OXB_UNROLL
-        for (uint i = 0; i < lane_weights; i++)
-            total = fma(Code::level(codes, i) * scale, x[i], total);
-        return total;
-    }
-
-    static float dot(weight_bytes w, ulong row, ulong j, thread const float* x)
-    {
-        const half half_scale = scale(w, row, j);
-        const float d = float(half_scale);
-        const uint codes = word(w, row, j);
-        // d * sum is the sum of (level * d) * x for a finite d only: an infinite one makes NaN where
-        // signs or zeros meet in the sum.
-        const bool finite = (as_type<ushort>(half_scale) & 0x7c00) != 0x7c00;
-        return finite ? d * sum(codes, 1.0f, x) : sum(codes, d, x);
+        const uint words = OXB_UNIT_BYTES / 4u;
+        const ulong unit = unit_index(w, row, uint(j / unit_weights));
+        return ((device const uint*)(w.bytes + w.codes_offset))[unit * words + j / lane_weights % words];
     }
 
     static void values(weight_bytes w, ulong row, ulong j, thread float* to)
@@ -82,18 +94,6 @@ struct grouped_codes {
 typedef grouped_codes<code_1bit, 128> q1_g128;
 typedef grouped_codes<code_2bit, 128> q2_g128;
 typedef grouped_codes<code_2bit, 64> q2_g64;
-
-template <typename Format>
-inline float dot_values(weight_bytes w, ulong row, ulong j, thread const float* x)
-{
-    float values[Format::lane_weights];
-    Format::values(w, row, j, values);
-    float total = 0.0f;
-    OXB_UNROLL
-    for (uint i = 0; i < Format::lane_weights; i++)
-        total = fma(values[i], x[i], total);
-    return total;
-}
 
 // Weights that carry their own value. Rows of any k: nothing but an element's own alignment holds.
 
@@ -132,11 +132,6 @@ struct elements {
             to[i] = Element::value(four[i]);
     }
 
-    static float dot(weight_bytes w, ulong row, ulong j, thread const float* x)
-    {
-        return dot_values<elements>(w, row, j, x);
-    }
-
     static float weight(weight_bytes w, ulong row, ulong j) { return Element::value(*at(w, row, j)); }
 };
 
@@ -165,11 +160,6 @@ struct q8_0 {
             to[2 * i] = float(pair << 8 >> 24) * d;
             to[2 * i + 1] = float(pair >> 24) * d;
         }
-    }
-
-    static float dot(weight_bytes w, ulong row, ulong j, thread const float* x)
-    {
-        return dot_values<q8_0>(w, row, j, x);
     }
 
     static float weight(weight_bytes w, ulong row, ulong j)

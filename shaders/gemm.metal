@@ -40,7 +40,7 @@ template <typename Format, bool RESIDUAL>
                      uint lane [[thread_index_in_simdgroup]])
 {
     threadgroup float memory[OXB_GEMM_MEMORY];
-    const weight_bytes w = {weight, args.codes_offset, args.k};
+    const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (eights_of_tile) {
     case 4: gemm_rows<Format, RESIDUAL, 4>(w, x, y, args, group, thread_index, place, memory); break;
@@ -100,7 +100,7 @@ template <typename Format>
                                           uint lane [[thread_index_in_simdgroup]])
 {
     threadgroup float memory[OXB_GEMM_MEMORY];
-    const weight_bytes w = {weight, args.codes_offset, args.k};
+    const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (eights_of_tile) {
     case 4: swiglu_tile<Format, 4>(w, x, s, args, group, thread_index, place, memory); break;

@@ -1,12 +1,12 @@
-// Rows of a weight matrix times a vector: what every kernel with a matrix shares.
+// Rows of a weight matrix times a vector, for weights that carry their own value: what gemv and swiglu share.
 #ifndef OXB_ROWS_H
 #define OXB_ROWS_H
 
-// Rows of the output per SIMD-group: 1, 2 or 4, for gemv also 8. More rows share each load of the
+// Rows of the output per SIMD-group, and for codes per lane: 1, 2 or 4. More rows share each load of the
 // activations; fewer fill a chip with smaller matrices. The constant chooses among template instances,
 // because a loop that it bounds might not be unrolled, and arrays of sums would leave the registers.
 constant uint rows_constant [[function_constant(0)]];
-constant uint rows_per_simdgroup = is_function_constant_defined(rows_constant) ? rows_constant : 2u;
+constant uint rows_at_once = is_function_constant_defined(rows_constant) ? rows_constant : 2u;
 
 // sums[p * ROWS + r] = this lane's share of row (p * n_rows + first + r) of w times x. A row past
 // n_rows repeats the last one: its sum is not to be used.
@@ -34,8 +34,15 @@ inline void multiply_rows(weight_bytes w, uint n_rows, uint first, device const 
             part[i + 3] = four[3];
         }
         OXB_UNROLL
-        for (uint r = 0; r < PARTS * ROWS; r++)
-            sums[r] += Format::dot(w, row[r], j, part);
+        for (uint r = 0; r < PARTS * ROWS; r++) {
+            float values[Format::lane_weights];
+            Format::values(w, row[r], j, values);
+            float total = 0.0f;
+            OXB_UNROLL
+            for (uint i = 0; i < step; i++)
+                total = fma(values[i], part[i], total);
+            sums[r] += total;
+        }
     }
     // What is left is shorter than a lane's share, and that is at most as long as a SIMD-group.
     const uint j = whole + lane;

@@ -17,7 +17,7 @@ template <typename Format>
                       uint2 at [[thread_position_in_grid]],
                       uint2 size [[threads_per_grid]])
 {
-    const weight_bytes w = {weight, args.codes_offset, args.k};
+    const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const ulong position = ulong(state->position) + at.y;
     const uint token = position < args.max_tokens ? tokens[position] : args.n_rows;
     device float* to = y + ulong(at.y) * args.k;

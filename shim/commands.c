@@ -74,6 +74,17 @@ oxb_status oxb_commands_new(oxb_device *device, oxb_commands **out) {
     return OXB_OK;
 }
 
+void oxb_commands_cut(oxb_commands *commands, uint32_t n) {
+    struct record *records = commands->records.data;
+    oxb_binding *bindings = commands->bindings.data;
+    if (n >= commands->records.used) return;
+    for (size_t i = n; i < commands->records.used; i++) oxb_pipeline_release(records[i].pipeline);
+    for (size_t i = records[n].first_binding; i < commands->bindings.used; i++) oxb_buffer_release(bindings[i].buffer);
+    commands->bindings.used = records[n].first_binding;
+    commands->args.used = records[n].args_offset;
+    commands->records.used = n;
+}
+
 static void drop_records(oxb_commands *commands) {
     if (commands->replay) commands->device->driver->replay_free(commands->device->impl, commands->replay);
     commands->replay = NULL;
@@ -81,11 +92,7 @@ static void drop_records(oxb_commands *commands) {
     free(commands->driver_bindings);
     commands->list = NULL;
     commands->driver_bindings = NULL;
-    struct record *records = commands->records.data;
-    for (size_t i = 0; i < commands->records.used; i++) oxb_pipeline_release(records[i].pipeline);
-    oxb_binding *bindings = commands->bindings.data;
-    for (size_t i = 0; i < commands->bindings.used; i++) oxb_buffer_release(bindings[i].buffer);
-    commands->records.used = commands->bindings.used = commands->args.used = 0;
+    oxb_commands_cut(commands, 0);
     oxb_buffer_release(commands->scratch);
     commands->scratch = NULL;
 }

@@ -34,6 +34,8 @@ static const oxb_tile cpu[OXB_OP_COUNT] = {
 #define GEMV_SIMDGROUPS 4u
 #define SWIGLU_ROWS 2u
 #define SWIGLU_SIMDGROUPS 4u
+#define LOOKUP_SIMDGROUPS 8u    /* shaders/lookup.h */
+#define LOOKUP_THREADGROUPS 256 /* that there should be before a lane gets more rows */
 #define GEMM_ROWS 64u /* shaders/gemm.h; of gate and of up half as many each */
 #define GEMM_SIMDGROUPS 4u
 #define HEAD_SIMDGROUPS 4u
@@ -52,6 +54,7 @@ static const oxb_tile simd32[OXB_OP_COUNT] = {
     [OXB_OP_ADD] = {{4096, ALL, ALL}, 256, NO_CONSTANTS},
     [OXB_OP_QK_NORM_ROPE] = {{HEAD_SIMDGROUPS, 1, ALL}, SIMD * HEAD_SIMDGROUPS, NO_CONSTANTS},
     [OXB_OP_KV_STORE] = {{1, 1, ALL}, 128, NO_CONSTANTS},
+    [OXB_OP_QKV_TO_CACHE] = {{HEAD_SIMDGROUPS, 1, ALL}, SIMD * HEAD_SIMDGROUPS, NO_CONSTANTS},
     [OXB_OP_ATTENTION] = {{1, 1, 1}, SIMD * ATTENTION_SIMDGROUPS, NO_CONSTANTS},
     [OXB_OP_COMBINE] = {{1, ALL, ALL}, 128, NO_CONSTANTS},
     [OXB_OP_ARGMAX] = {{1, ALL, ALL}, 256, NO_CONSTANTS},
@@ -61,6 +64,25 @@ static const oxb_tile simd32[OXB_OP_COUNT] = {
 static int is_cpu(const oxb_device_info *device) { return device->simd_width == 1; }
 
 oxb_tile oxb_tile_of(const oxb_device_info *device, oxb_op op) { return is_cpu(device) ? cpu[op] : simd32[op]; }
+
+/* Codes are multiplied by look-up: shaders/lookup.h. */
+static int looks_up(const oxb_device_info *device, oxb_kernel_format kernel) {
+    return !is_cpu(device) && oxb_kernel(kernel)->bits <= 2;
+}
+
+int oxb_norm_is_fused(const oxb_device_info *device, oxb_kernel_format kernel) { return looks_up(device, kernel); }
+
+oxb_tile oxb_gemv_tile(const oxb_device_info *device, oxb_op op, oxb_kernel_format kernel, uint64_t n_rows) {
+    oxb_tile tile = oxb_tile_of(device, op);
+    if (!looks_up(device, kernel)) return tile;
+    /* Every lane has rows of its own. More of them share the tables, fewer fill the chip. */
+    uint32_t most = op == OXB_OP_SWIGLU ? 2 : 4, rows = 1;
+    while (rows < most && n_rows / (SIMD * 2 * rows) >= LOOKUP_THREADGROUPS) rows *= 2;
+    tile.units[0] = SIMD * rows;
+    tile.threads = SIMD * LOOKUP_SIMDGROUPS;
+    tile.constants[0] = (oxb_constant)CONSTANT(0, rows);
+    return tile;
+}
 
 oxb_tile oxb_gemm_tile(const oxb_device_info *device, oxb_op op, uint64_t n_vectors) {
     oxb_tile tile = oxb_tile_of(device, op);

@@ -15,6 +15,7 @@ typedef enum oxb_op {
     OXB_OP_ADD,          /* element */
     OXB_OP_QK_NORM_ROPE, /* query or key head; token */
     OXB_OP_KV_STORE,     /* key-value head; token */
+    OXB_OP_QKV_TO_CACHE, /* query, key or value head; token */
     OXB_OP_ATTENTION,    /* `heads` query heads; token; part of the positions */
     OXB_OP_COMBINE,      /* head of a token */
     OXB_OP_ARGMAX,       /* vector */
@@ -32,6 +33,12 @@ typedef struct oxb_tile {
 } oxb_tile;
 
 oxb_tile oxb_tile_of(const oxb_device_info *device, oxb_op op);
+
+/* The tile of a matrix product of one vector: weights in `kernel`, n_rows of output. */
+oxb_tile oxb_gemv_tile(const oxb_device_info *device, oxb_op op, oxb_kernel_format kernel, uint64_t n_rows);
+
+/* Whether the kernels of one vector take the norm of their input in as well. */
+int oxb_norm_is_fused(const oxb_device_info *device, oxb_kernel_format kernel);
 
 /* The tile of a matrix product for `n_vectors` vectors. */
 oxb_tile oxb_gemm_tile(const oxb_device_info *device, oxb_op op, uint64_t n_vectors);

@@ -51,8 +51,9 @@ oxb_status metal_guarded(oxb_status code, oxb_status (^body)(void))
     return status;
 }
 
-void metal_release(void *object)
+void metal_object_free(void *device, void *object)
 {
+    (void)device;
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
         [(id)object release];
         return OXB_OK;
@@ -92,10 +93,8 @@ NSString *metal_failure(id<MTLCommandBuffer> commands)
     if (status == MTLCommandBufferStatusCompleted && error == nil)
         return nil;
     if (error == nil)
-        return [NSString stringWithFormat:@"the command buffer ended with status %lu and no reason",
-                                          (unsigned long)status];
-    return
-        [NSString stringWithFormat:@"%@ (%@ %ld)", metal_why(error), [error domain], (long)[error code]];
+        return metal_text("the command buffer ended with status %lu and no reason", (unsigned long)status);
+    return metal_text("%@ (%@ %ld)", metal_why(error), [error domain], (long)[error code]);
 }
 
 /* Commit, and wait for the end; nil, or the reason, +0. */
@@ -124,7 +123,7 @@ NSString *metal_run(id<MTLCommandBuffer> commands, double seconds)
     }
     NSString *reason = nil;
     if (!o->done)
-        reason = [NSString stringWithFormat:@"the device did not finish within %g s", seconds];
+        reason = metal_text("the device did not finish within %g s", seconds);
     else if (!o->ok)
         reason = metal_string(o->text);
     leave_outcome(o);
@@ -188,8 +187,7 @@ static NSString *run_probe(metal_device *self, metal_pipeline *pipeline)
     const uint32_t *values = [sums contents], expected = METAL_SIMD_WIDTH * (METAL_SIMD_WIDTH + 1) / 2;
     for (uint32_t i = 0; reason == nil && i < METAL_SIMD_WIDTH; i++) {
         if (values[i] != expected)
-            reason = [NSString
-                stringWithFormat:@"simd_sum gave %u in lane %u, not %u", values[i], i, expected];
+            reason = metal_text("simd_sum gave %u in lane %u, not %u", values[i], i, expected);
     }
     return reason;
 }
@@ -207,13 +205,12 @@ static NSString *probe(metal_device *self)
     metal_pipeline *pipeline =
         function != nil ? metal_make_pipeline(self->device, function, name, &reason) : NULL;
     if (pipeline == NULL)
-        return [NSString stringWithFormat:@"it cannot compile a kernel: %@", reason];
+        return metal_text("it cannot compile a kernel: %@", reason);
     NSUInteger width = [pipeline->state threadExecutionWidth];
     if (width != METAL_SIMD_WIDTH)
-        reason = [NSString
-            stringWithFormat:@"its SIMD-groups have %lu threads and the kernels need %u; use the cpu "
-                             @"device",
-                             (unsigned long)width, METAL_SIMD_WIDTH];
+        reason =
+            metal_text("its SIMD-groups have %lu threads and the kernels need %u; use the cpu device",
+                       (unsigned long)width, METAL_SIMD_WIDTH);
     @try {
         if (reason == nil)
             reason = run_probe(self, pipeline);
@@ -228,7 +225,7 @@ static void device_close(void *device)
 {
     metal_device *self = device;
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
-        for (unsigned i = 0; self->families != NULL && i < oxb_msl_family_count; i++)
+        for (unsigned i = 0; i < oxb_msl_family_count; i++)
             [self->families[i].library release];
         [self->precompiled release];
         [self->queue release];
@@ -238,7 +235,6 @@ static void device_close(void *device)
     pthread_mutex_destroy(&self->library_lock);
     pthread_cond_destroy(&self->library_change);
     pthread_mutex_destroy(&self->blit_lock);
-    free(self->families);
     free(self);
 }
 
@@ -269,27 +265,21 @@ static oxb_status open_device(uint32_t index, metal_device *self)
 static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device)
 {
     (void)options;
-    metal_device *self = calloc(1, sizeof *self);
+    metal_device *self = calloc(1, sizeof *self + oxb_msl_family_count * sizeof *self->families);
     if (self == NULL)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "out of memory opening device \"metal:%u\"", index);
     self->index = index;
-    self->families = calloc(oxb_msl_family_count + 1, sizeof *self->families);
     pthread_mutex_init(&self->library_lock, NULL);
     pthread_cond_init(&self->library_change, NULL);
     pthread_mutex_init(&self->blit_lock, NULL);
-    oxb_status status = OXB_DEVICE_NOT_FOUND;
-    if (self->families == NULL)
-        metal_fail(status, "out of memory opening device \"metal:%u\"", index);
+    oxb_status status = metal_guarded(OXB_DEVICE_NOT_FOUND, ^oxb_status {
+        return open_device(index, self);
+    });
+    if (status == OXB_OK)
+        *device = self;
     else
-        status = metal_guarded(OXB_DEVICE_NOT_FOUND, ^oxb_status {
-            return open_device(index, self);
-        });
-    if (status != OXB_OK) {
         device_close(self);
-        return status;
-    }
-    *device = self;
-    return OXB_OK;
+    return status;
 }
 
 static void device_info(void *device, oxb_device_info *info)
@@ -309,11 +299,11 @@ static void device_info(void *device, oxb_device_info *info)
 
 /* Submission */
 
-/* Metal trusts its caller: what a kernel declares is held against what is bound. */
-static oxb_status check_dispatch(const metal_device *self, const oxb_driver_dispatch *d)
+/* Metal trusts its caller: what a kernel declares is held against what is bound. nil, or what is wrong,
+ * +0. */
+static NSString *wrong_dispatch(const metal_device *self, const oxb_driver_dispatch *d)
 {
     const metal_pipeline *p = d->pipeline;
-    const char *name = metal_utf8(p->name);
     for (uint32_t i = 0; i < p->n_arguments; i++) {
         const metal_argument *a = p->arguments + i;
         uint64_t bound = 0, offset = 0;
@@ -323,39 +313,31 @@ static oxb_status check_dispatch(const metal_device *self, const oxb_driver_disp
         } else if (a->index == d->n_bindings) {
             bound = d->args_size;
             if (a->writable)
-                return metal_fail(OXB_ENCODING_FAILED,
-                                  "%s: it writes buffer(%llu), which is bound to an argument struct",
-                                  name, (unsigned long long)a->index);
+                return metal_text("it writes buffer(%" PRIu64 "), which is bound to an argument struct",
+                                  a->index);
         }
         if (bound == 0)
-            return metal_fail(OXB_ENCODING_FAILED, "%s: its buffer(%llu) is not bound", name,
-                              (unsigned long long)a->index);
+            return metal_text("its buffer(%" PRIu64 ") is not bound", a->index);
         if (bound < a->size)
-            return metal_fail(OXB_ENCODING_FAILED, "%s: buffer(%llu) has %llu bytes bound and needs %llu",
-                              name, (unsigned long long)a->index, (unsigned long long)bound,
-                              (unsigned long long)a->size);
+            return metal_text("buffer(%" PRIu64 ") has %" PRIu64 " bytes bound and needs %" PRIu64,
+                              a->index, bound, a->size);
         if (a->alignment != 0 && offset % a->alignment != 0)
-            return metal_fail(OXB_ENCODING_FAILED,
-                              "%s: buffer(%llu) starts at byte %llu, which is not a multiple of %llu",
-                              name, (unsigned long long)a->index, (unsigned long long)offset,
-                              (unsigned long long)a->alignment);
+            return metal_text("buffer(%" PRIu64 ") starts at byte %" PRIu64
+                              ", which is not a multiple of %" PRIu64,
+                              a->index, offset, a->alignment);
     }
     if (p->dynamic_memory && d->threadgroup_memory == 0)
-        return metal_fail(OXB_ENCODING_FAILED, "%s: its threadgroup(0) has no length", name);
+        return @"its threadgroup(0) has no length";
     uint64_t memory = p->static_memory + (d->threadgroup_memory + UINT64_C(15)) / 16 * 16;
     if (memory > self->max_threadgroup_memory)
-        return metal_fail(OXB_ENCODING_FAILED,
-                          "%s: %llu bytes of threadgroup memory, at most %llu are allowed", name,
-                          (unsigned long long)memory, (unsigned long long)self->max_threadgroup_memory);
-    if (d->threads.x > self->max_threads.width || d->threads.y > self->max_threads.height ||
-        d->threads.z > self->max_threads.depth)
-        return metal_fail(OXB_ENCODING_FAILED,
-                          "%s: a threadgroup of %u x %u x %u threads, at most %lu x %lu x %lu are "
-                          "allowed",
-                          name, d->threads.x, d->threads.y, d->threads.z,
-                          (unsigned long)self->max_threads.width, (unsigned long)self->max_threads.height,
-                          (unsigned long)self->max_threads.depth);
-    return OXB_OK;
+        return metal_text("%" PRIu64 " bytes of threadgroup memory, at most %" PRIu64 " are allowed",
+                          memory, self->max_threadgroup_memory);
+    MTLSize most = self->max_threads;
+    if (d->threads.x > most.width || d->threads.y > most.height || d->threads.z > most.depth)
+        return metal_text("a threadgroup of %u x %u x %u threads, at most %lu x %lu x %lu are allowed",
+                          d->threads.x, d->threads.y, d->threads.z, (unsigned long)most.width,
+                          (unsigned long)most.height, (unsigned long)most.depth);
+    return nil;
 }
 
 /* `memory` is the length that threadgroup(0) has by now: it stays set from dispatch to dispatch. */
@@ -383,9 +365,11 @@ static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t
     metal_device *self = device;
     return metal_guarded(OXB_ENCODING_FAILED, ^oxb_status {
         for (uint32_t i = 0; *replay == NULL && i < n; i++) {
-            oxb_status status = check_dispatch(self, list + i);
-            if (status != OXB_OK)
-                return status;
+            NSString *wrong = wrong_dispatch(self, list + i);
+            if (wrong != nil)
+                return metal_fail(OXB_ENCODING_FAILED, "%s: %s",
+                                  metal_utf8(((const metal_pipeline *)list[i].pipeline)->name),
+                                  metal_utf8(wrong));
         }
         *replay = &checked;
         id<MTLCommandBuffer> commands =
@@ -477,12 +461,12 @@ static const oxb_driver driver = {
     .device_info = device_info,
     .buffer_new = metal_buffer_new,
     .buffer_wrap = metal_buffer_wrap,
-    .buffer_free = metal_buffer_free,
+    .buffer_free = metal_object_free,
     .buffer_read = metal_buffer_read,
     .buffer_write = metal_buffer_write,
     .buffer_fill = metal_buffer_fill,
     .library_new = metal_library_new,
-    .library_free = metal_library_free,
+    .library_free = metal_object_free,
     .pipeline_new = metal_pipeline_new,
     .pipeline_free = metal_pipeline_free,
     .submit = submit,

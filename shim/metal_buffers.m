@@ -12,10 +12,10 @@
 /* Copies of private buffers, through the device */
 
 /* Run with blit_lock held: one blit of this device at a time. */
-static oxb_status blitting(metal_device *self, oxb_status code, oxb_status (^body)(void))
+static oxb_status blitting(metal_device *self, oxb_status (^body)(void))
 {
     pthread_mutex_lock(&self->blit_lock);
-    oxb_status status = metal_guarded(code, body); /* never raises */
+    oxb_status status = metal_guarded(OXB_EXECUTION_FAILED, body); /* never raises */
     pthread_mutex_unlock(&self->blit_lock);
     return status;
 }
@@ -38,8 +38,9 @@ static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncode
 
 static oxb_status blit_failed(NSString *reason, const char *what, uint64_t offset, uint64_t length)
 {
-    return metal_fail(OXB_EXECUTION_FAILED, "cannot %s %llu bytes at offset %llu of a private buffer: %s",
-                      what, (unsigned long long)length, (unsigned long long)offset, metal_utf8(reason));
+    return metal_fail(OXB_EXECUTION_FAILED,
+                      "cannot %s %" PRIu64 " bytes at offset %" PRIu64 " of a private buffer: %s", what,
+                      length, offset, metal_utf8(reason));
 }
 
 /* Copy between host memory and a private buffer in pieces, each a window of whole words; `from` or
@@ -107,35 +108,27 @@ static oxb_status fill_words(metal_device *self, id<MTLBuffer> buffer, uint64_t 
 
 oxb_status metal_buffer_read(void *device, void *buffer, uint64_t offset, void *to, uint64_t length)
 {
-    metal_device *self = device;
-    return blitting(self, OXB_EXECUTION_FAILED, ^oxb_status {
-        return copy_words(self, (id<MTLBuffer>)buffer, offset, NULL, to, length);
+    return blitting(device, ^oxb_status {
+        return copy_words(device, (id<MTLBuffer>)buffer, offset, NULL, to, length);
     });
 }
 
 oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const void *from,
                               uint64_t length)
 {
-    metal_device *self = device;
-    return blitting(self, OXB_EXECUTION_FAILED, ^oxb_status {
-        return copy_words(self, (id<MTLBuffer>)buffer, offset, from, NULL, length);
+    return blitting(device, ^oxb_status {
+        return copy_words(device, (id<MTLBuffer>)buffer, offset, from, NULL, length);
     });
 }
 
 oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length, uint8_t value)
 {
-    metal_device *self = device;
-    return blitting(self, OXB_EXECUTION_FAILED, ^oxb_status {
-        return fill_words(self, (id<MTLBuffer>)buffer, offset, length, value);
+    return blitting(device, ^oxb_status {
+        return fill_words(device, (id<MTLBuffer>)buffer, offset, length, value);
     });
 }
-/* Buffers */
 
-void metal_buffer_free(void *device, void *buffer)
-{
-    (void)device;
-    metal_release(buffer);
-}
+/* Buffers */
 
 oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                             void **contents)
@@ -152,11 +145,10 @@ oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, 
         if (made == nil)
             return metal_fail(
                 OXB_BUFFER_CREATION_FAILED,
-                "no memory for a buffer of %llu bytes: device %s has %llu bytes allocated, and %llu is "
-                "the most it recommends",
-                (unsigned long long)length, metal_utf8([self->device name]),
-                (unsigned long long)[self->device currentAllocatedSize],
-                (unsigned long long)[self->device recommendedMaxWorkingSetSize]);
+                "no memory for a buffer of %" PRIu64 " bytes: device %s has %" PRIu64
+                " bytes allocated, and %" PRIu64 " is the most it recommends",
+                length, metal_utf8([self->device name]), (uint64_t)[self->device currentAllocatedSize],
+                [self->device recommendedMaxWorkingSetSize]);
         if (shared)
             memset([made contents], 0, size);
         return OXB_OK;
@@ -164,7 +156,7 @@ oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, 
     if (status == OXB_OK && !shared)
         status = metal_buffer_fill(self, (void *)made, 0, size, 0);
     if (status != OXB_OK) {
-        metal_release((void *)made);
+        metal_object_free(self, (void *)made);
         return status;
     }
     *contents = shared ? [made contents] : NULL;
@@ -183,8 +175,8 @@ oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void *
         if (made == nil)
             return metal_fail(
                 OXB_BUFFER_CREATION_FAILED,
-                "device %s cannot map the %llu bytes at %p without a copy: copy the data instead",
-                metal_utf8([self->device name]), (unsigned long long)length, memory);
+                "device %s cannot map the %" PRIu64 " bytes at %p without a copy: copy the data instead",
+                metal_utf8([self->device name]), length, memory);
         *buffer = (void *)made;
         return OXB_OK;
     });

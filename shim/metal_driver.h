@@ -20,6 +20,7 @@
 #import <Foundation/Foundation.h>
 #import <Metal/Metal.h>
 
+#include <inttypes.h>
 #include <pthread.h>
 #include <stdbool.h>
 
@@ -47,8 +48,8 @@ typedef struct metal_device {
     uint64_t max_threadgroup_memory;
     pthread_mutex_t library_lock;
     pthread_cond_t library_change;
-    metal_family *families; /* as oxb_msl_families; guarded by library_lock */
     pthread_mutex_t blit_lock;
+    metal_family families[]; /* as oxb_msl_families; guarded by library_lock */
 } metal_device;
 
 typedef struct metal_argument {
@@ -74,13 +75,15 @@ extern const oxb_host *metal_host;
 #define metal_fail metal_host->fail
 
 /* Texts for messages: UTF-8 bytes that are valid until the pool ends, and +0 strings, never nil. */
+#define metal_text(...) [NSString stringWithFormat:@__VA_ARGS__]
 const char *metal_utf8(NSString *text);
 NSString *metal_string(const char *bytes);
 NSString *metal_why(NSError *error);
 
 /* Run `body` inside an autorelease pool; an exception becomes `code`. */
 oxb_status metal_guarded(oxb_status code, oxb_status (^body)(void));
-void metal_release(void *object);
+/* Frees what is an Objective-C object itself: buffers and libraries. */
+void metal_object_free(void *device, void *object);
 
 /* nil where a finished command buffer did its work, else the reason, +0. */
 NSString *metal_failure(id<MTLCommandBuffer> commands);
@@ -101,7 +104,6 @@ metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> functi
                                     NSString **reason);
 
 oxb_status metal_library_new(void *device, const char *source, size_t length, void **library);
-void metal_library_free(void *device, void *library);
 oxb_status metal_pipeline_new(void *device, void *library, const char *function,
                               const oxb_constant *constants, uint32_t n_constants, void **pipeline,
                               oxb_pipeline_info *info);
@@ -112,7 +114,6 @@ void metal_pipeline_free(void *device, void *pipeline);
 oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                             void **contents);
 oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void **buffer);
-void metal_buffer_free(void *device, void *buffer);
 oxb_status metal_buffer_read(void *device, void *buffer, uint64_t offset, void *to, uint64_t length);
 oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const void *from,
                               uint64_t length);

@@ -31,8 +31,7 @@ id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **
         if (library == nil)
             *reason = metal_why(error); /* with a library, an error is a warning */
     } @catch (NSException *exception) {
-        *reason =
-            [NSString stringWithFormat:@"Metal raised %@: %@", [exception name], [exception reason]];
+        *reason = metal_text("Metal raised %@: %@", [exception name], [exception reason]);
     }
     return library;
 }
@@ -98,12 +97,6 @@ oxb_status metal_library_new(void *device, const char *source, size_t length, vo
     });
 }
 
-void metal_library_free(void *device, void *library)
-{
-    (void)device;
-    metal_release(library);
-}
-
 /* Pipelines */
 
 /* Set one function constant as the kernel declares it; nil, or the reason, +0. */
@@ -113,30 +106,27 @@ static NSString *set_constant(MTLFunctionConstantValues *values, MTLFunctionCons
     NSUInteger index = [declared index];
     MTLDataType type = [declared type];
     oxb_constant_value value = given->value;
-    bool integer = given->type == OXB_CONSTANT_U32 || given->type == OXB_CONSTANT_I32;
-    if (type == MTLDataTypeBool && given->type == OXB_CONSTANT_BOOL) {
-        bool flag = value.u32 != 0;
-        [values setConstantValue:&flag type:type atIndex:index];
-    } else if (type == MTLDataTypeUInt && integer &&
-               (given->type == OXB_CONSTANT_U32 || value.i32 >= 0)) {
-        [values setConstantValue:&value.u32 type:type atIndex:index];
-    } else if (type == MTLDataTypeInt && integer &&
-               (given->type == OXB_CONSTANT_I32 || value.u32 <= INT32_MAX)) {
-        [values setConstantValue:&value.i32 type:type atIndex:index];
-    } else if (type == MTLDataTypeFloat && given->type == OXB_CONSTANT_F32) {
-        [values setConstantValue:&value.f32 type:type atIndex:index];
-    } else {
-        static const char *const names[] = {"a bool", "an integer", "an integer", "a float"};
-        const char *wanted = type == MTLDataTypeBool    ? "bool"
-                             : type == MTLDataTypeUInt  ? "uint"
-                             : type == MTLDataTypeInt   ? "int"
-                             : type == MTLDataTypeFloat ? "float"
-                                                        : "of a type that cannot be set";
-        return [NSString
-            stringWithFormat:@"function constant %lu (%@) is %s, and %s was given that does not fit",
-                             (unsigned long)index, [declared name], wanted,
-                             names[given->type < 4 ? given->type : 1]];
+    bool flag = value.u32 != 0, same = false;
+    const char *wanted = "of a type that cannot be set";
+    if (type == MTLDataTypeBool) {
+        wanted = "bool";
+        same = given->type == OXB_CONSTANT_BOOL;
+    } else if (type == MTLDataTypeFloat) {
+        wanted = "float";
+        same = given->type == OXB_CONSTANT_F32;
+    } else if (type == MTLDataTypeUInt || type == MTLDataTypeInt) { /* either, below 2^31 */
+        bool is_signed = given->type == OXB_CONSTANT_I32;
+        wanted = type == MTLDataTypeInt ? "int" : "uint";
+        same = (is_signed || given->type == OXB_CONSTANT_U32) &&
+               (is_signed == (type == MTLDataTypeInt) || value.i32 >= 0);
     }
+    if (!same) {
+        static const char *const names[] = {"a bool", "an integer", "an integer", "a float"};
+        return metal_text("function constant %lu (%@) is %s, and %s was given that does not fit",
+                          (unsigned long)index, [declared name], wanted,
+                          names[given->type < 4 ? given->type : 1]);
+    }
+    [values setConstantValue:type == MTLDataTypeBool ? (void *)&flag : &value type:type atIndex:index];
     return nil;
 }
 
@@ -156,7 +146,7 @@ id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name, const
     id<MTLFunction> general = [[library newFunctionWithName:name] autorelease];
     if (general == nil || [general functionType] != MTLFunctionTypeKernel) {
         NSString *known = [[library functionNames] componentsJoinedByString:@", "]; /* +0 */
-        *reason = [NSString stringWithFormat:@"no kernel of that name: the library has %@", known];
+        *reason = metal_text("no kernel of that name: the library has %@", known);
         return nil;
     }
     NSArray *declared = [[general functionConstantsDictionary] allValues]; /* +0 */
@@ -165,8 +155,8 @@ id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name, const
     for (MTLFunctionConstant *constant in declared) {
         const oxb_constant *given = constant_at(constants, n, [constant index]);
         if (given == NULL && [constant required])
-            *reason = [NSString stringWithFormat:@"function constant %lu (%@) needs a value",
-                                                 (unsigned long)[constant index], [constant name]];
+            *reason = metal_text("function constant %lu (%@) needs a value",
+                                 (unsigned long)[constant index], [constant name]);
         else if (given != NULL)
             *reason = set_constant(values, constant, given);
         if (*reason != nil)
@@ -178,8 +168,7 @@ id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name, const
         for (MTLFunctionConstant *constant in declared)
             known |= [constant index] == constants[i].index;
         if (!known) {
-            *reason =
-                [NSString stringWithFormat:@"the kernel has no function constant %u", constants[i].index];
+            *reason = metal_text("the kernel has no function constant %u", constants[i].index);
             return nil;
         }
     }
@@ -204,10 +193,8 @@ static NSString *keep_arguments(metal_pipeline *pipeline, NSArray *arguments)
         } else if ([argument type] == MTLArgumentTypeThreadgroupMemory && index == 0) {
             pipeline->dynamic_memory = true;
         } else {
-            return
-                [NSString stringWithFormat:@"the argument %@ cannot be given: a kernel takes buffers and "
-                                           @"threadgroup(0)",
-                                           [argument name]];
+            return metal_text("the argument %@ cannot be given: a kernel takes buffers and threadgroup(0)",
+                              [argument name]);
         }
     }
     return nil;

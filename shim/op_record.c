@@ -3,7 +3,7 @@
 
 #include <math.h>
 
-#define MAX_OPERANDS 6u
+#define MAX_OPERANDS 7u
 
 oxb_status oxb_check_operands(const char *op, const oxb_operand *operands, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {

@@ -15,10 +15,14 @@ static const char *format_of(const oxb_weight *weight) {
     return oxb_kernel((oxb_kernel_format)weight->kernel)->name;
 }
 
-/* Kernels that read another layout than the plain one are named after it. */
+/* Kernels that read nothing but another layout are named after it; those of GPUs are told by `column`. */
 static const char *layout_of(const oxb_weight *weight) {
-    static const char *const suffix[OXB_LAYOUT_COUNT] = {"", "_panels", "_trits"};
+    static const char *const suffix[OXB_LAYOUT_COUNT] = {"", "_panels", "_trits", ""};
     return weight->layout < OXB_LAYOUT_COUNT ? suffix[weight->layout] : "";
+}
+
+static oxb_u32 column_of(const oxb_weight *weight) {
+    return weight->layout == OXB_LAYOUT_COLUMNS ? weight->n_rows : 0;
 }
 
 /* A product of a matrix and one or more vectors. */
@@ -28,17 +32,61 @@ typedef struct product {
     const char *suffix;
     oxb_op op_gemv, op_gemm;
     const oxb_weight *weight;
-    uint64_t n_rows;   /* of the matrix */
+    const oxb_norm *norm; /* of x, or NULL */
+    uint64_t n_rows;      /* of the matrix */
     uint64_t k;
-    uint64_t n_out;    /* rows of the output */
+    uint64_t n_out;       /* rows of the output */
     oxb_binding x, y;
     uint64_t n_vectors;
     uint64_t y_stride; /* 0: n_out */
 } product;
 
+static oxb_status record_gemv(oxb_commands *commands, const product *p, const oxb_operand *operands, uint32_t n) {
+    const oxb_device_info *info = &oxb_commands_device(commands)->info;
+    struct oxb_gemv_args args = {.codes_offset = p->weight->codes_offset,
+                                 .n_rows = (oxb_u32)p->n_out,
+                                 .k = (oxb_u32)p->k,
+                                 .column = column_of(p->weight),
+                                 .eps = n > 3 ? p->norm->eps : 0};
+    oxb_tile tile = oxb_gemv_tile(info, p->op_gemv, (oxb_kernel_format)p->weight->kernel, p->n_out);
+    char kernel[OXB_NAME_BYTES];
+    snprintf(kernel, sizeof kernel, "%s_%s%s%s%s", p->gemv, format_of(p->weight), p->suffix, n > 3 ? "_norm" : "",
+             layout_of(p->weight));
+    const uint64_t units[3] = {p->n_out, 1, 1};
+    return oxb_record(commands, &tile, kernel, operands, n, &args, sizeof args, units);
+}
+
+static oxb_status record_gemm(oxb_commands *commands, const product *p, const oxb_operand *operands,
+                              uint64_t stride) {
+    const oxb_device_info *info = &oxb_commands_device(commands)->info;
+    struct oxb_gemm_args args = {.codes_offset = p->weight->codes_offset,
+                                 .y_stride = stride,
+                                 .n_rows = (oxb_u32)p->n_out,
+                                 .k = (oxb_u32)p->k,
+                                 .n_vectors = (oxb_u32)p->n_vectors,
+                                 .column = column_of(p->weight)};
+    oxb_tile tile = oxb_gemm_tile(info, p->op_gemm, p->n_vectors);
+    char kernel[OXB_NAME_BYTES];
+    snprintf(kernel, sizeof kernel, "%s_%s%s%s", p->gemm, format_of(p->weight), p->suffix, layout_of(p->weight));
+    const uint64_t units[3] = {p->n_out, p->n_vectors, 1};
+    return oxb_record(commands, &tile, kernel, operands, 3, &args, sizeof args, units);
+}
+
+/* Record the norm of x on its own, and put where it goes in the place of x. */
+static oxb_status record_norm(oxb_commands *commands, const product *p, oxb_operand *x) {
+    oxb_buffer *normed = NULL;
+    oxb_status status = oxb_commands_scratch(commands, x->bytes, &normed);
+    if (status != OXB_OK) return status;
+    const oxb_binding to = {normed, 0};
+    status = oxb_op_rmsnorm(commands, p->x, p->norm->weight, to, p->k, p->n_vectors, p->norm->eps);
+    x->binding = to;
+    return status;
+}
+
 static oxb_status record_product(oxb_commands *commands, const product *p) {
     oxb_status status = oxb_weight_check(p->weight, p->n_rows, p->k, p->op);
     if (status == OXB_OK) status = oxb_check_count(p->op, "n_vectors", p->n_vectors, OXB_MAX_COUNT);
+    if (status == OXB_OK && p->norm) status = oxb_check_eps(p->op, p->norm->eps);
     if (status != OXB_OK) return status;
     uint64_t stride = p->y_stride ? p->y_stride : p->n_out;
     if (stride < p->n_out || stride > OXB_MAX_COUNT) {
@@ -46,32 +94,36 @@ static oxb_status record_product(oxb_commands *commands, const product *p) {
                         (unsigned long long)stride, (unsigned long long)p->n_out, OXB_MAX_COUNT);
     }
     /* Both factors are below 2^31. */
-    oxb_operand operands[] = {weight_operand(p->weight),
-                              {"input", p->x, p->n_vectors * p->k * 4, 0},
-                              {"output", p->y, ((p->n_vectors - 1) * stride + p->n_out) * 4, 1}};
-    if ((status = oxb_check_operands(p->op, operands, 3)) != OXB_OK) return status;
-    if ((status = oxb_check_apart(p->op, operands + 1, operands + 2)) != OXB_OK) return status;
-    const oxb_device_info *info = &oxb_commands_device(commands)->info;
-    char kernel[OXB_NAME_BYTES];
-    const uint64_t units[3] = {p->n_out, p->n_vectors, 1};
-    if (p->n_vectors == 1) {
-        struct oxb_gemv_args args = {p->weight->codes_offset, (oxb_u32)p->n_out, (oxb_u32)p->k};
-        oxb_tile tile = oxb_tile_of(info, p->op_gemv);
-        snprintf(kernel, sizeof kernel, "%s_%s%s%s", p->gemv, format_of(p->weight), p->suffix, layout_of(p->weight));
-        return oxb_record(commands, &tile, kernel, operands, 3, &args, sizeof args, units);
+    const oxb_operand x = {"input", p->x, p->n_vectors * p->k * 4, 0};
+    const oxb_operand y = {"output", p->y, ((p->n_vectors - 1) * stride + p->n_out) * 4, 1};
+    oxb_operand operands[4] = {weight_operand(p->weight), x, y};
+    uint32_t n = 3;
+    if (p->norm) {
+        operands[2] = (oxb_operand){"norm", p->norm->weight, p->k * 4, 0};
+        operands[n++] = y;
     }
-    struct oxb_gemm_args args = {.codes_offset = p->weight->codes_offset,
-                                 .y_stride = stride,
-                                 .n_rows = (oxb_u32)p->n_out,
-                                 .k = (oxb_u32)p->k,
-                                 .n_vectors = (oxb_u32)p->n_vectors};
-    oxb_tile tile = oxb_gemm_tile(info, p->op_gemm, p->n_vectors);
-    snprintf(kernel, sizeof kernel, "%s_%s%s%s", p->gemm, format_of(p->weight), p->suffix, layout_of(p->weight));
-    return oxb_record(commands, &tile, kernel, operands, 3, &args, sizeof args, units);
+    if ((status = oxb_check_operands(p->op, operands, n)) != OXB_OK) return status;
+    for (uint32_t i = 1; i + 1 < n; i++) {
+        if ((status = oxb_check_apart(p->op, operands + i, &y)) != OXB_OK) return status;
+    }
+    const oxb_device_info *info = &oxb_commands_device(commands)->info;
+    const uint32_t mark = oxb_commands_length(commands);
+    const int residual = p->suffix[0] != 0;
+    if (p->norm && (residual || p->n_vectors > 1 || !oxb_norm_is_fused(info, (oxb_kernel_format)p->weight->kernel))) {
+        status = record_norm(commands, p, operands + 1);
+        operands[2] = y;
+        n = 3;
+    }
+    if (status == OXB_OK) {
+        status = p->n_vectors == 1 ? record_gemv(commands, p, operands, n) : record_gemm(commands, p, operands, stride);
+    }
+    if (status != OXB_OK) oxb_commands_cut(commands, mark);
+    return status;
 }
 
 oxb_status oxb_op_gemv(oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
-                       oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride, int residual) {
+                       const oxb_norm *norm, oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride,
+                       int residual) {
     const product p = {.op = "gemv",
                        .gemv = "gemv",
                        .gemm = "gemm",
@@ -79,6 +131,7 @@ oxb_status oxb_op_gemv(oxb_commands *commands, const oxb_weight *weight, uint64_
                        .op_gemv = OXB_OP_GEMV,
                        .op_gemm = OXB_OP_GEMM,
                        .weight = weight,
+                       .norm = norm,
                        .n_rows = n_rows,
                        .k = k,
                        .n_out = n_rows,
@@ -90,7 +143,7 @@ oxb_status oxb_op_gemv(oxb_commands *commands, const oxb_weight *weight, uint64_
 }
 
 oxb_status oxb_op_gate_up_swiglu(oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
-                                 oxb_binding x, oxb_binding s, uint64_t n_vectors) {
+                                 const oxb_norm *norm, oxb_binding x, oxb_binding s, uint64_t n_vectors) {
     const product p = {.op = "gate_up_swiglu",
                        .gemv = "fused_gate_up_swiglu",
                        .gemm = "fused_gate_up_swiglu_gemm",
@@ -98,6 +151,7 @@ oxb_status oxb_op_gate_up_swiglu(oxb_commands *commands, const oxb_weight *weigh
                        .op_gemv = OXB_OP_SWIGLU,
                        .op_gemm = OXB_OP_SWIGLU_GEMM,
                        .weight = weight,
+                       .norm = norm,
                        .n_rows = n_rows,
                        .k = k,
                        .n_out = n_rows / 2,
@@ -158,7 +212,8 @@ oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64
                                   .n_rows = (oxb_u32)n_rows,
                                   .k = (oxb_u32)k,
                                   .max_tokens = (oxb_u32)(max_tokens < OXB_MAX_COUNT ? max_tokens : OXB_MAX_COUNT),
-                                  .n_tokens = (oxb_u32)n_tokens};
+                                  .n_tokens = (oxb_u32)n_tokens,
+                                  .column = column_of(weight)};
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "embed_%s%s", format_of(weight), layout_of(weight));
     oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_EMBED);

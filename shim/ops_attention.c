@@ -77,7 +77,42 @@ oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding 
                       sizeof args, units);
 }
 
-#define COMBINE "attention_combine"
+oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,
+                               oxb_binding rope, oxb_binding k_cache, oxb_binding v_cache, oxb_binding state,
+                               const oxb_attention_shape *shape, float eps) {
+    const char *op = "qkv_to_cache";
+    oxb_status status = check_attention(op, shape);
+    if (status == OXB_OK) status = oxb_check_eps(op, eps);
+    if (status != OXB_OK) return status;
+    oxb_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 1},
+                              {"q_norm", q_norm, (uint64_t)shape->head_dim * 4, 0},
+                              {"k_norm", k_norm, (uint64_t)shape->head_dim * 4, 0},
+                              {"rope", rope, (uint64_t)shape->max_seq * shape->head_dim * 4, 0},
+                              {"k_cache", k_cache, cache_bytes(shape), 1},
+                              {"v_cache", v_cache, cache_bytes(shape), 1},
+                              oxb_state_operand(state, 0)};
+    if ((status = oxb_check_operands(op, operands, 7)) != OXB_OK) return status;
+    const oxb_device_info *info = &oxb_commands_device(commands)->info;
+    const uint32_t mark = oxb_commands_length(commands);
+    if (info->simd_width == 1) { /* the cpu's steps cost too little to put them together */
+        status = oxb_op_qk_norm_rope(commands, qkv, q_norm, k_norm, rope, state, shape, eps);
+        if (status == OXB_OK) status = oxb_op_kv_store(commands, qkv, k_cache, v_cache, state, shape);
+    } else {
+        struct oxb_qkv_to_cache_args args = {.layer_offset = shape->layer * layer_elements(shape),
+                                             .n_heads = shape->n_heads,
+                                             .n_kv_heads = shape->n_kv_heads,
+                                             .head_dim = shape->head_dim,
+                                             .eps = eps,
+                                             .max_seq = shape->max_seq,
+                                             .n_tokens = shape->n_tokens};
+        oxb_tile tile = oxb_tile_of(info, OXB_OP_QKV_TO_CACHE);
+        const uint64_t units[3] = {(uint64_t)shape->n_heads + 2 * (uint64_t)shape->n_kv_heads, shape->n_tokens, 1};
+        status = oxb_record(commands, &tile, shape->kv_f16 ? "qkv_to_cache_f16" : "qkv_to_cache_f32", operands, 7,
+                            &args, sizeof args, units);
+    }
+    if (status != OXB_OK) oxb_commands_cut(commands, mark);
+    return status;
+}
 
 /* Add up the parts that attention left in `parts`. */
 static oxb_status record_combine(oxb_commands *commands, oxb_buffer *parts, uint64_t bytes, oxb_operand out,
@@ -87,7 +122,7 @@ static oxb_status record_combine(oxb_commands *commands, oxb_buffer *parts, uint
         .n_rows = (oxb_u64)a->n_tokens * a->n_heads, .head_dim = a->head_dim, .n_splits = a->n_splits};
     oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_COMBINE);
     const uint64_t units[3] = {args.n_rows, 1, 1};
-    return oxb_record(commands, &tile, COMBINE, operands, 2, &args, sizeof args, units);
+    return oxb_record(commands, &tile, "attention_combine", operands, 2, &args, sizeof args, units);
 }
 
 oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,
@@ -118,15 +153,14 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
     oxb_buffer *parts = NULL;
     uint64_t bytes = rows * cut.splits * (shape->head_dim + (uint64_t)2) * 4;
     if (cut.splits > 1) {
-        /* The second kernel first: an error leaves nothing half recorded. */
-        oxb_pipeline *combine = NULL;
-        oxb_device *device = oxb_commands_device(commands);
-        if ((status = oxb_builtin_pipeline(device, COMBINE, NULL, 0, &combine)) != OXB_OK) return status;
         if ((status = oxb_commands_scratch(commands, bytes, &parts)) != OXB_OK) return status;
         operands[4] = (oxb_operand){"parts", {parts, 0}, bytes, 1};
     }
     const uint64_t units[3] = {shape->n_heads / cut.heads, shape->n_tokens, cut.splits};
+    const uint32_t mark = oxb_commands_length(commands);
     status = oxb_record(commands, &cut.tile, shape->kv_f16 ? "attention_f16" : "attention_f32", operands, 5, &args,
                         sizeof args, units);
-    return status == OXB_OK && parts ? record_combine(commands, parts, bytes, final, &args) : status;
+    if (status == OXB_OK && parts) status = record_combine(commands, parts, bytes, final, &args);
+    if (status != OXB_OK) oxb_commands_cut(commands, mark);
+    return status;
 }

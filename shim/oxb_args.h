@@ -30,32 +30,29 @@ typedef float oxb_f32;
 #define OXB_ARGS_SIZE(type, size) \
     OXB_ASSERT(sizeof(struct type) == (size) && (size) % 16 == 0, #type " must be " #size " bytes")
 
-/* y[n_rows] = W x, or y += W x for the residual form. Bindings: weight, x, y.
- * The weight buffer holds a half scale per group, then at codes_offset the codes. */
+/* y[n_rows] = W x, or y += W x for the residual form, or s[n_rows] = silu(W[0:n_rows] x) *
+ * (W[n_rows:2 n_rows] x). Bindings: weight, x, y; with a norm, weight, x, its weight, y.
+ * The weight buffer holds a half scale per group, then at codes_offset the codes. Where `column` is not 0,
+ * scales and 16-byte units of codes lie column by column, that many rows each: OXB_LAYOUT_COLUMNS. */
 struct oxb_gemv_args {
     oxb_u64 codes_offset;
     oxb_u32 n_rows;
     oxb_u32 k;
+    oxb_u32 column;
+    oxb_f32 eps; /* of the norm */
+    oxb_u32 pad[2];
 };
-OXB_ARGS_SIZE(oxb_gemv_args, 16);
+OXB_ARGS_SIZE(oxb_gemv_args, 32);
 
-/* s[n_rows] = silu(W[0:n_rows] x) * (W[n_rows:2 n_rows] x). Bindings: weight, x, s. */
-struct oxb_swiglu_args {
-    oxb_u64 codes_offset;
-    oxb_u32 n_rows;
-    oxb_u32 k;
-};
-OXB_ARGS_SIZE(oxb_swiglu_args, 16);
-
-/* The same for each row of x [n_vectors][k], into rows of y that are y_stride elements apart: GEMM,
- * GEMM + residual and, with n_rows of the output, the fused gate-up-SwiGLU. Bindings: weight, x, y. */
+/* The same for each row of x [n_vectors][k], into rows of y that are y_stride elements apart. Bindings:
+ * weight, x, y. */
 struct oxb_gemm_args {
     oxb_u64 codes_offset;
     oxb_u64 y_stride;
     oxb_u32 n_rows;
     oxb_u32 k;
     oxb_u32 n_vectors;
-    oxb_u32 pad;
+    oxb_u32 column;
 };
 OXB_ARGS_SIZE(oxb_gemm_args, 32);
 
@@ -90,7 +87,8 @@ struct oxb_embed_args {
     oxb_u32 k;
     oxb_u32 max_tokens; /* elements of tokens */
     oxb_u32 n_tokens;
-    oxb_u32 pad[2];
+    oxb_u32 column; /* as in oxb_gemv_args */
+    oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_embed_args, 32);
 
@@ -121,6 +119,19 @@ struct oxb_kv_store_args {
     oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_kv_store_args, 32);
+
+/* Both of these: queries in place, keys and values to the caches only. Bindings: qkv, q_norm, k_norm, rope,
+ * k cache, v cache, state. */
+struct oxb_qkv_to_cache_args {
+    oxb_u64 layer_offset;
+    oxb_u32 n_heads;
+    oxb_u32 n_kv_heads;
+    oxb_u32 head_dim;
+    oxb_f32 eps;
+    oxb_u32 max_seq;
+    oxb_u32 n_tokens;
+};
+OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 32);
 
 /* out[t][n_heads][head_dim] = softmax(q k / sqrt(head_dim)) v over positions 0..state.position + t, NaN for
  * a token past max_seq. Bindings: qkv (queries first), k cache, v cache, state, out.

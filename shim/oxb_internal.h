@@ -20,6 +20,10 @@ oxb_status oxb_fail(oxb_status status, const char *format, ...) OXB_PRINTF(2, 3)
 /* Split n blocks of codes: a half scale for each group, and the codes, both in the kernels' order. */
 void oxb_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64_t n, uint8_t *scales, uint8_t *codes);
 
+/* Blocks of an n_rows x k matrix in OXB_LAYOUT_COLUMNS, which takes as many bytes as the plain layout and has
+ * its codes at the same offset. */
+oxb_status oxb_reformat_columns(oxb_file_format format, const void *from, uint64_t n_rows, uint64_t k, void *to);
+
 /* The drivers built in; NULL where the build has none of that kind. */
 const oxb_driver *oxb_cpu_driver(const oxb_host *host);
 #ifdef OXB_HAVE_METAL
@@ -86,6 +90,8 @@ oxb_device *oxb_commands_device(const oxb_commands *commands);
 /* A buffer of the recording for what one of its operations hands to the next, not retained. The next call
  * may give the same one again: dispatches run in order. */
 oxb_status oxb_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer);
+/* Forget what was recorded after the first `n` dispatches: for an operation of several that failed. */
+void oxb_commands_cut(oxb_commands *commands, uint32_t n);
 void oxb_pipeline_retain(oxb_pipeline *pipeline);
 
 #endif

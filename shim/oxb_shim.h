@@ -120,6 +120,7 @@ typedef enum oxb_layout {
     OXB_LAYOUT_PLAIN = 0,  /* all scales, all codes, in row order: every device */
     OXB_LAYOUT_PANELS = 1, /* cpu: rows interleaved for vector registers */
     OXB_LAYOUT_TRITS = 2,  /* cpu: the same, with three weights of -1, 0 or 1 in 5 bits */
+    OXB_LAYOUT_COLUMNS = 3, /* GPUs: scales [group][row], then units of 16 bytes of codes [unit][row] */
     OXB_LAYOUT_COUNT
 } oxb_layout;
 
@@ -134,6 +135,13 @@ typedef struct oxb_weight {
     uint32_t k;
     uint32_t layout; /* oxb_layout */
 } oxb_weight;
+
+/* The RMSNorm of what a product takes in: x / sqrt(mean(x^2) + eps) * weight. */
+typedef struct oxb_norm {
+    oxb_binding weight; /* float32 [k] */
+    float eps;
+    uint32_t pad;
+} oxb_norm;
 
 typedef struct oxb_attention_shape {
     uint32_t n_heads;
@@ -230,13 +238,14 @@ typedef struct oxb_attention_shape {
                                                                                                     \
     /* The op layer: each records one operation, after checking every shape against its buffers.   \
      * Matrix products take n_vectors rows of x, k apart, to rows of y, y_stride elements apart      \
-     * (0: as long as they are). */                                                                \
+     * (0: as long as they are); norm may be NULL. */                                              \
     X(oxb_status, op_gemv,                                                                          \
       (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,              \
-       oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride, int residual))          \
+       const oxb_norm *norm, oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride,   \
+       int residual))                                                                               \
     X(oxb_status, op_gate_up_swiglu,                                                                \
       (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,              \
-       oxb_binding x, oxb_binding s, uint64_t n_vectors))                                           \
+       const oxb_norm *norm, oxb_binding x, oxb_binding s, uint64_t n_vectors))                     \
     X(oxb_status, op_rmsnorm,                                                                       \
       (oxb_commands * commands, oxb_binding x, oxb_binding weight, oxb_binding y, uint64_t n,       \
        uint64_t n_vectors, float eps))                                                              \
@@ -256,6 +265,11 @@ typedef struct oxb_attention_shape {
     X(oxb_status, op_advance,                                                                       \
       (oxb_commands * commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,          \
        uint64_t n, uint64_t max_tokens, uint64_t n_tokens, int greedy))                             \
+    /* qk_norm_rope and kv_store in one; what is left of k in qkv is not defined. */                \
+    X(oxb_status, op_qkv_to_cache,                                                                  \
+      (oxb_commands * commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,            \
+       oxb_binding rope, oxb_binding k_cache, oxb_binding v_cache, oxb_binding state,               \
+       const oxb_attention_shape *shape, float eps))                                                \
     X(oxb_status, op_argmax,                                                                        \
       (oxb_commands * commands, oxb_binding logits, oxb_binding out, uint64_t n, uint64_t n_vectors)) \
                                                                                                     \

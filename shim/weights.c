@@ -23,28 +23,65 @@ static oxb_status check_shape(const oxb_format_info *info, uint64_t length, uint
     return OXB_OK;
 }
 
-/* Upload in the best layout that the device has for the matrix and that can hold its codes. The weight's
- * buffer stays NULL where that is the plain one. */
-static oxb_status upload_packed(oxb_device *device, oxb_file_format format, const void *from, oxb_weight *weight) {
+/* The size of the matrix in `layout` with the offset of its codes; 0 where the device does not use it. */
+static uint64_t size_in(const oxb_device *device, oxb_layout layout, oxb_file_format format, uint64_t length,
+                        const oxb_weight *weight, uint64_t *codes_offset) {
     const oxb_driver *driver = device->driver;
-    if (!driver->weight_size || !weight->n_rows) return OXB_OK;
-    for (uint32_t layout = OXB_LAYOUT_COUNT - 1; layout != OXB_LAYOUT_PLAIN; layout--) {
-        uint64_t codes_offset = 0;
-        uint64_t size = driver->weight_size(device->impl, (oxb_kernel_format)weight->kernel, (oxb_layout)layout,
-                                            weight->n_rows, weight->k, &codes_offset);
-        if (size == 0) continue;
-        oxb_buffer *buffer = NULL;
-        oxb_status status = oxb_buffer_new(device, size, OXB_STORAGE_SHARED, &buffer);
-        if (status != OXB_OK) return status;
-        if (driver->weight_pack(device->impl, format, (oxb_layout)layout, from, weight->n_rows, weight->k,
-                                buffer->contents)) {
-            weight->buffer = buffer;
-            weight->codes_offset = codes_offset;
-            weight->layout = layout;
-            return OXB_OK;
-        }
-        oxb_buffer_release(buffer);
+    uint64_t size = 0;
+    if (layout == OXB_LAYOUT_PLAIN) {
+        return oxb_reformat_size(format, length, &size, codes_offset) == OXB_OK ? size : 0;
     }
+    if (weight->n_rows == 0) return 0;
+    if (layout == OXB_LAYOUT_COLUMNS) {
+        int codes = oxb_kernel((oxb_kernel_format)weight->kernel)->bits <= 2;
+        if (!codes || device->info.simd_width == 1) return 0;
+        return oxb_reformat_size(format, length, &size, codes_offset) == OXB_OK ? size : 0;
+    }
+    if (!driver->weight_size) return 0;
+    return driver->weight_size(device->impl, (oxb_kernel_format)weight->kernel, layout, weight->n_rows, weight->k,
+                               codes_offset);
+}
+
+/* Lay the blocks out at `to`; 0 where `layout` cannot hold these codes. */
+static int lay_out(const oxb_device *device, oxb_layout layout, oxb_file_format format, const void *from,
+                   uint64_t length, const oxb_weight *weight, void *to) {
+    switch (layout) {
+    case OXB_LAYOUT_PLAIN: return oxb_reformat(format, from, length, to) == OXB_OK;
+    case OXB_LAYOUT_COLUMNS: return oxb_reformat_columns(format, from, weight->n_rows, weight->k, to) == OXB_OK;
+    default:
+        return device->driver->weight_pack(device->impl, format, layout, from, weight->n_rows, weight->k, to);
+    }
+}
+
+/* Upload in one layout. The weight's buffer stays NULL where the device does not use it for this matrix, or
+ * it cannot hold these codes. */
+static oxb_status upload_in(oxb_device *device, oxb_layout layout, oxb_file_format format, const void *from,
+                            uint64_t length, oxb_weight *weight) {
+    uint64_t codes_offset = 0, size = size_in(device, layout, format, length, weight, &codes_offset);
+    if (size == 0) return OXB_OK;
+    oxb_buffer *buffer = NULL;
+    int unified = device->info.unified_memory != 0;
+    oxb_status status = oxb_buffer_new(device, size, unified ? OXB_STORAGE_SHARED : OXB_STORAGE_PRIVATE, &buffer);
+    if (status != OXB_OK) return status;
+    /* Straight into the device's memory where it has an address; else kernels would read the host's over
+     * the bus, and the bytes are copied once. */
+    void *staged = unified ? NULL : malloc((size_t)size);
+    int held = 0;
+    if (!unified && !staged) {
+        status = oxb_fail(OXB_BUFFER_CREATION_FAILED, "out of memory to lay out a weight of %llu bytes",
+                          (unsigned long long)size);
+    } else {
+        held = lay_out(device, layout, format, from, length, weight, unified ? buffer->contents : staged);
+        if (held && !unified) status = oxb_buffer_write(buffer, 0, staged, size);
+    }
+    free(staged);
+    if (!held || status != OXB_OK) {
+        oxb_buffer_release(buffer);
+        return status;
+    }
+    weight->buffer = buffer;
+    weight->codes_offset = codes_offset;
+    weight->layout = layout;
     return OXB_OK;
 }
 
@@ -55,21 +92,14 @@ oxb_status oxb_weight_upload(oxb_device *device, oxb_file_format format, const v
     if (status != OXB_OK) return status;
     const oxb_format_info *info = oxb_format(format);
     if ((n_rows || k) && (status = check_shape(info, length, n_rows, k)) != OXB_OK) return status;
-    oxb_weight made = {.codes_offset = codes_offset,
-                       .n_groups = length / info->block_bytes *
+    oxb_weight made = {.n_groups = length / info->block_bytes *
                                    (info->block_weights / oxb_kernel(info->kernel)->group),
                        .kernel = info->kernel,
                        .n_rows = (uint32_t)n_rows,
-                       .k = (uint32_t)k,
-                       .layout = OXB_LAYOUT_PLAIN};
-    if ((status = upload_packed(device, format, from, &made)) != OXB_OK) return status;
-    if (!made.buffer) {
-        if ((status = oxb_buffer_new(device, size, OXB_STORAGE_SHARED, &made.buffer)) != OXB_OK) return status;
-        /* Straight into device memory: shared storage has an address on every device. */
-        if ((status = oxb_reformat(format, from, length, made.buffer->contents)) != OXB_OK) {
-            oxb_buffer_release(made.buffer);
-            return status;
-        }
+                       .k = (uint32_t)k};
+    /* The best layout that can hold the codes: the plain one can hold all. */
+    for (uint32_t layout = OXB_LAYOUT_COUNT; layout-- > 0 && !made.buffer;) {
+        if ((status = upload_in(device, (oxb_layout)layout, format, from, length, &made)) != OXB_OK) return status;
     }
     *weight = made;
     return OXB_OK;

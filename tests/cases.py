@@ -104,6 +104,19 @@ def close_to(y: F32, r: F64, bound: float) -> None:
     assert error <= bound + floor, f"error {error:.3e}, allowed {bound:.3e}"
 
 
+def swiglu_with_bound(w64: F64, x: NDArray[Any]) -> tuple[F64, float]:
+    """Return the definition's result, and the error that the two products may cause in it."""
+    gate, up = np.split(reference.gemv(w64, x), 2)
+    gate_bound, up_bound = (
+        reference.gemv_bound(w, x, r) for w, r in zip(np.split(w64, 2), (gate, up), strict=True)
+    )
+    expected = reference.swiglu(gate, up)
+    # The slope of silu is at most 1.1.
+    through_gate = 1.1 * gate_bound * np.abs(up).max()
+    through_up = np.abs(reference.silu(gate)).max() * up_bound
+    return expected, through_gate + through_up + 1e-6 * float(np.linalg.norm(expected))
+
+
 def relative_error(y: NDArray[Any], r: F64) -> float:
     norm = float(np.linalg.norm(r))
     return float(np.linalg.norm(np.asarray(y, np.float64) - r)) / (norm or 1.0)

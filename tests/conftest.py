@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+from metal_sim.session import Simulation
 
 from oxibonsai import metal
 
@@ -26,7 +27,7 @@ settings.register_profile("local", max_examples=25, **HYPOTHESIS)
 settings.register_profile("ci", max_examples=25, derandomize=True, print_blob=True, **HYPOTHESIS)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-LOADED_DRIVERS: set[str] = set()
+LOADED_DRIVERS: dict[str, str] = {}  # the path of each by its name
 failed_key = pytest.StashKey[bool]()
 
 
@@ -46,13 +47,14 @@ def device_names() -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
-        "markers", "large: more arithmetic than a device that is interpreted can do in a fast test"
+        "markers", "large: more arithmetic than the sanitized simulation can do in a fast test"
     )
     paths = os.environ.get("OXIBONSAI_TEST_DRIVERS", "").split(os.pathsep)
     for path in [*config.getoption("--driver"), *filter(None, paths)]:
-        metal.load_driver(str(Path(path).resolve()))
+        path = str(Path(path).resolve())
+        metal.load_driver(path)
         # A driver that was loaded goes first in the list.
-        LOADED_DRIVERS.add(metal.devices()[0].driver)
+        LOADED_DRIVERS[metal.devices()[0].driver] = path
     required = os.environ.get("OXIBONSAI_REQUIRE_DEVICES", "")
     present = {name.partition(":")[0] for name in device_names()}
     missing = sorted({name.strip() for name in required.split(",") if name.strip()} - present)
@@ -84,17 +86,36 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     only = metafunc.definition.get_closest_marker("device")
     if only:
         names = [name for name in names if name.partition(":")[0] in only.args]
-    if metafunc.definition.get_closest_marker("large"):
-        names = [name for name in names if name.partition(":")[0] not in LOADED_DRIVERS]
     metafunc.parametrize("device_name", names, scope="session")
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call):
     report = yield
+    # The Objective-C runtime complains there, of objects without a pool for one.
+    if not report.failed and report.capstderr and simulations():
+        report.outcome = "failed"
+        report.longrepr = f"written to stderr:\n{report.capstderr}"
     if report.failed:
         item.stash[failed_key] = True
     return report
+
+
+def simulations() -> list[Simulation]:
+    """Return the controls of the loaded drivers that count their objects."""
+    found = [Simulation(path) for path in LOADED_DRIVERS.values()]
+    return [simulation for simulation in found if simulation.counts]
+
+
+@pytest.fixture(scope="session", autouse=True)
+def nothing_left_alive(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After the last test, and all other fixtures, nothing of a simulated device is alive."""
+    yield
+    if request.session.testsfailed:
+        return  # The tracebacks keep objects alive.
+    gc.collect()
+    for simulation in simulations():
+        assert simulation.live() == 0, f"left alive: {simulation.live_text()}"
 
 
 def held_by(device: metal.Device) -> dict[str, int]:

@@ -1,30 +1,41 @@
-"""Single dispatches of the kernels in shaders/, executed by the MSL runner (tests/msl)."""
+"""Single dispatches of the kernels in shaders/, executed by the MSL runner (tests/msl).
+
+Whatever a test runs through `run` counts: test_msl_mutation.py asks that each kernel is run in
+every order, and that a test of test_shaders*.py fails for each barrier or guard that is taken out
+of a shader. A new kernel needs its tests in such a file and nothing else.
+"""
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from msl.testing import require_runner
 from numpy.typing import NDArray
+
+require_runner()
+
+from msl import Buffer, CompileError, Library  # noqa: E402
+from msl.launch import ORDERS  # noqa: E402
 
 TESTS = Path(__file__).resolve().parent
 sys.path.insert(0, str(TESTS.parent / "tools"))
 import embed_shaders  # noqa: E402
 
-INSTALL = "apt-get install clang-19, or pip install ziglang"
-FAMILIES = embed_shaders.families()
-ORDERS = ("forward", "reverse", "random")
-MAX_BUFFERS = 31
+FAMILIES = {family.name: family for family in embed_shaders.families()}
+FAMILY_OF = {kernel: family.name for family in FAMILIES.values() for kernel in family.functions}
 SENTINEL = np.float32(-12345.5)
+# "FAMILY:PATH" of a source to run in place of a family's: all other families' tests are skipped.
+MUTANT = os.environ.get("OXIBONSAI_SHADER_MUTANT", "")
+# A file to add "KERNEL ORDER MODE" to for each run.
+LOG = os.environ.get("OXIBONSAI_SHADER_LOG")
+NOT_COMPILED = 9  # exit status of a run whose mutant is no program
 
 every_order = pytest.mark.parametrize("order", ORDERS)
 
@@ -46,97 +57,20 @@ class Placed(NamedTuple):
     before: int = 0  # bytes that the binding has before the array; there is no memory for them
 
 
-class Binding(ctypes.Structure):
-    """struct msl_binding."""
-
-    _fields_ = [
-        ("base", ctypes.c_void_p),
-        ("length", ctypes.c_uint64),
-        ("offset", ctypes.c_uint64),
-    ]
-
-
-class Launch(ctypes.Structure):
-    """struct msl_launch."""
-
-    _fields_ = [
-        ("buffers", Binding * MAX_BUFFERS),
-        ("threadgroup_bytes", ctypes.c_uint64 * MAX_BUFFERS),
-        ("threadgroups", ctypes.c_uint32 * 3),
-        ("threads_per_threadgroup", ctypes.c_uint32 * 3),
-        ("threads_per_grid", ctypes.c_uint32 * 3),
-        ("order", ctypes.c_uint32),
-        ("seed", ctypes.c_uint32),
-        ("flags", ctypes.c_uint32),
-        ("workers", ctypes.c_uint32),
-        ("max_threadgroup_bytes", ctypes.c_uint32),
-    ]
-
-
-class RunError(Exception):
-    """The runner's report on a kernel."""
+@functools.cache
+def compile_family(name: str, mode: str, constants: tuple[tuple[int, Any], ...]) -> Library:
+    return Library(FAMILIES[name].source, f"{name}.metal", mode=mode, constants=dict(constants))
 
 
 @functools.cache
-def compile_family(name: str, mode: str, constants: tuple[str, ...]) -> dict[str, str]:
-    """Return the runner's answer, or its reason for having none under ``unavailable``."""
-    (family,) = (f for f in FAMILIES if f.name == name)
-    with tempfile.TemporaryDirectory() as folder:
-        source = Path(folder, f"{name}.metal")
-        source.write_text(family.source)
-        command = [sys.executable, "-m", "msl.compile", "--mode", mode, str(source)]
-        for constant in constants:
-            command += ["--constant", constant]
-        paths = [str(TESTS), *filter(None, [os.environ.get("PYTHONPATH")])]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths)}
-        done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    if done.returncode == 2:
-        return {"unavailable": f"no compiler for the MSL runner: {INSTALL}. {done.stderr.strip()}"}
-    if done.returncode:
-        raise RunError(done.stderr)
-    return dict(line.split(" ", 1) for line in done.stdout.splitlines())  # type: ignore[misc]
-
-
-@functools.cache
-def runtime(path: str) -> ctypes.CDLL:
-    library = ctypes.CDLL(path, mode=ctypes.RTLD_GLOBAL)
-    library.msl_library_open.restype = ctypes.c_void_p
-    library.msl_library_open.argtypes = [ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t]
-    library.msl_library_find.restype = ctypes.c_void_p
-    library.msl_library_find.argtypes = [ctypes.c_void_p, ctypes.c_char_p]
-    library.msl_alloc.restype = ctypes.c_void_p
-    library.msl_alloc.argtypes = [ctypes.c_uint64]
-    library.msl_free.argtypes = [ctypes.c_void_p]
-    pointers: list[Any] = [ctypes.c_void_p, ctypes.c_void_p, ctypes.POINTER(Launch)]
-    library.msl_run.argtypes = [*pointers, ctypes.c_char_p, ctypes.c_size_t]
-    return library
-
-
-@functools.cache
-def open_family(path: str, runtime_path: str) -> int:
-    message = ctypes.create_string_buffer(4096)
-    library = runtime(runtime_path).msl_library_open(path.encode(), message, len(message))
-    if not library:
-        raise RunError(message.value.decode())
-    return int(library)
-
-
-class Memory:
-    """A copy of an array between guard pages."""
-
-    def __init__(self, lib: ctypes.CDLL, array: NDArray[Any]) -> None:
-        self.lib = lib
-        self.shape, self.dtype = array.shape, array.dtype
-        self.nbytes = array.nbytes
-        self.address = lib.msl_alloc(array.nbytes)
-        ctypes.memmove(self.address, np.ascontiguousarray(array).ctypes.data, array.nbytes)
-
-    def contents(self) -> NDArray[Any]:
-        raw = ctypes.string_at(self.address, self.nbytes)
-        return np.frombuffer(raw, self.dtype).reshape(self.shape).copy()
-
-    def free(self) -> None:
-        self.lib.msl_free(self.address)
+def compile_mutant(kernel: str, mode: str, constants: tuple[tuple[int, Any], ...]) -> Library:
+    family, _, path = MUTANT.partition(":")
+    if FAMILY_OF[kernel] != family:
+        pytest.skip("a mutant of another family")
+    try:
+        return Library.file(path, mode=mode, constants=dict(constants), kernels=[kernel])
+    except CompileError as error:
+        pytest.exit(f"the mutant does not compile: {error}", NOT_COMPILED)
 
 
 def run(
@@ -146,43 +80,33 @@ def run(
     *,
     groups: int | tuple[int, ...],
     threads: int,
-    constants: Mapping[int, tuple[str, int]] | None = None,
+    constants: Mapping[int, Any] | None = None,
     order: str = "random",
     mode: str = "check",
 ) -> list[NDArray[Any]]:
     """Run a kernel on copies of `arrays`, bound from 0, and `args` behind them; return the copies.
 
-    The same array twice is one buffer bound twice. `constants` are (type, value) by index.
+    The same array twice is one buffer bound twice. `constants` are values by index.
     """
-    (family,) = (f.name for f in FAMILIES if kernel in f.functions)
-    given = tuple(f"{i}:{kind}={value}" for i, (kind, value) in (constants or {}).items())
-    built = compile_family(family, mode, given)
-    if "unavailable" in built:
-        if os.environ.get("OXIBONSAI_REQUIRE_METAL_SIM"):
-            pytest.fail(built["unavailable"])
-        pytest.skip(built["unavailable"])
-    lib = runtime(built["runtime"])
-    library = open_family(built["library"], built["runtime"])
+    values = tuple(sorted((constants or {}).items()))
+    if MUTANT:
+        library = compile_mutant(kernel, mode, values)
+    else:
+        library = compile_family(FAMILY_OF[kernel], mode, values)
     placed = [a if isinstance(a, Placed) else Placed(a) for a in arrays]
-    memories = {id(p.array): Memory(lib, p.array) for p in placed}
-    struct = Memory(lib, np.frombuffer(args, np.uint8))
-    launch = Launch(order=ORDERS.index(order), seed=7)
-    for i, p in enumerate(placed):
-        memory = memories[id(p.array)]
-        length = memory.nbytes + p.before
-        launch.buffers[i] = Binding(memory.address - p.before, length, p.offset)
-    launch.buffers[len(placed)] = Binding(struct.address, struct.nbytes, 0)
-    extents = groups if isinstance(groups, tuple) else (groups,)
-    launch.threadgroups[:] = [*extents, 1, 1][:3]
-    launch.threads_per_threadgroup[:] = [threads, 1, 1]
-    message = ctypes.create_string_buffer(8192)
-    try:
-        function = lib.msl_library_find(library, kernel.encode())
-        if not function:
-            raise RunError(f"the runner finds no kernel {kernel}")
-        if lib.msl_run(library, function, ctypes.byref(launch), message, len(message)):
-            raise RunError(message.value.decode())
-        return [memories[id(p.array)].contents() for p in placed]
-    finally:
-        for memory in [*memories.values(), struct]:
-            memory.free()
+    buffers = {id(p.array): Buffer(p.array) for p in placed}
+    bound: list[Any] = [(buffers[id(p.array)], p.offset, p.before) for p in placed]
+    bound.append(np.frombuffer(args, np.uint8))
+    if LOG:
+        with open(LOG, "a") as log:
+            log.write(f"{kernel} {order} {mode}\n")
+    function = library[kernel]
+    names = {function.describe(name)["index"]: name for name in function.arguments}
+    function(
+        {names[i]: value for i, value in enumerate(bound)},
+        groups=groups,
+        threads=threads,
+        order=order,
+        seed=7,
+    )
+    return [buffers[id(p.array)].array.copy() for p in placed]

@@ -342,7 +342,7 @@ def test_the_cpu_refuses_a_struct_that_passes_the_end_of_a_weight(device, change
     # codes_offset, n_rows, k of struct oxb_gemv_args.
     codes_offset, n_rows, k = (a + b for a, b in zip((16, 8, 128), change, strict=True))
     weight, x, y = device.buffer(16 + 8 * 16), device.buffer(512), device.buffer(32)
-    args = struct.pack("<QII", codes_offset, n_rows, k)
+    args = struct.pack("<QII16x", codes_offset, n_rows, k)
     with device.commands() as commands:
         commands.dispatch(device.pipeline("gemv_q1_g128"), [weight, x, y], args, threadgroups=1)
         with pytest.raises(EncodingError, match=r"needs \d+ bytes|describe no matrix"):

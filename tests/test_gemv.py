@@ -378,7 +378,7 @@ def test_a_kernel_runs_from_its_name_and_a_packed_struct(device, name, residual)
     suffix = "_residual" if residual else ""
     pipeline = device.pipeline(f"gemv_{formats.get(name).kernel}{suffix}")
     # struct oxb_gemv_args: codes_offset, n_rows, k.
-    args = struct.pack("<QII", codes_offset, n_rows, k)
+    args = struct.pack("<QII16x", codes_offset, n_rows, k)
     with (
         device.upload(soa) as weight,
         device.upload(x) as bx,

@@ -158,11 +158,64 @@ MISTAKES: dict[str, Any] = {
         ONE,
     ),
     "matrix of half a SIMD-group": (
-        BOTH,
+        CHECK,
         "SIMD-group matrix",
         6,
         source(
             "if (tid >= 16u) return;\nsimdgroup_float8x8 m;\nsimdgroup_load(m, o, 8);", OUT, TID
+        ),
+        [floats(64)],
+        ONE,
+    ),
+    "matrix product of half a SIMD-group": (
+        BOTH,
+        "SIMD-group matrix",
+        6,
+        source(
+            "if (tid >= 16u) return;\nsimdgroup_float8x8 m(1.0f);\nsimdgroup_multiply(m, m, m);",
+            OUT,
+            TID,
+        ),
+        [floats(64)],
+        ONE,
+    ),
+    "matrix at another place for each lane": (
+        CHECK,
+        "SIMD-group matrix",
+        5,
+        source("simdgroup_float8x8 m;\nsimdgroup_load(m, o + tid, 8);", OUT, TID),
+        [floats(128)],
+        ONE,
+    ),
+    "matrix transposed for some lanes": (
+        CHECK,
+        "SIMD-group matrix",
+        5,
+        source("simdgroup_float8x8 m;\nsimdgroup_load(m, o, 8, 0, tid < 8u);", OUT, TID),
+        [floats(64)],
+        ONE,
+    ),
+    "matrix loaded before all lanes have written": (
+        CHECK,
+        "race",
+        7,
+        source(
+            "threadgroup float s[64];\ns[tid] = s[tid + 32u] = 1.0f;\nsimdgroup_float8x8 m;\n"
+            "simdgroup_load(m, s, 8);\nsimdgroup_store(m, o, 8);",
+            OUT,
+            TID,
+        ),
+        [floats(64)],
+        ONE,
+    ),
+    "matrix of threadgroup memory that nobody wrote": (
+        CHECK,
+        "uninitialised",
+        6,
+        source(
+            "threadgroup float s[64];\nsimdgroup_float8x8 m;\nsimdgroup_load(m, s, 8);\n"
+            "simdgroup_store(m, o, 8);",
+            OUT,
         ),
         [floats(64)],
         ONE,
@@ -432,3 +485,13 @@ def test_a_race_changes_the_result_with_the_order_of_threads(order):
         assert len(set(results)) > 1
     else:
         assert set(results) == {31.0 if order == "forward" else 0.0}
+
+
+def test_an_unchecked_launch_leaves_no_marks_to_a_checked_one():
+    # Who writes first differs from launch to launch: a mark of an earlier one would be a race.
+    head = OUT, "constant uint& n [[buffer(1)]]", TID
+    group = f"threadgroup float s[4];\nif (tid == n) s[0] = 1.0f;\n{BARRIER}\n"
+    checked = Library(source(f"{group}if (tid == 0u) o[0] = s[0];", *head), "marks.metal")["k"]
+    fast = Library(source("if (tid == n) o[0] = 1.0f;", *head), "other.metal", mode="fast")["k"]
+    for n, kernel in enumerate([checked, fast, checked, fast, checked]):
+        kernel([Buffer(floats(1)), np.uint32(n)], groups=1, threads=32)

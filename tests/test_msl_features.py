@@ -180,6 +180,11 @@ kernel void k(device const half4* x [[buffer(3)]], constant args& a [[buffer(1)]
     assert k.static_threadgroup_bytes == 16 + 32 + 16
 
 
+def test_the_extent_of_a_threadgroup_variable_may_be_a_product():
+    source = f"kernel void k({OUT}) {{ threadgroup float t[4 * 8]; t[0] = 1.0f; o[0] = t[0]; }}"
+    assert Library(HEADER + source)["k"].static_threadgroup_bytes == 128
+
+
 def test_atomics():
     v = rng.integers(0, 100, 256).astype(u32)
     histogram = np.bincount(v % 8, minlength=8)

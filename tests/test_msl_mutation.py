@@ -6,117 +6,79 @@ them were missing.
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
 import shader_runs
-from msl.testing import require_runner
+from msl.mutate import Mutant, guards, mutants
 
-require_runner()
-
-import pytest  # noqa: E402
-import test_shaders as matrices  # noqa: E402
-import test_shaders_gemm as gemm  # noqa: E402
-import test_shaders_heads as heads  # noqa: E402
-from msl.build import Options, build  # noqa: E402
-from msl.mutate import Mutant, guards, mutants  # noqa: E402
-
-pytestmark = pytest.mark.slow
-
-# For each family the tests that have to fail, each with the kernels that it runs.
-TESTS = {
-    "attention": [
-        lambda order: heads.test_kv_store_writes_its_layer_and_position_only(
-            "f16", order, (4, 2, 64)
-        ),
-        lambda order: heads.test_kv_store_past_max_seq_writes_nothing("f32", 7),
-        lambda order: heads.test_attention_matches_the_definition("f32", order, (4, 2, 64)),
-        lambda order: heads.test_attention_past_max_seq_is_nan("f16", 40, 1),
-        lambda order: heads.test_queries_that_share_the_caches_match_the_definition(
-            "f32", order, 4, 2, 30
-        ),
-        lambda order: heads.test_parts_of_the_positions_are_put_together("f16", order, 3),
-        lambda order: heads.test_what_comes_later_does_not_reach_a_token(float("inf")),
-        lambda order: heads.test_tokens_of_a_batch_past_max_seq_are_nan_and_the_others_are_not(),
-    ],
-    "gemm": [
-        lambda order: gemm.test_gemm_matches_the_definition_at_every_edge("f32", order, 2),
-        lambda order: gemm.test_gate_up_swiglu_of_several_vectors_matches_the_definition(
-            "f32", order, 2
-        ),
-    ],
-    "gemv": [
-        lambda order: matrices.test_gemv_matches_the_definition_at_every_edge("f32", order),
-        lambda order: matrices.test_gemv_residual_adds_to_what_is_there("q2_g64", order),
-    ],
-    "norm": [
-        lambda order: heads.test_rmsnorm_matches_the_definition(order, 97),
-        lambda order: heads.test_rmsnorm_of_numbers_whose_squares_leave_the_range(1e25, 0.0),
-        lambda order: heads.test_residual_add_is_exact_for_any_grid(order, 65),
-        lambda order: heads.test_qk_norm_rope_matches_the_definition((5, 5, 30), order, 2),
-        lambda order: heads.test_qk_norm_rope_past_the_last_position_does_nothing(6),
-    ],
-    "swiglu": [
-        lambda order: matrices.test_gate_up_swiglu_matches_the_definition("f32", order),
-    ],
-    "token": [
-        lambda order: matrices.test_advance_takes_the_first_of_the_largest_logits(order, 96),
-        lambda order: matrices.test_advance_writes_no_token_where_it_must_not(),
-        lambda order: matrices.test_argmax_of_several_vectors(order, 96),
-        lambda order: matrices.test_embed_of_what_is_not_there_is_nan([0, 9], 1, 2),
-        lambda order: matrices.test_embed_of_what_is_not_there_is_nan([0, 1], 2, 2),
-    ],
-}
-KERNELS = {
-    "attention": [
-        *(f"{kernel}_{cache}" for kernel in ("kv_store", "attention") for cache in ("f16", "f32")),
-        "attention_combine",
-    ],
-    "gemm": ["gemm_f32", "fused_gate_up_swiglu_gemm_f32"],
-    "gemv": ["gemv_f32", "gemv_q2_g64_residual"],
-    "norm": ["rmsnorm", "residual_add", "qk_norm_rope"],
-    "swiglu": ["fused_gate_up_swiglu_f32"],
-    "token": ["advance", "argmax", "embed_q1_g128"],
-}
-CASES = [
-    (family.name, mutant) for family in shader_runs.FAMILIES for mutant in mutants(family.source)
-]
+TESTS = Path(__file__).resolve().parent
+SHADER_TESTS = sorted(str(path) for path in TESTS.glob("test_shaders*.py"))
 
 
-def failure(monkeypatch, family: str, source: str) -> str | None:
-    """Run the family's tests on this source, and give what the first that fails says."""
-
-    def compile_source(name: str, mode: str, constants: tuple[str, ...]) -> dict[str, str]:
-        assert name == family
-        parts = [(c.partition(":")[0], *c.partition(":")[2].split("=")) for c in constants]
-        values = tuple((int(index), kind, value) for index, kind, value in parts)
-        options = Options(mode=mode, values=values, kernels=tuple(KERNELS[family]))
-        built = build(source, f"{family}.metal", options)
-        return {"runtime": str(built.runtime), "library": str(built.library)}
-
-    monkeypatch.setattr(shader_runs, "compile_family", compile_source)
-    try:
-        for test in TESTS[family]:
-            for order in ("random", "forward", "reverse"):
-                test(order)
-    except (AssertionError, shader_runs.RunError) as error:
-        return str(error) or "wrong result"
-    return None
+def shader_tests(environment: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess:
+    """Run all tests of the shaders in a process of their own."""
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments]
+    return subprocess.run(
+        [*command, *SHADER_TESTS],
+        cwd=TESTS.parent,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
 
 
-@pytest.mark.parametrize("family", shader_runs.FAMILIES, ids=lambda family: family.name)
-def test_the_shader_as_it_is_passes(monkeypatch, family):
-    assert failure(monkeypatch, family.name, family.source) is None
+def cases() -> dict[str, tuple[Mutant, list[tuple[str, str]]]]:
+    """Return each mutant by its name, with the families it is in and the source in each of them.
+
+    What several families include is mutated once, and may be noticed in any that uses it.
+    """
+    found: dict[str, tuple[Mutant, list[tuple[str, str]]]] = {}
+    for family in shader_runs.FAMILIES.values():
+        for mutant in mutants(family.source):
+            _, sources = found.setdefault(mutant.name, (mutant, []))
+            if mutant.is_used:
+                sources.append((family.name, mutant.source))
+    return found
 
 
-@pytest.mark.parametrize(
-    ("family", "mutant"), CASES, ids=[f"{family}-{mutant.name}" for family, mutant in CASES]
-)
-def test_a_shader_with_less_is_found_out(monkeypatch, family: str, mutant: Mutant):
-    assert failure(monkeypatch, family, mutant.source) is not None
+CASES = cases()
 
 
-def test_there_are_mutants_of_both_kinds():
-    kinds = [mutant.kind for _, mutant in CASES]
-    assert kinds.count("barrier") >= 4
-    assert kinds.count("guard") >= 8
+@pytest.mark.slow
+def test_every_kernel_is_run_in_every_order_with_every_access_checked(tmp_path: Path):
+    log = tmp_path / "log"
+    done = shader_tests({"OXIBONSAI_SHADER_LOG": str(log)})
+    assert done.returncode == 0, done.stdout
+    runs = set(log.read_text().splitlines())
+    needed = {f"{k} {o} check" for k in shader_runs.FAMILY_OF for o in shader_runs.ORDERS}
+    assert not needed - runs
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
+def test_a_shader_with_less_is_found_out(tmp_path: Path, name: str):
+    mutant, sources = CASES[name]
+    assert sources, f"nothing calls {mutant.function}()"
+    for family, source in sources:
+        path = tmp_path / f"{family}.metal"
+        path.write_text(source)
+        done = shader_tests({"OXIBONSAI_SHADER_MUTANT": f"{family}:{path}"}, "-x")
+        if done.returncode == pytest.ExitCode.TESTS_FAILED:
+            return
+        assert done.returncode == pytest.ExitCode.OK, done.stdout + done.stderr
+    pytest.fail(f"no test of the shaders fails without {mutant.original}")
+
+
+def test_there_are_mutants_of_both_kinds_in_every_file_that_has_them():
+    for family in shader_runs.FAMILIES.values():
+        kinds = {mutant.kind for mutant in mutants(family.source)}
+        assert ("barrier" in kinds) == ("barrier(" in family.source)
+        assert "guard" in kinds
 
 
 @pytest.mark.parametrize(
@@ -130,8 +92,20 @@ def test_there_are_mutants_of_both_kinds():
             "if (h >= n || false) { return; }",
         ]),
         ("y = i < args.n ? x[i] : 0;", ["y = true ? x[i] : 0;"]),
-        ("if (a < b) x = 1;", []),
+        ("if (a < b) x = 1;", ["if (true) x = 1;"]),
+        ("if (a == b) x = 1;", []),
     ],
 )  # fmt: skip
 def test_a_guard_is_taken_out(source, expected):
     assert [mutant.source for mutant in guards(source)] == expected
+
+
+def test_a_mutant_names_its_function_and_whether_something_uses_it():
+    source = """
+// it's a comment; threadgroup_barrier(mem_flags::mem_none);
+inline float a(uint i, uint n) { if (i < n) return 0.0f; return 1.0f; }
+[[kernel]] void k(device float* x [[buffer(0)]]) { x[0] = b(0, 1); simdgroup_barrier(m); }
+inline float b(uint i, uint n) { return i < n ? 0.0f : 1.0f; }
+"""
+    found = [(m.kind, m.line, m.function, m.is_used) for m in mutants(source)]
+    assert found == [("guard", 3, "a", False), ("barrier", 4, "k", True), ("guard", 5, "b", True)]

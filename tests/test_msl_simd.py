@@ -137,6 +137,129 @@ kernel void k(device const {element}* A [[buffer(0)]], device const {element}* B
     )
 
 
+def matrix_kernel(element, body):
+    """A kernel of one SIMD-group from `x` to `o`, with threadgroup memory `t`."""
+    return f"""
+kernel void k(device const {element}* x [[buffer(0)]], device {element}* o [[buffer(1)]],
+              ushort lane [[thread_index_in_simdgroup]]) {{
+  threadgroup {element} t[12 * 20];
+  for (uint i = lane; i < 12 * 20; i += 32) t[i] = x[i];
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+  simdgroup_{element}8x8 m;
+{body}
+}}"""
+
+
+@pytest.mark.parametrize("element", ["half", "float"])
+@pytest.mark.parametrize("memory", ["x", "t"])
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [
+        ("20", lambda x: x[:8, :8]),
+        ("20, 0, false", lambda x: x[:8, :8]),
+        ("20, ulong2(5, 3)", lambda x: x[3:11, 5:13]),
+        ("20, ulong2(5, 3), true", lambda x: x[3:11, 5:13].T),
+        ("0", lambda x: np.tile(x[0, :8], (8, 1))),
+        ("", lambda x: x.ravel()[:64].reshape(8, 8)),
+    ],
+    ids=["rows", "defaults", "origin", "transposed", "one row", "packed"],
+)
+def test_a_simdgroup_matrix_is_loaded_from_its_place(element, memory, place, expected):
+    x = np.arange(240).reshape(12, 20).astype(f16 if element == "half" else f32)
+    load = f"simdgroup_load(m, {memory}{', ' * bool(place)}{place});\n  simdgroup_store(m, o);"
+    check(
+        matrix_kernel(element, load),
+        [x, np.zeros(64, x.dtype)],
+        {1: expected(x)},
+        groups=1,
+        threads=32,
+    )
+
+
+@pytest.mark.parametrize("element", ["half", "float"])
+@pytest.mark.parametrize("transpose", [False, True])
+def test_a_simdgroup_matrix_is_stored_in_its_place(element, transpose):
+    x = np.arange(240).reshape(12, 20).astype(f16 if element == "half" else f32)
+    block = x[2:10, 4:12]
+    want = x.copy()
+    want[1:9, 9:17] = block.T if transpose else block
+    body = f"""  simdgroup_load(m, x, 20, ulong2(4, 2));
+  simdgroup_store(m, t, 20, ulong2(9, 1), {str(transpose).lower()});
+  simdgroup_barrier(mem_flags::mem_threadgroup);
+  for (uint i = lane; i < 12 * 20; i += 32) o[i] = t[i];"""
+    check(matrix_kernel(element, body), [x, np.zeros_like(x)], {1: want}, groups=1, threads=32)
+
+
+def test_simdgroup_matrices_multiply_in_float_and_round_once():
+    a, b, c = (rng.standard_normal((8, 8)).astype(dtype) for dtype in (f16, f16, f32))
+    product = a.astype(np.float64) @ b.astype(np.float64)
+    check(
+        """
+kernel void k(device const half* A [[buffer(0)]], device const half* B [[buffer(1)]],
+              device const float* C [[buffer(2)]], device float* o [[buffer(3)]],
+              device half* h [[buffer(4)]]) {
+  simdgroup_half8x8 a, b, r, half_of(0.5h);
+  simdgroup_float8x8 c, d, twice(2.0f), threes = make_filled_simdgroup_matrix<float, 8, 8>(3.0f);
+  simdgroup_load(a, A);
+  simdgroup_load(b, B);
+  simdgroup_load(c, C);
+  simdgroup_multiply(d, a, b);
+  simdgroup_store(d, o);
+  simdgroup_multiply_accumulate(d, a, b, c);
+  simdgroup_store(d, o + 64);
+  simdgroup_multiply_accumulate(c, a, b, c);
+  simdgroup_multiply_accumulate(c, b, half_of, c);
+  simdgroup_store(c, o + 128);
+  simdgroup_multiply(r, a, b);
+  simdgroup_store(r, h);
+  simdgroup_multiply_accumulate(c, twice, threes, c);
+  simdgroup_store(c, o + 192);
+}""",
+        [a, b, c, np.zeros((4, 8, 8), f32), np.zeros((8, 8), f16)],
+        {
+            3: np.stack([product, product + c, product + c + b / 2, product + c + b / 2 + 6]),
+            4: product.astype(f32).astype(f16),
+        },
+        rtol=2e-6,
+        groups=1,
+        threads=32,
+    )
+
+
+def test_an_infinite_element_of_a_simdgroup_matrix_reaches_its_row_only():
+    a, b = np.ones((8, 8), f32), np.ones((8, 8), f32)
+    a[2, 3], b[3, 5] = np.inf, 0
+    with np.errstate(invalid="ignore"):
+        want = a @ b
+    assert np.isnan(want[2, 5])
+    check(
+        """
+kernel void k(device const float* A [[buffer(0)]], device const float* B [[buffer(1)]],
+              device float* o [[buffer(2)]]) {
+  simdgroup_float8x8 a, b;
+  simdgroup_load(a, A);
+  simdgroup_load(b, B);
+  simdgroup_multiply(a, a, b);
+  simdgroup_store(a, o);
+}""",
+        [a, b, np.zeros((8, 8), f32)],
+        {2: want},
+        groups=1,
+        threads=32,
+    )
+
+
+def test_every_simdgroup_has_matrices_of_its_own():
+    body = f"""kernel void k({OUT}, uint sg [[simdgroup_index_in_threadgroup]]) {{
+  simdgroup_float8x8 m(float(sg + 1)), n;
+  for (uint i = 0; i <= sg; i++) simdgroup_multiply(m, m, m);
+  n = m;
+  simdgroup_store(n, o + sg * 64, 8);
+}}"""
+    want = [(s + 1.0) ** (2 ** (s + 1)) * np.eye(8) for s in range(3)]
+    check(body, [np.zeros((3, 8, 8), f32)], {0: want}, groups=1, threads=96)
+
+
 def test_a_diagonal_simdgroup_matrix():
     body = f"kernel void k({OUT}) {{ simdgroup_float8x8 m(2.0f); simdgroup_store(m, o, 8); }}"
     check(body, [np.zeros(64, f32)], {0: 2 * np.eye(8).ravel()}, groups=1, threads=32)

@@ -17,6 +17,7 @@ from cases import (
     random_weight,
     relative_error,
     set_scales,
+    swiglu_with_bound,
     upload,
 )
 from hypothesis import given
@@ -121,19 +122,6 @@ def test_add_of_a_buffer_to_itself_doubles_it(device):
     x = activations(50)
     (y,) = run(device, lambda c, b: c.add(b, b, 50), x)
     np.testing.assert_array_equal(y, x + x)
-
-
-def swiglu_with_bound(w64, x):
-    """Return the definition's result, and the error that the two products may cause in it."""
-    gate, up = np.split(reference.gemv(w64, x), 2)
-    gate_bound, up_bound = (
-        reference.gemv_bound(w, x, r) for w, r in zip(np.split(w64, 2), (gate, up), strict=True)
-    )
-    expected = reference.swiglu(gate, up)
-    # The slope of silu is at most 1.1.
-    through_gate = 1.1 * gate_bound * np.abs(up).max()
-    through_up = np.abs(reference.silu(gate)).max() * up_bound
-    return expected, through_gate + through_up + 1e-6 * float(np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize("name", ALL_FORMATS)

@@ -14,6 +14,7 @@ from cases import (
     random_weight,
     relative_error,
     same_non_finite,
+    swiglu_with_bound,
     upload,
 )
 from test_ops import (
@@ -24,7 +25,6 @@ from test_ops import (
     rope_table,
     run,
     state,
-    swiglu_with_bound,
 )
 
 from oxibonsai.metal import EncodingError
@@ -136,6 +136,70 @@ def test_products_of_long_and_of_many_rows(device, graph, n_rows, k):
         check(products(device, handle, x, n_rows), dense(q), x)
 
 
+# Norms on the way in
+
+
+@pytest.mark.parametrize("name", ALL_FORMATS)
+@pytest.mark.parametrize("n_vectors", [1, 3])
+def test_a_product_of_a_norm_matches_the_definition(device, graph, name, n_vectors):
+    k, n_rows = 2 * block(name), 40
+    q, x = random_weight(name, n_rows, k), activations(n_vectors * k).reshape(n_vectors, k) * 3
+    weight, start = (
+        1 + activations(k, 4) / 4,
+        activations(n_vectors * n_rows).reshape(n_vectors, -1),
+    )
+    normed = reference.rmsnorm(x, weight, 1e-5)
+    with upload(graph, q) as handle:
+        for residual in (False, True):
+            y = run(
+                device,
+                lambda c, bx, bw, by, add=residual: c.gemv(
+                    handle, bx, by, n_vectors=n_vectors, norm=bw, eps=1e-5, residual=add
+                ),
+                x.astype(np.float32),
+                weight,
+                start,
+            )[2]
+            for got, vector, before in zip(y, normed, start * residual, strict=True):
+                r = reference.gemv(dense(q), vector)
+                bound = 2 * reference.gemv_bound(dense(q), vector, r)
+                close_to(got, r + before, bound + 1e-7 * float(np.linalg.norm(before)))
+
+
+@pytest.mark.parametrize("name", ALL_FORMATS)
+@pytest.mark.parametrize("n_vectors", [1, 3])
+def test_gate_up_swiglu_of_a_norm_matches_the_definition(device, graph, name, n_vectors):
+    k, half = 2 * block(name), 20
+    q, x = random_weight(name, 2 * half, k), activations(n_vectors * k).reshape(n_vectors, k)
+    weight = (1 + activations(k, 4) / 4) / np.float32(8)
+    with upload(graph, q) as handle:
+        y = run(
+            device,
+            lambda c, bx, bw, by: c.gate_up_swiglu(
+                handle, bx, by, n_vectors=n_vectors, norm=bw, eps=1e-5
+            ),
+            x,
+            weight,
+            np.zeros((n_vectors, half), np.float32),
+        )[2]
+    for got, vector in zip(y, reference.rmsnorm(x, weight, 1e-5), strict=True):
+        expected, bound = swiglu_with_bound(dense(q), vector)
+        close_to(got, expected, 2 * bound)
+
+
+def test_a_norm_that_does_not_fit_is_refused(device, graph):
+    handle = upload(graph, random_weight("Q1_0", 6, 256))
+    with device.commands() as c, device.buffer(1024) as x, device.buffer(48) as y:
+        for call, text in (
+            (lambda: c.gemv(handle, x, y, norm=(x, 4)), "norm too short: need 1024"),
+            (lambda: c.gemv(handle, x, y, norm=x, eps=-1), "eps"),
+            (lambda: c.gate_up_swiglu(handle, x, y, norm=(x, 4)), "norm too short: need 1024"),
+        ):
+            with pytest.raises(EncodingError, match=text):
+                call()
+            assert len(c) == 0
+
+
 # Tokens
 
 
@@ -208,6 +272,39 @@ def test_kv_store_fills_neighbouring_positions(device, kv_dtype):
         caches[1][1, :, 5 + t] = qkv[t, 6:8].astype(caches[1].dtype)
     np.testing.assert_array_equal(after[1], caches[0])
     np.testing.assert_array_equal(after[2], caches[1])
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize(
+    ("counts", "n_tokens"), [((4, 2, 64), 1), ((5, 5, 30), 4), ((8, 1, 128), 3)]
+)
+def test_qkv_to_cache_is_norm_rope_and_store(device, kv_dtype, counts, n_tokens):
+    heads = Heads(*counts, 7, 1, kv_dtype)
+    dim = heads.head_dim
+    qkv = activations(n_tokens * heads.n_qkv * dim).reshape(n_tokens, heads.n_qkv, dim)
+    arrays = [
+        qkv,
+        1 + activations(dim, 4) / 4,
+        1 + activations(dim, 5) / 4,
+        rope_table(7, dim),
+        heads.cache(2),
+        heads.cache(2, fill=-SENTINEL),
+        state(5),  # of four tokens two have no place
+    ]
+
+    def apart(c, q, a, b, r, k, v, s):
+        c.qk_norm_rope(q, a, b, r, s, eps=1e-5, n_tokens=n_tokens, **heads.shape)
+        c.kv_store(q, k, v, s, n_tokens=n_tokens, **heads.shape)
+
+    def together(c, q, a, b, r, k, v, s):
+        c.qkv_to_cache(q, a, b, r, k, v, s, eps=1e-5, n_tokens=n_tokens, **heads.shape)
+
+    expected, got = (run(device, record, *arrays) for record in (apart, together))
+    np.testing.assert_array_equal(
+        got[0][:, : heads.n_heads].view(np.uint32), expected[0][:, : heads.n_heads].view(np.uint32)
+    )
+    for cache in (4, 5):
+        np.testing.assert_array_equal(got[cache], expected[cache])
 
 
 def attend(device, heads, q, k, v, max_length=None):
@@ -294,6 +391,7 @@ def test_batches_that_cannot_be_are_refused(device, change, text):
         calls = [
             lambda: c.qk_norm_rope(qkv, small, small, cache, small, **shape),
             lambda: c.kv_store(qkv, cache, cache, small, **shape),
+            lambda: c.qkv_to_cache(qkv, small, small, cache, cache, cache, small, **shape),
             lambda: c.attention(qkv, cache, cache, small, small, **shape),
         ]
         for call in calls:

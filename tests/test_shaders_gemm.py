@@ -9,14 +9,14 @@ import pytest
 import reference
 from cases import activations, block, close_to, same_non_finite, set_scales
 from shader_runs import SENTINEL, Placed, every_order, groups_for, run
-from test_shaders import CODES, FORMATS, every_format, matrix, random_matrix, random_weight
+from test_shaders import CODES, FORMATS, columns, every_format, matrix, random_matrix, random_weight
 
 from oxibonsai import formats
 
 every_tile = pytest.mark.parametrize("eights", [1, 2, 4])
 
 
-def gemm(name, m, x, start=None, order="random", eights=1, mode="check", stride=None):
+def gemm(name, m, x, start=None, order="random", eights=1, mode="check", stride=None, column=0):
     """Return what gemm, or from `start` gemm_residual, makes of y [n_vectors, stride]."""
     n_rows, k = m.w64.shape
     stride = n_rows if stride is None else stride
@@ -28,10 +28,10 @@ def gemm(name, m, x, start=None, order="random", eights=1, mode="check", stride=
     result = run(
         kernel,
         [m.data, Placed(padded, offset=4), y],
-        struct.pack("<QQIIII", m.codes_offset, stride, n_rows, k, len(x), 0),
+        struct.pack("<QQIIII", m.codes_offset, stride, n_rows, k, len(x), column),
         groups=(groups_for(n_rows, 64), groups_for(len(x), 8 * eights)),
         threads=128,
-        constants={0: ("uint", eights)},
+        constants={0: eights},
         order=order,
         mode=mode,
     )[2]
@@ -72,6 +72,13 @@ def test_gemm_residual_adds_to_what_is_there(name, order):
     m, x = random_matrix(name, 13, k), activations(5 * k).reshape(5, k)
     start = activations(5 * 13, 3).reshape(5, 13)
     check(gemm(name, m, x, start, order), m, x, start)
+
+
+@pytest.mark.parametrize("name", CODES)
+def test_a_matrix_in_columns_gives_the_same_bits(name):
+    m, x = random_matrix(name, 70, 384), activations(5 * 384).reshape(5, 384)
+    plain, column = gemm(name, m, x), gemm(name, columns(name, m), x, column=70)
+    np.testing.assert_array_equal(plain, column)
 
 
 def test_rows_of_the_output_may_lie_apart():
@@ -125,7 +132,7 @@ def swiglu(name, m, x, order="random", eights=1):
         struct.pack("<QQIIII", m.codes_offset, n_rows, n_rows, k, len(x), 0),
         groups=(groups_for(n_rows, 32), groups_for(len(x), 8 * eights)),
         threads=128,
-        constants={0: ("uint", eights)},
+        constants={0: eights},
         order=order,
     )[2]
 

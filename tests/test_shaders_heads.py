@@ -208,6 +208,41 @@ def test_kv_store_of_a_batch_fills_neighbouring_positions(cache, order):
     np.testing.assert_array_equal(after[1], before[1])
 
 
+def qkv_to_cache(heads, cache, qkv, position, order="random", simdgroups=3):
+    n_tokens = len(qkv) // heads.n_qkv
+    shape = (heads.layer + 2, heads.n_kv_heads, heads.max_seq, heads.head_dim)
+    norms = 1 + activations(heads.head_dim, 4) / 4, 1 + activations(heads.head_dim, 5) / 4
+    before = [np.full(shape, fill, CACHES[cache]) for fill in (3, -3)]
+    after = run(
+        f"qkv_to_cache_{cache}",
+        [qkv, *norms, rope_table(heads.max_seq, heads.head_dim), *before, state(position)],
+        struct.pack("<QIIIfII", heads.layer_offset, *heads[:3], 1e-5, heads.max_seq, n_tokens),
+        groups=(groups_for(heads.n_qkv, simdgroups), n_tokens),
+        threads=32 * simdgroups,
+        order=order,
+    )
+    return before, after
+
+
+@every_cache
+@every_order
+@every_shape
+@pytest.mark.parametrize("n_tokens", [1, 3])
+def test_qkv_to_cache_is_norm_rope_and_store(cache, order, shape, n_tokens):
+    heads = Heads(*shape, 7, layer=1)
+    n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
+    qkv = activations(n_tokens * heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim)
+    before, after = qkv_to_cache(heads, cache, qkv, 5, order)
+    turned = qk_norm_rope(heads, qkv, 5)[0].reshape(n_tokens, heads.n_qkv, heads.head_dim)
+    queries = after[0].reshape(turned.shape)[:, :n_q]
+    np.testing.assert_array_equal(queries, turned[:, :n_q])
+    for t in range(min(n_tokens, 2)):  # a third has no place
+        before[0][1, :, 5 + t] = turned[t, n_q:n_qk].astype(CACHES[cache])
+        before[1][1, :, 5 + t] = turned[t, n_qk:].astype(CACHES[cache])
+    np.testing.assert_array_equal(after[4], before[0])
+    np.testing.assert_array_equal(after[5], before[1])
+
+
 @every_cache
 @pytest.mark.parametrize("position", [7, 8, 2**32 - 1])
 def test_kv_store_past_max_seq_writes_nothing(cache, position):
@@ -263,7 +298,7 @@ def attention(
         attention_args(heads, n_tokens, splits, per_group, queries // per_group),
         groups=(heads.n_heads // per_group, groups_for(n_tokens, queries // per_group), splits),
         threads=32 * simdgroups,
-        constants={0: ("uint", queries), 1: ("uint", 1 if n <= 64 else 2 if n <= 128 else 8)},
+        constants={0: queries, 1: 1 if n <= 64 else 2 if n <= 128 else 8},
         order=order,
         mode=mode,
     )[4]
@@ -310,7 +345,7 @@ def test_caches_past_32_bits_are_found(cache):
         attention_args(heads, layer_offset=layer_offset),
         groups=(2, 1),
         threads=32,
-        constants={0: ("uint", 1), 1: ("uint", 1)},
+        constants={0: 1, 1: 1},
         mode="fast",
     )[4]
     k, v = (a.reshape(3, 1, 64) for a in after[1:3])

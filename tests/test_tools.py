@@ -1,4 +1,4 @@
-"""The tools that make model files."""
+"""The tools that make model files, and what becomes of a sanitizer's report."""
 
 from __future__ import annotations
 
@@ -107,3 +107,44 @@ def test_exporting_trained_values_gives_the_shipped_model(tmp_path, monkeypatch,
         *("--tokenizer", tokenizer, "--format", layout),
     )
     assert (tmp_path / "out.gguf").read_bytes() == model.read_bytes()
+
+
+LEAKS = """
+=================================================================
+==7==ERROR: LeakSanitizer: detected memory leaks
+
+Direct leak of 48 byte(s) in 1 object(s) allocated from:
+    #0 0x7f01 in calloc (/usr/lib/clang/19/lib/linux/libclang_rt.asan-x86_64.so+0x10)
+    #1 0x7f02 in metal_make_pipeline /src/shim/metal_kernels.m:210:32
+    #2 0x7f03  (/src/oxibonsai/metal/_core.so+0x20)
+
+Indirect leak of 64 byte(s) in 2 object(s) allocated from:
+    #0 0x7f01  (/usr/lib/clang/19/lib/linux/libclang_rt.asan-x86_64.so+0x10)
+    #1 0x7f04  (/usr/lib/libpython3.11.so.1.0+0x30)
+    #2 0x7f03  (/src/oxibonsai/metal/_core.so+0x20)
+
+Direct leak of 8 byte(s) in 1 object(s) allocated from:
+    #0 0x7f01  (/usr/lib/clang/19/lib/linux/libclang_rt.asan-x86_64.so+0x11)
+    #1 0x7f05  (/src/.cache/metal_sim/0/metal_sim.so+0x40) (BuildId: 00)
+
+SUMMARY: AddressSanitizer: 120 byte(s) leaked in 4 allocation(s).
+"""
+
+
+@pytest.mark.parametrize(
+    ("report", "frames", "status"),
+    [
+        (LEAKS, ["metal_make_pipeline", "metal_sim.so"], 1),
+        (LEAKS.replace("/shim/", "/lib/").replace("metal_sim", "other"), [], 0),
+        ("==7==ERROR: AddressSanitizer: heap-use-after-free on address 0x1\n", [], 1),
+        ("==7==LeakSanitizer has encountered a fatal error.\n", [], 1),
+    ],
+)
+def test_a_leak_is_ours_where_our_code_allocated_it(tmp_path, report, frames, status):
+    sanitize = runpy.run_path(str(TOOLS / "sanitize.py"))
+    found = sanitize["leaks"](report)
+    assert len(found) == len(frames)
+    assert all(name in frame for name, frame in zip(frames, found, strict=True))
+    (tmp_path / "report.7").write_text(report)
+    assert sanitize["judge"](0, tmp_path) == status
+    assert sanitize["judge"](3, tmp_path) == 3

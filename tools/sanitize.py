@@ -1,17 +1,23 @@
-"""Run tests against a build of the extension modules with gcc's sanitizers.
+"""Run tests against a build of the extension modules with sanitizers.
 
 ``address``  AddressSanitizer and UndefinedBehaviorSanitizer, the fast tests.
 ``thread``   ThreadSanitizer, the tests marked ``threads``.
+``metal``    Address-, UndefinedBehavior- and LeakSanitizer, the device suite on the driver "metal"
+             and the simulated Metal, built alike, with the kernels in the MSL runner's check build.
+             Whole models and the largest matrices (``large``) are left to the ordinary build.
 
 The tree is copied and compiled in a scratch folder; the interpreter itself is an ordinary one, so
-the sanitizer's runtime is preloaded. Further arguments go to pytest. Linux with gcc only.
+the sanitizer's runtime is preloaded. Further arguments go to pytest. Linux only, with gcc, and for
+``metal`` with clang and what the simulated Metal needs.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import importlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+SIMULATION = ROOT / "tests" / "metal_sim" / "build.py"
 NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
 ADDR_NO_RANDOMIZE = 0x0040000
 
@@ -30,6 +37,8 @@ class Kind:
     runtime: str
     select: str
     options: dict[str, str]
+    compiler: str = "gcc"
+    arguments: tuple[str, ...] = ()
 
 
 KINDS = {
@@ -52,10 +61,57 @@ KINDS = {
         options={"TSAN_OPTIONS": "ignore_noninstrumented_modules=1:halt_on_error=1:exitcode=66"},
     ),
 }
+# A block that leaked, and where it was allocated: the frame below the sanitizer's own.
+LEAK = re.compile(r"leak of .* allocated from:\n(?: +#\d+ .*libclang_rt.*\n)*(.*)\n")
+OURS = re.compile(r"oxibonsai/metal/|metal_sim|/shim/")
+
+
+def metal_kind() -> Kind:
+    """Return the kind ``metal``; the simulated Metal is built for it."""
+    sys.path.insert(0, str(SIMULATION.parent.parent))
+    simulation = importlib.import_module("metal_sim.build")
+    library = simulation.build(sanitize=True)
+    environment = simulation.sanitizer_environment()
+    return Kind(
+        # Cython calls through pointers of other types than the functions have.
+        flags=" ".join([*simulation.SANITIZE, "-fno-sanitize=function"]),
+        runtime=environment["LD_PRELOAD"],
+        select="not slow and not peer and not timing and not simulated and not large",
+        # Everything that leaked is listed, the interpreter's own included; leaks() reads the list.
+        options={
+            "ASAN_OPTIONS": "detect_stack_use_after_return=1:log_path={scratch}/report",
+            "UBSAN_OPTIONS": environment["UBSAN_OPTIONS"],
+            "LSAN_OPTIONS": "exitcode=0",
+            "OXIBONSAI_METAL_SIM_MODE": "check",
+        },
+        compiler=simulation.compiler(),
+        arguments=("tests", "--driver", str(library), "-k", "metal"),
+    )
+
+
+def leaks(report: str) -> list[str]:
+    """Return the frames of our own code that allocated what LeakSanitizer reports."""
+    return [frame.strip() for frame in LEAK.findall(report) if OURS.search(frame)]
+
+
+def judge(status: int, reports: Path) -> int:
+    """Print what the sanitizers wrote, leaks outside of our code left out; return the status."""
+    for path in sorted(reports.glob("report.*")):
+        text = path.read_text(errors="replace")
+        own = leaks(text)
+        if "LeakSanitizer: detected" not in text:
+            print(text)
+            status = status or 1
+        elif own:
+            print(f"{len(own)} leaks of our own:", *own, sep="\n")
+            status = status or 1
+    return status
 
 
 def runtime(name: str) -> str:
     """Return the path of gcc's sanitizer library `name`."""
+    if Path(name).is_absolute():
+        return name
     path = subprocess.run(
         ["gcc", f"-print-file-name={name}"], check=True, capture_output=True, text=True
     ).stdout.strip()
@@ -64,10 +120,10 @@ def runtime(name: str) -> str:
     return str(Path(path).resolve())
 
 
-def build(tree: Path, flags: str) -> None:
+def build(tree: Path, flags: str, compiler: str) -> None:
     shutil.copytree(ROOT, tree, ignore=NOT_COPIED, dirs_exist_ok=True)
     environment = os.environ | {
-        "CC": "gcc",
+        "CC": compiler,
         "OXIBONSAI_CFLAGS": f"{flags} -O1 -g -fno-omit-frame-pointer",
         "OXIBONSAI_LDFLAGS": flags,
     }
@@ -77,13 +133,14 @@ def build(tree: Path, flags: str) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("kind", choices=KINDS)
+    parser.add_argument("kind", choices=[*KINDS, "metal"])
     arguments, pytest_arguments = parser.parse_known_args()
-    kind = KINDS[arguments.kind]
+    kind = KINDS[arguments.kind] if arguments.kind in KINDS else metal_kind()
     with tempfile.TemporaryDirectory(prefix="oxibonsai-sanitize-") as scratch:
         tree = Path(scratch)
-        build(tree, kind.flags)
-        environment = os.environ | kind.options
+        build(tree, kind.flags, kind.compiler)
+        options = {name: value.format(scratch=scratch) for name, value in kind.options.items()}
+        environment = os.environ | options
         environment |= {
             "LD_PRELOAD": runtime(kind.runtime),
             "PYTHONPATH": scratch,
@@ -94,8 +151,8 @@ def main() -> int:
         ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE)
         # Captured at sys only: the report of a sanitizer that ends the process stays visible.
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--capture=sys"]
-        command += ["-m", kind.select, *pytest_arguments]
-        return subprocess.run(command, cwd=tree, env=environment).returncode
+        command += ["-m", kind.select, *kind.arguments, *pytest_arguments]
+        return judge(subprocess.run(command, cwd=tree, env=environment).returncode, tree)
 
 
 if __name__ == "__main__":

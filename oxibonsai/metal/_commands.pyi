@@ -51,6 +51,8 @@ class Commands:
         residual: bool = False,
         n_vectors: SupportsIndex = 1,
         y_stride: SupportsIndex | None = None,
+        norm: _Binding | None = None,
+        eps: float = 1e-6,
     ) -> None: ...
     def gate_up_swiglu(
         self,
@@ -61,6 +63,8 @@ class Commands:
         k: SupportsIndex | None = None,
         *,
         n_vectors: SupportsIndex = 1,
+        norm: _Binding | None = None,
+        eps: float = 1e-6,
     ) -> None: ...
     def rmsnorm(
         self,
@@ -108,6 +112,25 @@ class Commands:
         v_cache: _Binding,
         state: _Binding,
         *,
+        n_heads: SupportsIndex,
+        n_kv_heads: SupportsIndex,
+        head_dim: SupportsIndex,
+        max_seq: SupportsIndex,
+        layer: SupportsIndex,
+        kv_dtype: Literal["f16", "f32"],
+        n_tokens: SupportsIndex = 1,
+    ) -> None: ...
+    def qkv_to_cache(
+        self,
+        qkv: _Binding,
+        q_norm: _Binding,
+        k_norm: _Binding,
+        rope: _Binding,
+        k_cache: _Binding,
+        v_cache: _Binding,
+        state: _Binding,
+        *,
+        eps: float = 1e-6,
         n_heads: SupportsIndex,
         n_kv_heads: SupportsIndex,
         head_dim: SupportsIndex,

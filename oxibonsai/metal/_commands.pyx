@@ -13,6 +13,7 @@ from oxibonsai.metal.oxb cimport (
     oxb_attention_shape,
     oxb_binding,
     oxb_commands,
+    oxb_norm,
     oxb_size,
     oxb_status,
 )
@@ -269,33 +270,42 @@ cdef class Commands:
     # Each op converts its numbers first and reads open handles last: a conversion may run code that closes
     # one of them.
 
-    def gemv(self, weight, x, y, n_rows=None, k=None, *, residual=False, n_vectors=1, y_stride=None):
+    def gemv(self, weight, x, y, n_rows=None, k=None, *, residual=False, n_vectors=1, y_stride=None,
+             norm=None, eps=1e-6):
         """Record y = W x, or y += W x, for each of n_vectors rows of x.
 
         x: float32 [n_vectors, k], y: float32 [n_vectors, n_rows], in Buffers. The rows of y are y_stride
-        elements apart, n_rows where left out.
+        elements apart, n_rows where left out. With `norm`, float32 [k], x is taken as
+        x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() computes it.
         """
-        cdef oxb_binding b[2]
+        cdef oxb_binding b[3]
+        cdef oxb_norm normalise
         cdef WeightHandle w = weight_of(weight, "weight")
         cdef bint add = residual
         cdef uint64_t rows, columns, vectors = count_of(n_vectors, "n_vectors")
         rows, columns = shape_of(w, n_rows, k)
         cdef uint64_t stride = rows if y_stride is None else count_of(y_stride, "y_stride")
-        bind_all((("x", x), ("y", y)), b)
-        check(api.op_gemv(self.recording(), w.matrix("gemv"), rows, columns, b[0], b[1], vectors, stride, add))
+        normalise.eps = eps
+        bind_all(_with_norm(norm, (("x", x), ("y", y))), b)
+        normalise.weight = b[2]
+        check(api.op_gemv(self.recording(), w.matrix("gemv"), rows, columns,
+                          &normalise if norm is not None else NULL, b[0], b[1], vectors, stride, add))
 
-    def gate_up_swiglu(self, weight, x, y, n_rows=None, k=None, *, n_vectors=1):
+    def gate_up_swiglu(self, weight, x, y, n_rows=None, k=None, *, n_vectors=1, norm=None, eps=1e-6):
         """Record y = silu(W[:h] x) * (W[h:] x), h = n_rows / 2, for each of n_vectors rows of x.
 
-        x: float32 [n_vectors, k], y: float32 [n_vectors, h].
+        x: float32 [n_vectors, k], y: float32 [n_vectors, h]. Norm and eps as in gemv().
         """
-        cdef oxb_binding b[2]
+        cdef oxb_binding b[3]
+        cdef oxb_norm normalise
         cdef WeightHandle w = weight_of(weight, "weight")
         cdef uint64_t rows, columns, vectors = count_of(n_vectors, "n_vectors")
         rows, columns = shape_of(w, n_rows, k)
-        bind_all((("x", x), ("y", y)), b)
-        check(api.op_gate_up_swiglu(
-            self.recording(), w.matrix("gate_up_swiglu"), rows, columns, b[0], b[1], vectors))
+        normalise.eps = eps
+        bind_all(_with_norm(norm, (("x", x), ("y", y))), b)
+        normalise.weight = b[2]
+        check(api.op_gate_up_swiglu(self.recording(), w.matrix("gate_up_swiglu"), rows, columns,
+                                    &normalise if norm is not None else NULL, b[0], b[1], vectors))
 
     def rmsnorm(self, x, weight, y, n, *, eps=1e-6, n_vectors=1):
         """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats."""
@@ -352,6 +362,21 @@ cdef class Commands:
         bind_all((("qkv", qkv), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
         check(api.op_kv_store(self.recording(), b[0], b[1], b[2], b[3], &shape))
 
+    def qkv_to_cache(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, *, n_heads, n_kv_heads,
+                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6):
+        """Record qk_norm_rope and kv_store in one.
+
+        The queries are left in qkv for attention(); what is left there of the keys is not defined.
+        """
+        cdef oxb_binding b[7]
+        cdef oxb_attention_shape shape = _attention_shape(
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
+        cdef float epsilon = eps
+        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
+                  ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
+        check(api.op_qkv_to_cache(
+            self.recording(), b[0], b[1], b[2], b[3], b[4], b[5], b[6], &shape, epsilon))
+
     def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim, max_seq,
                   layer, kv_dtype, n_tokens=1, max_length=None, scale=None):
         """Record causal attention of each token over all positions up to its own.
@@ -391,6 +416,10 @@ cdef class Commands:
         if not self.handle:
             return "<Commands closed>"
         return f"<Commands of {api.commands_length(self.handle)} dispatches, {self.n_flight} in flight>"
+
+
+cdef tuple _with_norm(norm, tuple operands):
+    return operands if norm is None else (*operands, ("norm", norm))
 
 
 cdef int _times(object times) except -1:

@@ -176,7 +176,7 @@ cdef oxb_binding _at(oxb_buffer *buffer) noexcept nogil:
 cdef int _gemv_locked(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
                       const float *x, float *y, double timeout) except -1 nogil:
     check(api.commands_reset(held.commands))
-    check(api.op_gemv(held.commands, w, n_rows, k, _at(held.raw[0]), _at(held.raw[1]), 1, 0, 0))
+    check(api.op_gemv(held.commands, w, n_rows, k, NULL, _at(held.raw[0]), _at(held.raw[1]), 1, 0, 0))
     check(api.buffer_write(held.raw[0], 0, x, 4 * k))
     _run(held, timeout)
     return check(api.buffer_read(held.raw[1], 0, y, 4 * n_rows))
@@ -192,10 +192,11 @@ cdef int _ffn_locked(BufferSet held, FFN *f, double timeout) except -1 nogil:
     check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.attn_size))
     cdef double t1 = oxb_now()
     check(api.commands_reset(c))
-    check(api.op_gemv(c, &f.attn_proj, f.hidden_size, f.attn_size, attn, hidden, 1, 0, 1))
+    check(api.op_gemv(c, &f.attn_proj, f.hidden_size, f.attn_size, NULL, attn, hidden, 1, 0, 1))
     check(api.op_rmsnorm(c, hidden, _at(f.norm), normed, f.hidden_size, 1, f.eps))
-    check(api.op_gate_up_swiglu(c, &f.gate_up, 2 * f.intermediate_size, f.hidden_size, normed, activated, 1))
-    check(api.op_gemv(c, &f.down, f.hidden_size, f.intermediate_size, activated, hidden, 1, 0, 1))
+    check(api.op_gate_up_swiglu(
+        c, &f.gate_up, 2 * f.intermediate_size, f.hidden_size, NULL, normed, activated, 1))
+    check(api.op_gemv(c, &f.down, f.hidden_size, f.intermediate_size, NULL, activated, hidden, 1, 0, 1))
     cdef double t2 = oxb_now()
     _run(held, timeout)
     cdef double t3 = oxb_now()

@@ -128,6 +128,10 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t k
         uint32_t layout
 
+    ctypedef struct oxb_norm:
+        oxb_binding weight
+        float eps
+
     ctypedef struct oxb_attention_shape:
         uint32_t n_heads
         uint32_t n_kv_heads
@@ -205,11 +209,11 @@ cdef extern from "oxb_shim.h" nogil:
             const oxb_weight *weight, uint64_t n_rows, uint64_t k, const char *what) noexcept nogil
         oxb_status (*op_gemv)(
             oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
-            oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride,
+            const oxb_norm *norm, oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride,
             int residual) noexcept nogil
         oxb_status (*op_gate_up_swiglu)(
             oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
-            oxb_binding x, oxb_binding s, uint64_t n_vectors) noexcept nogil
+            const oxb_norm *norm, oxb_binding x, oxb_binding s, uint64_t n_vectors) noexcept nogil
         oxb_status (*op_rmsnorm)(
             oxb_commands *commands, oxb_binding x, oxb_binding weight, oxb_binding y, uint64_t
             n, uint64_t n_vectors, float eps) noexcept nogil
@@ -230,6 +234,10 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*op_advance)(
             oxb_commands *commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,
             uint64_t n, uint64_t max_tokens, uint64_t n_tokens, int greedy) noexcept nogil
+        oxb_status (*op_qkv_to_cache)(
+            oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,
+            oxb_binding rope, oxb_binding k_cache, oxb_binding v_cache, oxb_binding state,
+            const oxb_attention_shape *shape, float eps) noexcept nogil
         oxb_status (*op_argmax)(
             oxb_commands *commands, oxb_binding logits, oxb_binding out, uint64_t n,
             uint64_t n_vectors) noexcept nogil

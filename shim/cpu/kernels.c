@@ -12,7 +12,7 @@
 #define MATRIX(id, name, suffix, layout, grain)                                                          \
     PRODUCT("gemv_" name suffix, gemv, gemv_need, oxb_gemv_args, id, layout, grain)                      \
     PRODUCT("gemv_" name "_residual" suffix, gemv_residual, gemv_need, oxb_gemv_args, id, layout, grain) \
-    PRODUCT("fused_gate_up_swiglu_" name suffix, swiglu, swiglu_need, oxb_swiglu_args, id, layout, grain) \
+    PRODUCT("fused_gate_up_swiglu_" name suffix, swiglu, swiglu_need, oxb_gemv_args, id, layout, grain) \
     PRODUCT("gemm_" name suffix, gemm, gemm_need, oxb_gemm_args, id, layout, grain)                      \
     PRODUCT("gemm_" name "_residual" suffix, gemm_residual, gemm_need, oxb_gemm_args, id, layout, grain) \
     PRODUCT("fused_gate_up_swiglu_gemm_" name suffix, swiglu_gemm, swiglu_gemm_need, oxb_gemm_args, id,  \

@@ -42,7 +42,7 @@ uint64_t oxb_cpu_gemv_need(const oxb_cpu_kernel *kernel, const void *args, uint3
 
 uint64_t oxb_cpu_swiglu_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
-    const struct oxb_swiglu_args *a = args;
+    const struct oxb_gemv_args *a = args;
     if (binding == 0)
         return oxb_cpu_weight_bytes(kernel, a->codes_offset, 2 * (uint64_t)a->n_rows, a->k);
     return (uint64_t)(binding == 1 ? a->k : a->n_rows) * 4;
@@ -126,7 +126,7 @@ static inline void product(const oxb_cpu_call *call, const oxb_cpu_matrix *m, fl
 
 static inline void vector_product(const oxb_cpu_call *call, uint64_t first, uint64_t last, epilogue then)
 {
-    const struct oxb_gemv_args *a = call->args; /* laid out as oxb_swiglu_args */
+    const struct oxb_gemv_args *a = call->args;
     const oxb_cpu_matrix m = {.weight = call->bindings[0].address,
                               .codes_offset = a->codes_offset,
                               .k = a->k,

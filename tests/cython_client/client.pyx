@@ -82,7 +82,7 @@ cdef oxb_status _gemv(const unsigned char *blocks, uint64_t length, uint64_t n_r
         input.buffer = bx
         output.buffer = by
         input.offset = output.offset = 0
-        status = api.op_gemv(commands, &weight, n_rows, k, input, output, 1, 0, 0)
+        status = api.op_gemv(commands, &weight, n_rows, k, NULL, input, output, 1, 0, 0)
     if status == OXB_OK:
         status = api.commands_submit(commands, &submission)
     api.device_release(device)

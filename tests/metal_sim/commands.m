@@ -62,7 +62,7 @@
 }
 - (MTLCommandBufferStatus)status
 {
-    return (MTLCommandBufferStatus)__atomic_load_n(&_status, __ATOMIC_ACQUIRE);
+    return __atomic_load_n(&_status, __ATOMIC_ACQUIRE);
 }
 - (void)add:(sim_work)work
 {

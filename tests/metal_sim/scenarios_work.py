@@ -28,6 +28,7 @@ def fresh_memory_is_zero_whatever_metal_gives(sim: Simulation) -> None:
 
 def a_buffer_without_memory_is_an_error_with_the_sizes(sim: Simulation) -> None:
     with Device("metal") as device, device.buffer(5000):
+        sim.live()  # Waits for the device: the probe's buffer counts until its work is forgotten.
         for storage in ("shared", "private"):
             sim.fail("newBufferWithLength")
             with refused(BufferCreationError, "1000 bytes", "5000 bytes allocated"):

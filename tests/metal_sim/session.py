@@ -34,8 +34,10 @@ class Simulation:
     def __init__(self, path: str) -> None:
         self.path = path
         self.library = ctypes.CDLL(path)
-        self.library.metal_sim_live.restype = ctypes.c_int64
-        self.library.metal_sim_made.restype = ctypes.c_uint64
+        self.counts = hasattr(self.library, "metal_sim_live")  # other drivers export no controls
+        if self.counts:
+            self.library.metal_sim_live.restype = ctypes.c_int64
+            self.library.metal_sim_made.restype = ctypes.c_uint64
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.library, f"metal_sim_{name}")

@@ -142,7 +142,7 @@ typedef struct sim_work {
     sim_work *_first, **_last;
     NSMutableArray *_held; /* what the work uses */
     BOOL _encoding;
-    int _status;
+    MTLCommandBufferStatus _status;
     NSError *_error;
     double _start, _end;
     void *_handlers[8]; /* copied blocks */

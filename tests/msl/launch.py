@@ -209,8 +209,10 @@ class Kernel:
         Parameters
         ----------
         arguments
-            In the order of the declaration, or by name: a `Buffer`, a pair of one and an offset in
-            bytes, a `Threadgroup`, or anything that makes an array, which is bound by value.
+            In the order of the declaration, or by name: a `Buffer`, a `Threadgroup`, or anything
+            that makes an array, which is bound by value. A tuple of a buffer, an offset in bytes
+            and perhaps a number of bytes binds it at the offset, as if it began so many bytes
+            before its memory.
         groups, grid
             Threadgroups, or threads; one of them.
         threads
@@ -269,12 +271,12 @@ class Kernel:
             if isinstance(value, Threadgroup):
                 launch.threadgroup_bytes[argument.index] = value
                 continue
-            offset = 0
-            if isinstance(value, tuple):
-                value, offset = value
+            value, offset, before = (*value, 0)[:3] if isinstance(value, tuple) else (value, 0, 0)
             buffer = value if isinstance(value, Buffer) else Buffer(np.asarray(value))
             keep.append(buffer)
-            launch.buffers[argument.index] = _Binding(buffer.address, buffer.nbytes, offset)
+            launch.buffers[argument.index] = _Binding(
+                (buffer.address or 0) - before, buffer.nbytes + before, offset
+            )
         return keep
 
 

@@ -22,10 +22,7 @@ from .tokens import (
 )
 
 _BARRIERS = ("threadgroup_barrier", "simdgroup_barrier")
-# A guard compares what depends on the thread with a limit.
-_LIMIT = re.compile(
-    r"\b(args\s*\.\s*\w+|n|n_\w+|\w+\.(k|n\w*)|max_\w+|count|size|end|simdgroups)\b"
-)
+_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|(?P<comment>//[^\n]*|/\*.*?\*/)', re.S)
 _COMPARISONS = ("<", "<=", ">", ">=")
 
 
@@ -38,6 +35,8 @@ class Mutant:
     line: int
     original: str
     source: str
+    function: str  # that it was in
+    is_used: bool  # the function is a kernel, or its name stands in another place too
 
     @property
     def name(self) -> str:
@@ -52,10 +51,29 @@ def _replaced(tokens: list[Token], begin: int, end: int, text: str) -> str:
     return before + text + "\n" * cut.count("\n") + "".join(t.text for t in tokens[end:])
 
 
+def _function(tokens: list[Token], i: int) -> tuple[str, bool]:
+    """Give the name of the function or struct around i, and whether something uses it."""
+    begin, at, is_kernel = 0, 0, False
+    while at < i:  # the last bracket at the outermost level that opens before i
+        if tokens[at].text == "{":
+            begin, at = at, closing(tokens, at)
+        at += 1
+    name = preceding(tokens, begin)
+    if text_at(tokens, name) == ")":
+        name = preceding(tokens, opening(tokens, name))
+        before = name
+        while before >= 0 and tokens[before].text not in (";", "}"):
+            before -= 1
+        is_kernel = any(t.text == "kernel" for t in tokens[before + 1 : name])
+    word = text_at(tokens, name)
+    return word, is_kernel or sum(t.text == word for t in tokens) > 1
+
+
 def _mutant(kind: str, tokens: list[Token], begin: int, end: int, text: str) -> Mutant:
     original = "".join(t.text for t in tokens[begin:end])
     first = tokens[begin]
-    return Mutant(kind, first.file, first.line, original, _replaced(tokens, begin, end, text))
+    changed = _replaced(tokens, begin, end, text)
+    return Mutant(kind, first.file, first.line, original, changed, *_function(tokens, begin))
 
 
 def barriers(source: str) -> Iterator[Mutant]:
@@ -109,7 +127,7 @@ def _condition_begin(tokens: list[Token], i: int) -> int:
 
 
 def guards(source: str) -> Iterator[Mutant]:
-    """Take each comparison with a limit out of an `if` or a `?:`, in turn.
+    """Take each comparison for less or more out of an `if` or a `?:`, in turn.
 
     ``if (row >= args.n_rows) return;`` becomes ``if (false) return;``, ``if (i < n) x;`` becomes
     ``if (true) x;`` and ``i < n ? x : y`` becomes ``true ? x : y``. Of a condition with && or ||,
@@ -127,7 +145,7 @@ def guards(source: str) -> Iterator[Mutant]:
             continue
         for begin, end in _parts(tokens, start, close):
             part = tokens[begin:end]
-            if not _compares(part) or not _LIMIT.search("".join(t.text for t in part)):
+            if not _compares(part):
                 continue
             first, last = following(tokens, begin - 1), preceding(tokens, end) + 1
             joined = {text_at(tokens, preceding(tokens, first)), text_at(tokens, last)}
@@ -136,8 +154,14 @@ def guards(source: str) -> Iterator[Mutant]:
             yield _mutant("guard", tokens, first, last, neutral or ("false" if leaves else "true"))
 
 
+def without_comments(source: str) -> str:
+    """Blank the comments out: an apostrophe in one would begin a character for the tokenizer."""
+    return _COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m[0]) if m["comment"] else m[0], source)
+
+
 def mutants(source: str) -> list[Mutant]:
     """Give all mutants of a source, by file and line."""
+    source = without_comments(source)
     return sorted(
         [*barriers(source), *guards(source)], key=lambda mutant: (mutant.file, mutant.line)
     )

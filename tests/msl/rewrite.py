@@ -83,10 +83,11 @@ def declares_group_variable(tokens: Tokens, i: int) -> bool:
     """Whether `threadgroup` at i begins a variable's declaration, not that of a pointer."""
     if tokens[i].text != "threadgroup" or not begins_statement(tokens, i):
         return False
-    end = i
-    while tokens[end].text not in (";", "=", "{", ")"):
-        end += 1
-    return not any(t.text in ("*", "&") for t in tokens[i:end])
+    while tokens[i].text not in (";", "=", "{", ")"):
+        if tokens[i].text in ("*", "&"):
+            return False
+        i = closing(tokens, i) + 1 if tokens[i].text == "[" else i + 1  # an extent may multiply
+    return True
 
 
 class Rewriter:

@@ -25,42 +25,48 @@ template <class T, int C, int R = C, class U> MSL_FN simdgroup_matrix<T, C, R> m
     return m;
 }
 
-/* All lanes have to come with the same place; each then touches its own two elements. */
+/* Element (row, column) of the matrix is at p[(row + origin.y) * per_row + column + origin.x], or with
+ * row and column exchanged where it is transposed. A lane touches its own two elements, which it need
+ * not wait for the others to do; the check build lets them meet, and holds them to one place. */
 #define MSL_MATRIX_MEMORY_OF(space)                                                                   \
     template <class T, class U>                                                                       \
     MSL_FN void simdgroup_load(thread simdgroup_matrix<T, 8, 8> &d, const space U *p,                 \
                                ulong per_row = 8, ulong2 origin = ulong2(0ul), bool transpose = false, \
                                MSL_SITE) {                                                            \
         static_assert(is_same_v<T, U>, "matrix and memory hold different types");                     \
-        ulong4 value = (ulong4)(ulong(p), per_row, origin.x, origin.y);                               \
-        msl_same_place(value, site_line, site_column);                                                \
-        const ulong r = msl_row(msl_rt_lane()), c = msl_column(msl_rt_lane());                        \
-        for (uint i = 0; i < 2; i++)                                                                  \
-            d.msl_pair[i] = transpose ? p[(c + i + origin.y) * per_row + r + origin.x]                \
-                                      : p[(r + origin.y) * per_row + c + i + origin.x];               \
+        msl_same_place(ulong(p), per_row, origin, transpose, site_line, site_column);                 \
+        const ulong2 at = msl_place(per_row, origin, transpose);                                      \
+        d.msl_pair = vec<T, 2>{p[at.x], p[at.y]};                                                     \
     }                                                                                                 \
     template <class T, class U>                                                                       \
     MSL_FN void simdgroup_store(thread const simdgroup_matrix<T, 8, 8> &s, space U *p,                \
                                 ulong per_row = 8, ulong2 origin = ulong2(0ul),                       \
                                 bool transpose = false, MSL_SITE) {                                   \
         static_assert(is_same_v<T, U>, "matrix and memory hold different types");                     \
-        ulong4 value = (ulong4)(ulong(p), per_row, origin.x, origin.y);                               \
-        msl_same_place(value, site_line, site_column);                                                \
-        const ulong r = msl_row(msl_rt_lane()), c = msl_column(msl_rt_lane());                        \
-        for (uint i = 0; i < 2; i++) {                                                                \
-            if (transpose)                                                                            \
-                p[(c + i + origin.y) * per_row + r + origin.x] = s.msl_pair[i];                       \
-            else                                                                                      \
-                p[(r + origin.y) * per_row + c + i + origin.x] = s.msl_pair[i];                       \
-        }                                                                                             \
+        msl_same_place(ulong(p), per_row, origin, transpose, site_line, site_column);                 \
+        const ulong2 at = msl_place(per_row, origin, transpose);                                      \
+        p[at.x] = s.msl_pair.x;                                                                       \
+        p[at.y] = s.msl_pair.y;                                                                       \
     }
+/* Where this lane's two elements are. */
+MSL_FN ulong2 msl_place(ulong per_row, ulong2 origin, bool transpose) {
+    const uint lane = msl_rt_lane();
+    const ulong r = msl_row(lane), c = msl_column(lane);
+    const ulong first = transpose ? (c + origin.y) * per_row + r + origin.x
+                                  : (r + origin.y) * per_row + c + origin.x;
+    return ulong2{first, first + (transpose ? per_row : 1ul)};
+}
 extern "C" void msl_rt_bad_matrix(void);
-MSL_FN void msl_same_place(ulong4 value, uint site_line, uint site_column) {
+MSL_FN void msl_same_place(ulong address, ulong per_row, ulong2 origin, bool transpose, uint site_line,
+                           uint site_column) {
+#if MSL_CHECK_BUILD
+    ulong4 value = (ulong4)(address, per_row << 1 | ulong(transpose), origin.x, origin.y);
     MSL_MEET(MSL_MATRIX_MEMORY, value)
     if (x->active != 0xffffffffu) msl_rt_bad_matrix();
     ulong4 first = MSL_LANE(ulong4, 0);
     if (first.x != value.x || first.y != value.y || first.z != value.z || first.w != value.w)
         msl_rt_bad_matrix();
+#endif
 }
 MSL_MATRIX_MEMORY_OF(device)
 MSL_MATRIX_MEMORY_OF(threadgroup)

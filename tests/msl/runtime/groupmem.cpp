@@ -1,4 +1,5 @@
 // Threadgroup memory: one arena a worker, filled with NaN patterns for each threadgroup.
+#include <algorithm>
 #include <cstring>
 
 #include "state.h"
@@ -9,12 +10,14 @@ constexpr u8 kUnset = 0xFF, kGap = 0xA5;
 }
 
 void reset_group_memory(Worker *w) {
+    // An unchecked launch leaves the marks of the checked one before it to the next.
     if (w->launch->check) {
         if (w->arena_cells)
             memset(static_cast<void *>(w->arena_cells), 0, w->arena_dirty * sizeof(Cell));
         memset(w->initialised.data(), 0, w->arena_dirty);
+        w->arena_dirty = 0;
     }
-    w->arena_dirty = w->arena_used = 0;
+    w->arena_used = 0;
     w->variables.clear();
 }
 
@@ -37,7 +40,7 @@ void *group_variable(u32 number, u64 size, const char *name) {
     u8 *memory = w->arena + w->arena_used;
     const u32 room = static_cast<u32>(round_up(size, 16)) + kVariableGap;
     w->arena_used += room;
-    w->arena_dirty = w->arena_used;
+    w->arena_dirty = std::max(w->arena_dirty, w->arena_used);
     memset(memory, kUnset, size);
     memset(memory + size, kGap, room - size);
     w->variables.push_back({number, static_cast<u32>(size), memory, name});

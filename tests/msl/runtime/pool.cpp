@@ -47,6 +47,7 @@ void work_on(Pool &p, Launch *launch) {
     current_worker = w;
     w->launch = launch;
     w->arguments = launch->arguments;
+    std::fill(w->ids_size, w->ids_size + 3, 0u);
     const msl_launch *options = launch->options;
     w->random_state = 88172645463325252ull ^ (options->seed * 2654435761ull + 1);
     const u32 n = launch->n_groups;

@@ -8,16 +8,24 @@
 namespace msl {
 namespace {
 
+// Ascending, those released go on before all others: the fewer stacks take turns, the more of them
+// stay in the cache.
 void release(Worker *w, u32 first, u32 count, const Site &site) {
+    auto released = [&](u32 thread) {
+        Fiber &f = w->fibers[thread];
+        if (f.state != State::kWaiting || !f.site.same(site)) return false;
+        f.state = State::kReady;
+        return true;
+    };
+    if (w->launch->options->order == MSL_ORDER_FORWARD) {
+        for (u32 i = count; i-- > 0;)
+            if (released(first + i)) w->push_ready_first(first + i);
+        return;
+    }
     u32 order[MSL_MAX_THREADS];
     choose_order(w, order, count);
-    for (u32 i = 0; i < count; i++) {
-        Fiber &f = w->fibers[first + order[i]];
-        if (f.state == State::kWaiting && f.site.same(site)) {
-            f.state = State::kReady;
-            w->push_ready(first + order[i]);
-        }
-    }
+    for (u32 i = 0; i < count; i++)
+        if (released(first + order[i])) w->push_ready(first + order[i]);
 }
 
 bool simdgroup_complete(const Worker *w, const SimdGroup &s) {
@@ -32,7 +40,7 @@ void finish_simdgroup(Worker *w, SimdGroup &s) {
             active |= 1u << i;
             flags = w->fibers[s.first + i].mem_flags;
         }
-    if (s.site.kind == MSL_SIMDGROUP_BARRIER) {
+    if (s.site.kind() == MSL_SIMDGROUP_BARRIER) {
         if (flags & MSL_MEM_DEVICE) s.device_epoch++;
         if (flags & MSL_MEM_THREADGROUP) s.threadgroup_epoch++;
     } else {
@@ -112,10 +120,8 @@ bool finish_partial(Worker *w) {
         const Fiber *first = nullptr;
         for (u32 l = 0; l < s.size; l++) {
             const Fiber &f = w->fibers[s.first + l];
-            if (f.state != State::kWaiting || f.site.kind == MSL_THREADGROUP_BARRIER) continue;
-            if (!first || f.site.line < first->site.line ||
-                (f.site.line == first->site.line && f.site.column < first->site.column))
-                first = &f;
+            if (f.state != State::kWaiting || f.site.kind() == MSL_THREADGROUP_BARRIER) continue;
+            if (!first || f.site.before(first->site)) first = &f;
         }
         if (!first) continue;
         const Site site = first->site;
@@ -124,7 +130,7 @@ bool finish_partial(Worker *w) {
             const Fiber &f = w->fibers[s.first + l];
             if (f.state == State::kWaiting && f.site.same(site)) active |= 1u << l;
         }
-        if (site.kind != MSL_SIMDGROUP_BARRIER) {
+        if (site.kind() != MSL_SIMDGROUP_BARRIER) {
             msl_exchange &now = s.exchange[s.parity], &later = s.exchange[s.parity ^ 1];
             now.active = active;
             now.done = 0;
@@ -136,7 +142,7 @@ bool finish_partial(Worker *w) {
         s.arrived = 0;
         for (u32 l = 0; l < s.size; l++) {
             const Fiber &f = w->fibers[s.first + l];
-            if (f.state == State::kWaiting && f.site.kind != MSL_THREADGROUP_BARRIER)
+            if (f.state == State::kWaiting && f.site.kind() != MSL_THREADGROUP_BARRIER)
                 arrive_in_simdgroup(s, f.site);
         }
         any = true;
@@ -157,7 +163,7 @@ void report_stall(Worker *w) {
         if (f.state == State::kDone)
             text += "have returned";
         else
-            text += "wait in " + site_name(f.site.kind) + " at " +
+            text += "wait in " + site_name(f.site.kind()) + " at " +
                     source_line(w->launch, f.site.pc);
     }
     report(w->launch,
@@ -177,39 +183,41 @@ MSL_API msl_exchange *msl_rt_simd(u32 kind, u32 line, u32 column, const void *va
     Worker *w = current_worker;
     Fiber &f = w->fibers[w->current];
     SimdGroup &s = w->simdgroups[f.ids.simdgroup];
-    f.site = {kind, line, column, CALLER};
+    const Site site(kind, line, column, CALLER);
+    f.site = site;
     f.state = State::kWaiting;
-    arrive_in_simdgroup(s, f.site);
+    arrive_in_simdgroup(s, site);
     u8 *slot = s.exchange[s.parity].lanes[f.ids.lane];
     if (size == 4)
         memcpy(slot, value, 4);
     else
         memcpy(slot, value, size);
     if (simdgroup_complete(w, s)) finish_simdgroup(w, s);
-    run_next(&f.sp);
+    run_next(w, &f.sp);
     return &s.exchange[s.parity ^ 1];  // turning over again would take this lane too
 }
 
 MSL_API void msl_rt_barrier(u32 kind, u32 flags, u32 line, u32 column) {
     Worker *w = current_worker;
     Fiber &f = w->fibers[w->current];
-    f.site = {kind, line, column, CALLER};
+    const Site site(kind, line, column, CALLER);
+    f.site = site;
     f.mem_flags = flags;
     f.state = State::kWaiting;
     if (kind == MSL_SIMDGROUP_BARRIER) {
         SimdGroup &s = w->simdgroups[f.ids.simdgroup];
-        arrive_in_simdgroup(s, f.site);
+        arrive_in_simdgroup(s, site);
         if (simdgroup_complete(w, s)) finish_simdgroup(w, s);
     } else {
         if (!w->barrier_arrived++) {
-            w->barrier_site = f.site;
+            w->barrier_site = site;
             w->barrier_mixed = false;
-        } else if (!f.site.same(w->barrier_site)) {
+        } else if (!site.same(w->barrier_site)) {
             w->barrier_mixed = true;
         }
         if (barrier_complete(w)) finish_barrier(w, flags);
     }
-    run_next(&f.sp);
+    run_next(w, &f.sp);
 }
 
 MSL_API u32 msl_rt_lane() { return current_worker->fibers[current_worker->current].ids.lane; }

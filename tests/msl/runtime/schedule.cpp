@@ -10,7 +10,7 @@
 
 namespace msl {
 
-thread_local Worker *current_worker __attribute__((tls_model("initial-exec"))) = nullptr;
+__thread Worker *current_worker __attribute__((tls_model("initial-exec"))) = nullptr;
 
 Worker::Worker() {
     const int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE;
@@ -33,23 +33,11 @@ u32 Worker::random() {
     return static_cast<u32>(random_state >> 11);
 }
 
-void Worker::push_ready(u32 thread) {
-    ready[ready_tail] = thread;
-    ready_tail = ready_tail == MSL_MAX_THREADS ? 0 : ready_tail + 1;
-}
-
-bool Worker::pop_ready(u32 *thread) {
-    if (ready_head == ready_tail) return false;
-    *thread = ready[ready_head];
-    ready_head = ready_head == MSL_MAX_THREADS ? 0 : ready_head + 1;
-    return true;
-}
-
 void leave_fiber() {
     Worker *w = current_worker;
     w->aborted = true;
     void *unused;
-    msl_switch_context(&unused, w->scheduler_sp);
+    switch_context(&unused, w->scheduler_sp);
     __builtin_unreachable();
 }
 
@@ -64,12 +52,16 @@ namespace {
 
 void thread_main();
 
+}  // namespace
+
 // Stack tops are staggered, so that the fibers' frames do not share cache sets.
 void give_stack(Worker *w, Fiber &f) {
     f.stack = w->free_stacks[--w->n_free_stacks];
     u8 *top = w->stacks + static_cast<u64>(f.stack + 1) * kStackStep - (f.stack % 32) * 192;
     f.sp = prepare_stack(top, thread_main);
 }
+
+namespace {
 
 // The code of every fiber: its thread, then each further thread that has not started, on this stack.
 void thread_main() {
@@ -83,7 +75,7 @@ void thread_main() {
         void *unused;
         if (!w->pop_ready(&next)) {
             w->free_stacks[w->n_free_stacks++] = f.stack;
-            msl_switch_context(&unused, w->scheduler_sp);
+            switch_context(&unused, w->scheduler_sp);
         }
         Fiber &g = w->fibers[next];
         w->current = next;
@@ -93,37 +85,49 @@ void thread_main() {
             continue;
         }
         w->free_stacks[w->n_free_stacks++] = f.stack;
-        msl_switch_context(&unused, g.sp);
+        switch_context(&unused, g.sp);
+    }
+}
+
+// What differs from one threadgroup of a launch to the next of the same size.
+void place_ids(const Worker *w, msl_thread_ids &t) {
+    const u32 *full = w->launch->options->threads_per_threadgroup;
+    for (int k = 0; k < 3; k++) {
+        t.group_in_grid[k] = w->group[k];
+        t.thread_in_grid[k] = w->group[k] * full[k] + t.thread_in_group[k];
     }
 }
 
 void set_ids(Worker *w, const u32 size[3]) {
     const Launch *launch = w->launch;
     const u32 *full = launch->options->threads_per_threadgroup;
+    const bool same_size = std::equal(size, size + 3, w->ids_size);
+    std::copy(size, size + 3, w->ids_size);
     for (u32 i = 0; i < w->n_threads; i++) {
         Fiber &f = w->fibers[i];
         f.state = State::kFresh;
         msl_thread_ids &t = f.ids;
-        t.thread_in_group[0] = i % size[0];
-        t.thread_in_group[1] = i / size[0] % size[1];
-        t.thread_in_group[2] = i / size[0] / size[1];
-        for (int k = 0; k < 3; k++) {
-            t.group_in_grid[k] = w->group[k];
-            t.thread_in_grid[k] = w->group[k] * full[k] + t.thread_in_group[k];
-            t.threads_per_group[k] = size[k];
-            t.full_threads_per_group[k] = full[k];
-            t.groups_per_grid[k] = launch->options->threadgroups[k];
-            t.threads_per_grid[k] = launch->grid[k];
+        if (!same_size) {
+            t.thread_in_group[0] = i % size[0];
+            t.thread_in_group[1] = i / size[0] % size[1];
+            t.thread_in_group[2] = i / size[0] / size[1];
+            for (int k = 0; k < 3; k++) {
+                t.threads_per_group[k] = size[k];
+                t.full_threads_per_group[k] = full[k];
+                t.groups_per_grid[k] = launch->options->threadgroups[k];
+                t.threads_per_grid[k] = launch->grid[k];
+            }
+            t.thread_index = i;
+            t.lane = i % MSL_SIMD_WIDTH;
+            t.simdgroup = i / MSL_SIMD_WIDTH;
+            t.simdgroups = w->n_simdgroups;
+            t.full_simdgroups = (full[0] * full[1] * full[2] + MSL_SIMD_WIDTH - 1) / MSL_SIMD_WIDTH;
+            t.simd_width = MSL_SIMD_WIDTH;
+            t.quad_lane = i % 4;
+            t.quad = i / 4;
+            t.quads = (w->n_threads + 3) / 4;
         }
-        t.thread_index = i;
-        t.lane = i % MSL_SIMD_WIDTH;
-        t.simdgroup = i / MSL_SIMD_WIDTH;
-        t.simdgroups = w->n_simdgroups;
-        t.full_simdgroups = (full[0] * full[1] * full[2] + MSL_SIMD_WIDTH - 1) / MSL_SIMD_WIDTH;
-        t.simd_width = MSL_SIMD_WIDTH;
-        t.quad_lane = i % 4;
-        t.quad = i / 4;
-        t.quads = (w->n_threads + 3) / 4;
+        place_ids(w, t);
     }
 }
 
@@ -170,25 +174,11 @@ void reset_group(Worker *w, u32 number) {
 
 }  // namespace
 
-void run_next(void **save_sp) {
-    Worker *w = current_worker;
-    u32 thread;
-    if (!w->pop_ready(&thread)) {
-        msl_switch_context(save_sp, w->scheduler_sp);
-        return;
-    }
-    Fiber &f = w->fibers[thread];
-    if (f.state == State::kFresh) give_stack(w, f);
-    f.state = State::kReady;
-    w->current = thread;
-    if (&f.sp != save_sp) msl_switch_context(save_sp, f.sp);
-}
-
 void run_group(Worker *w, u32 number) {
     reset_group(w, number);
     while (!w->launch->stop) {
         w->in_fiber = true;
-        run_next(&w->scheduler_sp);
+        run_next(w, &w->scheduler_sp);
         w->in_fiber = false;
         if (w->aborted || !w->live) break;
         if (w->ready_head == w->ready_tail && !finish_partial(w)) {

@@ -69,14 +69,18 @@ enum class State : u8 { kFresh, kReady, kWaiting, kDone };
 // A point in the source where threads wait for each other. The same point may have several
 // addresses in the machine code, so that line and column identify it.
 struct Site {
-    u32 kind, line, column;
+    u64 key;  // line, column, kind from the highest bit down: one word, which is compared at once
     u64 pc;
-    bool same(const Site &o) const {
-        return kind == o.kind && line == o.line && column == o.column;
-    }
+    Site() = default;
+    Site(u32 kind, u32 line, u32 column, u64 pc)
+        : key(static_cast<u64>(line) << 32 | static_cast<u64>(column & 0xfffffff) << 4 | kind),
+          pc(pc) {}
+    u32 kind() const { return key & 15; }
+    bool same(const Site &o) const { return key == o.key; }
+    bool before(const Site &o) const { return key >> 4 < o.key >> 4; }
 };
 
-struct Fiber {
+struct alignas(64) Fiber {  // what a switch touches is in one cache line
     void *sp;
     u32 stack;
     State state;
@@ -107,6 +111,7 @@ struct Worker {
     SimdGroup simdgroups[MSL_MAX_THREADS / MSL_SIMD_WIDTH];
     u32 n_threads, n_simdgroups, live, current;
     u32 group[3], group_number;
+    u32 ids_size[3];  // of the threadgroup that the fibers' ids were last set for; 0 before the first
     void *scheduler_sp;
     u64 random_state;
 
@@ -131,15 +136,24 @@ struct Worker {
 
     Worker();
     u32 random();
-    void push_ready(u32 thread);
-    bool pop_ready(u32 *thread);
+    void push_ready(u32 thread) {
+        ready[ready_tail] = thread;
+        ready_tail = ready_tail == MSL_MAX_THREADS ? 0 : ready_tail + 1;
+    }
+    void push_ready_first(u32 thread) {
+        ready_head = ready_head ? ready_head - 1 : MSL_MAX_THREADS;
+        ready[ready_head] = thread;
+    }
+    bool pop_ready(u32 *thread) {
+        if (ready_head == ready_tail) return false;
+        *thread = ready[ready_head];
+        ready_head = ready_head == MSL_MAX_THREADS ? 0 : ready_head + 1;
+        return true;
+    }
 };
 
-extern thread_local Worker *current_worker __attribute__((tls_model("initial-exec")));
-
-// fiber.cpp
-extern "C" void msl_switch_context(void **save_sp, void *to_sp);
-void *prepare_stack(u8 *top, void (*entry)());
+// Not thread_local, whose every use would ask whether it is initialised.
+extern __thread Worker *current_worker __attribute__((tls_model("initial-exec")));
 
 // schedule.cpp
 void run_group(Worker *worker, u32 number);

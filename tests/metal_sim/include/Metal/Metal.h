@@ -1,9 +1,11 @@
 /* The part of Metal's compute interface that the driver uses, declared in our own words with Apple's
- * names, selectors and values, for clang with GNUstep's Foundation. */
+ * names, selectors, types, nullability and values, for clang with GNUstep's Foundation. */
 #ifndef SIM_METAL_H
 #define SIM_METAL_H
 
 #import <Foundation/Foundation.h>
+
+#pragma clang assume_nonnull begin
 
 typedef double CFTimeInterval;
 
@@ -17,40 +19,53 @@ static inline MTLSize MTLSizeMake(NSUInteger width, NSUInteger height, NSUIntege
     return size;
 }
 
-typedef NSUInteger MTLResourceOptions;
-enum {
+typedef NS_OPTIONS(NSUInteger, MTLResourceOptions) {
     MTLResourceStorageModeShared = 0 << 4,
     MTLResourceStorageModeManaged = 1 << 4,
     MTLResourceStorageModePrivate = 2 << 4
 };
 
-typedef NSUInteger MTLLanguageVersion;
-enum { MTLLanguageVersion2_3 = (2 << 16) + 3, MTLLanguageVersion2_4 = (2 << 16) + 4 };
+typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
+    MTLLanguageVersion2_3 = (2 << 16) + 3,
+    MTLLanguageVersion2_4 = (2 << 16) + 4
+};
 
-typedef NSUInteger MTLDataType;
-enum { MTLDataTypeFloat = 3, MTLDataTypeInt = 29, MTLDataTypeUInt = 33, MTLDataTypeBool = 53 };
+typedef NS_ENUM(NSUInteger, MTLDataType) {
+    MTLDataTypeFloat = 3,
+    MTLDataTypeInt = 29,
+    MTLDataTypeUInt = 33,
+    MTLDataTypeBool = 53
+};
 
-typedef NSUInteger MTLFunctionType;
-enum { MTLFunctionTypeVertex = 1, MTLFunctionTypeFragment = 2, MTLFunctionTypeKernel = 3 };
+typedef NS_ENUM(NSUInteger, MTLFunctionType) {
+    MTLFunctionTypeVertex = 1,
+    MTLFunctionTypeFragment = 2,
+    MTLFunctionTypeKernel = 3
+};
 
-typedef NSUInteger MTLPipelineOption;
-enum { MTLPipelineOptionNone = 0, MTLPipelineOptionArgumentInfo = 1 };
+typedef NS_ENUM(NSUInteger, MTLPipelineOption) {
+    MTLPipelineOptionNone = 0,
+    MTLPipelineOptionArgumentInfo = 1
+};
 
-typedef NSUInteger MTLArgumentType;
-enum { MTLArgumentTypeBuffer = 0, MTLArgumentTypeThreadgroupMemory = 1, MTLArgumentTypeTexture = 2 };
+typedef NS_ENUM(NSUInteger, MTLArgumentType) {
+    MTLArgumentTypeBuffer = 0,
+    MTLArgumentTypeThreadgroupMemory = 1,
+    MTLArgumentTypeTexture = 2
+};
 
-typedef NSUInteger MTLArgumentAccess;
-enum {
+typedef NS_ENUM(NSUInteger, MTLArgumentAccess) {
     MTLArgumentAccessReadOnly = 0,
     MTLArgumentAccessReadWrite = 1,
     MTLArgumentAccessWriteOnly = 2
 };
 
-typedef NSUInteger MTLDispatchType;
-enum { MTLDispatchTypeSerial = 0, MTLDispatchTypeConcurrent = 1 };
+typedef NS_ENUM(NSUInteger, MTLDispatchType) {
+    MTLDispatchTypeSerial = 0,
+    MTLDispatchTypeConcurrent = 1
+};
 
-typedef NSUInteger MTLCommandBufferStatus;
-enum {
+typedef NS_ENUM(NSUInteger, MTLCommandBufferStatus) {
     MTLCommandBufferStatusNotEnqueued = 0,
     MTLCommandBufferStatusEnqueued = 1,
     MTLCommandBufferStatusCommitted = 2,
@@ -59,13 +74,15 @@ enum {
     MTLCommandBufferStatusError = 5
 };
 
-typedef NSInteger MTLCaptureDestination;
-enum { MTLCaptureDestinationDeveloperTools = 1, MTLCaptureDestinationGPUTraceDocument = 2 };
+typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
+    MTLCaptureDestinationDeveloperTools = 1,
+    MTLCaptureDestinationGPUTraceDocument = 2
+};
 
 @protocol MTLDevice, MTLFunction, MTLComputePipelineState, MTLCommandBuffer;
 
 @protocol MTLResource <NSObject>
-@property (copy, atomic) NSString *label;
+@property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
 @end
 
@@ -101,21 +118,21 @@ enum { MTLCaptureDestinationDeveloperTools = 1, MTLCaptureDestinationGPUTraceDoc
 @end
 
 @protocol MTLFunction <NSObject>
-@property (copy, atomic) NSString *label;
+@property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
 @property (readonly) MTLFunctionType functionType;
 @property (readonly) NSString *name;
-@property (readonly) NSDictionary *functionConstantsDictionary;
+@property (readonly) NSDictionary<NSString *, MTLFunctionConstant *> *functionConstantsDictionary;
 @end
 
 @protocol MTLLibrary <NSObject>
-@property (copy, atomic) NSString *label;
+@property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
-@property (readonly) NSArray *functionNames;
-- (id<MTLFunction>)newFunctionWithName:(NSString *)functionName;
-- (id<MTLFunction>)newFunctionWithName:(NSString *)name
-                        constantValues:(MTLFunctionConstantValues *)constantValues
-                                 error:(NSError **)error;
+@property (readonly) NSArray<NSString *> *functionNames;
+- (nullable id<MTLFunction>)newFunctionWithName:(NSString *)functionName;
+- (nullable id<MTLFunction>)newFunctionWithName:(NSString *)name
+                                 constantValues:(MTLFunctionConstantValues *)constantValues
+                                          error:(NSError *_Nullable *_Nullable)error;
 @end
 
 @interface MTLArgument : NSObject {
@@ -136,21 +153,21 @@ enum { MTLCaptureDestinationDeveloperTools = 1, MTLCaptureDestinationGPUTraceDoc
 @interface MTLComputePipelineReflection : NSObject {
     NSArray *_arguments;
 }
-@property (readonly) NSArray *arguments;
+@property (readonly) NSArray<MTLArgument *> *arguments;
 @end
 
-typedef MTLComputePipelineReflection *MTLAutoreleasedComputePipelineReflection;
+typedef MTLComputePipelineReflection *_Nullable MTLAutoreleasedComputePipelineReflection;
 
 @interface MTLComputePipelineDescriptor : NSObject {
     NSString *_label;
     id<MTLFunction> _computeFunction;
 }
-@property (copy, nonatomic) NSString *label;
-@property (readwrite, nonatomic, retain) id<MTLFunction> computeFunction;
+@property (nullable, copy, nonatomic) NSString *label;
+@property (nullable, readwrite, nonatomic, retain) id<MTLFunction> computeFunction;
 @end
 
 @protocol MTLComputePipelineState <NSObject>
-@property (readonly) NSString *label;
+@property (nullable, readonly) NSString *label;
 @property (readonly) id<MTLDevice> device;
 @property (readonly) NSUInteger maxTotalThreadsPerThreadgroup;
 @property (readonly) NSUInteger threadExecutionWidth;
@@ -159,7 +176,7 @@ typedef MTLComputePipelineReflection *MTLAutoreleasedComputePipelineReflection;
 
 @protocol MTLCommandEncoder <NSObject>
 @property (readonly) id<MTLDevice> device;
-@property (copy, atomic) NSString *label;
+@property (nullable, copy, atomic) NSString *label;
 - (void)endEncoding;
 - (void)pushDebugGroup:(NSString *)string;
 - (void)popDebugGroup;
@@ -168,7 +185,7 @@ typedef MTLComputePipelineReflection *MTLAutoreleasedComputePipelineReflection;
 @protocol MTLComputeCommandEncoder <MTLCommandEncoder>
 - (void)setComputePipelineState:(id<MTLComputePipelineState>)state;
 - (void)setBytes:(const void *)bytes length:(NSUInteger)length atIndex:(NSUInteger)index;
-- (void)setBuffer:(id<MTLBuffer>)buffer offset:(NSUInteger)offset atIndex:(NSUInteger)index;
+- (void)setBuffer:(nullable id<MTLBuffer>)buffer offset:(NSUInteger)offset atIndex:(NSUInteger)index;
 - (void)setThreadgroupMemoryLength:(NSUInteger)length atIndex:(NSUInteger)index;
 - (void)dispatchThreadgroups:(MTLSize)threadgroupsPerGrid
        threadsPerThreadgroup:(MTLSize)threadsPerThreadgroup;
@@ -186,23 +203,23 @@ typedef MTLComputePipelineReflection *MTLAutoreleasedComputePipelineReflection;
 typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 
 @protocol MTLCommandBuffer <NSObject>
-@property (copy, atomic) NSString *label;
+@property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
 @property (readonly) MTLCommandBufferStatus status;
-@property (readonly) NSError *error;
+@property (nullable, readonly) NSError *error;
 @property (readonly) CFTimeInterval GPUStartTime;
 @property (readonly) CFTimeInterval GPUEndTime;
-- (id<MTLComputeCommandEncoder>)computeCommandEncoder;
-- (id<MTLComputeCommandEncoder>)computeCommandEncoderWithDispatchType:(MTLDispatchType)dispatchType;
-- (id<MTLBlitCommandEncoder>)blitCommandEncoder;
+- (nullable id<MTLComputeCommandEncoder>)computeCommandEncoder;
+- (nullable id<MTLComputeCommandEncoder>)computeCommandEncoderWithDispatchType:(MTLDispatchType)dispatchType;
+- (nullable id<MTLBlitCommandEncoder>)blitCommandEncoder;
 - (void)addCompletedHandler:(MTLCommandBufferHandler)block;
 - (void)commit;
 @end
 
 @protocol MTLCommandQueue <NSObject>
-@property (copy, atomic) NSString *label;
+@property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
-- (id<MTLCommandBuffer>)commandBuffer;
+- (nullable id<MTLCommandBuffer>)commandBuffer;
 @end
 
 @protocol MTLDevice <NSObject>
@@ -214,21 +231,21 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @property (readonly) NSUInteger maxBufferLength;
 @property (readonly) NSUInteger maxThreadgroupMemoryLength;
 @property (readonly) NSUInteger currentAllocatedSize;
-- (id<MTLCommandQueue>)newCommandQueue;
-- (id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options;
-- (id<MTLBuffer>)newBufferWithBytesNoCopy:(void *)pointer
+- (nullable id<MTLCommandQueue>)newCommandQueue;
+- (nullable id<MTLBuffer>)newBufferWithLength:(NSUInteger)length options:(MTLResourceOptions)options;
+- (nullable id<MTLBuffer>)newBufferWithBytesNoCopy:(void *)pointer
                                    length:(NSUInteger)length
                                   options:(MTLResourceOptions)options
-                              deallocator:(void (^)(void *pointer, NSUInteger length))deallocator;
-- (id<MTLLibrary>)newLibraryWithSource:(NSString *)source
-                               options:(MTLCompileOptions *)options
-                                 error:(NSError **)error;
-- (id<MTLLibrary>)newLibraryWithURL:(NSURL *)url error:(NSError **)error;
-- (id<MTLComputePipelineState>)
+                              deallocator:(void (^_Nullable)(void *pointer, NSUInteger length))deallocator;
+- (nullable id<MTLLibrary>)newLibraryWithSource:(NSString *)source
+                               options:(nullable MTLCompileOptions *)options
+                                 error:(NSError *_Nullable *_Nullable)error;
+- (nullable id<MTLLibrary>)newLibraryWithURL:(NSURL *)url error:(NSError *_Nullable *_Nullable)error;
+- (nullable id<MTLComputePipelineState>)
     newComputePipelineStateWithDescriptor:(MTLComputePipelineDescriptor *)descriptor
                                   options:(MTLPipelineOption)options
-                               reflection:(MTLAutoreleasedComputePipelineReflection *)reflection
-                                    error:(NSError **)error;
+                               reflection:(MTLAutoreleasedComputePipelineReflection *_Nullable)reflection
+                                    error:(NSError *_Nullable *_Nullable)error;
 @end
 
 @interface MTLCaptureDescriptor : NSObject {
@@ -236,15 +253,15 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
     MTLCaptureDestination _destination;
     NSURL *_outputURL;
 }
-@property (nonatomic, retain) id captureObject;
+@property (nullable, nonatomic, retain) id captureObject;
 @property (nonatomic, assign) MTLCaptureDestination destination;
-@property (nonatomic, copy) NSURL *outputURL;
+@property (nullable, nonatomic, copy) NSURL *outputURL;
 @end
 
 @interface MTLCaptureManager : NSObject
 + (MTLCaptureManager *)sharedCaptureManager;
 - (BOOL)supportsDestination:(MTLCaptureDestination)destination;
-- (BOOL)startCaptureWithDescriptor:(MTLCaptureDescriptor *)descriptor error:(NSError **)error;
+- (BOOL)startCaptureWithDescriptor:(MTLCaptureDescriptor *)descriptor error:(NSError *_Nullable *_Nullable)error;
 - (void)stopCapture;
 @property (readonly) BOOL isCapturing;
 @end
@@ -253,7 +270,9 @@ extern NSString *const MTLLibraryErrorDomain;
 extern NSString *const MTLCommandBufferErrorDomain;
 extern NSString *const MTLCaptureErrorDomain;
 
-id<MTLDevice> MTLCreateSystemDefaultDevice(void) NS_RETURNS_RETAINED;
-NSArray *MTLCopyAllDevices(void) NS_RETURNS_RETAINED;
+id<MTLDevice> _Nullable MTLCreateSystemDefaultDevice(void) NS_RETURNS_RETAINED;
+NSArray<id<MTLDevice>> *MTLCopyAllDevices(void) NS_RETURNS_RETAINED;
+
+#pragma clang assume_nonnull end
 
 #endif
