@@ -222,8 +222,9 @@ def test_the_check_program_passes_here(tmp_path):
 def test_neon_passes_under_an_emulator(tmp_path):
     compiler, emulator = shutil.which("aarch64-linux-gnu-gcc"), shutil.which("qemu-aarch64")
     if compiler is None or emulator is None:
-        assert not os.environ.get("OXIBONSAI_REQUIRE_NEON"), "needs gcc-aarch64-linux-gnu, qemu-user"
-        pytest.skip("needs gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user")
+        missing = "install gcc-aarch64-linux-gnu, libc6-dev-arm64-cross and qemu-user"
+        assert not os.environ.get("OXIBONSAI_REQUIRE_NEON"), missing
+        pytest.skip(missing)
     check_program(compiler, tmp_path / "check", "-static")
     done = subprocess.run([emulator, tmp_path / "check"], capture_output=True, text=True)
     assert (done.returncode, done.stdout.split()) == (0, ["neon", "portable"]), done.stdout
