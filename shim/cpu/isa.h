@@ -78,6 +78,9 @@ typedef struct oxb_cpu_isa {
     const char *name;
     int (*present)(void); /* whether this processor has the instructions */
     oxb_cpu_code_kernels code[OXB_CPU_CODE_COUNT]; /* NULL: the layout is not used */
+    /* sums[i] = row i, `stride` bytes apart, times x: F32, F16, BF16 and Q8_0. */
+    void (*dense)(uint32_t format, const uint8_t *rows, uint64_t stride, uint64_t n, const float *x,
+                  uint64_t k, double *sums);
     /* Returns 0 where a code does not fit. */
     int (*pack)(const oxb_cpu_pack_rows *rows);
     void (*attend)(const oxb_cpu_attend *a);

@@ -95,6 +95,24 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
     return (lanes){_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
 }
 
+SIMD_INLINE __m256 eight_of_bf16(const uint16_t *from)
+{
+    const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)from);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+SIMD_INLINE lanes lanes_of_bf16(const uint16_t *from)
+{
+    return (lanes){eight_of_bf16(from), eight_of_bf16(from + 8)};
+}
+
+SIMD_INLINE lanes lanes_of_bytes(const int8_t *from)
+{
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)from);
+    return (lanes){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                   _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
 SIMD_INLINE __m256 eight_of_doubles(const double *from)
 {
     return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(from + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(from)));

@@ -83,6 +83,17 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
 }
 
+SIMD_INLINE lanes lanes_of_bf16(const uint16_t *from)
+{
+    const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+SIMD_INLINE lanes lanes_of_bytes(const int8_t *from)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)));
+}
+
 SIMD_INLINE lanes lanes_of_doubles(const double *from)
 {
     const __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(from));

@@ -99,6 +99,19 @@ SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a)
         vst1_u16(to + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
 }
 
+SIMD_INLINE lanes lanes_of_bf16(const uint16_t *from)
+{
+    EACH(lanes, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from + 4 * i), 16)));
+}
+
+SIMD_INLINE lanes lanes_of_bytes(const int8_t *from)
+{
+    const int8x16_t bytes = vld1q_s8(from);
+    const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+    return (lanes){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+                    vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))), vcvtq_f32_s32(vmovl_high_s16(high))}};
+}
+
 SIMD_INLINE lanes lanes_of_doubles(const double *from)
 {
     EACH(lanes, vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(from + 4 * i)), vld1q_f64(from + 4 * i + 2)));

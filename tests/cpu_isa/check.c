@@ -96,6 +96,35 @@ static void check_product(const oxb_cpu_isa *isa, oxb_file_format format, uint32
     free(packed);
 }
 
+static void check_dense(const oxb_cpu_isa *isa, oxb_kernel_format format, uint64_t k)
+{
+    static uint8_t rows[5 * MAX_K * 4];
+    static float x[MAX_K], weights[MAX_K];
+    const uint64_t stride = k / oxb_cpu_group(format) * oxb_cpu_group_bytes(format);
+    double sums[5];
+    for (uint64_t i = 0; i < 5 * stride; i++)
+        rows[i] = (uint8_t)random_bits();
+    /* Exponents near 0: of each 4 or 2 bytes, or of each block's scale. */
+    const uint64_t step = format == OXB_KERNEL_F32 ? 4 : format == OXB_KERNEL_Q8_0 ? 34 : 2;
+    for (uint64_t i = 0; i < 5 * stride; i += step) {
+        uint8_t *high = rows + i + (step == 34 ? 1 : step - 1);
+        *high = (uint8_t)((*high & 0x81) | (format == OXB_KERNEL_F16 || step == 34 ? 0x34 : 0x3e));
+    }
+    for (uint64_t i = 0; i < k; i++)
+        x[i] = random_float();
+    isa->dense(format, rows, stride, 5, x, k, sums);
+    for (unsigned row = 0; row < 5; row++) {
+        double expected = 0, size = 0;
+        oxb_cpu_dense_weights(format, rows + row * stride, 0, k, weights);
+        for (uint64_t i = 0; i < k; i++) {
+            expected += (double)weights[i] * x[i];
+            size += fabs((double)weights[i] * x[i]);
+        }
+        const double error = fabs(sums[row] - expected);
+        expect(error <= 1e-6 * size, isa->name, "error of a dense product", error, 1e-6 * size);
+    }
+}
+
 static void check_attention(const oxb_cpu_isa *isa, uint32_t n, uint32_t heads, uint64_t positions, int half)
 {
     static float q[4 * 512], cache[2][200 * 512], out[4][512];
@@ -173,6 +202,12 @@ int main(void)
             for (uint32_t heads = 1; heads <= 4; heads++)
                 for (int half = 0; half < 2; half++)
                     check_attention(isa, n + n % 2, heads, 1 + n % 190, half);
+        for (uint64_t k = 1; k <= MAX_K; k += 1 + k / 2) {
+            check_dense(isa, OXB_KERNEL_F32, k);
+            check_dense(isa, OXB_KERNEL_F16, k);
+            check_dense(isa, OXB_KERNEL_BF16, k);
+            check_dense(isa, OXB_KERNEL_Q8_0, (k + 31) / 32 * 32);
+        }
         check_swiglu(isa);
     }
     return failures < 100 ? failures : 100;
