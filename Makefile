@@ -19,7 +19,7 @@ SIMULATION := clang-19 lld-19 libclang-rt-19-dev libgnustep-base-dev libblocksru
 SIMULATION += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 
 SOURCES := $(wildcard shim/*.[chm] shim/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
-    oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py
+    oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
 BUILT := $(VENV)/.built
 
 .PHONY: demo build test test-slow test-peer test-all
@@ -31,7 +31,7 @@ demo: $(BUILT)
 
 build: $(BUILT)
 
-test: $(BUILT) $(VENV)/.extra-test $(VENV)/.simulation
+test: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-cuda $(VENV)/.simulation
 	$(PYTEST) $(PYTEST_ARGS)
 
 test-slow: $(BUILT) $(VENV)/.extra-test

@@ -49,6 +49,7 @@ LIBRARIES = ["m", "dl"] if sys.platform == "linux" else []
 
 HEADERS = sorted(SHIM.glob("oxb_*.h"))
 CORE_SOURCES = sorted([*SHIM.glob("*.c"), *(SHIM / "cpu").glob("*.c")])
+CUDA_SOURCES = sorted((SHIM / "cuda").glob("*.c"))
 
 
 def extension(name: str, c_sources: list[Path]) -> Extension:
@@ -57,7 +58,7 @@ def extension(name: str, c_sources: list[Path]) -> Extension:
         f"oxibonsai.metal.{name}",
         [f"oxibonsai/metal/{name}.pyx", *map(str, c_sources)],
         include_dirs=[str(SHIM)],
-        depends=[str(h) for h in [*SHIM.glob("*.h"), *(SHIM / "cpu").glob("*.h")]],
+        depends=[str(h) for h in [*SHIM.glob("*.h"), *SHIM.glob("*/*.h")]],
         define_macros=MACROS,
         # The kernels are in _core. The other modules check arguments and pass pointers on, in some
         # megabytes of generated C that takes three times as long to compile at -O3.
@@ -80,15 +81,23 @@ EXTENSIONS = [
 ]
 
 
-class BuildExtWithMetal(build_ext):
-    """On macOS, build the Metal driver and its kernels into _core."""
+class BuildExtWithDrivers(build_ext):
+    """Build the driver for GPUs into _core, with its kernels: Metal on macOS, cuda on Linux."""
 
     def build_extensions(self) -> None:
         if sys.platform == "darwin":
             self.add_metal()
+        elif sys.platform == "linux":
+            self.add_cuda()
         super().build_extensions()
         if sys.platform == "darwin":
             self.compile_shaders()
+
+    def add_cuda(self) -> None:
+        """Needs nothing of CUDA's: the driver loads its libraries when a device is opened."""
+        (core,) = (e for e in self.extensions if e.name == "oxibonsai.metal._core")
+        core.sources += [*map(str, CUDA_SOURCES), str(write_c(Path(self.build_temp), cuda=True))]
+        core.define_macros = [*core.define_macros, ("OXB_HAVE_CUDA", "1")]
 
     def add_metal(self) -> None:
         if ".m" not in self.compiler.src_extensions:
@@ -171,6 +180,6 @@ setup(
             "embedsignature.format": "python",
         },
     ),
-    cmdclass={"build_ext": BuildExtWithMetal, "build_py": BuildPyWithHeaders},
+    cmdclass={"build_ext": BuildExtWithDrivers, "build_py": BuildPyWithHeaders},
     options={"build_ext": {"parallel": os.cpu_count() or 1}},
 )

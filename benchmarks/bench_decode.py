@@ -74,12 +74,15 @@ class StepOps:
             "kv_dtype": "f16",
         }
         cache = c.n_layers * c.n_kv_heads * MAX_SEQ * c.head_dim * 2
-        self.k_cache, self.v_cache = device.buffer(cache), device.buffer(cache)
-        self.rope = device.upload(np.ones((MAX_SEQ, c.head_dim), np.float32))
-        self.state = device.buffer(16)
-        self.tokens = device.buffer(4 * (MAX_SEQ + 1))
+        storage = device.working_storage
+        self.k_cache = device.buffer(cache, storage=storage)
+        self.v_cache = device.buffer(cache, storage=storage)
+        self.rope = device.upload(np.ones((MAX_SEQ, c.head_dim), np.float32), storage=storage)
+        self.state = device.buffer(16, storage=storage)
+        self.tokens = device.buffer(4 * (MAX_SEQ + 1), storage=storage)
         widest = max(c.hidden_size, c.qkv_size, c.intermediate_size, c.vocab_size)
-        self.x, self.y = device.upload(np.ones(widest, np.float32)), device.buffer(4 * widest)
+        self.x = device.upload(np.ones(widest, np.float32), storage=storage)
+        self.y = device.buffer(4 * widest, storage=storage)
 
     def rewind(self) -> None:
         self.state.write(np.array([PROMPT], np.uint32))

@@ -39,7 +39,8 @@ def read_bandwidth(device: metal.Device) -> float:
     GIL. On others it is the op y += x, which reads two vectors and writes one.
     """
     if device.driver != "cpu":
-        with device.buffer(PROBE_BYTES // 2) as x, device.buffer(PROBE_BYTES // 2) as y:
+        half, storage = PROBE_BYTES // 2, device.working_storage
+        with device.buffer(half, storage=storage) as x, device.buffer(half, storage=storage) as y:
             commands = device.commands()
             commands.add(x, y, PROBE_BYTES // 8)
             return best_rate(PROBE_BYTES // 2 * 3, commands.replay)

@@ -16,4 +16,8 @@ struct oxb_msl_family {
 extern const struct oxb_msl_family oxb_msl_families[];
 extern const unsigned oxb_msl_family_count;
 
+/* In a build with the cuda driver the sources are translated to CUDA C++, and this is compiled ahead
+ * of each. */
+extern const char oxb_msl_cuda_prelude[];
+
 #endif

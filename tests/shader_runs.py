@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,13 +21,8 @@ require_runner()
 
 from msl import Buffer, CompileError, Library  # noqa: E402
 from msl.launch import ORDERS  # noqa: E402
+from shader_sources import FAMILIES, FAMILY_OF  # noqa: E402
 
-TESTS = Path(__file__).resolve().parent
-sys.path.insert(0, str(TESTS.parent / "tools"))
-import embed_shaders  # noqa: E402
-
-FAMILIES = {family.name: family for family in embed_shaders.families()}
-FAMILY_OF = {kernel: family.name for family in FAMILIES.values() for kernel in family.functions}
 SENTINEL = np.float32(-12345.5)
 # "FAMILY:PATH" of a source to run in place of a family's: all other families' tests are skipped.
 MUTANT = os.environ.get("OXIBONSAI_SHADER_MUTANT", "")

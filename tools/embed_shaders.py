@@ -3,6 +3,7 @@
 Run-time Metal compilation resolves no ``#include "..."``, and the same text goes to every compiler:
 
     python tools/embed_shaders.py OUTPUT_DIR              writes OUTPUT_DIR/oxb_msl.c
+    python tools/embed_shaders.py --cuda OUTPUT_DIR       the same, translated to CUDA C++
     python tools/embed_shaders.py --sources OUTPUT_DIR    writes OUTPUT_DIR/<family>.metal
 
 The output depends on nothing but the sources.
@@ -12,11 +13,16 @@ from __future__ import annotations
 
 import argparse
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+from oxibonsai.msl import CompileError  # noqa: E402
+from oxibonsai.msl.cuda import translate  # noqa: E402
+
 SHADERS = ROOT / "shaders"
 # Where `#include "name"` looks, in this order.
 HEADER_DIRS = (SHADERS, ROOT / "shim")
@@ -82,14 +88,38 @@ def families() -> list[Family]:
     return found
 
 
-def c_text(found: list[Family]) -> str:
+def cuda_families() -> list[Family]:
+    """Return all families with their text translated to CUDA C++."""
+    found = []
+    for one in families():
+        try:
+            source = translate(one.source, f"shaders/{one.name}.metal")
+        except CompileError as error:
+            raise ShaderError(str(error)) from error
+        found.append(one._replace(source=source))
+    return found
+
+
+def cuda_prelude() -> str:
+    """Return what is compiled ahead of a translation."""
+    return "\n".join(_lines(ROOT / "shim" / "msl_cuda.h", set())) + "\n"
+
+
+def _array(name: str, text: str) -> list[str]:
+    # An array of numbers: a string literal longer than 4095 bytes is outside C11.
+    data = [*text.encode("ascii"), 0]
+    rows = (",".join(map(str, data[i : i + 32])) for i in range(0, len(data), 32))
+    return [f"const char {name}[] = {{", ",\n".join(rows), "};"]
+
+
+def c_text(found: list[Family], prelude: str | None = None) -> str:
     """Return the C file that defines what shim/oxb_msl.h declares."""
     out = ["/* Written by tools/embed_shaders.py from shaders/. */", '#include "oxb_msl.h"', ""]
+    if prelude is not None:
+        out += _array("oxb_msl_cuda_prelude", prelude)
     for one in found:
-        # An array of numbers: a string literal longer than 4095 bytes is outside C11.
-        data = [*one.source.encode("ascii"), 0]
-        rows = (",".join(map(str, data[i : i + 32])) for i in range(0, len(data), 32))
-        out += [f"static const char source_{one.name}[] = {{", ",\n".join(rows), "};"]
+        first, *rest = _array(f"source_{one.name}", one.source)
+        out += ["static " + first, *rest]
         names = ", ".join(f'"{name}"' for name in one.functions)
         out += [f"static const char *const functions_{one.name}[] = {{{names}}};", ""]
     out.append("const struct oxb_msl_family oxb_msl_families[] = {")
@@ -102,11 +132,11 @@ def c_text(found: list[Family]) -> str:
     return "\n".join(out)
 
 
-def write_c(directory: Path) -> Path:
-    """Write oxb_msl.c into `directory`, and return its path."""
+def write_c(directory: Path, *, cuda: bool = False) -> Path:
+    """Write oxb_msl.c into `directory`, for Metal or for cuda, and return its path."""
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "oxb_msl.c"
-    text = c_text(families())
+    text = c_text(cuda_families(), cuda_prelude()) if cuda else c_text(families())
     # Left alone where nothing changed, so that a build does not compile it again.
     if not path.exists() or path.read_text(encoding="ascii") != text:
         path.write_text(text, encoding="ascii")
@@ -129,12 +159,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("output", type=Path, help="directory to write into")
     parser.add_argument("--sources", action="store_true", help="write the Metal text, not C")
+    parser.add_argument("--cuda", action="store_true", help="write the translations to CUDA C++")
     options = parser.parse_args()
     try:
         if options.sources:
             write_sources(options.output)
         else:
-            write_c(options.output)
+            write_c(options.output, cuda=options.cuda)
     except ShaderError as error:
         parser.exit(1, f"{error}\n")
 

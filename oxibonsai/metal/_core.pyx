@@ -151,13 +151,25 @@ cdef tuple _parse_name(str name):
     return driver, int(index) if colon else 0
 
 
+cdef int _prepare_cuda() except -1:
+    # Where there is a GPU: the driver looks for NVRTC by name, and Python knows the packages.
+    cdef uint32_t count = 0
+    cdef oxb_status status
+    with nogil:
+        status = api.device_count("cuda", &count)
+    if status == OXB_OK and count > 0:
+        from oxibonsai.metal import _nvrtc
+        _nvrtc.preload()
+    return 0
+
+
 cdef class Device:
-    """A device that runs the kernels: Apple's Metal, or the CPU.
+    """A device that runs the kernels: Apple's Metal, an NVIDIA GPU, or the CPU.
 
     Parameters
     ----------
     name : str, optional
-        ``"metal"``, ``"cpu"``, or with an index ``"metal:1"``. Left out, the environment variable
+        ``"metal"``, ``"cuda"``, ``"cpu"``, or with an index ``"cuda:1"``. Left out, the environment variable
         ``OXIBONSAI_DEVICE`` names it, else it is the first driver with a device: metal, cuda, cpu.
     threads : int, optional
         Threads of the cpu device, the caller's included. Left out, the environment variable
@@ -206,6 +218,8 @@ cdef class Device:
             encoded = driver.encode()
             driver_name = encoded
             index = number
+        if name is None or driver == "cuda":
+            _prepare_cuda()
         with nogil:
             check(api.device_open(driver_name, index, &options, &handle))
         self.handle = handle
@@ -262,6 +276,14 @@ cdef class Device:
     def name(self):
         """The device's product name."""
         return self.info.name
+
+    @property
+    def working_storage(self):
+        """The storage for what kernels work on: "private" on a device with memory of its own.
+
+        Shared storage is the host's memory there, which kernels reach over the bus.
+        """
+        return "shared" if self.info.unified_memory else "private"
 
     @property
     def stats(self):

@@ -301,8 +301,8 @@ cdef class MetalGraph:
         Returns
         -------
         context manager of list of Buffer
-            float32 buffers: hidden, attention output, normed, activated. They are made on first use, and
-            a few sets are kept by their sizes.
+            float32 buffers in the device's working_storage: hidden, attention output, normed,
+            activated. They are made on first use, and a few sets are kept by their sizes.
         """
         self.check_open()
         h = _dimension(hidden, "hidden")

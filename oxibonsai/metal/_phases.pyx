@@ -56,7 +56,8 @@ cdef class BufferSet:
     def __init__(self, Device device not None, tuple key not None):
         cdef oxb_commands *commands = NULL
         self.key = key
-        self.buffers = [Buffer(device, 4 * n) for n in key]
+        storage = device.working_storage
+        self.buffers = [Buffer(device, 4 * n, storage=storage) for n in key]
         for i in range(len(key)):
             self.raw[i] = (<Buffer>self.buffers[i]).handle
             api.buffer_retain(self.raw[i])  # its Buffer may be closed by whoever acquired the set

@@ -24,6 +24,17 @@ from typing import NamedTuple
 from oxibonsai.metal._errors import CompilationError, EncodingError
 
 
+cdef str _program(Device device, str source):
+    # What the device's compiler takes: the cuda driver compiles a translation.
+    if device.driver != "cuda":
+        return source
+    from oxibonsai.msl import cuda
+    try:
+        return cuda.translate(source, "program.metal")
+    except cuda.CompileError as error:
+        raise CompilationError(str(error)) from None
+
+
 @cython.no_gc_clear
 cdef class Library:
     """Kernels compiled from Metal Shading Language.
@@ -43,7 +54,7 @@ cdef class Library:
 
     def __init__(self, Device device not None, str source not None):
         cdef oxb_library *handle = NULL
-        cdef bytes text = source.encode()
+        cdef bytes text = _program(device, source).encode()
         cdef const char *p = text
         cdef size_t n = len(text)
         if self.handle:

@@ -8,11 +8,13 @@ from oxibonsai.metal._buffer cimport buffer_of
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
 from oxibonsai.metal.oxb cimport (
     OXB_KERNEL_F32,
+    OXB_STORAGE_PRIVATE,
     OXB_STORAGE_SHARED,
     oxb_binding,
     oxb_buffer,
     oxb_device,
     oxb_file_format,
+    oxb_storage,
     oxb_weight,
 )
 
@@ -241,9 +243,12 @@ def upload_raw(Device device not None, data):
     if host.nbytes == 0:
         raise BufferCreationError("cannot upload an empty weight: the data has 0 bytes")
     cdef oxb_device *borrowed = device.borrow()
+    cdef oxb_storage storage = (
+        OXB_STORAGE_SHARED if device.working_storage == "shared" else OXB_STORAGE_PRIVATE
+    )
     with nogil:
         try:
-            check(api.buffer_new(borrowed, host.nbytes, OXB_STORAGE_SHARED, &buffer))
+            check(api.buffer_new(borrowed, host.nbytes, storage, &buffer))
         finally:
             api.device_release(borrowed)
     weight.buffer = buffer

@@ -55,20 +55,23 @@ class Session:
         cache_bytes = (
             c.n_layers * c.n_kv_heads * max_seq * c.head_dim * (2 if kv_dtype == "f16" else 4)
         )
-        self._buffers = {
-            "k_cache": device.buffer(cache_bytes),
-            "v_cache": device.buffer(cache_bytes),
-            "rope": device.upload(rope_table(c.head_dim, max_seq, c.rope_theta)),
-            "state": device.buffer(_STATE_BYTES),
+        storage = device.working_storage
+        lengths = {
+            "k_cache": cache_bytes,
+            "v_cache": cache_bytes,
+            "state": _STATE_BYTES,
             # One more than the cache holds: the step at the last position writes what follows it.
-            "tokens": device.buffer(4 * (max_seq + 1)),
-            "hidden": device.buffer(4 * c.hidden_size),
-            "normed": device.buffer(4 * c.hidden_size),
-            "qkv": device.buffer(4 * c.qkv_size),
-            "attention": device.buffer(4 * c.q_size),
-            "activated": device.buffer(4 * c.intermediate_size),
-            "logits": device.buffer(4 * c.vocab_size),
+            "tokens": 4 * (max_seq + 1),
+            "hidden": 4 * c.hidden_size,
+            "normed": 4 * c.hidden_size,
+            "qkv": 4 * c.qkv_size,
+            "attention": 4 * c.q_size,
+            "activated": 4 * c.intermediate_size,
+            "logits": 4 * c.vocab_size,
         }
+        self._buffers = {name: device.buffer(n, storage=storage) for name, n in lengths.items()}
+        rope = rope_table(c.head_dim, max_seq, c.rope_theta)
+        self._buffers["rope"] = device.upload(rope, storage=storage)
         self._feed = self._record(head=False)
         self._step = self._record(head=True)
         self._position = 0

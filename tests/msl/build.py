@@ -9,14 +9,16 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from oxibonsai.msl.constants import constants_of_kernels
+from oxibonsai.msl.tokens import tokenize
+
 from .cache import PACKAGE, digest, folder, package_digest, processor, work_folder
 from .callgraph import LIMIT, CallGraph, read_call_graph
-from .entries import constants_of_kernels, generate
+from .entries import generate
 from .errors import CompileError
 from .lines import read_lines
 from .lint import lint
 from .rewrite import Instance, Program, Rewriter
-from .tokens import tokenize
 from .toolchain import (
     find_compiler,
     header_flags,
@@ -231,7 +233,8 @@ def _make(text: str, name: str, options: Options, target: Path) -> None:
     program = _parse(text, name, options)
     instances = _chosen(program, options.kernels)
     values = {index: value for index, _, value in options.values}
-    code = program.code + generate(program, instances, constants_of_kernels(program), values)
+    used = constants_of_kernels(program.tokens, program.kernels, program.constants.values())
+    code = program.code + generate(program, instances, used, values)
     support = support_object(options.mode == "check")
     with work_folder() as work:
         compiled = _compile(code, options, work / "kernels.o", False)

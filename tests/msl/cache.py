@@ -11,7 +11,10 @@ from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
+import oxibonsai.msl
+
 PACKAGE = Path(__file__).resolve().parent
+FRONT_END = Path(oxibonsai.msl.__file__).parent
 
 
 def folder() -> Path:
@@ -41,7 +44,8 @@ def runtime_digest() -> str:
 
 def package_digest() -> str:
     """Hash all that a compiled shader depends on."""
-    return sources_digest("*.py", "stubs/*") + runtime_digest()
+    front_end = [path.read_bytes().hex() for path in sorted(FRONT_END.glob("*.py"))]
+    return sources_digest("*.py", "stubs/*") + runtime_digest() + digest(front_end)
 
 
 @cache

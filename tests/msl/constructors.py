@@ -6,8 +6,8 @@ or None where the token is nothing of the kind.
 
 from __future__ import annotations
 
-from .signatures import ADDRESS_SPACES
-from .tokens import (
+from oxibonsai.msl.signatures import ADDRESS_SPACES
+from oxibonsai.msl.tokens import (
     Tokens,
     closing,
     closing_angle,

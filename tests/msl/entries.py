@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from oxibonsai.msl.signatures import FunctionConstant, Parameter
+
 from .rewrite import Instance, Program
-from .signatures import FunctionConstant, Parameter
-from .tokens import Token, Tokens, closing, following, is_attribute, meaningful, read_attributes
 
 # What the generated part is called in place of a file.
 ENTRIES = "msl-entries"
@@ -68,75 +68,3 @@ def _table(lines: list[str], what: str, i: int, rows: Sequence[str]) -> str:
     name = f"msl_{what}s_{i}"
     lines.append(f"MSL_TABLE struct msl_entry_{what} {name}[] = {{{', '.join(rows)}}};")
     return name
-
-
-def _declared_names(tokens: Tokens) -> set[str]:
-    """Names that a program-scope declaration may give something: guesses err on too many."""
-    words = meaningful(tokens)
-    names = set()
-    for i, token in enumerate(words[:-1]):
-        if token.kind != "word":
-            continue
-        after = words[i + 1].text
-        if after in ("(", "=", ";", "{", "[", ":"):
-            names.add(token.text)
-        if token.text in ("struct", "class", "union", "enum"):
-            names.add(after)
-        if after in ("(", "=", "{"):
-            break
-    return names
-
-
-def constants_of_kernels(program: Program) -> dict[str, list[FunctionConstant]]:
-    """Find the function constants that each kernel uses, directly or through what it names."""
-    uses: dict[str, set[str]] = {}
-    for begin, end in _declarations(program.tokens):
-        part = program.tokens[begin:end]
-        words = {t.text for t in part if t.kind == "word"}
-        for name in _declared_names(_plain(part)):
-            uses.setdefault(name, set()).update(words)
-    found = {}
-    for name in program.kernels:
-        seen: set[str] = set()
-        todo = [name]
-        while todo:
-            word = todo.pop()
-            if word not in seen:
-                seen.add(word)
-                todo += uses.get(word, ())
-        found[name] = [c for c in program.constants.values() if c.name in seen]
-    return found
-
-
-def _plain(tokens: Tokens) -> list[Token]:
-    """Leave out attributes, which hide the declared name."""
-    out: list[Token] = []
-    i = 0
-    while i < len(tokens):
-        if is_attribute(tokens, i):
-            i = read_attributes(tokens, i)[1] + 1
-            continue
-        out.append(tokens[i])
-        i += 1
-    return out
-
-
-def _declarations(tokens: Tokens) -> list[tuple[int, int]]:
-    """Give the extents of the program's declarations."""
-    found = []
-    begin = i = 0
-    while i < len(tokens):
-        text = tokens[i].text
-        if text == "(" or text == "[":
-            i = closing(tokens, i)
-        elif text == "{":
-            i = closing(tokens, i)
-            if following(tokens, i) < len(tokens) and tokens[following(tokens, i)].text != ";":
-                found.append((begin, i + 1))
-                begin = i + 1
-        elif text == ";":
-            found.append((begin, i + 1))
-            begin = i + 1
-        i += 1
-    found.append((begin, len(tokens)))
-    return found

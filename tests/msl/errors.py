@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
+from oxibonsai.msl.errors import CompileError, MslError
 
-class MslError(Exception):
-    """Any failure of the runner."""
+__all__ = ["CompileError", "CompilerMissingError", "LaunchError", "MslError"]
 
 
 class CompilerMissingError(MslError):
     """No clang that the runner can use; the message says how to get one."""
-
-
-class CompileError(MslError):
-    """The source was refused; the message is the log, FILE:LINE[:COLUMN]: error: TEXT."""
 
 
 class LaunchError(MslError):

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import re
 
-from .cache import PACKAGE
-from .rewrite import Program, declares_group_variable, statement_end
-from .stdlib_names import AVAILABLE_SINCE
-from .tokens import (
+from oxibonsai.msl.tokens import (
     Token,
     Tokens,
     closing,
     closing_angle,
+    declares_group_variable,
     following,
     opening,
     preceding,
+    statement_end,
     text_at,
 )
+
+from .cache import PACKAGE
+from .rewrite import Program
+from .stdlib_names import AVAILABLE_SINCE
 from .toolchain import metal_version
 
 _NO_EXCEPTIONS = "there are no exceptions in Metal"

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from .tokens import (
+from oxibonsai.msl.tokens import (
     Token,
     closing,
     closing_angle,

@@ -9,31 +9,34 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .constructors import cast, constructor, find_type_names, static_cast, vector_initialiser
-from .signatures import (
+from oxibonsai.msl.signatures import (
     FunctionConstant,
     Kernel,
     check_kernel,
     integer,
     read_parameters,
 )
-from .tokens import (
+from oxibonsai.msl.tokens import (
     Token,
     Tokens,
     closing,
     closing_angle,
+    declares_group_variable,
     following,
+    follows_template_head,
+    instantiated,
     is_attribute,
-    is_open,
     join,
     meaningful,
     newlines,
-    opening,
     preceding,
     read_attributes,
+    statement_end,
     text_at,
     without_attributes,
 )
+
+from .constructors import cast, constructor, find_type_names, static_cast, vector_initialiser
 
 # Pragmas that clang understands alike; the others mean something to Metal's compiler only.
 _KEPT_PRAGMAS = ("clang loop", "unroll", "nounroll")
@@ -64,30 +67,6 @@ class Program:
     def error(self, token: Token, message: str) -> None:
         """Note an error at a token."""
         self.errors.append(f"{token.file}:{token.line}: error: {message}")
-
-
-def begins_statement(tokens: Tokens, i: int) -> bool:
-    """Whether a statement or declaration begins at i."""
-    before = preceding(tokens, i)
-    return before < 0 or tokens[before].text in (";", "{", "}", ":", ")")
-
-
-def statement_end(tokens: Tokens, i: int) -> int:
-    """Give the index of the ';' that ends the statement at i."""
-    while i < len(tokens) and tokens[i].text != ";":
-        i = closing(tokens, i) + 1 if is_open(tokens[i]) else i + 1
-    return i
-
-
-def declares_group_variable(tokens: Tokens, i: int) -> bool:
-    """Whether `threadgroup` at i begins a variable's declaration, not that of a pointer."""
-    if tokens[i].text != "threadgroup" or not begins_statement(tokens, i):
-        return False
-    while tokens[i].text not in (";", "=", "{", ")"):
-        if tokens[i].text in ("*", "&"):
-            return False
-        i = closing(tokens, i) + 1 if tokens[i].text == "[" else i + 1  # an extent may multiply
-    return True
 
 
 class Rewriter:
@@ -210,30 +189,13 @@ class Rewriter:
             name,
             dict(attributes),
             read_parameters(tokens[j + 1 : close]),
-            self._follows_template_head(i),
+            follows_template_head(tokens, i),
         )
         check_kernel(kernel, self.program.error)
         if text_at(tokens, following(tokens, close)) == "{":
             self.program.kernels[kernel.name] = kernel
         self.out.append(join(without_attributes(tokens[i : close + 1])))
         return close + 1
-
-    def _follows_template_head(self, i: int) -> bool:
-        """Whether template <...> stands before the head at i, attributes aside."""
-        tokens = self.tokens
-        before = preceding(tokens, i)
-        while before >= 0 and (tokens[before].text == "kernel" or tokens[before].text == "]"):
-            if tokens[before].text == "]":
-                before = opening(tokens, before)
-            before = preceding(tokens, before)
-        if text_at(tokens, before) != ">":
-            return False
-        depth = 0
-        for j in range(before, -1, -1):
-            depth += (tokens[j].text == ">") - (tokens[j].text == "<")
-            if depth == 0:
-                return text_at(tokens, preceding(tokens, j)) == "template"
-        return False
 
     def _instantiation(self, i: int) -> int:
         """Note template [[host_name("n")]] [[kernel]] T f<...>(...); others stay as they are."""
@@ -255,7 +217,7 @@ class Rewriter:
             self.out.append("template " + join(without_attributes(tokens[i + 1 : end + 1])))
             return end + 1
         self.out.append(newlines(tokens[i:end]))  # the table of entries instantiates it
-        found = _instantiated(rest)
+        found = instantiated(rest)
         if found is None or found[0] not in self.program.kernels:
             self.program.error(tokens[i], "an instantiation of what is no kernel template")
             return end + 1
@@ -317,24 +279,6 @@ class Rewriter:
             self.n_variables += 1
         self.out.append(newlines(tokens[i:end]))
         return end + 1
-
-
-def _instantiated(tokens: Tokens) -> tuple[str, str] | None:
-    """Give the name and the expression f<...> that an explicit instantiation names last."""
-    end = len(tokens)
-    for i, token in enumerate(tokens):  # f<...>(parameters)
-        if token.text == "(" and text_at(tokens, i - 1) == ">":
-            end = i
-            break
-    depth = 0
-    for j in range(end - 1, -1, -1):
-        depth += (tokens[j].text == ">") - (tokens[j].text == "<")
-        if depth == 0 and j > 0 and tokens[j].text == "<":
-            expression = tokens[j - 1].text + " ".join(t.text for t in tokens[j:end])
-            return tokens[j - 1].text, expression
-        if depth == 0:
-            return None
-    return None
 
 
 def _first_declarator(tokens: Tokens) -> int:

@@ -188,3 +188,62 @@ def without_attributes(tokens: Tokens) -> list[Token]:
         out.append(tokens[i])
         i += 1
     return out
+
+
+def begins_statement(tokens: Tokens, i: int) -> bool:
+    """Whether a statement or declaration begins at i."""
+    before = preceding(tokens, i)
+    return before < 0 or tokens[before].text in (";", "{", "}", ":", ")")
+
+
+def statement_end(tokens: Tokens, i: int) -> int:
+    """Give the index of the ';' that ends the statement at i."""
+    while i < len(tokens) and tokens[i].text != ";":
+        i = closing(tokens, i) + 1 if is_open(tokens[i]) else i + 1
+    return i
+
+
+def declares_group_variable(tokens: Tokens, i: int) -> bool:
+    """Whether `threadgroup` at i begins a variable's declaration, not that of a pointer."""
+    if tokens[i].text != "threadgroup" or not begins_statement(tokens, i):
+        return False
+    while tokens[i].text not in (";", "=", "{", ")"):
+        if tokens[i].text in ("*", "&"):
+            return False
+        i = closing(tokens, i) + 1 if tokens[i].text == "[" else i + 1  # an extent may multiply
+    return True
+
+
+def follows_template_head(tokens: Tokens, i: int) -> bool:
+    """Whether template <...> stands before the head at i, attributes aside."""
+    before = preceding(tokens, i)
+    while before >= 0 and (tokens[before].text == "kernel" or tokens[before].text == "]"):
+        if tokens[before].text == "]":
+            before = opening(tokens, before)
+        before = preceding(tokens, before)
+    if text_at(tokens, before) != ">":
+        return False
+    depth = 0
+    for j in range(before, -1, -1):
+        depth += (tokens[j].text == ">") - (tokens[j].text == "<")
+        if depth == 0:
+            return text_at(tokens, preceding(tokens, j)) == "template"
+    return False
+
+
+def instantiated(tokens: Tokens) -> tuple[str, str] | None:
+    """Give the name and the expression f<...> that an explicit instantiation names last."""
+    end = len(tokens)
+    for i, token in enumerate(tokens):  # f<...>(parameters)
+        if token.text == "(" and text_at(tokens, i - 1) == ">":
+            end = i
+            break
+    depth = 0
+    for j in range(end - 1, -1, -1):
+        depth += (tokens[j].text == ">") - (tokens[j].text == "<")
+        if depth == 0 and j > 0 and tokens[j].text == "<":
+            expression = tokens[j - 1].text + " ".join(t.text for t in tokens[j:end])
+            return tokens[j - 1].text, expression
+        if depth == 0:
+            return None
+    return None
