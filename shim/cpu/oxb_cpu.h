@@ -121,7 +121,7 @@ static inline int oxb_cpu_has_scales(uint32_t format)
 uint64_t oxb_cpu_weight_bytes(const oxb_cpu_kernel *kernel, uint64_t codes_offset, uint64_t n_rows,
                               uint64_t k);
 
-/* What gemv_codes.c and gemv_dense.c multiply: sums[i] = row (first + i) of W times x, for n rows. The
+/* What gemv_codes.c and gemv_panels.c multiply: sums[i] = row (first + i) of W times x, for n rows. The
  * codes take several runs of rows at once, n_parts * n <= OXB_CPU_TILE: sums[p * n + i] belongs to
  * row (first[p] + i). */
 typedef struct oxb_cpu_matrix {
@@ -138,7 +138,6 @@ void oxb_cpu_codes_rows(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t
                         double *sums, void *scratch);
 /* Weights [first, first + n) of a row; for Q8_0 both are multiples of 32. */
 void oxb_cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint64_t n, float *w);
-void oxb_cpu_dense_rows(const oxb_cpu_matrix *m, uint64_t first, uint64_t n, double *sums);
 
 oxb_cpu_run_fn oxb_cpu_gemv, oxb_cpu_gemv_residual, oxb_cpu_swiglu, oxb_cpu_gemm, oxb_cpu_gemm_residual,
     oxb_cpu_swiglu_gemm, oxb_cpu_embed, oxb_cpu_rmsnorm, oxb_cpu_residual_add, oxb_cpu_qk_norm_rope,
