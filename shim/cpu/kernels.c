@@ -43,6 +43,8 @@ static const oxb_cpu_kernel kernels[] = {
      sizeof(struct oxb_qk_norm_rope_args), 8, 0, 0},
     {"attention_combine", oxb_cpu_combine, oxb_cpu_combine_need, 2, WRITES(1), sizeof(struct oxb_combine_args),
      8, 0, 0},
+    {"argmax_parts", oxb_cpu_argmax_parts, oxb_cpu_argmax_parts_need, 2, WRITES(1),
+     sizeof(struct oxb_argmax_parts_args), 1, 0, 0},
     {"argmax", oxb_cpu_argmax, oxb_cpu_argmax_need, 2, WRITES(1), sizeof(struct oxb_argmax_args), 1, 0, 0},
     {"advance", oxb_cpu_advance, oxb_cpu_advance_need, 3, WRITES(1) | WRITES(2),
      sizeof(struct oxb_advance_args), 1, 0, 0},
