@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,17 +110,20 @@ def test_any_mix_is_within_the_bounds(device, tmp_path_factory, data, tensors, e
         assert relative_error(session.forward(IDS[-1:])[0], expected[-1]) <= LIMIT["f32"]
 
 
+DEMOS = {"Q1_0": (Q1_MODEL, Q1_GOLDEN), "TQ2_0_g128": (TERNARY_MODEL, TERNARY_GOLDEN)}
+FAST = {("Q1_0", "f16", 7), ("Q1_0", "f32", 128)}
+
+
 @pytest.mark.large
-@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 32, 128])
 @pytest.mark.parametrize(
-    ("model_path", "golden_path"),
-    [(Q1_MODEL, Q1_GOLDEN), pytest.param(TERNARY_MODEL, TERNARY_GOLDEN, marks=pytest.mark.slow)],
-    ids=["Q1_0", "TQ2_0_g128"],
+    ("demo", "kv_dtype", "chunk"),
+    [
+        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        for case in itertools.product(DEMOS, ("f32", "f16"), (1, 2, 3, 7, 32, 128))
+    ],
 )
-@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
-def test_demo_model_fed_in_any_batches_gives_the_golden(
-    device, model_path, golden_path, kv_dtype, chunk
-):
+def test_demo_model_fed_in_any_batches_gives_the_golden(device, demo, kv_dtype, chunk):
+    model_path, golden_path = DEMOS[demo]
     with Model.load(model_path, device) as model, np.load(golden_path) as golden:
         for i in range(len(PROMPTS)):
             ids, greedy = golden[f"p{i}.ids"].tolist(), golden[f"p{i}.greedy"].tolist()
@@ -262,9 +266,9 @@ def test_batch_runs_each_operation_once_and_the_last_layer_for_one_token(tiny):
         (batch,) = dispatches(session, IDS, logits=None)
         inner, last = dispatches(session, IDS, logits=None, chunk=39)
         assert last == single[0]
-        # For the last token alone: position, attention and projection, FFN, head. A norm is one
-        # dispatch more where the device does not fuse it.
-        assert 6 <= batch - inner <= 8
+        # For the last token alone: position, attention and projection, FFN, head, the largest logit
+        # of each part. A norm is one dispatch more where the device does not fuse it.
+        assert 7 <= batch - inner <= 9
         (longer,) = dispatches(session, IDS + IDS, logits=None)
         assert longer == batch
 

@@ -387,7 +387,7 @@ def test_profile_tells_each_step(model, caplog):
         # Tied: the head reads all of the embedding, and one row of it is read for the token.
         row = weights.embedding.nbytes // TINY.vocab
         assert decode.weight_bytes == weights.nbytes + row
-        assert decode.dispatches == profile.of("decode")[-1].dispatches > 20
+        assert decode.dispatches == profile.of("decode")[-1].dispatches > 5 * TINY.n_layers
         total = profile.total("decode")
         assert total.n_tokens == 6
         assert total.encode <= total.wall
