@@ -16,6 +16,7 @@ PYTEST := $(PY) -m pytest
 PYTEST_ARGS ?=
 
 SIMULATION := clang-19 lld-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev
+SIMULATION += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 
 SOURCES := $(wildcard shim/*.[chm] shim/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
     oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
@@ -108,12 +109,12 @@ ifeq ($(wildcard oxibonsai/metal/_core*.so),)
 .PHONY: $(VENV)/.installed
 endif
 
-# What runs the Metal driver and its kernels on Linux. Without it their tests are skipped and say so.
+# What runs the Metal driver and its kernels on Linux, and the cpu's kernels for Arm. Without it their tests are skipped and say so.
 $(VENV)/.simulation: $(VENV)/.made
 	@missing=$$(for p in $(SIMULATION); do dpkg -s $$p >/dev/null 2>&1 || echo $$p; done); \
 	if [ -z "$$missing" ] || ! command -v apt-get >/dev/null; then :; \
 	elif [ "$$(id -u)" -ne 0 ]; then \
-	    echo "To test the Metal driver too: sudo apt-get install $$missing" >&2; \
+	    echo "To test the Metal driver and the kernels for Arm too: sudo apt-get install $$missing" >&2; \
 	else \
 	    echo "Installing" $$missing >&2; \
 	    { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \

@@ -20,7 +20,7 @@ import numpy as np
 import probes
 
 from oxibonsai import metal, quant
-from oxibonsai.metal import Commands, Device, MetalGraph
+from oxibonsai.metal import Buffer, Commands, Device, MetalGraph
 from oxibonsai.model import Model
 from oxibonsai.quant import QTensor
 
@@ -106,6 +106,53 @@ def gemv_row(graph: MetalGraph, name: str, shape: tuple[int, int], bandwidth: fl
     )
 
 
+def small_rows(graph: MetalGraph) -> list[str]:
+    """Time the operations of a decode step beside the products, at the 8B shape."""
+    device, storage = graph.device, graph.device.working_storage
+    heads = {"n_heads": 32, "n_kv_heads": 8, "head_dim": 128, "max_seq": 4096, "kv_dtype": "f16"}
+    floats = device.buffer(4 * 151936, storage=storage)
+    other = device.buffer(4 * 151936, storage=storage)
+    rope = device.buffer(4 * 128 * 4096, storage=storage)
+    k, v = (device.buffer(2 * 8 * 128 * 4096, storage=storage) for _ in range(2))
+    for buffer in (floats, other, rope, k, v):
+        buffer.fill(0)
+    tokens = device.upload(np.zeros(8192, np.uint32), storage=storage)
+    found = []
+
+    def add(name: str, position: int, record: Callable[[Commands, Buffer], object]) -> None:
+        state = device.upload(np.array([position, 0, 0, 0], np.uint32), storage=storage)
+        with graph.commands() as commands:
+            for _ in range(64):
+                record(commands, state)
+            found.append(f"| {name} | {median_seconds(commands) / 64 * 1e6:.1f} |")
+        state.close()
+
+    add("rmsnorm 4096", 0, lambda c, s: c.rmsnorm(floats, other, floats, 4096))
+    add("residual add 4096", 0, lambda c, s: c.add(floats, other, 4096))
+    add(
+        "qkv_to_cache",
+        100,
+        lambda c, s: c.qkv_to_cache(floats, other, other, rope, k, v, s, layer=0, **heads),
+    )
+    for position in (100, 1000, 4000):
+        length = next(n for n in (256, 1024, 4096) if n > position)
+        add(
+            f"attention at {position} of {length}",
+            position,
+            lambda c, s, n=length: c.attention(
+                floats, k, v, s, other, layer=0, max_length=n, **heads
+            ),
+        )
+    zero = np.zeros((1, 4), np.uint32)
+    state = device.upload(zero, storage=storage)
+    with graph.commands() as commands:
+        commands.advance(floats, tokens, state, 151936, 8192)
+        found.append(f"| advance over 151936 | {median_seconds(commands) * 1e6:.1f} |")
+    for buffer in (floats, other, rope, k, v, tokens, state):
+        buffer.close()
+    return found
+
+
 def decode_row(path: Path, device: Device, tokens: int) -> str:
     """Decode one sequence greedily, by the device's clock and by the host's."""
     start = time.perf_counter()
@@ -143,6 +190,8 @@ def main() -> None:
                 for shape in SHAPES:
                     if name != "F16" or shape[0] < 100_000:
                         print(gemv_row(graph, name, shape, bandwidth), flush=True)
+            print("\n| operation of one token, 32 heads over 8 of 128 | us |\n|---|---|")
+            print("\n".join(small_rows(graph)), flush=True)
         if options.model:
             print("\n| model | load s | tokens | device ms | ms a token | tokens/s |")
             print("|---|---|---|---|---|---|")

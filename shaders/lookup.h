@@ -84,6 +84,30 @@ inline float add_by_definition(uint4 codes, float scale, threadgroup const float
     return sum;
 }
 
+// What a SIMD-group needs of a unit from device memory: it is asked for one unit ahead.
+template <typename Format, uint N>
+struct lookup_unit {
+    uint4 codes[N];
+    half scales[N];
+    float x[Format::unit_weights / OXB_SIMD_WIDTH]; // of this lane
+};
+
+template <typename Format, uint N>
+inline lookup_unit<Format, N> load_unit(weight_bytes w, thread const ulong* row, device const float* x, uint unit,
+                                        uint lane)
+{
+    lookup_unit<Format, N> u;
+    OXB_UNROLL
+    for (uint r = 0; r < N; r++) {
+        u.codes[r] = Format::unit_codes(w, row[r], unit);
+        u.scales[r] = Format::unit_scale(w, row[r], unit);
+    }
+    OXB_UNROLL
+    for (uint i = 0; i < Format::unit_weights / OXB_SIMD_WIDTH; i++)
+        u.x[i] = x[unit * Format::unit_weights + i * OXB_SIMD_WIDTH + lane];
+    return u;
+}
+
 // memory.sums[part][r * 32 + lane] = a part of row (p * n_rows + first + lane + 32 q) of w times x, for
 // r = p * ROWS + q. A row past n_rows repeats the last one: its sum is not to be used. With a norm also
 // memory.squares.
@@ -92,49 +116,51 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input
                            threadgroup lookup_memory& memory)
 {
     const typename Format::code kind = {};
-    const uint n = MATRICES * ROWS;
     const uint units = uint(w.k / Format::unit_weights);
     threadgroup float* tables = memory.tables[place.simdgroup];
     threadgroup float* activations = memory.activations[place.simdgroup];
     ulong row[MATRICES * ROWS];
     OXB_UNROLL
-    for (uint r = 0; r < n; r++)
+    for (uint r = 0; r < MATRICES * ROWS; r++)
         row[r] = r / ROWS * ulong(n_rows) + min(first + place.lane + r % ROWS * OXB_SIMD_WIDTH, n_rows - 1u);
     for (uint part = place.simdgroup; part < OXB_PARTS; part += place.simdgroups) {
         float sums[MATRICES * ROWS];
         float squares = 0.0f;
         OXB_UNROLL
-        for (uint r = 0; r < n; r++)
+        for (uint r = 0; r < MATRICES * ROWS; r++)
             sums[r] = 0.0f;
+        lookup_unit<Format, MATRICES * ROWS> next;
+        if (part < units)
+            next = load_unit<Format, MATRICES * ROWS>(w, row, input.x, part, place.lane);
         for (uint unit = part; unit < units; unit += OXB_PARTS) {
-            uint4 codes[MATRICES * ROWS];
-            half scales[MATRICES * ROWS];
+            const lookup_unit<Format, MATRICES * ROWS> now = next;
+            // Past the last unit the last one again, for nothing.
+            next = load_unit<Format, MATRICES * ROWS>(w, row, input.x, min(unit + OXB_PARTS, units - 1u),
+                                                      place.lane);
             OXB_UNROLL
-            for (uint r = 0; r < n; r++) {
-                codes[r] = Format::unit_codes(w, row[r], unit);
-                scales[r] = Format::unit_scale(w, row[r], unit);
-            }
-            OXB_UNROLL
-            for (uint i = place.lane; i < Format::unit_weights; i += OXB_SIMD_WIDTH) {
-                const uint j = unit * Format::unit_weights + i;
-                const float value = input.x[j];
-                activations[i] = NORM ? value * input.scale * input.inverse * input.weight[j] : value;
-                squares = fma(value, value, squares);
+            for (uint i = 0; i < Format::unit_weights / OXB_SIMD_WIDTH; i++) {
+                const uint j = i * OXB_SIMD_WIDTH + place.lane;
+                float value = now.x[i];
+                if (NORM) {
+                    squares = fma(value, value, squares);
+                    value = value * input.scale * input.inverse * input.weight[unit * Format::unit_weights + j];
+                }
+                activations[j] = value;
             }
             simdgroup_barrier(mem_flags::mem_threadgroup);
             fill_tables(kind, activations, tables, place.lane);
             simdgroup_barrier(mem_flags::mem_threadgroup);
             OXB_UNROLL
-            for (uint r = 0; r < n; r++) {
-                const float scale = float(scales[r]);
-                const bool finite = (as_type<ushort>(scales[r]) & 0x7c00) != 0x7c00;
-                sums[r] += finite ? scale * look_up(codes[r], tables)
-                                  : add_by_definition<Format>(codes[r], scale, activations);
+            for (uint r = 0; r < MATRICES * ROWS; r++) {
+                const float scale = float(now.scales[r]);
+                const bool finite = (as_type<ushort>(now.scales[r]) & 0x7c00) != 0x7c00;
+                sums[r] += finite ? scale * look_up(now.codes[r], tables)
+                                  : add_by_definition<Format>(now.codes[r], scale, activations);
             }
             simdgroup_barrier(mem_flags::mem_threadgroup);
         }
         OXB_UNROLL
-        for (uint r = 0; r < n; r++)
+        for (uint r = 0; r < MATRICES * ROWS; r++)
             memory.sums[part][r * OXB_SIMD_WIDTH + place.lane] = sums[r];
         if (NORM) {
             squares = simd_sum(squares);

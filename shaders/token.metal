@@ -33,92 +33,98 @@ OXB_KERNEL("embed_f16", embed<f16>)
 OXB_KERNEL("embed_bf16", embed<bf16>)
 OXB_KERNEL("embed_q8_0", embed<q8_0>)
 
-// The largest of some logits and where it first stands; a NaN is larger than nothing.
-struct best_logit {
-    float value;
-    uint index;
-};
-
-#define OXB_NO_INDEX 0xffffffffu
-
-inline best_logit simd_best(best_logit best)
+// Of two, the larger; of equal ones the one that stands first. A NaN is larger than nothing.
+inline oxb_best better(oxb_best a, oxb_best b)
 {
-    const float value = simd_max(best.value);
-    const uint index = simd_min(best.value == value ? best.index : OXB_NO_INDEX);
-    const best_logit result = {value, index};
-    return result;
+    const bool second = b.value > a.value || (b.value == a.value && b.index < a.index);
+    oxb_best best;
+    best.value = second ? b.value : a.value;
+    best.index = second ? b.index : a.index;
+    return best;
 }
 
-struct best_memory {
-    float values[OXB_MAX_SIMDGROUPS];
-    uint indices[OXB_MAX_SIMDGROUPS];
-};
-
-// Where the largest of n logits first stands, 0 where all are NaN: for each thread of the threadgroup.
-inline uint threadgroup_argmax(device const float* logits, uint n, uint thread_index, uint n_threads,
-                               threadgroup best_memory& memory, thread_place place)
+inline oxb_best no_best()
 {
-    best_logit best = {-INFINITY, OXB_NO_INDEX};
-    for (uint i = thread_index; i < n; i += n_threads) {
-        const float value = logits[i];
-        // Each thread meets its indices in rising order; the first -inf must take the place of no
-        // index at all.
-        if (value > best.value || (value == best.value && i < best.index)) {
-            best.value = value;
-            best.index = i;
-        }
+    oxb_best best;
+    best.value = -INFINITY;
+    best.index = OXB_NO_INDEX;
+    return best;
+}
+
+inline oxb_best simd_best(oxb_best best)
+{
+    oxb_best all;
+    all.value = simd_max(best.value);
+    all.index = simd_min(best.value == all.value ? best.index : OXB_NO_INDEX);
+    return all;
+}
+
+// A threadgroup per part of the logits; y counts vectors.
+kernel void argmax_parts(device const float* logits [[buffer(0)]],
+                         device oxb_best* best [[buffer(1)]],
+                         constant oxb_argmax_parts_args& args [[buffer(2)]],
+                         uint2 group [[threadgroup_position_in_grid]],
+                         uint thread_index [[thread_index_in_threadgroup]],
+                         uint simdgroup [[simdgroup_index_in_threadgroup]],
+                         uint simdgroups [[simdgroups_per_threadgroup]],
+                         uint lane [[thread_index_in_simdgroup]])
+{
+    threadgroup oxb_best memory[OXB_MAX_SIMDGROUPS];
+    device const float* row = logits + ulong(group.y) * args.n;
+    const uint first = group.x * OXB_ARGMAX_PART;
+    const uint end = min(first + OXB_ARGMAX_PART, args.n);
+    oxb_best own = no_best();
+    for (uint i = first + thread_index; i < end; i += simdgroups * OXB_SIMD_WIDTH) {
+        oxb_best next;
+        next.value = row[i];
+        next.index = i;
+        own = better(own, next);
     }
-    best = simd_best(best);
-    if (place.lane == 0) {
-        memory.values[place.simdgroup] = best.value;
-        memory.indices[place.simdgroup] = best.index;
-    }
+    own = simd_best(own);
+    if (lane == 0)
+        memory[simdgroup] = own;
     threadgroup_barrier(mem_flags::mem_threadgroup);
-    best.value = place.lane < place.simdgroups ? memory.values[place.lane] : -INFINITY;
-    best.index = place.lane < place.simdgroups ? memory.indices[place.lane] : OXB_NO_INDEX;
-    best = simd_best(best);
-    return best.index == OXB_NO_INDEX ? 0u : best.index;
+    if (thread_index == 0) {
+        for (uint s = 0; s < simdgroups; s++)
+            own = better(own, memory[s]);
+        best[ulong(group.y) * args.n_parts + group.x] = own;
+    }
 }
 
-// A threadgroup per vector.
-kernel void argmax(device const float* logits [[buffer(0)]],
+// The index of the best of n, for all lanes of a SIMD-group.
+inline uint best_index(device const oxb_best* best, uint n, uint lane)
+{
+    oxb_best own = no_best();
+    for (uint i = lane; i < n; i += OXB_SIMD_WIDTH)
+        own = better(own, best[i]);
+    own = simd_best(own);
+    return own.index == OXB_NO_INDEX ? 0u : own.index;
+}
+
+// A SIMD-group per vector.
+kernel void argmax(device const oxb_best* best [[buffer(0)]],
                    device uint* out [[buffer(1)]],
                    constant oxb_argmax_args& args [[buffer(2)]],
                    uint vector [[threadgroup_position_in_grid]],
-                   uint thread_index [[thread_index_in_threadgroup]],
-                   uint n_threads [[threads_per_threadgroup]],
-                   uint simdgroup [[simdgroup_index_in_threadgroup]],
-                   uint simdgroups [[simdgroups_per_threadgroup]],
                    uint lane [[thread_index_in_simdgroup]])
 {
-    threadgroup best_memory memory;
-    const thread_place place = {lane, simdgroup, simdgroups};
-    const uint best =
-        threadgroup_argmax(logits + ulong(vector) * args.n, args.n, thread_index, n_threads, memory, place);
-    if (thread_index == 0)
-        out[vector] = best;
+    const uint index = best_index(best + ulong(vector) * args.n_parts, args.n_parts, lane);
+    if (lane == 0)
+        out[vector] = index;
 }
 
-// One threadgroup.
-kernel void advance(device const float* logits [[buffer(0)]],
+// One SIMD-group.
+kernel void advance(device const oxb_best* best [[buffer(0)]],
                     device uint* tokens [[buffer(1)]],
                     device oxb_decode_state* state [[buffer(2)]],
                     constant oxb_advance_args& args [[buffer(3)]],
-                    uint thread_index [[thread_index_in_threadgroup]],
-                    uint n_threads [[threads_per_threadgroup]],
-                    uint simdgroup [[simdgroup_index_in_threadgroup]],
-                    uint simdgroups [[simdgroups_per_threadgroup]],
                     uint lane [[thread_index_in_simdgroup]])
 {
-    threadgroup best_memory memory;
-    const thread_place place = {lane, simdgroup, simdgroups};
-    uint best = 0;
-    if (args.greedy != 0u)
-        best = threadgroup_argmax(logits, args.n, thread_index, n_threads, memory, place);
-    if (thread_index == 0) {
+    const uint index = best_index(best, args.n_parts, lane);
+    if (lane == 0) {
         const uint position = state->position + args.n_tokens;
         state->position = position;
-        if (args.greedy != 0u && position < args.max_tokens)
-            tokens[position] = best;
+        if (args.n_parts != 0u && position < args.max_tokens)
+            tokens[position] = index;
     }
 }

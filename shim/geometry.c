@@ -2,6 +2,7 @@
 #include "geometry.h"
 
 #include "cpu/oxb_cpu.h"
+#include "oxb_args.h"
 
 #define ALL UINT32_MAX
 #define NO_CONSTANTS 0, {{0}}
@@ -19,6 +20,7 @@ static const oxb_tile cpu[OXB_OP_COUNT] = {
     [OXB_OP_KV_STORE] = {{1, 1, ALL}, 1, NO_CONSTANTS},
     [OXB_OP_ATTENTION] = {{1, OXB_CPU_TOKENS, 1}, 1, NO_CONSTANTS},
     [OXB_OP_COMBINE] = {{1, ALL, ALL}, 1, NO_CONSTANTS},
+    [OXB_OP_ARGMAX_PARTS] = {{OXB_ARGMAX_PART, 1, ALL}, 1, NO_CONSTANTS},
     [OXB_OP_ARGMAX] = {{1, ALL, ALL}, 1, NO_CONSTANTS},
     [OXB_OP_ADVANCE] = {{1, ALL, ALL}, 1, NO_CONSTANTS},
 };
@@ -57,8 +59,9 @@ static const oxb_tile simd32[OXB_OP_COUNT] = {
     [OXB_OP_QKV_TO_CACHE] = {{HEAD_SIMDGROUPS, 1, ALL}, SIMD * HEAD_SIMDGROUPS, NO_CONSTANTS},
     [OXB_OP_ATTENTION] = {{1, 1, 1}, SIMD * ATTENTION_SIMDGROUPS, NO_CONSTANTS},
     [OXB_OP_COMBINE] = {{1, ALL, ALL}, 128, NO_CONSTANTS},
-    [OXB_OP_ARGMAX] = {{1, ALL, ALL}, 256, NO_CONSTANTS},
-    [OXB_OP_ADVANCE] = {{1, ALL, ALL}, 256, NO_CONSTANTS},
+    [OXB_OP_ARGMAX_PARTS] = {{OXB_ARGMAX_PART, 1, ALL}, 256, NO_CONSTANTS},
+    [OXB_OP_ARGMAX] = {{1, ALL, ALL}, SIMD, NO_CONSTANTS},
+    [OXB_OP_ADVANCE] = {{1, ALL, ALL}, SIMD, NO_CONSTANTS},
 };
 
 static int is_cpu(const oxb_device_info *device) { return device->simd_width == 1; }

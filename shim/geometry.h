@@ -18,6 +18,7 @@ typedef enum oxb_op {
     OXB_OP_QKV_TO_CACHE, /* query, key or value head; token */
     OXB_OP_ATTENTION,    /* `heads` query heads; token; part of the positions */
     OXB_OP_COMBINE,      /* head of a token */
+    OXB_OP_ARGMAX_PARTS, /* logit; vector */
     OXB_OP_ARGMAX,       /* vector */
     OXB_OP_ADVANCE,      /* submission */
     OXB_OP_COUNT

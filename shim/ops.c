@@ -221,6 +221,22 @@ oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64
     return oxb_record(commands, &tile, kernel, operands, 4, &args, sizeof args, units);
 }
 
+/* Record the best of each part of the logits, and give where they are. */
+static oxb_status record_argmax_parts(oxb_commands *commands, const oxb_operand *logits, uint64_t n,
+                                      uint64_t n_vectors, oxb_operand *best, uint32_t *n_parts) {
+    *n_parts = (uint32_t)((n + OXB_ARGMAX_PART - 1) / OXB_ARGMAX_PART);
+    uint64_t bytes = n_vectors * *n_parts * sizeof(struct oxb_best);
+    oxb_buffer *buffer = NULL;
+    oxb_status status = oxb_commands_scratch(commands, bytes, &buffer);
+    if (status != OXB_OK) return status;
+    *best = (oxb_operand){"best", {buffer, 0}, bytes, 0};
+    const oxb_operand operands[] = {*logits, *best};
+    struct oxb_argmax_parts_args args = {(oxb_u32)n, (oxb_u32)n_vectors, *n_parts, 0};
+    oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_ARGMAX_PARTS);
+    const uint64_t units[3] = {n, n_vectors, 1};
+    return oxb_record(commands, &tile, "argmax_parts", operands, 2, &args, sizeof args, units);
+}
+
 oxb_status oxb_op_argmax(oxb_commands *commands, oxb_binding logits, oxb_binding out, uint64_t n,
                          uint64_t n_vectors) {
     const char *op = "argmax";
@@ -230,10 +246,17 @@ oxb_status oxb_op_argmax(oxb_commands *commands, oxb_binding logits, oxb_binding
     oxb_operand operands[] = {{"logits", logits, n * n_vectors * 4, 0}, {"output", out, n_vectors * 4, 1}};
     if ((status = oxb_check_operands(op, operands, 2)) != OXB_OK) return status;
     if ((status = oxb_check_apart(op, operands, operands + 1)) != OXB_OK) return status;
-    struct oxb_argmax_args args = {(oxb_u32)n, (oxb_u32)n_vectors, {0}};
-    oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_ARGMAX);
-    const uint64_t units[3] = {n_vectors, 1, 1};
-    return oxb_record(commands, &tile, "argmax", operands, 2, &args, sizeof args, units);
+    const uint32_t mark = oxb_commands_length(commands);
+    struct oxb_argmax_args args = {.n_vectors = (oxb_u32)n_vectors};
+    const oxb_operand from = operands[0];
+    status = record_argmax_parts(commands, &from, n, n_vectors, operands, &args.n_parts);
+    if (status == OXB_OK) {
+        oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_ARGMAX);
+        const uint64_t units[3] = {n_vectors, 1, 1};
+        status = oxb_record(commands, &tile, "argmax", operands, 2, &args, sizeof args, units);
+    }
+    if (status != OXB_OK) oxb_commands_cut(commands, mark);
+    return status;
 }
 
 oxb_status oxb_op_advance(oxb_commands *commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,
@@ -246,8 +269,19 @@ oxb_status oxb_op_advance(oxb_commands *commands, oxb_binding logits, oxb_bindin
     oxb_operand operands[] = {{"logits", logits, n * 4, 0}, {"tokens", tokens, max_tokens * 4, 1},
                               oxb_state_operand(state, 1)};
     if ((status = oxb_check_operands(op, operands, 3)) != OXB_OK) return status;
-    struct oxb_advance_args args = {(oxb_u32)n, greedy != 0, (oxb_u32)max_tokens, (oxb_u32)n_tokens};
-    oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_ADVANCE);
-    const uint64_t units[3] = {1, 1, 1};
-    return oxb_record(commands, &tile, "advance", operands, 3, &args, sizeof args, units);
+    const uint32_t mark = oxb_commands_length(commands);
+    struct oxb_advance_args args = {.max_tokens = (oxb_u32)max_tokens, .n_tokens = (oxb_u32)n_tokens};
+    const oxb_operand from = operands[0];
+    if (greedy) {
+        status = record_argmax_parts(commands, &from, n, 1, operands, &args.n_parts);
+    } else {
+        operands[0] = oxb_state_operand(state, 0); /* not read */
+    }
+    if (status == OXB_OK) {
+        oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_ADVANCE);
+        const uint64_t units[3] = {1, 1, 1};
+        status = oxb_record(commands, &tile, "advance", operands, 3, &args, sizeof args, units);
+    }
+    if (status != OXB_OK) oxb_commands_cut(commands, mark);
+    return status;
 }

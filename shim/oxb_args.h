@@ -163,22 +163,40 @@ struct oxb_combine_args {
 };
 OXB_ARGS_SIZE(oxb_combine_args, 16);
 
-/* out[v] = argmax of row v of logits [n_vectors][n], the lowest index of equal ones; 0 where all are NaN.
- * Bindings: logits, out. */
-struct oxb_argmax_args {
+/* The largest of some logits and the lowest index at which it stands; OXB_NO_INDEX where all are NaN. */
+#define OXB_NO_INDEX 0xffffffffu
+#define OXB_ARGMAX_PART 4096u /* logits of a part */
+
+struct oxb_best {
+    oxb_f32 value;
+    oxb_u32 index;
+};
+OXB_ASSERT(sizeof(struct oxb_best) == 8, "oxb_best must be 8 bytes");
+
+/* best[v][part] of row v of logits [n_vectors][n]. Bindings: logits, best. */
+struct oxb_argmax_parts_args {
     oxb_u32 n;
+    oxb_u32 n_vectors;
+    oxb_u32 n_parts;
+    oxb_u32 pad;
+};
+OXB_ARGS_SIZE(oxb_argmax_parts_args, 16);
+
+/* out[v] = the index of the best of best[v][n_parts], 0 where there is none. Bindings: best, out. */
+struct oxb_argmax_args {
+    oxb_u32 n_parts;
     oxb_u32 n_vectors;
     oxb_u32 pad[2];
 };
 OXB_ARGS_SIZE(oxb_argmax_args, 16);
 
-/* Advance past the tokens in flight: state.position += n_tokens; where greedy, tokens[state.position] =
- * argmax of the logits. Bindings: logits, tokens, state. */
+/* Advance past the tokens in flight: state.position += n_tokens; where n_parts is not 0,
+ * tokens[state.position] = the index of the best of best[n_parts]. Bindings: best, tokens, state. */
 struct oxb_advance_args {
-    oxb_u32 n;
-    oxb_u32 greedy;
+    oxb_u32 n_parts;
     oxb_u32 max_tokens; /* elements of tokens */
     oxb_u32 n_tokens;
+    oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_advance_args, 16);
 

@@ -6,6 +6,7 @@ A further driver joins through ``--driver LIBRARY`` or the paths in ``OXIBONSAI_
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 import sys
@@ -41,7 +42,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+@functools.cache
 def device_names() -> list[str]:
+    """List the devices once, when all drivers are loaded: opening one may take a while."""
     return list(dict.fromkeys(f"{info.driver}:{info.index}" for info in metal.devices()))
 
 

@@ -266,9 +266,9 @@ def test_batch_runs_each_operation_once_and_the_last_layer_for_one_token(tiny):
         (batch,) = dispatches(session, IDS, logits=None)
         inner, last = dispatches(session, IDS, logits=None, chunk=39)
         assert last == single[0]
-        # For the last token alone: position, attention and projection, FFN, head. A norm is one
-        # dispatch more where the device does not fuse it.
-        assert 6 <= batch - inner <= 8
+        # For the last token alone: position, attention and projection, FFN, head, the largest logit
+        # of each part. A norm is one dispatch more where the device does not fuse it.
+        assert 7 <= batch - inner <= 9
         (longer,) = dispatches(session, IDS + IDS, logits=None)
         assert longer == batch
 

@@ -429,16 +429,31 @@ def test_weights_past_32_bits_are_found():
     np.testing.assert_array_equal(y, dense(q)[0].astype(np.float32))
 
 
+def argmax_parts(logits, order="random", threads=96):
+    """Return struct oxb_best of each part of each row of the logits."""
+    n_vectors, n = logits.shape
+    n_parts = groups_for(n, 4096)
+    return run(
+        "argmax_parts",
+        [logits, np.zeros((n_vectors, n_parts), [("value", "f4"), ("index", "u4")])],
+        struct.pack("<IIII", n, n_vectors, n_parts, 0),
+        groups=(n_parts, n_vectors),
+        threads=threads,
+        order=order,
+    )[1]
+
+
 def advance(
     logits, tokens, position, order="random", greedy=1, max_tokens=None, threads=96, n_tokens=1
 ):
     max_tokens = len(tokens) if max_tokens is None else max_tokens
+    best = argmax_parts(np.asarray([logits], np.float32), order, threads)[0]
     after = run(
         "advance",
-        [np.asarray(logits, np.float32), np.asarray(tokens, np.uint32), state(position)],
-        struct.pack("<IIII", len(logits), greedy, max_tokens, n_tokens),
+        [best, np.asarray(tokens, np.uint32), state(position)],
+        struct.pack("<IIII", len(best) * greedy, max_tokens, n_tokens, 0),
         groups=1,
-        threads=threads,
+        threads=32,
         order=order,
     )
     np.testing.assert_array_equal(after[2][1:], state(0)[1:])
@@ -485,23 +500,25 @@ def test_advance_passes_all_tokens_of_a_batch():
 @every_order
 @pytest.mark.parametrize("threads", [32, 96])
 def test_argmax_of_several_vectors(order, threads):
-    logits = activations(5 * 101).reshape(5, 101)
-    logits[3], logits[4] = np.nan, -np.inf
-    logits[1, [7, 70]] = 50
-    out = run(
-        "argmax",
-        [logits, np.full(5, 77, np.uint32)],
-        struct.pack("<IIII", 101, 5, 0, 0),
-        groups=5,
-        threads=threads,
-        order=order,
-    )[1]
-    expected = [np.argmax(logits[0]), 7, np.argmax(logits[2]), 0, 0]
-    np.testing.assert_array_equal(out, expected)
+    for n in (101, 4096, 4097, 4096 * 40 + 3):  # more parts than lanes, too
+        logits = activations(5 * n).reshape(5, n)
+        logits[3], logits[4] = np.nan, -np.inf
+        logits[1, [7, n - 1]] = 50
+        best = argmax_parts(logits, order, threads)
+        out = run(
+            "argmax",
+            [best, np.full(5, 77, np.uint32)],
+            struct.pack("<IIII", best.shape[1], 5, 0, 0),
+            groups=5,
+            threads=32,
+            order=order,
+        )[1]
+        np.testing.assert_array_equal(out, [np.argmax(logits[0]), 7, np.argmax(logits[2]), 0, 0])
 
 
 def test_every_kernel_of_the_table_is_there_and_no_other():
-    expected = {"rmsnorm", "residual_add", "qk_norm_rope", "argmax", "advance", "attention_combine"}
+    expected = {"rmsnorm", "residual_add", "qk_norm_rope", "attention_combine"}
+    expected |= {"argmax_parts", "argmax", "advance"}
     for op in ("kv_store", "qkv_to_cache", "attention"):
         expected |= {f"{op}_f16", f"{op}_f32"}
     for name in CODES:

@@ -242,7 +242,7 @@ static int weight_pack(void *device, oxb_file_format format, oxb_layout layout, 
                        uint64_t n_rows, uint64_t k, void *to)
 {
     const cpu_device *self = device;
-    return oxb_cpu_pack(format, layout, from, n_rows, k, to, self->threads);
+    return oxb_cpu_pack(self->isa, format, layout, from, n_rows, k, to, self->threads);
 }
 
 static oxb_status library_new(void *device, const char *source, size_t length, void **library)

@@ -27,10 +27,10 @@ static void add_tiles(const oxb_cpu_code_kernels *kernels, const oxb_cpu_panels 
                       uint64_t n_groups, uint64_t first, uint64_t last, const float *tables, double *out)
 {
     for (uint64_t tile = first; tile < last;) {
-        const uint64_t in_panel = tile % OXB_CPU_PANEL;
-        const uint64_t rest = OXB_CPU_PANEL - in_panel;
+        const uint64_t tiles_of_panel = oxb_cpu_panel_tiles(p->code);
+        const uint64_t rest = tiles_of_panel - tile % tiles_of_panel;
         const uint64_t n = last - tile < rest ? last - tile : rest;
-        const uint64_t at = (tile / OXB_CPU_PANEL * p->n_groups + group) * OXB_CPU_PANEL + in_panel;
+        const uint64_t at = oxb_cpu_tile_at(p, tile, group);
         const oxb_cpu_tiles tiles = {.scales = p->scales + at * OXB_CPU_LANES,
                                      .codes = p->codes + at * p->words * OXB_CPU_LANES,
                                      .n_groups = n_groups,

@@ -8,7 +8,7 @@
 #include <stdint.h>
 
 #define OXB_CPU_LANES 16u  /* rows of a tile: one row in each lane of a vector of 32-bit words */
-#define OXB_CPU_PANEL 4u   /* tiles whose groups lie side by side */
+#define OXB_CPU_MAX_PANEL 8u /* tiles whose groups lie side by side, the most */
 #define OXB_CPU_FLUSH 2048u /* weights added in float32 before they are added in float64 */
 
 /* How the words of a tile hold the codes of a row (panels.h). */
@@ -25,7 +25,7 @@ typedef struct oxb_cpu_tiles {
     const uint32_t *codes;
     uint64_t n_groups;
     uint32_t group;   /* weights: 64 or 128 */
-    uint32_t n_tiles; /* 1 to OXB_CPU_PANEL */
+    uint32_t n_tiles; /* to the panel's end at most */
     int add;          /* to the sums; else store them */
 } oxb_cpu_tiles;
 
@@ -60,10 +60,29 @@ typedef struct oxb_cpu_attend {
     void *scratch; /* OXB_CPU_ATTEND_SCRATCH bytes */
 } oxb_cpu_attend;
 
+/* Groups of the 16 rows of a tile, where their blocks are, and where they go. */
+typedef struct oxb_cpu_pack_rows {
+    const uint8_t *codes[OXB_CPU_LANES]; /* plain codes of the first group */
+    const uint8_t *scales[OXB_CPU_LANES];
+    uint64_t code_stride;                /* bytes from a group to the next */
+    uint64_t scale_stride;
+    uint64_t n_groups;
+    uint32_t group; /* weights */
+    oxb_cpu_code code;
+    int no_three; /* a code of 3 stands for 1, which is 0 times the scale */
+    uint16_t *to_scales;
+    uint32_t *to_codes;
+} oxb_cpu_pack_rows;
+
 typedef struct oxb_cpu_isa {
     const char *name;
     int (*present)(void); /* whether this processor has the instructions */
     oxb_cpu_code_kernels code[OXB_CPU_CODE_COUNT]; /* NULL: the layout is not used */
+    /* sums[i] = row i, `stride` bytes apart, times x: F32, F16, BF16 and Q8_0. */
+    void (*dense)(uint32_t format, const uint8_t *rows, uint64_t stride, uint64_t n, const float *x,
+                  uint64_t k, double *sums);
+    /* Returns 0 where a code does not fit. */
+    int (*pack)(const oxb_cpu_pack_rows *rows);
     void (*attend)(const oxb_cpu_attend *a);
     /* s = gate / (1 + exp(-gate)) * up; reads up to the end of a vector of OXB_CPU_LANES. */
     void (*swiglu)(const double *gate, const double *up, float *s, uint64_t n);

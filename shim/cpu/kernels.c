@@ -5,19 +5,19 @@
 
 #define WRITES(binding) (1u << (binding))
 
-/* The op layer puts the name of a layout last. */
-#define PRODUCT(name, op, need, args, grain, id, layout) \
+/* The op layer puts the name of a layout last. `grain`: a panel's groups. */
+#define PRODUCT(name, op, need, args, id, layout, grain) \
     {name, oxb_cpu_##op, oxb_cpu_##need, 3, WRITES(2), sizeof(struct args), grain, OXB_KERNEL_##id, layout},
 
-#define MATRIX(id, name, suffix, layout)                                                             \
-    PRODUCT("gemv_" name suffix, gemv, gemv_need, oxb_gemv_args, 4, id, layout)                      \
-    PRODUCT("gemv_" name "_residual" suffix, gemv_residual, gemv_need, oxb_gemv_args, 4, id, layout) \
-    PRODUCT("fused_gate_up_swiglu_" name suffix, swiglu, swiglu_need, oxb_gemv_args, 4, id, layout)   \
-    PRODUCT("gemm_" name suffix, gemm, gemm_need, oxb_gemm_args, 4, id, layout)                      \
-    PRODUCT("gemm_" name "_residual" suffix, gemm_residual, gemm_need, oxb_gemm_args, 4, id, layout) \
-    PRODUCT("fused_gate_up_swiglu_gemm_" name suffix, swiglu_gemm, swiglu_gemm_need, oxb_gemm_args,  \
-            4, id, layout)                                                                           \
-    {"embed_" name suffix, oxb_cpu_embed, oxb_cpu_embed_need, 4, WRITES(3),                          \
+#define MATRIX(id, name, suffix, layout, grain)                                                          \
+    PRODUCT("gemv_" name suffix, gemv, gemv_need, oxb_gemv_args, id, layout, grain)                      \
+    PRODUCT("gemv_" name "_residual" suffix, gemv_residual, gemv_need, oxb_gemv_args, id, layout, grain) \
+    PRODUCT("fused_gate_up_swiglu_" name suffix, swiglu, swiglu_need, oxb_gemv_args, id, layout, grain) \
+    PRODUCT("gemm_" name suffix, gemm, gemm_need, oxb_gemm_args, id, layout, grain)                      \
+    PRODUCT("gemm_" name "_residual" suffix, gemm_residual, gemm_need, oxb_gemm_args, id, layout, grain) \
+    PRODUCT("fused_gate_up_swiglu_gemm_" name suffix, swiglu_gemm, swiglu_gemm_need, oxb_gemm_args, id,  \
+            layout, grain)                                                                               \
+    {"embed_" name suffix, oxb_cpu_embed, oxb_cpu_embed_need, 4, WRITES(3),                              \
      sizeof(struct oxb_embed_args), 1, OXB_KERNEL_##id, layout},
 
 #define CACHE(suffix, half_cache)                                                           \
@@ -27,13 +27,13 @@
      sizeof(struct oxb_attention_args), 1, half_cache, 0},
 
 static const oxb_cpu_kernel kernels[] = {
-#define X(id, name, bits, group) MATRIX(id, name, "", OXB_LAYOUT_PLAIN)
+#define X(id, name, bits, group) MATRIX(id, name, "", OXB_LAYOUT_PLAIN, 4)
     OXB_KERNEL_FORMATS(X)
 #undef X
-    MATRIX(Q1_G128, "q1_g128", "_panels", OXB_LAYOUT_PANELS)
-    MATRIX(Q2_G128, "q2_g128", "_panels", OXB_LAYOUT_PANELS)
-    MATRIX(Q2_G64, "q2_g64", "_panels", OXB_LAYOUT_PANELS)
-    MATRIX(Q2_G128, "q2_g128", "_trits", OXB_LAYOUT_TRITS)
+    MATRIX(Q1_G128, "q1_g128", "_panels", OXB_LAYOUT_PANELS, 4)
+    MATRIX(Q2_G128, "q2_g128", "_panels", OXB_LAYOUT_PANELS, 4)
+    MATRIX(Q2_G64, "q2_g64", "_panels", OXB_LAYOUT_PANELS, 4)
+    MATRIX(Q2_G128, "q2_g128", "_trits", OXB_LAYOUT_TRITS, OXB_CPU_MAX_PANEL)
     CACHE("f16", 1)
     CACHE("f32", 0)
     {"rmsnorm", oxb_cpu_rmsnorm, oxb_cpu_rmsnorm_need, 3, WRITES(2), sizeof(struct oxb_rmsnorm_args), 2, 0, 0},
@@ -43,6 +43,8 @@ static const oxb_cpu_kernel kernels[] = {
      sizeof(struct oxb_qk_norm_rope_args), 8, 0, 0},
     {"attention_combine", oxb_cpu_combine, oxb_cpu_combine_need, 2, WRITES(1), sizeof(struct oxb_combine_args),
      8, 0, 0},
+    {"argmax_parts", oxb_cpu_argmax_parts, oxb_cpu_argmax_parts_need, 2, WRITES(1),
+     sizeof(struct oxb_argmax_parts_args), 1, 0, 0},
     {"argmax", oxb_cpu_argmax, oxb_cpu_argmax_need, 2, WRITES(1), sizeof(struct oxb_argmax_args), 1, 0, 0},
     {"advance", oxb_cpu_advance, oxb_cpu_advance_need, 3, WRITES(1) | WRITES(2),
      sizeof(struct oxb_advance_args), 1, 0, 0},

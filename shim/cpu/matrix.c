@@ -65,8 +65,10 @@ static void rows_of_parts(const oxb_cpu_call *call, const oxb_cpu_matrix *m, con
         oxb_cpu_codes_rows(m, first, n_parts, n, out, tables);
         return;
     }
+    const uint64_t stride = m->k / oxb_cpu_group(m->format) * oxb_cpu_group_bytes(m->format);
     for (uint32_t part = 0; part < n_parts; part++)
-        oxb_cpu_dense_rows(m, first[part], n, out + part * n);
+        call->isa->dense(m->format, m->weight + m->codes_offset + first[part] * stride, stride, n, m->x, m->k,
+                         out + part * n);
 }
 
 /* Bounds of the rows in groups [first, last), a tile at a time: the rows from `row`, 0 at the end. */

@@ -121,7 +121,7 @@ static inline int oxb_cpu_has_scales(uint32_t format)
 uint64_t oxb_cpu_weight_bytes(const oxb_cpu_kernel *kernel, uint64_t codes_offset, uint64_t n_rows,
                               uint64_t k);
 
-/* What gemv_codes.c and gemv_dense.c multiply: sums[i] = row (first + i) of W times x, for n rows. The
+/* What gemv_codes.c and gemv_panels.c multiply: sums[i] = row (first + i) of W times x, for n rows. The
  * codes take several runs of rows at once, n_parts * n <= OXB_CPU_TILE: sums[p * n + i] belongs to
  * row (first[p] + i). */
 typedef struct oxb_cpu_matrix {
@@ -138,15 +138,15 @@ void oxb_cpu_codes_rows(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t
                         double *sums, void *scratch);
 /* Weights [first, first + n) of a row; for Q8_0 both are multiples of 32. */
 void oxb_cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint64_t n, float *w);
-void oxb_cpu_dense_rows(const oxb_cpu_matrix *m, uint64_t first, uint64_t n, double *sums);
 
 oxb_cpu_run_fn oxb_cpu_gemv, oxb_cpu_gemv_residual, oxb_cpu_swiglu, oxb_cpu_gemm, oxb_cpu_gemm_residual,
     oxb_cpu_swiglu_gemm, oxb_cpu_embed, oxb_cpu_rmsnorm, oxb_cpu_residual_add, oxb_cpu_qk_norm_rope,
-    oxb_cpu_kv_store, oxb_cpu_attention, oxb_cpu_combine, oxb_cpu_argmax, oxb_cpu_advance;
+    oxb_cpu_kv_store, oxb_cpu_attention, oxb_cpu_combine, oxb_cpu_argmax_parts, oxb_cpu_argmax,
+    oxb_cpu_advance;
 oxb_cpu_need_fn oxb_cpu_gemv_need, oxb_cpu_swiglu_need, oxb_cpu_gemm_need, oxb_cpu_swiglu_gemm_need,
     oxb_cpu_embed_need, oxb_cpu_rmsnorm_need, oxb_cpu_residual_add_need, oxb_cpu_qk_norm_rope_need,
-    oxb_cpu_kv_store_need, oxb_cpu_attention_need, oxb_cpu_combine_need, oxb_cpu_argmax_need,
-    oxb_cpu_advance_need;
+    oxb_cpu_kv_store_need, oxb_cpu_attention_need, oxb_cpu_combine_need,
+    oxb_cpu_argmax_parts_need, oxb_cpu_argmax_need, oxb_cpu_advance_need;
 
 /* NULL for a name that does not ship. */
 const oxb_cpu_kernel *oxb_cpu_find(const char *name);

@@ -7,8 +7,9 @@
 #include "panels.h"
 
 #define LANES OXB_CPU_LANES
+#define LINE 64u
 #define MAX_GROUPS 8u     /* groups of a row that are reformatted together */
-#define PLAIN_WORDS 8u
+#define GROUP_BYTES 32u   /* of plain codes, the most */
 
 oxb_cpu_code oxb_cpu_panel_code(uint32_t format, uint32_t layout)
 {
@@ -30,8 +31,8 @@ oxb_cpu_code oxb_cpu_panel_code(uint32_t format, uint32_t layout)
 uint64_t oxb_cpu_panel_bytes(oxb_cpu_code code, uint64_t group, uint64_t n_rows, uint64_t k,
                              uint64_t *codes_offset)
 {
-    const uint64_t panels = n_rows / OXB_CPU_PANEL_ROWS + (n_rows % OXB_CPU_PANEL_ROWS != 0);
-    const uint64_t tile_rows = oxb_cpu_mul(panels, OXB_CPU_PANEL_ROWS * (k / group));
+    const uint64_t rows = oxb_cpu_panel_rows_of(code);
+    const uint64_t tile_rows = oxb_cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group));
     *codes_offset = oxb_cpu_mul(tile_rows, sizeof(uint16_t));
     return oxb_cpu_add(*codes_offset,
                        oxb_cpu_mul(tile_rows, oxb_cpu_panel_words(code, group) * sizeof(uint32_t)));
@@ -66,165 +67,98 @@ static int code_at(oxb_cpu_code code, const uint32_t *words, unsigned i)
 
 void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights)
 {
-    const uint64_t panel = row / OXB_CPU_PANEL_ROWS;
-    const uint64_t tile = (panel * p->n_groups + group) * OXB_CPU_PANEL + row % OXB_CPU_PANEL_ROWS / LANES;
+    const uint64_t tile = oxb_cpu_tile_at(p, row / LANES, group);
     const float scale = oxb_float_of_half(p->scales[tile * LANES + row % LANES]);
     const uint32_t *words = p->codes + tile * p->words * LANES + row % LANES;
     for (unsigned i = 0; i < p->group; i++)
         weights[i] = (float)(code_at(p->code, words, i) - 1) * scale;
 }
 
-/* Exchange the bits at the places of `mask` with those `shift` places up, in every lane. */
-static inline void swap_bits(uint32_t *word, uint32_t mask, unsigned shift)
-{
-    for (unsigned lane = 0; lane < LANES; lane++) {
-        const uint32_t both = (word[lane] ^ word[lane] >> shift) & mask;
-        word[lane] ^= both ^ both << shift;
-    }
-}
-
-/* Weight 4 l + b from bit 4 l + b to bit 8 b + l: the digits of its place turn by two. */
-static inline void spread_bits(uint32_t *word)
-{
-    swap_bits(word, 0x0000cccc, 14);
-    swap_bits(word, 0x00aa00aa, 7);
-    swap_bits(word, 0x0c0c0c0c, 2);
-    swap_bits(word, 0x22222222, 1);
-}
-
-/* The same for 2 bits: from bit 2 (4 l + b) to bit 8 b + 2 l. */
-static inline void spread_pairs(uint32_t *word)
-{
-    swap_bits(word, 0x0000f0f0, 12);
-    swap_bits(word, 0x00cc00cc, 6);
-}
-
-/* Bits [at, at + 32) of the row in each lane; zeros past the end. */
-static inline uint32_t bits_at(const uint32_t *plain, unsigned at, unsigned lane)
-{
-    const unsigned word = at / 32;
-    const uint64_t low = plain[word * LANES + lane];
-    const uint64_t high = word + 1 < PLAIN_WORDS ? plain[(word + 1) * LANES + lane] : 0;
-    return (uint32_t)((high << 32 | low) >> at % 32);
-}
-
-/* 128 codes of 2 bits to 7 words of trits; 0 where a code is 3. */
-static int trits_of_pairs(const uint32_t *plain, uint32_t *words)
-{
-    uint32_t three = 0;
-    for (unsigned i = 0; i < PLAIN_WORDS * LANES; i++)
-        three |= plain[i] & plain[i] >> 1 & 0x55555555u;
-    for (unsigned word = 0; word < OXB_CPU_TRIT_WORDS; word++)
-        for (unsigned lane = 0; lane < LANES; lane++) {
-            /* Six fields of three codes: five at once, in 6 bits each, and the last. */
-            const uint32_t five = bits_at(plain, 36 * word, lane);
-            const uint32_t last = bits_at(plain, 36 * word + 30, lane) & 63;
-            const uint32_t mask = 3u | 3u << 6 | 3u << 12 | 3u << 18 | 3u << 24;
-            const uint32_t sum = (five & mask) + 3 * (five >> 2 & mask) + 9 * (five >> 4 & mask);
-            uint32_t fields = 0;
-            for (unsigned f = 0; f < 5; f++)
-                fields |= sum >> f & 31u << 5 * f;
-            words[word * LANES + lane] = fields | ((last & 3) + 3 * (last >> 2 & 3) + 9 * (last >> 4)) << 25;
-        }
-    for (unsigned i = 0; i < 2; i++)
-        for (unsigned lane = 0; lane < LANES; lane++)
-            words[i * LANES + lane] |= bits_at(plain, 252 + 2 * i, lane) << 30;
-    return three == 0;
-}
-
-typedef struct pack_rows {
-    uint16_t scales[LANES][MAX_GROUPS];
-    uint32_t codes[LANES][MAX_GROUPS * PLAIN_WORDS];
-} pack_rows;
-
-/* One group of a tile, from rows of plain codes. */
-static int pack_group(const pack_rows *rows, uint64_t group, oxb_cpu_code code, unsigned plain_words,
-                      uint16_t *scales, uint32_t *words)
-{
-    uint32_t turned[PLAIN_WORDS * LANES];
-    uint32_t *plain = code == OXB_CPU_TRITS ? turned : words;
-    for (unsigned lane = 0; lane < LANES; lane++) {
-        scales[lane] = rows->scales[lane][group];
-        for (unsigned word = 0; word < plain_words; word++)
-            plain[word * LANES + lane] = rows->codes[lane][group * plain_words + word];
-    }
-    if (code == OXB_CPU_TRITS)
-        return trits_of_pairs(plain, words);
-    for (unsigned word = 0; word < plain_words; word++) {
-        if (code == OXB_CPU_BITS)
-            spread_bits(words + word * LANES);
-        else
-            spread_pairs(words + word * LANES);
-    }
-    return 1;
-}
-
-/* Panels [first, last). Returns 0 where a code does not fit. */
-static int pack(oxb_file_format format, oxb_cpu_code code, const uint8_t *blocks, uint64_t n_rows,
-                uint64_t k, uint64_t first, uint64_t last, void *to)
-{
-    const oxb_format_info *info = oxb_format(format);
-    const oxb_kernel_format_info *kernel = oxb_kernel(info->kernel);
-    const uint64_t n_groups = k / kernel->group;
-    const uint64_t row_bytes = k / info->block_weights * info->block_bytes;
-    const uint64_t words = oxb_cpu_panel_words(code, kernel->group);
-    const unsigned plain_words = kernel->bits * kernel->group / 32;
-    uint64_t codes_offset;
-    (void)oxb_cpu_panel_bytes(code, kernel->group, n_rows, k, &codes_offset);
-    pack_rows rows;
-    for (uint64_t tile = first * OXB_CPU_PANEL; tile < last * OXB_CPU_PANEL; tile++) {
-        const uint64_t row = tile * LANES;
-        const uint64_t count = row >= n_rows ? 0 : n_rows - row < LANES ? n_rows - row : LANES;
-        memset(&rows, 0, sizeof rows);
-        for (uint64_t group = 0; group < n_groups; group += MAX_GROUPS) {
-            const uint64_t n = n_groups - group < MAX_GROUPS ? n_groups - group : MAX_GROUPS;
-            const uint64_t weight = group * kernel->group;
-            for (uint64_t lane = 0; lane < count; lane++)
-                oxb_reformat_blocks(
-                    format, blocks + (row + lane) * row_bytes + weight / info->block_weights * info->block_bytes,
-                    n * kernel->group / info->block_weights, (uint8_t *)rows.scales[lane],
-                    (uint8_t *)rows.codes[lane]);
-            for (uint64_t g = 0; g < n; g++) {
-                const uint64_t at = (tile / OXB_CPU_PANEL * n_groups + group + g) * OXB_CPU_PANEL +
-                                    tile % OXB_CPU_PANEL;
-                if (!pack_group(&rows, g, code, plain_words, (uint16_t *)to + at * LANES,
-                                (uint32_t *)(void *)((char *)to + codes_offset) + at * words * LANES))
-                    return 0;
-            }
-        }
-    }
-    return 1;
-}
-
 typedef struct pack_job {
+    const oxb_cpu_isa *isa;
     oxb_file_format format;
     oxb_cpu_code code;
-    const void *from;
+    const uint8_t *blocks;
     uint64_t n_rows;
     uint64_t k;
     void *to;
     atomic_int *failed;
 } pack_job;
 
+/* Plain codes of some groups, of formats whose blocks hold them in another order. */
+typedef struct plain_rows {
+    uint8_t scales[LANES][MAX_GROUPS * 2];
+    uint8_t codes[LANES][MAX_GROUPS * GROUP_BYTES];
+} plain_rows;
+
+/* The rows of groups [group, group + n) of a tile. */
+static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64_t n, plain_rows *plain,
+                      oxb_cpu_pack_rows *r)
+{
+    static const uint8_t zeros[MAX_GROUPS * (GROUP_BYTES + 2)];
+    const oxb_format_info *info = oxb_format(job->format);
+    const int ordered = job->format != OXB_FORMAT_PTQ1_0 && job->format != OXB_FORMAT_TQ2_0;
+    const uint64_t row_bytes = job->k / info->block_weights * info->block_bytes;
+    const uint64_t groups = info->block_weights / r->group; /* of a block */
+    r->code_stride = ordered ? info->block_bytes : GROUP_BYTES;
+    r->scale_stride = ordered ? info->block_bytes : 2;
+    for (uint64_t lane = 0; lane < LANES; lane++) {
+        const uint64_t row = tile * LANES + lane;
+        const uint8_t *block = job->blocks + row * row_bytes + group / groups * info->block_bytes;
+        /* The next groups: so many rows at once are more than the processor follows by itself. */
+        const uint64_t bytes = n / groups * info->block_bytes;
+        for (uint64_t i = bytes; row < job->n_rows && i < 2 * bytes + LINE; i += LINE)
+            __builtin_prefetch(block + i);
+        if (row >= job->n_rows) {
+            r->codes[lane] = r->scales[lane] = zeros;
+        } else if (ordered) {
+            r->codes[lane] = block + (info->scale_offset == 0 ? 2 : 0);
+            r->scales[lane] = block + info->scale_offset;
+        } else {
+            oxb_reformat_blocks(job->format, block, n / groups, plain->scales[lane], plain->codes[lane]);
+            r->codes[lane] = plain->codes[lane];
+            r->scales[lane] = plain->scales[lane];
+        }
+    }
+}
+
 static void pack_panels(const oxb_cpu_call *call, uint64_t first, uint64_t last)
 {
     const pack_job *job = call->args;
-    if (!atomic_load_explicit(job->failed, memory_order_relaxed) &&
-        !pack(job->format, job->code, job->from, job->n_rows, job->k, first, last, job->to))
-        atomic_store_explicit(job->failed, 1, memory_order_relaxed);
+    const uint32_t group_weights = oxb_cpu_group(oxb_format(job->format)->kernel);
+    const uint64_t n_groups = job->k / group_weights;
+    const uint64_t words = oxb_cpu_panel_words(job->code, group_weights);
+    const uint64_t tiles = oxb_cpu_panel_tiles(job->code);
+    const oxb_cpu_panels p = {.n_groups = n_groups, .code = job->code};
+    oxb_cpu_pack_rows r = {
+        .group = group_weights, .code = job->code, .no_three = job->format == OXB_FORMAT_TQ2_0_G128};
+    uint64_t codes_offset;
+    plain_rows plain;
+    (void)oxb_cpu_panel_bytes(job->code, group_weights, job->n_rows, job->k, &codes_offset);
+    for (uint64_t tile = first * tiles; tile < last * tiles; tile++)
+        for (uint64_t group = 0; group < n_groups; group += MAX_GROUPS) {
+            const uint64_t at = oxb_cpu_tile_at(&p, tile, group);
+            r.n_groups = n_groups - group < MAX_GROUPS ? n_groups - group : MAX_GROUPS;
+            r.to_scales = (uint16_t *)job->to + at * LANES;
+            r.to_codes = (uint32_t *)(void *)((char *)job->to + codes_offset) + at * words * LANES;
+            find_rows(job, tile, group, r.n_groups, &plain, &r);
+            if (atomic_load_explicit(job->failed, memory_order_relaxed))
+                return;
+            if (!job->isa->pack(&r))
+                atomic_store_explicit(job->failed, 1, memory_order_relaxed);
+        }
 }
 
-int oxb_cpu_pack(oxb_file_format format, oxb_layout layout, const void *from, uint64_t n_rows, uint64_t k,
-                 void *to, uint32_t threads)
+int oxb_cpu_pack(const oxb_cpu_isa *isa, oxb_file_format format, oxb_layout layout, const void *from,
+                 uint64_t n_rows, uint64_t k, void *to, uint32_t threads)
 {
     static const oxb_cpu_kernel kernel = {.name = "pack", .run = pack_panels, .grain = 1};
     atomic_int failed = 0;
-    const pack_job job = {format, oxb_cpu_panel_code(oxb_format(format)->kernel, layout),
-                          from,   n_rows,
-                          k,      to,
-                          &failed};
+    const oxb_cpu_code code = oxb_cpu_panel_code(oxb_format(format)->kernel, layout);
+    const uint64_t rows = oxb_cpu_panel_rows_of(code);
+    const pack_job job = {isa, format, code, from, n_rows, k, to, &failed};
     const oxb_cpu_step step = {.call = {.kernel = &kernel, .args = &job},
-                               .groups = (n_rows + OXB_CPU_PANEL_ROWS - 1) / OXB_CPU_PANEL_ROWS,
+                               .groups = (n_rows + rows - 1) / rows,
                                .worth = n_rows * k / 8 / OXB_CPU_SHARE};
     oxb_cpu_pool_run(&step, 1, threads);
     return !failed;

@@ -1,6 +1,6 @@
-/* The layout of block weights that vector kernels read: panels of 64 rows, in tiles of 16.
+/* The layout of block weights that vector kernels read: panels of 64 rows (128 of trits), in tiles of 16.
  *
- * Scales, then codes, each [panel][group][tile 4]: a tile holds 16 half scales, and its words as
+ * Scales, then codes, each [panel][group][tile]: a tile holds 16 half scales, and its words as
  * [word][row 16], so that one load brings a word of 16 rows, and a thread that walks down the rows reads
  * memory in one direction. Rows past the last are codes and scales of zero bits.
  *
@@ -17,11 +17,22 @@
 #include "../oxb_shim.h"
 #include "oxb_cpu.h"
 
-#define OXB_CPU_PANEL_ROWS (OXB_CPU_LANES * OXB_CPU_PANEL)
 #define OXB_CPU_TRIT_WORDS 7u /* of 128 weights */
 
 /* How `layout` holds the codes of a kernel format; OXB_CPU_CODE_COUNT where it cannot. */
 oxb_cpu_code oxb_cpu_panel_code(uint32_t format, uint32_t layout);
+
+/* Tiles of a panel: how many share each table as it is loaded, where there are registers for it. Trits have
+ * the largest tables. */
+static inline uint64_t oxb_cpu_panel_tiles(oxb_cpu_code code)
+{
+    return code == OXB_CPU_TRITS ? OXB_CPU_MAX_PANEL : 4;
+}
+
+static inline uint64_t oxb_cpu_panel_rows_of(oxb_cpu_code code)
+{
+    return oxb_cpu_panel_tiles(code) * OXB_CPU_LANES;
+}
 
 /* Words of a group. */
 static inline uint64_t oxb_cpu_panel_words(oxb_cpu_code code, uint64_t group)
@@ -43,6 +54,13 @@ typedef struct oxb_cpu_panels {
     oxb_cpu_code code;
 } oxb_cpu_panels;
 
+/* Where a group of a tile lies, counted in tiles. */
+static inline uint64_t oxb_cpu_tile_at(const oxb_cpu_panels *p, uint64_t tile, uint64_t group)
+{
+    const uint64_t tiles = oxb_cpu_panel_tiles(p->code);
+    return (tile / tiles * p->n_groups + group) * tiles + tile % tiles;
+}
+
 oxb_cpu_panels oxb_cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t format,
                                  uint32_t layout, uint64_t k);
 
@@ -56,7 +74,7 @@ void oxb_cpu_panel_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const
 void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights);
 
 /* Pack a matrix in a file format, on up to `threads` threads. Returns 0 where a code does not fit. */
-int oxb_cpu_pack(oxb_file_format format, oxb_layout layout, const void *from, uint64_t n_rows, uint64_t k,
-                 void *to, uint32_t threads);
+int oxb_cpu_pack(const oxb_cpu_isa *isa, oxb_file_format format, oxb_layout layout, const void *from,
+                 uint64_t n_rows, uint64_t k, void *to, uint32_t threads);
 
 #endif

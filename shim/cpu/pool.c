@@ -28,7 +28,7 @@
 
 typedef struct worker {
     _Alignas(64) unsigned char scratch[OXB_CPU_SCRATCH];
-    uint64_t step; /* the last one that this thread worked on */
+    uint64_t step;  /* the number of the last one that this thread worked on */
     uint32_t index; /* 0: the thread that submits */
 } worker;
 
@@ -292,7 +292,7 @@ static void start_workers(uint32_t count)
             pool.workers[index] = self;
         }
         self->index = index;
-        self->step = 0;
+        self->step = UINT64_MAX;
         pthread_t thread;
         if (pthread_create(&thread, &detached, work, self) != 0)
             break;
@@ -302,11 +302,12 @@ static void start_workers(uint32_t count)
     pthread_attr_destroy(&detached);
 }
 
+/* Steps that are not shared have the number 0, which no shared one has. */
 static void run_alone(const oxb_cpu_step *steps, uint32_t n)
 {
     for (uint32_t i = 0; i < n; i++) {
-        pool.caller.step = 0;
-        run_groups(&pool.caller, &steps[i], 1, 0, steps[i].groups);
+        pool.caller.step = UINT64_MAX;
+        run_groups(&pool.caller, &steps[i], 0, 0, steps[i].groups);
     }
 }
 

@@ -95,6 +95,24 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
     return (lanes){_mm256_cvtph_ps(_mm_loadu_si128(half)), _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
 }
 
+SIMD_INLINE __m256 eight_of_bf16(const uint16_t *from)
+{
+    const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)from);
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));
+}
+
+SIMD_INLINE lanes lanes_of_bf16(const uint16_t *from)
+{
+    return (lanes){eight_of_bf16(from), eight_of_bf16(from + 8)};
+}
+
+SIMD_INLINE lanes lanes_of_bytes(const int8_t *from)
+{
+    const __m128i bytes = _mm_loadu_si128((const __m128i *)(const void *)from);
+    return (lanes){_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(bytes)),
+                   _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
+}
+
 SIMD_INLINE __m256 eight_of_doubles(const double *from)
 {
     return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(from + 4)), _mm256_cvtpd_ps(_mm256_loadu_pd(from)));
@@ -146,6 +164,79 @@ SIMD_INLINE words words_load(const uint32_t *from)
 SIMD_INLINE words words_shift(words a, int bits)
 {
     return (words){_mm256_srli_epi32(a.low, bits), _mm256_srli_epi32(a.high, bits)};
+}
+
+SIMD_INLINE words words_shift_left(words a, int bits)
+{
+    return (words){_mm256_slli_epi32(a.low, bits), _mm256_slli_epi32(a.high, bits)};
+}
+
+SIMD_INLINE words words_of(uint32_t value)
+{
+    const __m256i v = _mm256_set1_epi32((int)value);
+    return (words){v, v};
+}
+
+SIMD_INLINE void words_store(uint32_t *to, words a)
+{
+    __m256i *word = (__m256i *)(void *)to;
+    _mm256_storeu_si256(word, a.low);
+    _mm256_storeu_si256(word + 1, a.high);
+}
+
+SIMD_INLINE words words_and(words a, words b)
+{
+    return (words){_mm256_and_si256(a.low, b.low), _mm256_and_si256(a.high, b.high)};
+}
+
+SIMD_INLINE words words_or(words a, words b)
+{
+    return (words){_mm256_or_si256(a.low, b.low), _mm256_or_si256(a.high, b.high)};
+}
+
+SIMD_INLINE words words_xor(words a, words b)
+{
+    return (words){_mm256_xor_si256(a.low, b.low), _mm256_xor_si256(a.high, b.high)};
+}
+
+SIMD_INLINE words words_add(words a, words b)
+{
+    return (words){_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+
+SIMD_INLINE int words_any(words a)
+{
+    const __m256i both = _mm256_or_si256(a.low, a.high);
+    return !_mm256_testz_si256(both, both);
+}
+
+/* The same 16 bytes of two rows that are four apart. */
+SIMD_INLINE __m256i two_rows(const uint8_t *const *row, uint64_t at)
+{
+    return _mm256_set_m128i(_mm_loadu_si128((const __m128i *)(const void *)(row[4] + at)),
+                            _mm_loadu_si128((const __m128i *)(const void *)(row[0] + at)));
+}
+
+SIMD_INLINE void words_of_eight_rows(__m256i to[4], const uint8_t *const *row, uint64_t at)
+{
+    const __m256i a = two_rows(row, at), b = two_rows(row + 1, at);
+    const __m256i c = two_rows(row + 2, at), d = two_rows(row + 3, at);
+    const __m256i ab = _mm256_unpacklo_epi32(a, b), cd = _mm256_unpacklo_epi32(c, d);
+    const __m256i ab_high = _mm256_unpackhi_epi32(a, b), cd_high = _mm256_unpackhi_epi32(c, d);
+    to[0] = _mm256_unpacklo_epi64(ab, cd);
+    to[1] = _mm256_unpackhi_epi64(ab, cd);
+    to[2] = _mm256_unpacklo_epi64(ab_high, cd_high);
+    to[3] = _mm256_unpackhi_epi64(ab_high, cd_high);
+}
+
+/* Four words of 16 rows, from byte `at` of each: to[w] has word w of every row. */
+SIMD_INLINE void words_of_rows(words to[4], const uint8_t *const row[16], uint64_t at)
+{
+    __m256i low[4], high[4];
+    words_of_eight_rows(low, row, at);
+    words_of_eight_rows(high, row + 8, at);
+    for (unsigned w = 0; w < 4; w++)
+        to[w] = (words){low[w], high[w]};
 }
 
 typedef struct table16 {

@@ -83,6 +83,17 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from)
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
 }
 
+SIMD_INLINE lanes lanes_of_bf16(const uint16_t *from)
+{
+    const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)from);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+}
+
+SIMD_INLINE lanes lanes_of_bytes(const int8_t *from)
+{
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)));
+}
+
 SIMD_INLINE lanes lanes_of_doubles(const double *from)
 {
     const __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(from));
@@ -131,9 +142,61 @@ SIMD_INLINE words words_shift_left(words a, unsigned bits)
     return _mm512_slli_epi32(a, bits);
 }
 
+SIMD_INLINE words words_of(uint32_t value)
+{
+    return _mm512_set1_epi32((int)value);
+}
+
+SIMD_INLINE void words_store(uint32_t *to, words a)
+{
+    _mm512_storeu_si512(to, a);
+}
+
+SIMD_INLINE words words_and(words a, words b)
+{
+    return _mm512_and_si512(a, b);
+}
+
 SIMD_INLINE words words_or(words a, words b)
 {
     return _mm512_or_si512(a, b);
+}
+
+SIMD_INLINE words words_xor(words a, words b)
+{
+    return _mm512_xor_si512(a, b);
+}
+
+SIMD_INLINE words words_add(words a, words b)
+{
+    return _mm512_add_epi32(a, b);
+}
+
+SIMD_INLINE int words_any(words a)
+{
+    return _mm512_test_epi32_mask(a, a) != 0;
+}
+
+/* The same 16 bytes of four rows that are four apart. */
+SIMD_INLINE __m512i four_rows(const uint8_t *const *row, uint64_t at)
+{
+    __m512i all = _mm512_castsi128_si512(_mm_loadu_si128((const __m128i *)(const void *)(row[0] + at)));
+    all = _mm512_inserti32x4(all, _mm_loadu_si128((const __m128i *)(const void *)(row[4] + at)), 1);
+    all = _mm512_inserti32x4(all, _mm_loadu_si128((const __m128i *)(const void *)(row[8] + at)), 2);
+    return _mm512_inserti32x4(all, _mm_loadu_si128((const __m128i *)(const void *)(row[12] + at)), 3);
+}
+
+/* Four words of 16 rows, from byte `at` of each: to[w] has word w of every row. */
+SIMD_INLINE void words_of_rows(words to[4], const uint8_t *const row[16], uint64_t at)
+{
+    const __m512i a = four_rows(row, at), b = four_rows(row + 1, at);
+    const __m512i c = four_rows(row + 2, at), d = four_rows(row + 3, at);
+    const __m512i ab = _mm512_unpacklo_epi32(a, b), cd = _mm512_unpacklo_epi32(c, d);
+    const __m512i ab_high = _mm512_unpackhi_epi32(a, b), cd_high = _mm512_unpackhi_epi32(c, d);
+    to[0] = _mm512_unpacklo_epi64(ab, cd);
+    to[1] = _mm512_unpackhi_epi64(ab, cd);
+    to[2] = _mm512_unpacklo_epi64(ab_high, cd_high);
+    to[3] = _mm512_unpackhi_epi64(ab_high, cd_high);
 }
 
 typedef struct table16 {

@@ -110,6 +110,22 @@ SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a)
         to[i] = oxb_half_of_float(value[i]);
 }
 
+SIMD_INLINE lanes lanes_of_bf16(const uint16_t *from)
+{
+    float value[16];
+    for (unsigned i = 0; i < 16; i++)
+        value[i] = oxb_float_of_bf16(from[i]);
+    return lanes_load(value);
+}
+
+SIMD_INLINE lanes lanes_of_bytes(const int8_t *from)
+{
+    float value[16];
+    for (unsigned i = 0; i < 16; i++)
+        value[i] = from[i];
+    return lanes_load(value);
+}
+
 SIMD_INLINE lanes lanes_of_doubles(const double *from)
 {
     float value[16];

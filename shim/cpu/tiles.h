@@ -72,7 +72,7 @@ SIMD_INLINE const float *add_nibbles(lanes *sum, const uint32_t *codes, uint64_t
                                      const float *tables)
 {
     for (uint64_t word = 0; word < n_words; word++, codes += LANES) {
-        words code[SIMD_TILES];
+        words code[OXB_CPU_MAX_PANEL];
         for (unsigned t = 0; t < n; t++)
             code[t] = words_load(codes + t * n_words * LANES);
 #pragma GCC unroll 8
@@ -117,7 +117,7 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
 {
     const uint64_t tile = OXB_CPU_TRIT_WORDS * LANES;
     for (uint64_t word = 0; word < OXB_CPU_TRIT_WORDS; word++) {
-        words code[SIMD_TILES];
+        words code[OXB_CPU_MAX_PANEL];
         for (unsigned t = 0; t < n; t++)
             code[t] = words_load(codes + t * tile + word * LANES);
 #pragma GCC unroll 6
@@ -150,13 +150,13 @@ SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned 
     int add = w->add;
     sums += first * LANES;
     for (uint64_t g = 0; g < w->n_groups;) {
-        lanes total[SIMD_TILES];
+        lanes total[OXB_CPU_MAX_PANEL];
         for (unsigned t = 0; t < n; t++)
             total[t] = lanes_zero();
         const uint64_t flush = g + OXB_CPU_FLUSH / group;
         const uint64_t end = flush < w->n_groups ? flush : w->n_groups;
         for (; g < end; g++) {
-            lanes sum[SIMD_TILES];
+            lanes sum[OXB_CPU_MAX_PANEL];
             for (unsigned t = 0; t < n; t++)
                 sum[t] = lanes_zero();
             prefetch(codes, n * n_words * LANES * sizeof *codes, PREFETCH_CODES);
@@ -169,8 +169,8 @@ SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned 
                 tables = add_nibbles(sum, codes, n_words, n, tables);
             for (unsigned t = 0; t < n; t++)
                 total[t] = lanes_fma(sum[t], lanes_of_halves(scales + t * LANES), total[t]);
-            codes += OXB_CPU_PANEL * n_words * LANES;
-            scales += OXB_CPU_PANEL * LANES;
+            codes += oxb_cpu_panel_tiles(code) * n_words * LANES;
+            scales += oxb_cpu_panel_tiles(code) * LANES;
         }
         for (unsigned t = 0; t < n; t++)
             lanes_to_doubles(sums + t * LANES, total[t], add);
@@ -181,9 +181,10 @@ SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned 
 SIMD_INLINE void rows_of_panel(const oxb_cpu_tiles *w, oxb_cpu_code code, uint32_t group,
                                const float *tables, double *sums)
 {
+    const unsigned together = code == OXB_CPU_TRITS ? OXB_CPU_MAX_PANEL : SIMD_TILES;
     unsigned tile = 0;
-    for (; tile + SIMD_TILES <= w->n_tiles; tile += SIMD_TILES)
-        rows_of_tiles(w, tile, SIMD_TILES, code, group, tables, sums);
+    for (; tile + together <= w->n_tiles; tile += together)
+        rows_of_tiles(w, tile, together, code, group, tables, sums);
     for (; tile < w->n_tiles; tile++)
         rows_of_tiles(w, tile, 1, code, group, tables, sums);
 }

@@ -71,8 +71,8 @@ void oxb_cpu_embed(const oxb_cpu_call *call, uint64_t first, uint64_t last)
     }
 }
 
-/* The lowest index of the largest value; a NaN is not larger than anything. */
-static uint32_t argmax(const float *x, uint32_t n)
+/* The lowest index of the largest value, n where all are NaN. */
+static uint32_t largest(const float *x, uint32_t n)
 {
     float lane[LANES];
     for (unsigned j = 0; j < LANES; j++)
@@ -88,36 +88,65 @@ static uint32_t argmax(const float *x, uint32_t n)
     for (uint32_t index = 0; index < n; index++)
         if (x[index] == lane[0])
             return index;
-    return 0;
+    return n;
+}
+
+uint64_t oxb_cpu_argmax_parts_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
+{
+    const struct oxb_argmax_parts_args *a = args;
+    (void)kernel;
+    if (a->n == 0 || a->n_parts != (a->n - 1) / OXB_ARGMAX_PART + 1)
+        return OXB_CPU_BAD_ARGS;
+    return oxb_cpu_mul(a->n_vectors, binding == 0 ? (uint64_t)a->n * 4 : a->n_parts * sizeof(struct oxb_best));
+}
+
+/* Groups count the parts of a vector, then vectors. */
+void oxb_cpu_argmax_parts(const oxb_cpu_call *call, uint64_t first, uint64_t last)
+{
+    const struct oxb_argmax_parts_args *a = call->args;
+    struct oxb_best *best = call->bindings[1].address;
+    for (uint64_t i = first; i < last && i < (uint64_t)a->n_vectors * a->n_parts; i++) {
+        const uint32_t start = (uint32_t)(i % a->n_parts) * OXB_ARGMAX_PART;
+        const uint32_t n = a->n - start < OXB_ARGMAX_PART ? a->n - start : OXB_ARGMAX_PART;
+        const float *x = (const float *)call->bindings[0].address + i / a->n_parts * a->n + start;
+        const uint32_t index = largest(x, n);
+        best[i] = index < n ? (struct oxb_best){x[index], start + index} : (struct oxb_best){-INFINITY, OXB_NO_INDEX};
+    }
+}
+
+/* The index of the best of the parts, 0 where there is none. */
+static uint32_t best_index(const struct oxb_best *best, uint32_t n)
+{
+    struct oxb_best found = {-INFINITY, OXB_NO_INDEX};
+    for (uint32_t i = 0; i < n; i++)
+        if (best[i].value > found.value || (best[i].value == found.value && best[i].index < found.index))
+            found = best[i];
+    return found.index == OXB_NO_INDEX ? 0 : found.index;
 }
 
 uint64_t oxb_cpu_argmax_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
     const struct oxb_argmax_args *a = args;
     (void)kernel;
-    if (a->n == 0)
-        return OXB_CPU_BAD_ARGS;
-    return oxb_cpu_mul((uint64_t)a->n_vectors * 4, binding == 0 ? a->n : 1);
+    return oxb_cpu_mul(a->n_vectors, binding == 0 ? a->n_parts * sizeof(struct oxb_best) : 4);
 }
 
 void oxb_cpu_argmax(const oxb_cpu_call *call, uint64_t first, uint64_t last)
 {
     const struct oxb_argmax_args *a = call->args;
-    const float *logits = call->bindings[0].address;
+    const struct oxb_best *best = call->bindings[0].address;
     uint32_t *out = call->bindings[1].address;
     for (uint64_t v = first; v < last && v < a->n_vectors; v++)
-        out[v] = argmax(logits + v * a->n, a->n);
+        out[v] = best_index(best + v * a->n_parts, a->n_parts);
 }
 
 uint64_t oxb_cpu_advance_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
     const struct oxb_advance_args *a = args;
     (void)kernel;
-    if (a->greedy && a->n == 0)
-        return OXB_CPU_BAD_ARGS;
     switch (binding) {
     case 0:
-        return a->greedy ? (uint64_t)a->n * 4 : 0;
+        return a->n_parts * sizeof(struct oxb_best);
     case 1:
         return (uint64_t)a->max_tokens * 4;
     default:
@@ -133,6 +162,6 @@ void oxb_cpu_advance(const oxb_cpu_call *call, uint64_t first, uint64_t last)
     if (first > 0 || last == 0)
         return;
     state->position += a->n_tokens;
-    if (a->greedy && state->position < a->max_tokens)
-        tokens[state->position] = argmax(call->bindings[0].address, a->n);
+    if (a->n_parts != 0 && state->position < a->max_tokens)
+        tokens[state->position] = best_index(call->bindings[0].address, a->n_parts);
 }

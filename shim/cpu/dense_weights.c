@@ -1,12 +1,10 @@
-/* Rows of F32, F16, BF16 and Q8_0 weights times a float32 vector. */
+/* F32, F16, BF16 and Q8_0 weights as float32. */
 #include <stdint.h>
 #include <string.h>
 
 #include "half.h"
 #include "oxb_cpu.h"
-#include "vector.h"
 
-#define CHUNK 512u /* products added in float32 before they are added in float64 */
 #define Q8_BLOCK 32u
 #define Q8_BYTES 34u
 
@@ -46,20 +44,5 @@ void oxb_cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, 
     default:
         q8_0_weights(row, first, n, w);
         break;
-    }
-}
-
-void oxb_cpu_dense_rows(const oxb_cpu_matrix *m, uint64_t first, uint64_t n, double *sums)
-{
-    const uint64_t stride = m->k / oxb_cpu_group(m->format) * oxb_cpu_group_bytes(m->format);
-    const uint8_t *row = m->weight + m->codes_offset + first * stride;
-    float chunk[CHUNK];
-    for (uint64_t i = 0; i < n; i++, row += stride) {
-        sums[i] = 0;
-        for (uint64_t j = 0; j < m->k; j += CHUNK) {
-            const uint64_t count = m->k - j < CHUNK ? m->k - j : CHUNK;
-            oxb_cpu_dense_weights(m->format, row, j, count, chunk);
-            sums[i] += (double)oxb_dot(chunk, m->x + j, count);
-        }
     }
 }

@@ -1,0 +1,214 @@
+/* Run the kernels of every variant that this processor has against the definitions in float64.
+ *
+ * For processors that the Python tests do not run on: built for them and run under an emulator. Prints the
+ * variants; the exit status is the number of checks that failed.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/panels.h"
+#include "oxb_internal.h"
+
+#define MAX_ROWS 300u
+#define MAX_K 2560u
+
+static uint64_t state = 1;
+
+static uint32_t random_bits(void)
+{
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static float random_float(void)
+{
+    return (float)random_bits() / 4294967296.0f - 0.25f; /* with a mean */
+}
+
+static int failures;
+
+static void expect(int holds, const char *variant, const char *what, double value, double limit)
+{
+    if (holds)
+        return;
+    failures++;
+    printf("%s: %s: %g, limit %g\n", variant, what, value, limit);
+}
+
+/* Every code, and another scale of either sign in each block. */
+static void random_blocks(const oxb_format_info *info, uint8_t *blocks, uint64_t n, int without_three)
+{
+    for (uint64_t i = 0; i < n * info->block_bytes; i++) {
+        const uint8_t byte = (uint8_t)random_bits();
+        blocks[i] = without_three ? byte & (uint8_t)~((byte & 0x55) << 1) : byte;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        const uint16_t half = (uint16_t)(0x2c00 + random_bits() % 1024 + (random_bits() & 0x8000));
+        memcpy(blocks + i * info->block_bytes + info->scale_offset, &half, sizeof half);
+    }
+}
+
+static void check_product(const oxb_cpu_isa *isa, oxb_file_format format, uint32_t layout, uint64_t n_rows,
+                          uint64_t k, int without_three)
+{
+    static uint8_t blocks[MAX_ROWS * MAX_K];
+    static float x[MAX_K], tables[OXB_CPU_TABLES / sizeof(float)], weights[MAX_K];
+    static double sums[OXB_CPU_SCRATCH / sizeof(double)];
+    const oxb_format_info *info = oxb_format(format);
+    const uint32_t group = oxb_cpu_group(info->kernel);
+    const oxb_cpu_code code = oxb_cpu_panel_code(info->kernel, layout);
+    if (isa->code[code].rows == NULL)
+        return;
+    random_blocks(info, blocks, n_rows * k / info->block_weights, without_three);
+    for (uint64_t i = 0; i < k; i++)
+        x[i] = random_float();
+    uint64_t codes_offset;
+    void *packed = malloc(oxb_cpu_panel_bytes(code, group, n_rows, k, &codes_offset));
+    const int fits = oxb_cpu_pack(isa, format, layout, blocks, n_rows, k, packed, 1);
+    expect(fits == (layout != OXB_LAYOUT_TRITS || without_three), isa->name, "codes that fit the layout", fits, 1);
+    const oxb_cpu_kernel kernel = {.format = info->kernel, .layout = layout};
+    const oxb_cpu_call call = {.kernel = &kernel, .isa = isa};
+    const oxb_cpu_matrix m = {packed, codes_offset, k, x, info->kernel};
+    const oxb_cpu_panels p = oxb_cpu_panels_at(packed, codes_offset, info->kernel, layout, k);
+    /* Parts that start and end inside a tile. */
+    for (uint64_t first = 0; fits && first < n_rows; first += 37) {
+        const uint64_t n = n_rows - first;
+        const double *part;
+        double error = 0, norm = 0, size = 0;
+        oxb_cpu_panel_rows(&call, &m, &first, 1, n, 0, sums, tables, &part);
+        for (uint64_t row = 0; row < n; row++) {
+            double expected = 0, sizes = 0;
+            for (uint64_t g = 0; g < p.n_groups; g++)
+                oxb_cpu_panel_weights(&p, first + row, g, weights + g * group);
+            for (uint64_t i = 0; i < k; i++) {
+                expected += (double)weights[i] * x[i];
+                sizes += fabs((double)weights[i] * x[i]);
+            }
+            error += (part[row] - expected) * (part[row] - expected);
+            norm += expected * expected;
+            size += sizes * sizes / (double)k;
+        }
+        norm = norm > size ? norm : size;
+        expect(error <= 1e-12 * norm, isa->name, "relative error of a product", sqrt(error / norm), 1e-6);
+    }
+    free(packed);
+}
+
+static void check_dense(const oxb_cpu_isa *isa, oxb_kernel_format format, uint64_t k)
+{
+    static uint8_t rows[5 * MAX_K * 4];
+    static float x[MAX_K], weights[MAX_K];
+    const uint64_t stride = k / oxb_cpu_group(format) * oxb_cpu_group_bytes(format);
+    double sums[5];
+    for (uint64_t i = 0; i < 5 * stride; i++)
+        rows[i] = (uint8_t)random_bits();
+    /* Exponents near 0: of each 4 or 2 bytes, or of each block's scale. */
+    const uint64_t step = format == OXB_KERNEL_F32 ? 4 : format == OXB_KERNEL_Q8_0 ? 34 : 2;
+    for (uint64_t i = 0; i < 5 * stride; i += step) {
+        uint8_t *high = rows + i + (step == 34 ? 1 : step - 1);
+        *high = (uint8_t)((*high & 0x81) | (format == OXB_KERNEL_F16 || step == 34 ? 0x34 : 0x3e));
+    }
+    for (uint64_t i = 0; i < k; i++)
+        x[i] = random_float();
+    isa->dense(format, rows, stride, 5, x, k, sums);
+    for (unsigned row = 0; row < 5; row++) {
+        double expected = 0, size = 0;
+        oxb_cpu_dense_weights(format, rows + row * stride, 0, k, weights);
+        for (uint64_t i = 0; i < k; i++) {
+            expected += (double)weights[i] * x[i];
+            size += fabs((double)weights[i] * x[i]);
+        }
+        const double error = fabs(sums[row] - expected);
+        expect(error <= 1e-6 * size, isa->name, "error of a dense product", error, 1e-6 * size);
+    }
+}
+
+static void check_attention(const oxb_cpu_isa *isa, uint32_t n, uint32_t heads, uint64_t positions, int half)
+{
+    static float q[4 * 512], cache[2][200 * 512], out[4][512];
+    static uint16_t halves[2][200 * 512];
+    static double scratch[OXB_CPU_ATTEND_SCRATCH / sizeof(double)];
+    for (uint32_t i = 0; i < heads * n; i++)
+        q[i] = 4 * random_float();
+    for (unsigned c = 0; c < 2; c++)
+        for (uint64_t i = 0; i < positions * n; i++) {
+            halves[c][i] = (uint16_t)(0x3000 + random_bits() % 0xc00 + (random_bits() & 0x8000));
+            cache[c][i] = half ? ldexpf(1024 + (float)(halves[c][i] & 1023), (halves[c][i] >> 10 & 31) - 25) *
+                                     (halves[c][i] & 0x8000 ? -1.0f : 1.0f)
+                               : random_float();
+        }
+    oxb_cpu_attend_head head[4];
+    for (uint32_t h = 0; h < heads; h++)
+        head[h].out = out[h];
+    const oxb_cpu_attend job = {q, half ? (void *)halves[0] : cache[0], half ? (void *)halves[1] : cache[1],
+                                positions, n, heads, half, 0.25f, head, scratch};
+    isa->attend(&job);
+    for (uint32_t h = 0; h < heads; h++) {
+        double score[200], expected[512] = {0}, total = 0, largest = -INFINITY, error = 0, norm = 0;
+        for (uint64_t p = 0; p < positions; p++) {
+            score[p] = 0;
+            for (uint32_t i = 0; i < n; i++)
+                score[p] += (double)q[h * n + i] * cache[0][p * n + i] * 0.25;
+            largest = score[p] > largest ? score[p] : largest;
+        }
+        for (uint64_t p = 0; p < positions; p++) {
+            const double weight = exp(score[p] - largest);
+            total += weight;
+            for (uint32_t i = 0; i < n; i++)
+                expected[i] += weight * cache[1][p * n + i];
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            const double difference = (double)out[h][i] / head[h].total - expected[i] / total;
+            error += difference * difference;
+            norm += expected[i] / total * (expected[i] / total);
+        }
+        expect(error <= 1e-10 * norm, isa->name, "relative error of attention", sqrt(error / norm), 1e-5);
+    }
+}
+
+static void check_swiglu(const oxb_cpu_isa *isa)
+{
+    double gate[48], up[48];
+    float s[33];
+    for (unsigned i = 0; i < 48; i++) {
+        gate[i] = (double)i * 9 - 200;
+        up[i] = 1 + i;
+    }
+    s[32] = -1;
+    isa->swiglu(gate, up, s, 31);
+    for (unsigned i = 0; i < 31; i++) {
+        const double expected = gate[i] / (1 + exp(-gate[i])) * up[i];
+        const double error = fabs((double)s[i] - expected);
+        expect(error <= 1e-6 * fabs(expected) + 1e-36, isa->name, "error of SwiGLU", error, 1e-6 * fabs(expected));
+    }
+    expect(s[32] == -1, isa->name, "SwiGLU wrote past its end", s[32], -1);
+}
+
+int main(void)
+{
+    const oxb_cpu_isa *isa;
+    for (uint32_t i = 0; (isa = oxb_cpu_variant(i)) != NULL; i++) {
+        printf("%s\n", isa->name);
+        for (uint64_t n_rows = 1; n_rows < MAX_ROWS; n_rows += 1 + n_rows * 2 / 3) {
+            check_product(isa, OXB_FORMAT_Q1_0, OXB_LAYOUT_PANELS, n_rows, 2304, 0);
+            check_product(isa, OXB_FORMAT_Q2_0, OXB_LAYOUT_PANELS, n_rows, 192, 0);
+            check_product(isa, OXB_FORMAT_PQ2_0, OXB_LAYOUT_PANELS, n_rows, 2304, 0);
+            check_product(isa, OXB_FORMAT_PQ2_0, OXB_LAYOUT_TRITS, n_rows, 2304, 1);
+            check_product(isa, OXB_FORMAT_PQ2_0, OXB_LAYOUT_TRITS, n_rows, 128, 0);
+        }
+        for (uint32_t n = 2; n <= 512; n = n * 3 / 2 + n % 2)
+            for (uint32_t heads = 1; heads <= 4; heads++)
+                for (int half = 0; half < 2; half++)
+                    check_attention(isa, n + n % 2, heads, 1 + n % 190, half);
+        for (uint64_t k = 1; k <= MAX_K; k += 1 + k / 2) {
+            check_dense(isa, OXB_KERNEL_F32, k);
+            check_dense(isa, OXB_KERNEL_F16, k);
+            check_dense(isa, OXB_KERNEL_BF16, k);
+            check_dense(isa, OXB_KERNEL_Q8_0, (k + 31) / 32 * 32);
+        }
+        check_swiglu(isa);
+    }
+    return failures < 100 ? failures : 100;
+}
