@@ -64,10 +64,24 @@ def test_more_submissions_than_may_be_in_flight_wait_for_the_oldest(adder):
     np.testing.assert_array_equal(contents(y), 50 * ONE)
 
 
+def test_wait_may_keep_the_last_submissions_in_flight(adder):
+    commands, y = adder
+    commands.submit(5)
+    for keep in (20, 5, 3, 1, 0):
+        commands.wait(keep=keep)
+        assert commands.in_flight == min(keep, 5)
+        # Those that were waited for have run.
+        assert contents(y).min() >= (5 - commands.in_flight) * ONE.min()
+    np.testing.assert_array_equal(contents(y), 5 * ONE)
+    with pytest.raises(EncodingError, match="keep = -1 must be 0 or more"):
+        commands.wait(keep=-1)
+
+
 def test_waiting_for_nothing_is_fine(device):
     with device.commands() as commands:
         commands.wait()
         commands.wait(0)
+        commands.wait(keep=3)
 
 
 def test_a_timeout_long_enough_is_no_error(adder):

@@ -167,6 +167,49 @@ def test_logits_that_turn_to_no_number_in_the_middle_are_an_error(
         assert bytes(session.generate(2)) == b"de"
 
 
+@pytest.mark.threads
+def test_sessions_in_several_threads_have_steps_in_flight_at_once(speaker, fast_switches):
+    found: dict[int, bytes] = {}
+
+    def run(i: int) -> None:
+        with speaker.session() as session:
+            for _ in range(3):
+                session.forward([ord("a") + i], logits=None)
+                found[i] = bytes(session.generate(40, lookahead=16))
+                session.rewind(0)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == {i: bytes(range(ord("b") + i, ord("z") + 1)) for i in range(4)}
+
+
+@pytest.mark.parametrize("lookahead", [1, 16])
+@pytest.mark.parametrize("call", ["submit", "finish"])
+def test_interrupt_between_steps_leaves_what_was_yielded(session, monkeypatch, lookahead, call):
+    decoder = session._decoder
+    real = getattr(decoder, call)
+    calls = 0
+
+    def interrupted(*args: Any, **kw: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 9:
+            raise KeyboardInterrupt
+        return real(*args, **kw)
+
+    got: list[int] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder, call, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            got.extend(session.generate(25, lookahead=lookahead))
+    assert bytes(got) == b"bcdefghijklmnopqrstuvwxyz"[: len(got)]
+    assert text(session) == "a" + bytes(got).decode()
+    assert bytes(session.generate(3))[0] == ord("a") + len(got) + 1
+
+
 @pytest.mark.parametrize("lookahead", [0, 17, -1])
 def test_lookahead_out_of_range_is_refused(session, lookahead):
     with pytest.raises(ValueError, match=rf"lookahead = {lookahead} must lie in 1\.\.16"):

@@ -1,13 +1,17 @@
-"""The demo model on the simulated device, against the CPU."""
+"""The demo model on the simulated device, against the CPU; and sessions on a device that fails."""
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
+from tiny_models import Tiny, chain, random_tensors, write, write_chain
 
-from metal_sim.session import Simulation
+from metal_sim.scenarios_devices import refused
+from metal_sim.session import WITH_ERROR, Simulation
 from oxibonsai import gguf, metal
+from oxibonsai.model import Model
 
 MODEL = Path(metal.__file__).resolve().parent.parent / "data" / "alice-q1_0.gguf"
 BOUND = 1e-6  # relative L2
@@ -66,3 +70,37 @@ def the_first_layer_of_the_demo_model_equals_the_cpus(sim: Simulation) -> None:
     for name, value in expected.items():
         error = np.linalg.norm(got[name] - value) / np.linalg.norm(value)
         assert error <= BOUND, f"{name}: {error:.2e}"
+
+
+def a_step_that_fails_in_flight_leaves_what_was_yielded(sim: Simulation) -> None:
+    with tempfile.TemporaryDirectory() as folder, metal.Device("metal") as device:
+        path = write_chain(Path(folder) / "abc.gguf", chain("abcdefghijklmnopqrstuvwxyz"))
+        with Model.load(path, device) as model, model.session() as session:
+            for skip in (0, 3, 9):
+                session.forward([ord("a")], logits=None)
+                got: list[int] = []
+                sim.fail("execute", WITH_ERROR, skip=skip)
+                with refused(metal.ExecutionError):
+                    got.extend(session.generate(25, lookahead=16))
+                # One failure is one error, and the steps behind it are no part of the text.
+                assert len(got) <= skip
+                assert bytes(session.tokens) == b"abcdefghijklmnop"[: 1 + len(got)]
+                assert device.stats.in_flight == 0
+                assert bytes(session.generate(2))[0] == ord("a") + len(got) + 1
+                session.rewind(0)
+
+
+def a_prompt_whose_batch_fails_is_taken_back(sim: Simulation) -> None:
+    tiny = Tiny(context=128)
+    with tempfile.TemporaryDirectory() as folder, metal.Device("metal") as device:
+        path = write(Path(folder) / "tiny.gguf", tiny, random_tensors(tiny))
+        with Model.load(path, device) as model, model.session(chunk=8) as session:
+            session.forward([1, 2, 3], logits=None)
+            expected = list(session.generate(4))
+            session.rewind(3)
+            for skip in (0, 1, 3):
+                sim.fail("execute", WITH_ERROR, skip=skip)
+                with refused(metal.ExecutionError):
+                    session.forward(list(range(30)))
+                assert session.tokens == [1, 2, 3]
+            assert list(session.generate(4)) == expected
