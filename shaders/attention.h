@@ -6,83 +6,133 @@
 #ifndef OXB_ATTENTION_H
 #define OXB_ATTENTION_H
 
-// Queries of a threadgroup: 1, 2 or 4; and pairs of elements of a head for each lane: 1 up to a head_dim of
-// 64, 2 up to 128, 8 above, with one query. They choose among template instances: see rows.h.
+// Queries of a threadgroup: 1, 2 or 4, and 1 for a long head. They choose among template instances: see rows.h.
 constant uint queries_constant [[function_constant(0)]];
 constant uint attention_queries = is_function_constant_defined(queries_constant) ? queries_constant : 1u;
-constant uint slices_constant [[function_constant(1)]];
-constant uint attention_slices = is_function_constant_defined(slices_constant) ? slices_constant : 8u;
+// Elements of a head that are read at once: 4 where head_dim and the places of the caches are multiples of
+// that many elements, else 2.
+constant uint width_constant [[function_constant(1)]];
+constant uint attention_width = is_function_constant_defined(width_constant) ? width_constant : 2u;
+// Whether head_dim is above 128.
+constant uint long_constant [[function_constant(2)]];
+constant uint attention_long = is_function_constant_defined(long_constant) ? long_constant : 1u;
 
 #define OXB_BLOCK OXB_SIMD_WIDTH
 #define OXB_ATTENTION_SIMDGROUPS 4u // the most of a threadgroup
 #define OXB_ATTENTION_QUERIES 4u
 #define OXB_QUERY_ELEMENTS 512u // of all queries: 4 of 128, or 1 of OXB_MAX_HEAD_DIM
 #define OXB_TEAM 8u             // lanes that score a position together
+#define OXB_TEAMS (OXB_SIMD_WIDTH / OXB_TEAM)
 
 struct attention_memory {
-    float queries[OXB_QUERY_ELEMENTS];
+    float4 queries[OXB_QUERY_ELEMENTS / 4]; // as floats, [query][head_dim]
     float sums[OXB_ATTENTION_SIMDGROUPS][OXB_QUERY_ELEMENTS]; // of weight * value
     float weights[OXB_ATTENTION_SIMDGROUPS][OXB_ATTENTION_QUERIES * OXB_BLOCK];
     float largests[OXB_ATTENTION_SIMDGROUPS][OXB_ATTENTION_QUERIES];
     float totals[OXB_ATTENTION_SIMDGROUPS][OXB_ATTENTION_QUERIES];
 };
 
+// How a head is read: Cache and Query are WIDTH elements of the caches (of T) and of a query. SLICES of
+// them for each lane cover a head; ROUNDS positions of a team, and VALUES positions, are asked for at once.
+template <typename Element, typename Vector, typename QueryVector, uint W, bool LONG>
+struct attention_form {
+    typedef Element T;
+    typedef Vector Cache;
+    typedef QueryVector Query;
+    enum { WIDTH = W };
+    enum { SLICES = (LONG ? 512 : 128) / (32 * W) };
+    enum { ROUNDS = LONG ? 1 : 4 };
+    enum { VALUES = LONG ? 2 : 8 };
+};
+
 // Scores that are all -inf so far weigh 0, not NaN: a later one may be finite.
 inline float base_of(float largest) { return largest == -INFINITY ? 0.0f : largest; }
 
-// weights[q * OXB_BLOCK + p] = the score of query q at position p of the block, for `count` of them.
-template <typename T, typename Pair, uint QUERIES>
-inline void score_block(device const T* k, uint n, uint count, float scale, uint lane,
+// weights[q * OXB_BLOCK + p] = the score of query q at position p of the block; of `count` positions, and
+// after them what is not to be used.
+template <typename Form, uint QUERIES>
+inline void score_block(device const typename Form::T* k, uint n, uint count, float scale, uint lane,
                         threadgroup const float* queries, threadgroup float* weights)
 {
+    const uint steps = OXB_TEAMS * Form::SLICES; // loads of a lane for a position
     const uint team = lane / OXB_TEAM, member = lane % OXB_TEAM;
-    const uint teams = OXB_SIMD_WIDTH / OXB_TEAM;
-    for (uint p = team; p < OXB_BLOCK; p += teams) {
-        float sums[QUERIES];
+    for (uint start = 0; start < count; start += OXB_TEAMS * Form::ROUNDS) {
+        typename Form::Cache keys[Form::ROUNDS][OXB_TEAMS * Form::SLICES];
+        float sums[Form::ROUNDS][QUERIES];
         OXB_UNROLL
-        for (uint q = 0; q < QUERIES; q++)
-            sums[q] = 0.0f;
-        if (p < count) {
-            for (uint i = 2u * member; i < n; i += 2u * OXB_TEAM) {
-                const Pair pair = *(device const Pair*)(k + ulong(p) * n + i);
+        for (uint r = 0; r < Form::ROUNDS; r++) {
+            const uint p = min(start + r * OXB_TEAMS + team, count - 1u);
+            OXB_UNROLL
+            for (uint s = 0; s < steps; s++) {
+                const uint i = min(Form::WIDTH * (member + s * OXB_TEAM), n - Form::WIDTH);
+                keys[r][s] = *(device const typename Form::Cache*)(k + ulong(p) * n + i);
+            }
+            OXB_UNROLL
+            for (uint q = 0; q < QUERIES; q++)
+                sums[r][q] = 0.0f;
+        }
+        OXB_UNROLL
+        for (uint s = 0; s < steps; s++) {
+            const uint i = Form::WIDTH * (member + s * OXB_TEAM);
+            if (i < n) {
                 OXB_UNROLL
                 for (uint q = 0; q < QUERIES; q++) {
-                    sums[q] = fma(queries[q * n + i], float(pair[0]), sums[q]);
-                    sums[q] = fma(queries[q * n + i + 1u], float(pair[1]), sums[q]);
+                    const typename Form::Query query =
+                        *(threadgroup const typename Form::Query*)(queries + q * n + i);
+                    OXB_UNROLL
+                    for (uint r = 0; r < Form::ROUNDS; r++) {
+                        OXB_UNROLL
+                        for (uint e = 0; e < Form::WIDTH; e++)
+                            sums[r][q] = fma(query[e], float(keys[r][s][e]), sums[r][q]);
+                    }
                 }
             }
         }
         OXB_UNROLL
-        for (uint q = 0; q < QUERIES; q++) {
-            float sum = sums[q];
-            sum += simd_shuffle_xor(sum, ushort(4));
-            sum += simd_shuffle_xor(sum, ushort(2));
-            sum += simd_shuffle_xor(sum, ushort(1));
-            if (member == 0)
-                weights[q * OXB_BLOCK + p] = sum * scale;
+        for (uint r = 0; r < Form::ROUNDS; r++) {
+            OXB_UNROLL
+            for (uint q = 0; q < QUERIES; q++) {
+                float sum = sums[r][q];
+                sum += simd_shuffle_xor(sum, ushort(4));
+                sum += simd_shuffle_xor(sum, ushort(2));
+                sum += simd_shuffle_xor(sum, ushort(1));
+                if (member == 0)
+                    weights[q * OXB_BLOCK + start + r * OXB_TEAMS + team] = sum * scale;
+            }
         }
     }
 }
 
-// sums += weight * value over positions [from, to) of the block, query q only where they are before
-// counts[q]: what comes later must not reach it, not even 0 times infinity.
-template <typename T, typename Pair, uint QUERIES, uint SLICES, bool MASKED>
-inline void add_values(device const T* v, uint n, uint from, uint to, thread const uint* counts, uint lane,
+// sums += weight * value over the positions of the block, of query q those before counts[q]: what comes
+// later must not reach it, not even 0 times infinity.
+template <typename Form, uint QUERIES>
+inline void add_values(device const typename Form::T* v, uint n, uint count, thread const uint* counts, uint lane,
                        threadgroup const float* weights, thread float* sums)
 {
-    for (uint p = from; p < to; p++) {
+    for (uint start = 0; start < count; start += Form::VALUES) {
+        typename Form::Cache values[Form::VALUES][Form::SLICES];
         OXB_UNROLL
-        for (uint s = 0; s < SLICES; s++) {
-            const uint i = 2u * (lane + s * OXB_SIMD_WIDTH);
-            if (i < n) {
-                const Pair pair = *(device const Pair*)(v + ulong(p) * n + i);
-                OXB_UNROLL
-                for (uint q = 0; q < QUERIES; q++) {
-                    if (!MASKED || p < counts[q]) {
-                        thread float* sum = sums + 2u * (q * SLICES + s);
-                        const float weight = weights[q * OXB_BLOCK + p];
-                        sum[0] = fma(weight, float(pair[0]), sum[0]);
-                        sum[1] = fma(weight, float(pair[1]), sum[1]);
+        for (uint j = 0; j < Form::VALUES; j++) {
+            const uint p = min(start + j, count - 1u);
+            OXB_UNROLL
+            for (uint s = 0; s < Form::SLICES; s++) {
+                const uint i = min(Form::WIDTH * (lane + s * OXB_SIMD_WIDTH), n - Form::WIDTH);
+                values[j][s] = *(device const typename Form::Cache*)(v + ulong(p) * n + i);
+            }
+        }
+        OXB_UNROLL
+        for (uint j = 0; j < Form::VALUES; j++) {
+            OXB_UNROLL
+            for (uint q = 0; q < QUERIES; q++) {
+                if (start + j < counts[q]) {
+                    const float weight = weights[q * OXB_BLOCK + start + j];
+                    OXB_UNROLL
+                    for (uint s = 0; s < Form::SLICES; s++) {
+                        OXB_UNROLL
+                        for (uint e = 0; e < Form::WIDTH; e++) {
+                            thread float* sum = sums + (q * Form::SLICES + s) * Form::WIDTH + e;
+                            *sum = fma(weight, float(values[j][s][e]), *sum);
+                        }
                     }
                 }
             }
@@ -90,11 +140,14 @@ inline void add_values(device const T* v, uint n, uint from, uint to, thread con
     }
 }
 
-template <typename T, typename Pair, uint QUERIES, uint SLICES>
-inline void attend(device const float* qkv, device const T* k_cache, device const T* v_cache, uint position,
-                   device float* out, constant oxb_attention_args& args, uint3 group, thread_place place,
+template <typename Form, uint QUERIES>
+inline void attend(device const float* qkv, device const typename Form::T* k_cache,
+                   device const typename Form::T* v_cache, uint position, device float* out,
+                   constant oxb_attention_args& args, uint3 group, thread_place place,
                    threadgroup attention_memory& memory)
 {
+    const uint elements = QUERIES * Form::SLICES * Form::WIDTH; // of a lane
+    threadgroup float* queries = (threadgroup float*)memory.queries;
     const uint n = args.head_dim;
     const uint thread_index = place.simdgroup * OXB_SIMD_WIDTH + place.lane;
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
@@ -114,7 +167,7 @@ inline void attend(device const float* qkv, device const T* k_cache, device cons
         device const float* from =
             qkv + min(token, args.n_tokens - 1u) * token_stride + ulong(first_head + q % args.heads) * n;
         for (uint i = thread_index; i < n; i += n_threads)
-            memory.queries[q * n + i] = from[i];
+            queries[q * n + i] = from[i];
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -125,29 +178,26 @@ inline void attend(device const float* qkv, device const T* k_cache, device cons
     const uint end = min(begin + blocks_of_part, blocks);
 
     float largest[QUERIES], total[QUERIES];
-    float sums[2 * QUERIES * SLICES];
+    float sums[QUERIES * Form::SLICES * Form::WIDTH];
     OXB_UNROLL
     for (uint q = 0; q < QUERIES; q++) {
         largest[q] = -INFINITY;
         total[q] = 0.0f;
     }
     OXB_UNROLL
-    for (uint i = 0; i < 2 * QUERIES * SLICES; i++)
+    for (uint i = 0; i < elements; i++)
         sums[i] = 0.0f;
     threadgroup float* weights = memory.weights[place.simdgroup];
     for (uint block = begin + place.simdgroup; block < end; block += place.simdgroups) {
         const uint start = block * OXB_BLOCK;
         const uint count = min(longest - start, OXB_BLOCK);
-        score_block<T, Pair, QUERIES>(k_cache + ulong(start) * n, n, count, args.scale, place.lane,
-                                      memory.queries, weights);
+        score_block<Form, QUERIES>(k_cache + ulong(start) * n, n, count, args.scale, place.lane, queries, weights);
         simdgroup_barrier(mem_flags::mem_threadgroup);
         uint counts[QUERIES];
-        uint common = count;
         float fade[QUERIES];
         OXB_UNROLL
         for (uint q = 0; q < QUERIES; q++) {
             counts[q] = seen[q] > start ? min(seen[q] - start, OXB_BLOCK) : 0u;
-            common = min(common, counts[q]);
             const float own = place.lane < counts[q] ? weights[q * OXB_BLOCK + place.lane] : -INFINITY;
             const float before = largest[q];
             largest[q] = max(before, simd_max(own));
@@ -157,27 +207,26 @@ inline void attend(device const float* qkv, device const T* k_cache, device cons
             weights[q * OXB_BLOCK + place.lane] = weight; // a lane's own element
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
-        float part[2 * QUERIES * SLICES]; // of this block: two levels keep the rounding small
+        float part[QUERIES * Form::SLICES * Form::WIDTH]; // of this block: two levels keep the rounding small
         OXB_UNROLL
-        for (uint i = 0; i < 2 * QUERIES * SLICES; i++)
+        for (uint i = 0; i < elements; i++)
             part[i] = 0.0f;
-        device const T* v = v_cache + ulong(start) * n;
-        add_values<T, Pair, QUERIES, SLICES, false>(v, n, 0, common, counts, place.lane, weights, part);
-        add_values<T, Pair, QUERIES, SLICES, true>(v, n, common, count, counts, place.lane, weights, part);
+        add_values<Form, QUERIES>(v_cache + ulong(start) * n, n, count, counts, place.lane, weights, part);
         OXB_UNROLL
-        for (uint i = 0; i < 2 * QUERIES * SLICES; i++)
-            sums[i] = fma(sums[i], fade[i / (2 * SLICES)], part[i]);
+        for (uint i = 0; i < elements; i++)
+            sums[i] = fma(sums[i], fade[i / (Form::SLICES * Form::WIDTH)], part[i]);
         simdgroup_barrier(mem_flags::mem_threadgroup);
     }
 
     OXB_UNROLL
     for (uint q = 0; q < QUERIES; q++) {
         OXB_UNROLL
-        for (uint s = 0; s < SLICES; s++) {
-            const uint i = 2u * (place.lane + s * OXB_SIMD_WIDTH);
-            if (i < n) {
-                memory.sums[place.simdgroup][q * n + i] = sums[2 * (q * SLICES + s)];
-                memory.sums[place.simdgroup][q * n + i + 1u] = sums[2 * (q * SLICES + s) + 1];
+        for (uint s = 0; s < Form::SLICES; s++) {
+            const uint i = Form::WIDTH * (place.lane + s * OXB_SIMD_WIDTH);
+            OXB_UNROLL
+            for (uint e = 0; e < Form::WIDTH; e++) {
+                if (i < n)
+                    memory.sums[place.simdgroup][q * n + i + e] = sums[(q * Form::SLICES + s) * Form::WIDTH + e];
             }
         }
         if (place.lane == 0) {

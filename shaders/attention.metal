@@ -7,11 +7,9 @@ using namespace metal;
 #include "attention.h"
 #include "instantiate.h"
 
-// T is an element of the caches, Pair two of them: head_dim is even, and packed because nothing else is
-// known of where a head starts.
-
-// A threadgroup per unit: x counts the query heads, y the tokens, z the parts of the positions.
-template <typename T, typename Pair>
+// A threadgroup per unit: x counts the query heads, y the tokens, z the parts of the positions. T is an element
+// of the caches; head_dim is even, and Two is packed because nothing else is known of where a head starts.
+template <typename T, typename Two, typename Four>
 [[kernel]] void attention(device const float* qkv [[buffer(0)]],
                           device const T* k_cache [[buffer(1)]],
                           device const T* v_cache [[buffer(2)]],
@@ -31,29 +29,32 @@ template <typename T, typename Pair>
     device const T* k = k_cache + first;
     device const T* v = v_cache + first;
     const uint position = state->position;
-    switch (attention_slices) {
-    case 8:
-        attend<T, Pair, 1, 8>(qkv, k, v, position, out, args, group, place, memory);
-        break;
-    case 2:
+    typedef attention_form<T, Four, float4, 4, false> wide;
+    typedef attention_form<T, Four, float4, 4, true> wide_long;
+    typedef attention_form<T, Two, float2, 2, false> narrow;
+    typedef attention_form<T, Two, float2, 2, true> narrow_long;
+    if (attention_long != 0u) {
+        if (attention_width == 4u)
+            attend<wide_long, 1>(qkv, k, v, position, out, args, group, place, memory);
+        else
+            attend<narrow_long, 1>(qkv, k, v, position, out, args, group, place, memory);
+    } else if (attention_width == 4u) {
         switch (attention_queries) {
-        case 4: attend<T, Pair, 4, 2>(qkv, k, v, position, out, args, group, place, memory); break;
-        case 2: attend<T, Pair, 2, 2>(qkv, k, v, position, out, args, group, place, memory); break;
-        default: attend<T, Pair, 1, 2>(qkv, k, v, position, out, args, group, place, memory); break;
+        case 4: attend<wide, 4>(qkv, k, v, position, out, args, group, place, memory); break;
+        case 2: attend<wide, 2>(qkv, k, v, position, out, args, group, place, memory); break;
+        default: attend<wide, 1>(qkv, k, v, position, out, args, group, place, memory); break;
         }
-        break;
-    default:
+    } else {
         switch (attention_queries) {
-        case 4: attend<T, Pair, 4, 1>(qkv, k, v, position, out, args, group, place, memory); break;
-        case 2: attend<T, Pair, 2, 1>(qkv, k, v, position, out, args, group, place, memory); break;
-        default: attend<T, Pair, 1, 1>(qkv, k, v, position, out, args, group, place, memory); break;
+        case 4: attend<narrow, 4>(qkv, k, v, position, out, args, group, place, memory); break;
+        case 2: attend<narrow, 2>(qkv, k, v, position, out, args, group, place, memory); break;
+        default: attend<narrow, 1>(qkv, k, v, position, out, args, group, place, memory); break;
         }
-        break;
     }
 }
 
-OXB_KERNEL("attention_f16", attention<half, packed_half2>)
-OXB_KERNEL("attention_f32", attention<float, packed_float2>)
+OXB_KERNEL("attention_f16", attention<half, packed_half2, half4>)
+OXB_KERNEL("attention_f32", attention<float, packed_float2, float4>)
 
 // A threadgroup per head of a token: the parts of the positions, each relative to its own largest score.
 kernel void attention_combine(device const float* parts [[buffer(0)]],

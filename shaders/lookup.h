@@ -89,11 +89,13 @@ template <typename Format, uint N>
 struct lookup_unit {
     uint4 codes[N];
     half scales[N];
-    float x[Format::unit_weights / OXB_SIMD_WIDTH]; // of this lane
+    // Of this lane: of x, and of the norm's weight.
+    float x[Format::unit_weights / OXB_SIMD_WIDTH];
+    float weight[Format::unit_weights / OXB_SIMD_WIDTH];
 };
 
-template <typename Format, uint N>
-inline lookup_unit<Format, N> load_unit(weight_bytes w, thread const ulong* row, device const float* x, uint unit,
+template <typename Format, uint N, bool NORM>
+inline lookup_unit<Format, N> load_unit(weight_bytes w, thread const ulong* row, lookup_input input, uint unit,
                                         uint lane)
 {
     lookup_unit<Format, N> u;
@@ -103,8 +105,11 @@ inline lookup_unit<Format, N> load_unit(weight_bytes w, thread const ulong* row,
         u.scales[r] = Format::unit_scale(w, row[r], unit);
     }
     OXB_UNROLL
-    for (uint i = 0; i < Format::unit_weights / OXB_SIMD_WIDTH; i++)
-        u.x[i] = x[unit * Format::unit_weights + i * OXB_SIMD_WIDTH + lane];
+    for (uint i = 0; i < Format::unit_weights / OXB_SIMD_WIDTH; i++) {
+        const uint j = unit * Format::unit_weights + i * OXB_SIMD_WIDTH + lane;
+        u.x[i] = input.x[j];
+        u.weight[i] = NORM ? input.weight[j] : 1.0f;
+    }
     return u;
 }
 
@@ -131,21 +136,19 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input
             sums[r] = 0.0f;
         lookup_unit<Format, MATRICES * ROWS> next;
         if (part < units)
-            next = load_unit<Format, MATRICES * ROWS>(w, row, input.x, part, place.lane);
+            next = load_unit<Format, MATRICES * ROWS, NORM>(w, row, input, part, place.lane);
         for (uint unit = part; unit < units; unit += OXB_PARTS) {
             const lookup_unit<Format, MATRICES * ROWS> now = next;
             // Past the last unit the last one again, for nothing.
-            next = load_unit<Format, MATRICES * ROWS>(w, row, input.x, min(unit + OXB_PARTS, units - 1u),
-                                                      place.lane);
+            next = load_unit<Format, MATRICES * ROWS, NORM>(w, row, input, min(unit + OXB_PARTS, units - 1u),
+                                                            place.lane);
             OXB_UNROLL
             for (uint i = 0; i < Format::unit_weights / OXB_SIMD_WIDTH; i++) {
-                const uint j = i * OXB_SIMD_WIDTH + place.lane;
-                float value = now.x[i];
-                if (NORM) {
+                const float value = now.x[i];
+                if (NORM)
                     squares = fma(value, value, squares);
-                    value = value * input.scale * input.inverse * input.weight[unit * Format::unit_weights + j];
-                }
-                activations[j] = value;
+                activations[i * OXB_SIMD_WIDTH + place.lane] =
+                    NORM ? value * input.scale * input.inverse * now.weight[i] : value;
             }
             simdgroup_barrier(mem_flags::mem_threadgroup);
             fill_tables(kind, activations, tables, place.lane);

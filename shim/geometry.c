@@ -42,7 +42,7 @@ static const oxb_tile cpu[OXB_OP_COUNT] = {
 #define GEMM_SIMDGROUPS 4u
 #define HEAD_SIMDGROUPS 4u
 #define ATTENTION_SIMDGROUPS 4u
-#define ATTENTION_SPLIT 256u /* positions, at the least, of one part */
+#define ATTENTION_SPLIT 128u /* positions, at the least, of one part */
 #define ATTENTION_QUERIES 4u /* of a threadgroup: shaders/attention.h */
 
 static const oxb_tile simd32[OXB_OP_COUNT] = {
@@ -98,7 +98,7 @@ oxb_tile oxb_gemm_tile(const oxb_device_info *device, oxb_op op, uint64_t n_vect
     return tile;
 }
 
-oxb_attention_cut oxb_cut_attention(const oxb_device_info *device, const oxb_attention_shape *shape) {
+oxb_attention_cut oxb_cut_attention(const oxb_device_info *device, const oxb_attention_shape *shape, uint64_t place) {
     oxb_attention_cut cut = {.tile = oxb_tile_of(device, OXB_OP_ATTENTION)};
     uint32_t length = shape->max_length ? shape->max_length : shape->max_seq;
     uint32_t group = shape->n_heads / shape->n_kv_heads;
@@ -115,8 +115,10 @@ oxb_attention_cut oxb_cut_attention(const oxb_device_info *device, const oxb_att
     cut.heads = queries;
     while (group % cut.heads) cut.heads /= 2;
     cut.tile.units[1] = queries / cut.heads;
-    cut.tile.n_constants = 2;
+    uint64_t four = shape->kv_f16 ? 8 : 16; /* bytes of four elements */
+    cut.tile.n_constants = 3;
     cut.tile.constants[0] = (oxb_constant)CONSTANT(0, queries);
-    cut.tile.constants[1] = (oxb_constant)CONSTANT(1, shape->head_dim > 128 ? 8 : shape->head_dim > 64 ? 2 : 1);
+    cut.tile.constants[1] = (oxb_constant)CONSTANT(1, place % four == 0 && shape->head_dim % 4 == 0 ? 4 : 2);
+    cut.tile.constants[2] = (oxb_constant)CONSTANT(2, shape->head_dim > 128);
     return cut;
 }

@@ -24,7 +24,7 @@ typedef enum oxb_op {
     OXB_OP_COUNT
 } oxb_op;
 
-#define OXB_TILE_CONSTANTS 2u
+#define OXB_TILE_CONSTANTS 3u
 
 typedef struct oxb_tile {
     uint32_t units[3]; /* per threadgroup, along x, y and z; UINT32_MAX: all of them */
@@ -51,6 +51,7 @@ typedef struct oxb_attention_cut {
     uint32_t splits; /* parts of the positions */
 } oxb_attention_cut;
 
-oxb_attention_cut oxb_cut_attention(const oxb_device_info *device, const oxb_attention_shape *shape);
+/* `place` is a multiple of the bytes at which every head of the caches starts. */
+oxb_attention_cut oxb_cut_attention(const oxb_device_info *device, const oxb_attention_shape *shape, uint64_t place);
 
 #endif

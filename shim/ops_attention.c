@@ -138,7 +138,9 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
                               {"output", out, rows * shape->head_dim * 4, 1}};
     if ((status = oxb_check_operands(op, operands, 5)) != OXB_OK) return status;
     if ((status = oxb_check_apart(op, operands, operands + 4)) != OXB_OK) return status;
-    oxb_attention_cut cut = oxb_cut_attention(&oxb_commands_device(commands)->info, shape);
+    /* Of two numbers, their bits together are as odd as the odder one. */
+    uint64_t place = (k_cache.buffer->base + k_cache.offset) | (v_cache.buffer->base + v_cache.offset);
+    oxb_attention_cut cut = oxb_cut_attention(&oxb_commands_device(commands)->info, shape, place);
     struct oxb_attention_args args = {.layer_offset = shape->layer * layer_elements(shape),
                                       .n_heads = shape->n_heads,
                                       .n_kv_heads = shape->n_kv_heads,

@@ -278,6 +278,7 @@ def attention(
     queries=1,
     per_group=1,
     splits=1,
+    width=None,
 ):
     """Run attention over k and v [length, n_kv_heads, head_dim]; the rest of the cache is NaN.
 
@@ -289,6 +290,7 @@ def attention(
         to[heads.layer, :, : len(rows)] = rows.transpose(1, 0, 2)
     batch = q.reshape(-1, heads.n_heads, heads.head_dim)
     n_tokens, n = len(batch), heads.head_dim
+    width = (2 if n % 4 else 4) if width is None else width
     qkv = np.full((n_tokens, heads.n_qkv, n), np.nan, np.float32)
     qkv[:, : heads.n_heads] = batch
     width = n if splits == 1 else splits * (n + 2)
@@ -298,7 +300,7 @@ def attention(
         attention_args(heads, n_tokens, splits, per_group, queries // per_group),
         groups=(heads.n_heads // per_group, groups_for(n_tokens, queries // per_group), splits),
         threads=32 * simdgroups,
-        constants={0: queries, 1: 1 if n <= 64 else 2 if n <= 128 else 8},
+        constants={0: queries, 1: width, 2: int(n > 128)},
         order=order,
         mode=mode,
     )[4]
@@ -345,7 +347,7 @@ def test_caches_past_32_bits_are_found(cache):
         attention_args(heads, layer_offset=layer_offset),
         groups=(2, 1),
         threads=32,
-        constants={0: 1, 1: 1},
+        constants={0: 1, 1: 4, 2: 0},
         mode="fast",
     )[4]
     k, v = (a.reshape(3, 1, 64) for a in after[1:3])
@@ -380,10 +382,21 @@ def test_queries_that_share_the_caches_match_the_definition(cache, order, querie
     for n_tokens, length in ((1, 1), (1, 70), (3, 3), (5, 34), (5, 70)):
         _, k, v = random_heads(heads, cache, length)
         q = activations(n_tokens * 8 * dim).reshape(n_tokens, 8, dim)
-        y = attention(
-            heads, cache, q, k, v, length - n_tokens, order, queries=queries, per_group=per_group
-        )
-        assert relative_error(y, reference.attention(q, k, v)) < 1e-6
+        expected = reference.attention(q, k, v)
+        for width in (2,) if dim % 4 else (2, 4):
+            y = attention(
+                heads,
+                cache,
+                q,
+                k,
+                v,
+                length - n_tokens,
+                order,
+                queries=queries,
+                per_group=per_group,
+                width=width,
+            )
+            assert relative_error(y, expected) < 1e-6
 
 
 @every_cache
