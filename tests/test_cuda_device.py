@@ -391,7 +391,7 @@ def test_the_devices_time_is_a_part_of_the_hosts(device):
 
 LOST = """
 import numpy as np
-from oxibonsai.metal import Device, ExecutionError
+from oxibonsai.metal import Device, DeviceNotFoundError
 device = Device("cuda")
 library = device.library('''
 #include <metal_stdlib>
@@ -410,18 +410,22 @@ for call in (lambda: commands.replay(timeout=60), lambda: other.replay(timeout=6
         print(type(error).__name__, error)
 del commands, other, y, library
 device.close()
-with Device("cuda") as again, again.commands() as fresh:
-    x = again.upload(np.ones(8, np.float32))
-    fresh.add(x, x, 8)
-    fresh.replay(timeout=60)
-    print(x.view(np.float32).tolist())
+try:
+    with Device("cuda") as again, again.commands() as fresh:
+        x = again.upload(np.ones(8, np.float32))
+        fresh.add(x, x, 8)
+        fresh.replay(timeout=60)
+        print(x.view(np.float32).tolist())
+except DeviceNotFoundError as error:
+    print(error)
 """
 
 
-def test_a_lost_context_is_an_error_and_a_new_device_works(device_name):
+def test_a_lost_context_is_an_error_that_says_what_to_do(device_name):
     lines = run_python(LOST).stdout.splitlines()
     assert "ExecutionError" in lines[0]
-    assert "the context is lost: close the Device" in lines[0]
+    assert "the context is lost, and CUDA with it in this process: start a new" in lines[0]
     assert "ILLEGAL_ADDRESS" in lines[0]
     assert len(lines) == 4, lines
-    assert lines[3] == str([2.0] * 8)
+    # Drivers differ: one makes a new context, another has given the process up, and says so.
+    assert lines[3] == str([2.0] * 8) or "start a new process" in lines[3]

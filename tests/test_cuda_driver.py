@@ -330,7 +330,7 @@ print(fake.alive())
     ]
     for line in lines[:6]:
         assert "CUDA_ERROR_ILLEGAL_ADDRESS (700)" in line
-        assert "the context is lost: close the Device" in line
+        assert "the context is lost, and CUDA with it in this process" in line
     assert lines[6:] == ["{}", "{}"]
 
 
@@ -364,6 +364,20 @@ with Device("cuda") as device:
     assert "cannot map the 16384 bytes" in lines[3]
     assert "copy the data instead" in lines[3]
     assert lines[5] == "0"
+
+
+def test_memory_that_is_pinned_already_is_wrapped_as_it_is():
+    lines = run(
+        """
+with Device("cuda") as device, device.buffer(64) as first:
+    with device.upload(first, copy=False) as second:
+        second.fill(9)
+        print(fake.registrations, bytes(first)[:2])
+    print(fake.registrations)
+print(fake.alive())
+"""
+    )
+    assert lines == ["0 b'\\t\\t'", "0", "{}"]
 
 
 # The cache

@@ -28,7 +28,7 @@ const char *cuda_text(char text[CUDA_TEXT_BYTES], const char *call, cuda_result 
     bool lost = result == 214 || result == 702 || result == 709 || result == 710 ||
                 (result >= 714 && result <= 720) || result == 700;
     snprintf(text, CUDA_TEXT_BYTES, "%s gave %s (%d): %s%s", call, name, result, what,
-             lost ? "; the context is lost: close the Device and all that was made from it, then open it again" : "");
+             lost ? "; the context is lost, and CUDA with it in this process: start a new process" : "");
     return text;
 }
 

@@ -6,6 +6,7 @@
 
 #include "oxb_cuda.h"
 
+#define PAGE_BYTES 4096u /* the smallest there are */
 #define STAGE_BYTES ((uint64_t)4 << 20)
 #ifndef CUDA_COPY_SECONDS
 #define CUDA_COPY_SECONDS 120.0 /* up to 16 submissions may be ahead of a copy */
@@ -106,12 +107,27 @@ static cuda_result register_pages(cuda_device *self, char *start, uint64_t lengt
     return CUDA_OK;
 }
 
+/* Whether all of the memory is pinned already, as a shared buffer's is: the device has an address for it. */
+static bool is_pinned(char *start, uint64_t length, cuda_address *address) {
+    for (uint64_t at = 0; at < length; at += PAGE_BYTES) {
+        cuda_address found = 0;
+        if (cuda.MemHostGetDevicePointer(&found, start + at, 0) != CUDA_OK) return false;
+        if (at == 0) *address = found;
+        if (found != *address + at) return false;
+    }
+    return true;
+}
+
 static cuda_result hold_pages(cuda_device *self, char *start, uint64_t length, cuda_buffer *buffer) {
     for (char *at = start, *end = start + length; at < end;) {
         const char *next = end;
         cuda_registration *r = registration_at(self, at, &next);
         if (!r) {
             cuda_result result = register_pages(self, at, (uint64_t)(next - at), &r);
+            if (result != CUDA_OK && buffer->n_registrations == 0 && is_pinned(start, length, &buffer->address)) {
+                buffer->borrowed = true;
+                return CUDA_OK;
+            }
             if (result != CUDA_OK) return result;
         }
         cuda_registration **grown =
@@ -172,7 +188,7 @@ void cuda_buffer_free(void *device, void *buffer) {
         pthread_mutex_unlock(&self->registry_lock);
     } else if (b->host) {
         (void)cuda.MemFreeHost(b->host);
-    } else {
+    } else if (!b->borrowed) {
         (void)cuda.MemFree(b->address);
     }
     if (entered) cuda_leave();

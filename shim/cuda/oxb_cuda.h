@@ -231,6 +231,7 @@ typedef struct cuda_buffer {
     void *host;                        /* memory of ours with an address on both sides */
     cuda_registration **registrations; /* wrapped memory */
     uint32_t n_registrations;
+    bool borrowed; /* memory that somebody else has pinned */
 } cuda_buffer;
 
 oxb_status cuda_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer, void **contents);

@@ -162,17 +162,37 @@ EXPORT int cuMemFree_v2(unsigned long long address) {
     COUNT(fake_memory, -1);
     return OK;
 }
+/* Host memory that the device can reach: what was registered, and what was allocated, in whole pages. */
+#define MAX_REGISTERED 64
+#define MAX_PINNED 1024
+typedef struct range { char *start; size_t bytes; } range;
+static range registered[MAX_REGISTERED], pinned[MAX_PINNED];
+static int holds(const range *ranges, int n, const char *at) {
+    for (int i = 0; i < n; i++)
+        if (ranges[i].start && ranges[i].start <= at && at < ranges[i].start + ranges[i].bytes) return 1;
+    return 0;
+}
+static range *range_of(range *ranges, int n, const char *start) {
+    for (int i = 0; i < n; i++)
+        if (ranges[i].start == start) return ranges + i;
+    return NULL;
+}
 EXPORT int cuMemHostAlloc(void **memory, size_t bytes, unsigned flags) {
     (void)flags;
     ENTER_CONTEXT(cuMemHostAlloc);
-    *memory = malloc(bytes);
-    if (!*memory) return NO_MEMORY;
+    bytes = (bytes + 4095) / 4096 * 4096;
+    range *free_range = range_of(pinned, MAX_PINNED, NULL);
+    if (!free_range || posix_memalign(memory, 4096, bytes) != 0) return NO_MEMORY;
+    *free_range = (range){*memory, bytes};
     memset(*memory, 0xA5, bytes);
     COUNT(fake_host_memory, 1);
     return OK;
 }
 EXPORT int cuMemFreeHost(void *memory) {
     ENTER_CONTEXT(cuMemFreeHost);
+    range *r = range_of(pinned, MAX_PINNED, memory);
+    if (!r) return INVALID_VALUE;
+    r->start = NULL;
     free(memory);
     COUNT(fake_host_memory, -1);
     return OK;
@@ -180,11 +200,10 @@ EXPORT int cuMemFreeHost(void *memory) {
 EXPORT int cuMemHostGetDevicePointer_v2(unsigned long long *address, void *memory, unsigned flags) {
     (void)flags;
     ENTER_CONTEXT(cuMemHostGetDevicePointer);
+    if (!holds(registered, MAX_REGISTERED, memory) && !holds(pinned, MAX_PINNED, memory)) return INVALID_VALUE;
     *address = (unsigned long long)(size_t)memory;
     return OK;
 }
-#define MAX_REGISTERED 64
-static struct { char *start; size_t bytes; } registered[MAX_REGISTERED];
 EXPORT int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) {
     char *start = memory;
     (void)flags;
@@ -193,6 +212,7 @@ EXPORT int cuMemHostRegister_v2(void *memory, size_t bytes, unsigned flags) {
         if (registered[i].start && start < registered[i].start + registered[i].bytes && registered[i].start < start + bytes)
             return ALREADY;
     }
+    if (holds(pinned, MAX_PINNED, start)) return INVALID_VALUE; /* as a driver of today says */
     for (int i = 0; i < MAX_REGISTERED; i++) {
         if (registered[i].start) continue;
         registered[i].start = start;
@@ -207,6 +227,7 @@ EXPORT void fake_forget(void) {
     fake_contexts = fake_memory = fake_host_memory = fake_registrations = fake_streams = fake_events = 0;
     fake_modules = fake_graphs = fake_execs = 0;
     memset(registered, 0, sizeof registered);
+    memset(pinned, 0, sizeof pinned);
 }
 EXPORT int cuMemHostUnregister(void *memory) {
     ENTER_CONTEXT(cuMemHostUnregister);
