@@ -366,7 +366,7 @@ with Device("cuda") as device:
     assert lines[5] == "0"
 
 
-def test_memory_that_is_pinned_already_is_wrapped_as_it_is():
+def test_memory_that_is_pinned_already_is_wrapped_as_it_is(run):
     lines = run(
         """
 with Device("cuda") as device, device.buffer(64) as first:
