@@ -134,9 +134,8 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input
         OXB_UNROLL
         for (uint r = 0; r < MATRICES * ROWS; r++)
             sums[r] = 0.0f;
-        lookup_unit<Format, MATRICES * ROWS> next;
-        if (part < units)
-            next = load_unit<Format, MATRICES * ROWS, NORM>(w, row, input, part, place.lane);
+        lookup_unit<Format, MATRICES * ROWS> next =
+            load_unit<Format, MATRICES * ROWS, NORM>(w, row, input, min(part, units - 1u), place.lane);
         for (uint unit = part; unit < units; unit += OXB_PARTS) {
             const lookup_unit<Format, MATRICES * ROWS> now = next;
             // Past the last unit the last one again, for nothing.

@@ -84,7 +84,8 @@ sanitizer() {
     local tool="$1" files
     files=(tests/test_ops.py tests/test_ops_batched.py tests/test_model_reference.py)
     # A cache of its own, so that the kernels compiled into it are those that ran.
-    export XDG_CACHE_HOME="$WORK/cache-$tool"
+    # The tool keeps Python's frames, so what a test does not close stays alive.
+    export XDG_CACHE_HOME="$WORK/cache-$tool" OXIBONSAI_FRAMES_ARE_KEPT=1
     compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes application-only \
         --print-limit 20 "$PYTHON" -m pytest "${files[@]}" -k "cuda" -q -p no:cacheprovider \
         -m "not slow and not peer and not threads and not large" --junitxml="$WORK/logs/$tool.xml"

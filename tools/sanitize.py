@@ -25,6 +25,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from oxibonsai.metal import _nvrtc
+
 ROOT = Path(__file__).resolve().parent.parent
 SIMULATION = ROOT / "tests" / "metal_sim" / "build.py"
 NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
@@ -120,6 +122,12 @@ def runtime(name: str) -> str:
     return str(Path(path).resolve())
 
 
+def nvrtc_folders() -> list[str]:
+    """Return where NVRTC lies: it loads a part of itself by the path of the caller of dlopen, which
+    is the sanitizer's runtime here."""
+    return sorted({str(Path(path).parent) for path in _nvrtc.find().values()})
+
+
 def build(tree: Path, flags: str, compiler: str) -> None:
     shutil.copytree(ROOT, tree, ignore=NOT_COPIED, dirs_exist_ok=True)
     environment = os.environ | {
@@ -141,11 +149,13 @@ def main() -> int:
         build(tree, kind.flags, kind.compiler)
         options = {name: value.format(scratch=scratch) for name, value in kind.options.items()}
         environment = os.environ | options
+        library_path = filter(None, [os.environ.get("LD_LIBRARY_PATH")])
         environment |= {
             "LD_PRELOAD": runtime(kind.runtime),
             "PYTHONPATH": scratch,
             "PYTHONMALLOC": "malloc",
             "OXIBONSAI_SANITIZER": arguments.kind,
+            "LD_LIBRARY_PATH": os.pathsep.join([*nvrtc_folders(), *library_path]),
         }
         # The thread sanitizer's fixed address layout fails under strong randomisation.
         ctypes.CDLL(None).personality(ADDR_NO_RANDOMIZE)
