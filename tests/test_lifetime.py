@@ -311,6 +311,11 @@ def test_after_fork_both_processes_go_on(device_name):
     run_python(FORK.format(name=device_name), timeout=60)
 
 
+# gcc's AddressSanitizer does not lock its allocator across fork(): a child may find it locked by a
+# thread that it does not have. Without it thousands of forks in a row go well.
+@pytest.mark.skipif(
+    os.environ.get("OXIBONSAI_SANITIZER") == "address", reason="its allocator is not safe in fork()"
+)
 @pytest.mark.device("cpu")
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the system has no fork")
 def test_a_child_forked_while_threads_work_opens_a_device_of_its_own(device_name):
