@@ -29,8 +29,6 @@ settings.register_profile("ci", max_examples=25, derandomize=True, print_blob=Tr
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
 LOADED_DRIVERS: dict[str, str] = {}  # the path of each by its name
-# Set where a tool keeps the frames of functions that have returned, as compute-sanitizer does.
-FRAMES_ARE_KEPT = bool(os.environ.get("OXIBONSAI_FRAMES_ARE_KEPT"))
 failed_key = pytest.StashKey[bool]()
 
 
@@ -142,8 +140,8 @@ def device(opened_device: metal.Device, request: pytest.FixtureRequest) -> Itera
         gc.collect()  # What the last test left in reference cycles.
     before = held_by(opened_device)
     yield opened_device
-    if request.node.stash.get(failed_key, False) or FRAMES_ARE_KEPT:
-        return  # The traceback, or a tool, keeps the test's objects alive.
+    if request.node.stash.get(failed_key, False):
+        return  # The traceback keeps the test's objects alive.
     if held_by(opened_device) != before:
         gc.collect()
     after = held_by(opened_device)

@@ -89,8 +89,8 @@ def test_rmsnorm_of_zeros_is_zero_and_of_nan_is_nan(device):
 
 def test_rmsnorm_takes_a_weight_handle(device, graph):
     x, weight = activations(96), activations(96, 1)
-    handle = graph.upload_f32_weight(weight)
-    y = run(device, lambda c, bx, by: c.rmsnorm(bx, handle, by, 96), x, np.zeros_like(x))[1]
+    with graph.upload_f32_weight(weight) as handle:
+        y = run(device, lambda c, bx, by: c.rmsnorm(bx, handle, by, 96), x, np.zeros_like(x))[1]
     np.testing.assert_allclose(y, reference.rmsnorm(x, weight, 1e-6), rtol=1e-6)
 
 

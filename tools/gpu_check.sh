@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
 # The whole check of the cuda driver on a machine with an NVIDIA GPU, from a bare checkout:
 #
-#     tools/gpu_check.sh [--python PYTHON] [--wheels DIR] [--only STAGE,...] REPORT.md
+#     tools/gpu_check.sh [--python PYTHON] [--wheels DIR] [--commit NAME] [--only STAGE,...] REPORT.md
 #
 # Builds, runs the suites on cuda, compute-sanitizer over every kernel, and the benchmarks, and writes a
 # report. What PYTHON lacks is installed into build/gpu, from PyPI or from the wheels in DIR; nothing
-# outside the checkout is changed. Stages: build suites memcheck racecheck synccheck initcheck bench.
+# outside the checkout is changed. NAME is the commit to report, for a copy whose .git lags behind it.
+# Stages: build suites memcheck racecheck synccheck initcheck bench.
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
@@ -14,13 +15,14 @@ while [ $# -gt 0 ]; do
     case "$1" in
         --python) PYTHON="$2"; shift 2 ;;
         --wheels) WHEELS="$(realpath "$2")"; shift 2 ;;
+        --commit) export GPU_CHECK_COMMIT="$2"; shift 2 ;;
         --only) ONLY=",$2,"; shift 2 ;;
-        -*) sed -n '2,8p' "$0" >&2; exit 2 ;;
+        -*) sed -n '2,9p' "$0" >&2; exit 2 ;;
         *) REPORT="$1"; shift ;;
     esac
 done
 if [ -z "$REPORT" ]; then
-    sed -n '2,8p' "$0" >&2
+    sed -n '2,9p' "$0" >&2
     exit 2
 fi
 WORK="$PWD/build/gpu"
@@ -84,8 +86,9 @@ sanitizer() {
     local tool="$1" files
     files=(tests/test_ops.py tests/test_ops_batched.py tests/test_model_reference.py)
     # A cache of its own, so that the kernels compiled into it are those that ran.
-    # The tool keeps Python's frames, so what a test does not close stays alive.
-    export XDG_CACHE_HOME="$WORK/cache-$tool" OXIBONSAI_FRAMES_ARE_KEPT=1
+    # Under the tool, what a caller of the function that launches holds stays alive: the tests of these
+    # files close what they upload.
+    export XDG_CACHE_HOME="$WORK/cache-$tool"
     compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes application-only \
         --print-limit 20 "$PYTHON" -m pytest "${files[@]}" -k "cuda" -q -p no:cacheprovider \
         -m "not slow and not peer and not threads and not large" --junitxml="$WORK/logs/$tool.xml"

@@ -35,7 +35,7 @@ def machine() -> list[str]:
     query = "--query-gpu=name,driver_version,memory.total"
     gpu = output("nvidia-smi", query, "--format=csv,noheader")
     nvcc = output("nvcc", "--version").splitlines()[-1:]
-    commit = output("git", "rev-parse", "--short", "HEAD")
+    commit = os.environ.get("GPU_CHECK_COMMIT") or output("git", "describe", "--always", "--dirty")
     system = f"{os.cpu_count()} processors, Linux {platform.release()}"
     return [
         f"- GPU, driver, memory: {gpu}",
