@@ -13,9 +13,6 @@ from oxibonsai.msl.cuda import translate
 
 FAMILIES = embed_shaders.cuda_families()
 PRELUDE = embed_shaders.cuda_prelude()
-# So that a threadgroup of 256 threads, the most that geometry.c launches, fits the 65536 registers
-# of a multiprocessor.
-REGISTERS = 255
 HEADER = "#include <metal_stdlib>\nusing namespace metal;\n"
 
 
@@ -50,14 +47,10 @@ def test_every_kernel_that_ships_compiles(family, arch):
         assert f"msl_entry_{name}\0".encode() in cubin
         assert f"msl_table_{name}\0".encode() in cubin
     assert "warning" not in log
-    used = dict(
-        re.findall(r"entry function 'msl_entry_(\w+)'[^$]*?Used (\d+) registers", log, re.DOTALL)
-    )
-    assert sorted(used) == sorted(family.functions)
+    reported = re.findall(r"Compiling entry function 'msl_entry_(\w+)'", log)
+    assert sorted(reported) == sorted(family.functions)
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
     assert set(spills) == {("0", "0")}
-    for name, registers in used.items():
-        assert int(registers) <= REGISTERS, name
 
 
 # What geometry.c sets: rows, matrices of eight vectors; queries, width and length of a head.
@@ -78,7 +71,6 @@ def test_no_choice_of_constants_leaves_the_registers(name, values):
     _, log = compiled(family.source, 90, ("--ptxas-options=-v", *options))
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", log)
     assert set(spills) == {("0", "0")}
-    assert all(int(n) <= REGISTERS for n in re.findall(r"Used (\d+) registers", log))
 
 
 def test_one_kernel_is_compiled_by_itself():

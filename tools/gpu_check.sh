@@ -85,9 +85,7 @@ suites() {
 sanitizer() {
     local tool="$1" files
     files=(tests/test_ops.py tests/test_ops_batched.py tests/test_model_reference.py)
-    # A cache of its own, so that the kernels compiled into it are those that ran.
-    # Under the tool, what a caller of the function that launches holds stays alive: the tests of these
-    # files close what they upload.
+    # A cache of its own, so that it holds the kernels whose pipelines this run made, and no others.
     export XDG_CACHE_HOME="$WORK/cache-$tool"
     compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes application-only \
         --print-limit 20 "$PYTHON" -m pytest "${files[@]}" -k "cuda" -q -p no:cacheprovider \

@@ -100,7 +100,7 @@ def main() -> None:
             found = [line for line in lines if line.startswith("====")]
             missing = sorted(shipped - compiled_kernels(work / f"cache-{tool}"))
             print(
-                f"- {tool}: {found[-1].strip('= ') if found else 'no summary'}; it ran "
+                f"- {tool}: {found[-1].strip('= ') if found else 'no summary'}; pipelines made for "
                 f"{len(shipped) - len(missing)} of the {len(shipped)} kernels that ship"
                 + (f", without {', '.join(missing)}" if missing else "")
             )
