@@ -196,7 +196,7 @@ def main(arguments: list[str] | None = None) -> None:
         ),
     )
     seconds = time.monotonic() - start
-    print(f"{args.out}: {args.out.stat().st_size / 1e9:.3f} GB in {seconds:.1f} s")
+    print(f"{args.out.name}: {args.out.stat().st_size / 1e9:.3f} GB in {seconds:.1f} s")
 
 
 if __name__ == "__main__":
