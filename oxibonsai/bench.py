@@ -81,6 +81,7 @@ def measure(
             "repeat": repeat,
             "kv_dtype": kv_dtype,
             "chunk": chunk,
+            "activations": model.activations,
         },
         "prefill": _speed(prompt_tokens, prefill[1:]),
         "decode": _speed(tokens, decode[1:]),

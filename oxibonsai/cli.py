@@ -12,9 +12,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import TextIO
+from typing import TYPE_CHECKING, TextIO
 
 from oxibonsai import __version__, gguf, metal
+
+if TYPE_CHECKING:
+    from oxibonsai.model import Model
 
 __all__ = ["main"]
 
@@ -106,6 +109,12 @@ def _add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> No
     parser.add_argument(
         "--chunk", type=int, default=128, metavar="N", help="prompt tokens that run at once (128)"
     )
+    parser.add_argument(
+        "--activations",
+        choices=("float32", "int8"),
+        default="float32",
+        help="of prompts: int8 is faster and less exact, on the cpu device (float32)",
+    )
     _add_device(parser)
     _add_type42(parser)
 
@@ -133,6 +142,12 @@ def _file(args: argparse.Namespace) -> Iterator[Path]:
         yield args.model
 
 
+def _load(args: argparse.Namespace, path: Path, device: metal.Device) -> Model:
+    from oxibonsai.model import Model
+
+    return Model.load(path, device, type42=args.type42, activations=args.activations)
+
+
 def _generate(args: argparse.Namespace, out: TextIO) -> int:
     with _file(args) as path:
         return _generate_with(args, path, out)
@@ -140,12 +155,11 @@ def _generate(args: argparse.Namespace, out: TextIO) -> int:
 
 def _chat(args: argparse.Namespace, out: TextIO) -> int:
     from oxibonsai.cli_chat import converse
-    from oxibonsai.model import Model
 
     device = metal.Device(args.device, threads=args.threads)
     with (
         _file(args) as path,
-        Model.load(path, device, type42=args.type42) as model,
+        _load(args, path, device) as model,
         model.session(args.max_seq, args.kv_dtype, chunk=args.chunk) as session,
     ):
         return converse(args, session, out)
@@ -153,10 +167,9 @@ def _chat(args: argparse.Namespace, out: TextIO) -> int:
 
 def _bench(args: argparse.Namespace, out: TextIO) -> int:
     from oxibonsai.bench import measure
-    from oxibonsai.model import Model
 
     device = metal.Device(args.device, threads=args.threads)
-    with _file(args) as path, Model.load(path, device, type42=args.type42) as model:
+    with _file(args) as path, _load(args, path, device) as model:
         found = measure(
             model,
             prompt_tokens=args.prompt_tokens,
@@ -181,13 +194,11 @@ def _bench(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _generate_with(args: argparse.Namespace, path: Path, out: TextIO) -> int:
-    from oxibonsai.model import Model
-
     if args.max_tokens < 0:
         raise ValueError(f"--max-tokens {args.max_tokens} must be 0 or more")
     started = time.perf_counter()
     device = metal.Device(args.device, threads=args.threads)
-    with Model.load(path, device, type42=args.type42) as model:
+    with _load(args, path, device) as model:
         loaded = time.perf_counter()
         tokenizer = model.tokenizer
         ids = tokenizer.encode(args.prompt)

@@ -2,6 +2,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "geometry.h"
 #include "oxb_internal.h"
 #include "oxb_time.h"
 
@@ -29,6 +30,7 @@ struct oxb_commands {
     struct array bindings; /* oxb_binding, buffers retained */
     struct array args;     /* bytes, each struct at a multiple of 16 */
     oxb_buffer *scratch;   /* owned; NULL until an operation asks */
+    oxb_activations activations;
     /* Made when the commands are sealed; point into the arrays above. */
     oxb_driver_dispatch *list;
     oxb_driver_binding *driver_bindings;
@@ -118,6 +120,23 @@ oxb_status oxb_commands_reset(oxb_commands *commands) {
 }
 
 oxb_device *oxb_commands_device(const oxb_commands *commands) { return commands->device; }
+
+oxb_status oxb_commands_activations(oxb_commands *commands, oxb_activations activations) {
+    const oxb_device *device = commands->device;
+    if (activations != OXB_ACTIVATIONS_FLOAT32 && activations != OXB_ACTIVATIONS_INT8) {
+        return oxb_fail(OXB_ENCODING_FAILED, "activations is %d: OXB_ACTIVATIONS_FLOAT32 or OXB_ACTIVATIONS_INT8",
+                        (int)activations);
+    }
+    if (activations == OXB_ACTIVATIONS_INT8 && !oxb_has_int8(&device->info)) {
+        return oxb_fail(OXB_ENCODING_FAILED,
+                        "the %s device has no kernels for int8 activations: leave them float32, or take the cpu device",
+                        device->driver->name);
+    }
+    commands->activations = activations;
+    return OXB_OK;
+}
+
+int oxb_commands_in_int8(const oxb_commands *commands) { return commands->activations == OXB_ACTIVATIONS_INT8; }
 
 oxb_status oxb_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer) {
     if (!commands->scratch || commands->scratch->length < length) {

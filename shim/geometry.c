@@ -11,8 +11,10 @@
 static const oxb_tile cpu[OXB_OP_COUNT] = {
     [OXB_OP_GEMV] = {{OXB_CPU_ROWS, ALL, ALL}, 1, NO_CONSTANTS},
     [OXB_OP_SWIGLU] = {{OXB_CPU_ROWS, ALL, ALL}, 1, NO_CONSTANTS},
-    [OXB_OP_GEMM] = {{OXB_CPU_ROWS, ALL, ALL}, 1, NO_CONSTANTS},
-    [OXB_OP_SWIGLU_GEMM] = {{OXB_CPU_ROWS, ALL, ALL}, 1, NO_CONSTANTS},
+    [OXB_OP_GEMM] = {{OXB_CPU_ROWS, OXB_CPU_BATCH, ALL}, 1, NO_CONSTANTS},
+    [OXB_OP_SWIGLU_GEMM] = {{OXB_CPU_ROWS, OXB_CPU_BATCH, ALL}, 1, NO_CONSTANTS},
+    [OXB_OP_GEMM_INT8] = {{OXB_CPU_ROWS, ALL, ALL}, 1, NO_CONSTANTS},
+    [OXB_OP_QUANTIZE] = {{1, ALL, ALL}, 1, NO_CONSTANTS},
     [OXB_OP_EMBED] = {{ALL, 1, ALL}, 1, NO_CONSTANTS},
     [OXB_OP_RMSNORM] = {{1, ALL, ALL}, 1, NO_CONSTANTS},
     [OXB_OP_ADD] = {{OXB_CPU_ELEMENTS, ALL, ALL}, 1, NO_CONSTANTS},
@@ -74,6 +76,10 @@ static int looks_up(const oxb_device_info *device, oxb_kernel_format kernel) {
 }
 
 int oxb_norm_is_fused(const oxb_device_info *device, oxb_kernel_format kernel) { return looks_up(device, kernel); }
+
+int oxb_has_int8(const oxb_device_info *device) { return is_cpu(device); }
+
+uint64_t oxb_int8_bytes(uint64_t k, uint32_t group) { return oxb_cpu_int8_bytes(k, group); }
 
 oxb_tile oxb_gemv_tile(const oxb_device_info *device, oxb_op op, oxb_kernel_format kernel, uint64_t n_rows) {
     oxb_tile tile = oxb_tile_of(device, op);

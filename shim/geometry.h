@@ -10,6 +10,8 @@ typedef enum oxb_op {
     OXB_OP_SWIGLU,       /* row of the output */
     OXB_OP_GEMM,         /* row of the output; vector */
     OXB_OP_SWIGLU_GEMM,  /* row of the output; vector */
+    OXB_OP_GEMM_INT8,    /* row of the output; vector: either of these, of quantised vectors */
+    OXB_OP_QUANTIZE,     /* vector */
     OXB_OP_EMBED,        /* element of the row; token */
     OXB_OP_RMSNORM,      /* vector */
     OXB_OP_ADD,          /* element */
@@ -40,6 +42,11 @@ oxb_tile oxb_gemv_tile(const oxb_device_info *device, oxb_op op, oxb_kernel_form
 
 /* Whether the kernels of one vector take the norm of their input in as well. */
 int oxb_norm_is_fused(const oxb_device_info *device, oxb_kernel_format kernel);
+
+/* Whether there are kernels that take their vectors as int8. */
+int oxb_has_int8(const oxb_device_info *device);
+/* The bytes of such a vector for a matrix of k columns with a scale for each `group`. */
+uint64_t oxb_int8_bytes(uint64_t k, uint32_t group);
 
 /* The tile of a matrix product for `n_vectors` vectors. */
 oxb_tile oxb_gemm_tile(const oxb_device_info *device, oxb_op op, uint64_t n_vectors);

@@ -56,7 +56,8 @@ static oxb_status record_gemv(oxb_commands *commands, const product *p, const ox
     return oxb_record(commands, &tile, kernel, operands, n, &args, sizeof args, units);
 }
 
-static oxb_status record_gemm(oxb_commands *commands, const product *p, const oxb_operand *operands,
+/* Operands: weight, x, y; with the quantised x before y, in int8. */
+static oxb_status record_gemm(oxb_commands *commands, const product *p, const oxb_operand *operands, uint32_t n,
                               uint64_t stride) {
     const oxb_device_info *info = &oxb_commands_device(commands)->info;
     struct oxb_gemm_args args = {.codes_offset = p->weight->codes_offset,
@@ -65,22 +66,39 @@ static oxb_status record_gemm(oxb_commands *commands, const product *p, const ox
                                  .k = (oxb_u32)p->k,
                                  .n_vectors = (oxb_u32)p->n_vectors,
                                  .column = column_of(p->weight)};
-    oxb_tile tile = oxb_gemm_tile(info, p->op_gemm, p->n_vectors);
+    const int int8 = n > 3;
+    oxb_tile tile = oxb_gemm_tile(info, int8 ? OXB_OP_GEMM_INT8 : p->op_gemm, p->n_vectors);
     char kernel[OXB_NAME_BYTES];
-    snprintf(kernel, sizeof kernel, "%s_%s%s%s", p->gemm, format_of(p->weight), p->suffix, layout_of(p->weight));
+    snprintf(kernel, sizeof kernel, "%s_%s%s%s%s", p->gemm, format_of(p->weight), p->suffix, int8 ? "_int8" : "",
+             layout_of(p->weight));
     const uint64_t units[3] = {p->n_out, p->n_vectors, 1};
-    return oxb_record(commands, &tile, kernel, operands, 3, &args, sizeof args, units);
+    return oxb_record(commands, &tile, kernel, operands, n, &args, sizeof args, units);
 }
 
-/* Record the norm of x on its own, and put where it goes in the place of x. */
-static oxb_status record_norm(oxb_commands *commands, const product *p, oxb_operand *x) {
-    oxb_buffer *normed = NULL;
-    oxb_status status = oxb_commands_scratch(commands, x->bytes, &normed);
-    if (status != OXB_OK) return status;
-    const oxb_binding to = {normed, 0};
-    status = oxb_op_rmsnorm(commands, p->x, p->norm->weight, to, p->k, p->n_vectors, p->norm->eps);
+/* Record the norm of x on its own into `to`, and put that in the place of x. */
+static oxb_status record_norm(oxb_commands *commands, const product *p, oxb_binding to, oxb_operand *x) {
+    oxb_status status = oxb_op_rmsnorm(commands, p->x, p->norm->weight, to, p->k, p->n_vectors, p->norm->eps);
     x->binding = to;
     return status;
+}
+
+/* Whether the vectors are rounded to int8, and the bytes that they then take. */
+static int is_int8(const oxb_commands *commands, const product *p, uint64_t *bytes) {
+    *bytes = 0;
+    if (!oxb_commands_in_int8(commands) || p->n_vectors == 1) return 0;
+    if (p->weight->layout != OXB_LAYOUT_PANELS && p->weight->layout != OXB_LAYOUT_TRITS) return 0;
+    *bytes = p->n_vectors * oxb_int8_bytes(p->k, oxb_kernel((oxb_kernel_format)p->weight->kernel)->group);
+    return 1;
+}
+
+static oxb_status record_quantize(oxb_commands *commands, const product *p, const oxb_operand *x,
+                                  const oxb_operand *quantized) {
+    const oxb_operand operands[] = {*x, *quantized};
+    struct oxb_quantize_args args = {(oxb_u32)p->k, (oxb_u32)p->n_vectors,
+                                     oxb_kernel((oxb_kernel_format)p->weight->kernel)->group, 0};
+    oxb_tile tile = oxb_tile_of(&oxb_commands_device(commands)->info, OXB_OP_QUANTIZE);
+    const uint64_t units[3] = {p->n_vectors, 1, 1};
+    return oxb_record(commands, &tile, "quantize_int8", operands, 2, &args, sizeof args, units);
 }
 
 static oxb_status record_product(oxb_commands *commands, const product *p) {
@@ -109,13 +127,26 @@ static oxb_status record_product(oxb_commands *commands, const product *p) {
     const oxb_device_info *info = &oxb_commands_device(commands)->info;
     const uint32_t mark = oxb_commands_length(commands);
     const int residual = p->suffix[0] != 0;
-    if (p->norm && (residual || p->n_vectors > 1 || !oxb_norm_is_fused(info, (oxb_kernel_format)p->weight->kernel))) {
-        status = record_norm(commands, p, operands + 1);
+    const int apart = p->norm && (residual || p->n_vectors > 1 ||
+                                  !oxb_norm_is_fused(info, (oxb_kernel_format)p->weight->kernel));
+    uint64_t int8_bytes;
+    const int int8 = is_int8(commands, p, &int8_bytes);
+    oxb_binding scratch = {NULL, 0}; /* the norm of x, then x in int8 */
+    if (apart || int8) status = oxb_commands_scratch(commands, (apart ? x.bytes : 0) + int8_bytes, &scratch.buffer);
+    if (status == OXB_OK && apart) {
+        status = record_norm(commands, p, scratch, operands + 1);
         operands[2] = y;
         n = 3;
+        scratch.offset = x.bytes;
+    }
+    if (status == OXB_OK && int8) {
+        operands[2] = (oxb_operand){"quantized input", scratch, int8_bytes, 0};
+        operands[n++] = y;
+        status = record_quantize(commands, p, operands + 1, operands + 2);
     }
     if (status == OXB_OK) {
-        status = p->n_vectors == 1 ? record_gemv(commands, p, operands, n) : record_gemm(commands, p, operands, stride);
+        status = p->n_vectors == 1 ? record_gemv(commands, p, operands, n)
+                                   : record_gemm(commands, p, operands, n, stride);
     }
     if (status != OXB_OK) oxb_commands_cut(commands, mark);
     return status;

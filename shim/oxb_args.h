@@ -65,6 +65,16 @@ struct oxb_rmsnorm_args {
 };
 OXB_ARGS_SIZE(oxb_rmsnorm_args, 16);
 
+/* Vectors of int8 for the gemm kernels that take them, of the cpu driver alone, which knows the layout. Bindings:
+ * x, quantised x. */
+struct oxb_quantize_args {
+    oxb_u32 k;
+    oxb_u32 n_vectors;
+    oxb_u32 group; /* weights of a scale of the matrix */
+    oxb_u32 pad;
+};
+OXB_ARGS_SIZE(oxb_quantize_args, 16);
+
 /* y += x. Bindings: x, y. */
 struct oxb_add_args {
     oxb_u64 n;

@@ -90,6 +90,7 @@ oxb_device *oxb_commands_device(const oxb_commands *commands);
 /* A buffer of the recording for what one of its operations hands to the next, not retained. The next call
  * may give the same one again: dispatches run in order. */
 oxb_status oxb_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer);
+int oxb_commands_in_int8(const oxb_commands *commands);
 /* Forget what was recorded after the first `n` dispatches: for an operation of several that failed. */
 void oxb_commands_cut(oxb_commands *commands, uint32_t n);
 void oxb_pipeline_retain(oxb_pipeline *pipeline);

@@ -114,6 +114,17 @@ def gemv_bound(w64: F64, x: NDArray[Any], r: F64) -> float:
     return 1e-6 * max(float(np.linalg.norm(r)), float(magnitude))
 
 
+def int8_bound(w64: F64, x: NDArray[Any]) -> F64:
+    """Return for each row how far W x may be off where x is rounded to int8 in blocks of 16.
+
+    The largest of a block is 127 steps, and each activation is off by half a step at the most.
+    """
+    half_steps = np.abs(np.asarray(x, np.float64)).reshape(-1, 16).max(axis=1) / 254
+    sizes = np.abs(w64).reshape(len(w64), -1, 16).sum(axis=2)
+    result: F64 = (sizes @ half_steps) * (1 + 1e-5)
+    return result
+
+
 def rmsnorm(x: NDArray[Any], weight: NDArray[Any], eps: float) -> F64:
     """Normalise the last axis by its root mean square, then scale by `weight`."""
     x64 = np.asarray(x, np.float64)

@@ -13,7 +13,9 @@ _Extents: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
 
 @disjoint_base
 class Commands:
-    def __init__(self, device: Device) -> None: ...
+    def __init__(
+        self, device: Device, *, activations: Literal["float32", "int8"] = "float32"
+    ) -> None: ...
     @property
     def device(self) -> Device: ...
     @property

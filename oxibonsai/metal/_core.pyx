@@ -312,10 +312,10 @@ cdef class Device:
         from oxibonsai.metal._pipeline import Pipeline
         return Pipeline(self, function, constants=constants, library=library)
 
-    def commands(self):
+    def commands(self, *, activations="float32"):
         """Return an empty Commands to record into. See Commands."""
         from oxibonsai.metal._commands import Commands
-        return Commands(self)
+        return Commands(self, activations=activations)
 
     @contextmanager
     def capture(self, path):

@@ -141,10 +141,10 @@ cdef class MetalGraph:
         self.device.open_handle()
         return 0
 
-    def commands(self):
-        """Return an empty Commands on the graph's device."""
+    def commands(self, *, activations="float32"):
+        """Return an empty Commands on the graph's device. See Commands."""
         self.check_open()
-        return self.device.commands()
+        return self.device.commands(activations=activations)
 
     def upload_weight(self, data):
         """Upload bytes as they are.

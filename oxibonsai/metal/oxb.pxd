@@ -49,6 +49,10 @@ cdef extern from "oxb_shim.h" nogil:
         OXB_STORAGE_SHARED
         OXB_STORAGE_PRIVATE
 
+    ctypedef enum oxb_activations:
+        OXB_ACTIVATIONS_FLOAT32
+        OXB_ACTIVATIONS_INT8
+
     ctypedef struct oxb_device:
         pass
     ctypedef struct oxb_buffer:
@@ -244,3 +248,5 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*capture_start)(oxb_device *device, const char *path) noexcept nogil
         oxb_status (*capture_stop)(oxb_device *device) noexcept nogil
         const char *(*device_variant)(const char *driver, uint32_t index) noexcept nogil
+        oxb_status (*commands_activations)(
+            oxb_commands *commands, oxb_activations activations) noexcept nogil

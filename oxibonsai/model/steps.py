@@ -193,7 +193,7 @@ class _Recorder:
         self.cache = cache
         self.text = text
         self.work = work
-        self.commands = model.graph.commands()
+        self.commands = model.graph.commands(activations=model.activations)
         self.shape: dict[str, Any] = {
             "n_heads": c.n_heads,
             "n_kv_heads": c.n_kv_heads,

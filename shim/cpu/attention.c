@@ -118,7 +118,7 @@ static void attend(const oxb_cpu_call *call, uint64_t token, uint64_t kv_head, u
         .scale = a->scale,
         .head = head,
         .scratch = call->scratch};
-    call->isa->attend(&job);
+    call->isa->f32->attend(&job);
     for (uint64_t h = 0; h < n_heads; h++) {
         float *out = head[h].out;
         if (a->n_splits > 1) {

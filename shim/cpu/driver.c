@@ -226,7 +226,7 @@ static oxb_status buffer_fill(void *device, void *buffer, uint64_t offset, uint6
 static int uses_layout(const cpu_device *device, uint32_t kernel, uint32_t layout)
 {
     const oxb_cpu_code code = oxb_cpu_panel_code(kernel, layout);
-    return code != OXB_CPU_CODE_COUNT && device->isa->code[code].rows != NULL;
+    return code != OXB_CPU_CODE_COUNT && device->isa->f32->code[code].rows != NULL;
 }
 
 static uint64_t weight_size(void *device, oxb_kernel_format kernel, oxb_layout layout, uint64_t n_rows,
@@ -291,7 +291,8 @@ static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch
                              oxb_cpu_step *step)
 {
     const oxb_cpu_kernel *kernel = dispatch->pipeline;
-    if (kernel->layout != OXB_LAYOUT_PLAIN && !uses_layout(device, kernel->format, kernel->layout))
+    if ((kernel->layout != OXB_LAYOUT_PLAIN && !uses_layout(device, kernel->format, kernel->layout)) ||
+        (kernel->int8 && device->isa->int8 == NULL))
         return host->fail(OXB_ENCODING_FAILED, "the %s variant of the cpu device has no kernel '%s'",
                           device->isa->name, kernel->name);
     if (dispatch->n_bindings != kernel->n_bindings || dispatch->args_size != kernel->args_size)

@@ -1,24 +1,61 @@
-/* Which variants the processor can run. */
+/* The variants, and which of them the processor can run. */
 #include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
 
 #include "isa.h"
 
-/* The best first. */
-static const oxb_cpu_isa *const variants[] = {
 #if defined(__x86_64__)
-    &oxb_cpu_avx512,
-    &oxb_cpu_avx2,
-#elif defined(__aarch64__)
-    &oxb_cpu_neon,
+static int has_avx2(void)
+{
+    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+}
+
+/* Not every compiler knows the name "avxvnni". */
+static int has_avx2_vnni(void)
+{
+    unsigned eax, ebx, ecx, edx;
+    return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
+}
+
+static int has_avx512(void)
+{
+    return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+
+static int has_avx512_vnni(void)
+{
+    return has_avx512() && __builtin_cpu_supports("avx512vnni");
+}
 #endif
-    &oxb_cpu_portable,
+
+static int always(void)
+{
+    return 1;
+}
+
+/* The best first. */
+static const oxb_cpu_isa variants[] = {
+#if defined(__x86_64__)
+    {"avx512-vnni", has_avx512_vnni, &oxb_cpu_avx512_f32, &oxb_cpu_avx512_vnni_int8},
+    {"avx512", has_avx512, &oxb_cpu_avx512_f32, &oxb_cpu_avx512_int8},
+    {"avx2-vnni", has_avx2_vnni, &oxb_cpu_avx2_f32, &oxb_cpu_avx2_vnni_int8},
+    {"avx2", has_avx2, &oxb_cpu_avx2_f32, &oxb_cpu_avx2_int8},
+#elif defined(__aarch64__)
+    {"neon-dotprod", oxb_cpu_has_dotprod, &oxb_cpu_neon_f32, &oxb_cpu_neon_dotprod_int8},
+    {"neon", always, &oxb_cpu_neon_f32, &oxb_cpu_neon_int8},
+#endif
+    {"portable", always, &oxb_cpu_portable_f32, NULL},
 };
 
 const oxb_cpu_isa *oxb_cpu_variant(uint32_t index)
 {
     for (size_t i = 0; i < sizeof variants / sizeof variants[0]; i++)
-        if (variants[i]->present() && index-- == 0)
-            return variants[i];
+        if (variants[i].present() && index-- == 0)
+            return &variants[i];
     return NULL;
 }
 

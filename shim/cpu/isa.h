@@ -19,22 +19,64 @@ typedef enum oxb_cpu_code {
     OXB_CPU_CODE_COUNT
 } oxb_cpu_code;
 
+#define OXB_CPU_MOST_TOGETHER 4u /* vectors that share the codes of a row as they are shifted, the most */
+
 /* Some tiles of a panel and some groups of their columns. */
 typedef struct oxb_cpu_tiles {
     const uint16_t *scales; /* of the first group of the first tile */
     const uint32_t *codes;
     uint64_t n_groups;
-    uint32_t group;   /* weights: 64 or 128 */
-    uint32_t n_tiles; /* to the panel's end at most */
-    int add;          /* to the sums; else store them */
+    uint32_t group;     /* weights: 64 or 128 */
+    uint32_t n_tiles;   /* to the panel's end at most */
+    uint32_t n_vectors; /* whose tables lie side by side: 1, 2 or 4 */
+    uint64_t stride;    /* of the sums, from a vector to the next */
+    int add;            /* to the sums; else store them */
 } oxb_cpu_tiles;
 
 typedef struct oxb_cpu_code_kernels {
-    /* Tables of what each field of a word contributes before the scale, for n_groups groups of x. */
-    void (*tables)(float *tables, const float *x, uint64_t n_groups, uint32_t group);
-    /* sums[16 i + lane]: row `lane` of tile i, times x. */
+    /* Tables of what each field of a word contributes before the scale, for n_groups groups of x, which is
+     * vector v of n_vectors: their tables of a field lie side by side. */
+    void (*tables)(float *tables, const float *x, uint64_t n_groups, uint32_t group, uint32_t v,
+                   uint32_t n_vectors);
+    /* sums[v * stride + 16 i + lane]: row `lane` of tile i, times vector v. */
     void (*rows)(const oxb_cpu_tiles *tiles, const float *tables, double *sums);
 } oxb_cpu_code_kernels;
+
+#define OXB_CPU_INT8_BLOCK 16u /* activations that share a scale */
+
+/* A vector as quantize() leaves it: int8 [k], then float scales [k / OXB_CPU_INT8_BLOCK], then for each group
+ * minus the sum of what its activations stand for. Bytes of it: */
+static inline uint64_t oxb_cpu_int8_bytes(uint64_t k, uint64_t group)
+{
+    return k + k / OXB_CPU_INT8_BLOCK * sizeof(float) + k / group * sizeof(float);
+}
+
+/* Some tiles, whose codes are bytes now, times some quantised vectors. */
+typedef struct oxb_cpu_int8_tiles {
+    const uint32_t *codes;  /* [tile][four weights][lane] */
+    const uint16_t *scales; /* of the first group of the first tile */
+    uint64_t code_stride;   /* words from a tile to the next */
+    uint64_t scale_stride;  /* scales from a group to the next */
+    const int8_t *q;        /* of the first group of the first vector */
+    const float *q_scales;
+    const float *q_sums;
+    uint64_t q_stride; /* bytes from a vector to the next */
+    uint64_t n_groups;
+    uint32_t group;
+    uint32_t n_tiles;
+    uint32_t n_vectors;
+    uint64_t stride; /* of the sums, from a vector to the next */
+    int add;
+} oxb_cpu_int8_tiles;
+
+typedef struct oxb_cpu_int8_kernels {
+    void (*quantize)(const float *x, uint64_t k, uint32_t group, void *to);
+    /* The codes of some groups of a tile as bytes of value (code), four weights a word; the groups are
+     * `stride` words apart. */
+    void (*expand[OXB_CPU_CODE_COUNT])(uint32_t *to, const uint32_t *codes, uint64_t n_groups, uint64_t stride,
+                                       uint32_t group);
+    void (*rows)(const oxb_cpu_int8_tiles *tiles, double *sums);
+} oxb_cpu_int8_kernels;
 
 #define OXB_CPU_ATTEND_HEADS 4u /* query heads that share each row of the caches as it is read */
 #define OXB_CPU_ATTEND_BLOCK 64u /* positions whose weights are rescaled together */
@@ -74,9 +116,7 @@ typedef struct oxb_cpu_pack_rows {
     uint32_t *to_codes;
 } oxb_cpu_pack_rows;
 
-typedef struct oxb_cpu_isa {
-    const char *name;
-    int (*present)(void); /* whether this processor has the instructions */
+typedef struct oxb_cpu_float_kernels {
     oxb_cpu_code_kernels code[OXB_CPU_CODE_COUNT]; /* NULL: the layout is not used */
     /* sums[i] = row i, `stride` bytes apart, times x: F32, F16, BF16 and Q8_0. */
     void (*dense)(uint32_t format, const uint8_t *rows, uint64_t stride, uint64_t n, const float *x,
@@ -86,9 +126,21 @@ typedef struct oxb_cpu_isa {
     void (*attend)(const oxb_cpu_attend *a);
     /* s = gate / (1 + exp(-gate)) * up; reads up to the end of a vector of OXB_CPU_LANES. */
     void (*swiglu)(const double *gate, const double *up, float *s, uint64_t n);
+} oxb_cpu_float_kernels;
+
+/* Variants that differ in their integer dot products share the other kernels. */
+typedef struct oxb_cpu_isa {
+    const char *name;
+    int (*present)(void); /* whether this processor has the instructions */
+    const oxb_cpu_float_kernels *f32;
+    const oxb_cpu_int8_kernels *int8; /* NULL where matrices stay in the plain layout */
 } oxb_cpu_isa;
 
-extern const oxb_cpu_isa oxb_cpu_avx512, oxb_cpu_avx2, oxb_cpu_neon, oxb_cpu_portable;
+extern const oxb_cpu_float_kernels oxb_cpu_avx512_f32, oxb_cpu_avx2_f32, oxb_cpu_neon_f32, oxb_cpu_portable_f32;
+extern const oxb_cpu_int8_kernels oxb_cpu_avx512_int8, oxb_cpu_avx512_vnni_int8, oxb_cpu_avx2_int8,
+    oxb_cpu_avx2_vnni_int8, oxb_cpu_neon_int8, oxb_cpu_neon_dotprod_int8;
+
+int oxb_cpu_has_dotprod(void); /* machine.c: the dot products of Armv8.2 */
 
 /* The variants that this processor can run, the best first; NULL past the end. */
 const oxb_cpu_isa *oxb_cpu_variant(uint32_t index);

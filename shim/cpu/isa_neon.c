@@ -4,15 +4,12 @@
 /* after the registers' functions */
 #include "attend.h"
 #include "dense.h"
+#include "int8.h"
 #include "pack.h"
 #include "tiles.h"
 
-static int present(void)
-{
-    return 1;
-}
-
-const oxb_cpu_isa oxb_cpu_neon = {.name = "neon", .present = present, CODE_KERNELS, VECTOR_KERNELS, DENSE_KERNELS, PACK_KERNELS};
+const oxb_cpu_float_kernels oxb_cpu_neon_f32 = {CODE_KERNELS, VECTOR_KERNELS, DENSE_KERNELS, PACK_KERNELS};
+const oxb_cpu_int8_kernels oxb_cpu_neon_int8 = {INT8_KERNELS};
 #else
 typedef int nothing_here; /* ISO C forbids an empty file */
 #endif

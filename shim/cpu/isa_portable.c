@@ -4,9 +4,4 @@
 #include "attend.h"
 #include "dense.h"
 
-static int present(void)
-{
-    return 1;
-}
-
-const oxb_cpu_isa oxb_cpu_portable = {.name = "portable", .present = present, VECTOR_KERNELS, DENSE_KERNELS};
+const oxb_cpu_float_kernels oxb_cpu_portable_f32 = {VECTOR_KERNELS, DENSE_KERNELS};

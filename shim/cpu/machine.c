@@ -7,6 +7,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#if defined(__aarch64__) && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#endif
 #if defined(__APPLE__)
 #include <sys/sysctl.h>
 #include <sys/types.h>
@@ -27,6 +31,11 @@ static long sysctl_int(const char *name)
     int value = 0;
     size_t size = sizeof value;
     return sysctlbyname(name, &value, &size, NULL, 0) == 0 ? value : 0;
+}
+
+int oxb_cpu_has_dotprod(void)
+{
+    return sysctl_int("hw.optional.arm.FEAT_DotProd") != 0;
 }
 
 /* The efficiency cores would hold up the others at every barrier. */
@@ -70,6 +79,15 @@ static long affinity_count(void)
     return 0;
 }
 #endif
+
+int oxb_cpu_has_dotprod(void)
+{
+#if defined(__aarch64__) && defined(__linux__)
+    return (getauxval(AT_HWCAP) & HWCAP_ASIMDDP) != 0;
+#else
+    return 0;
+#endif
+}
 
 uint32_t oxb_cpu_count(void)
 {

@@ -1,12 +1,19 @@
-/* The kernels that multiply a weight matrix by a vector, for every format. */
+/* The kernels that multiply a weight matrix by vectors, for every format. */
 #include "oxb_cpu.h"
 #include "panels.h"
 
-/* Before the tables in the scratch. A part of a matrix in panels may start and end inside a tile. */
-#define SUMS_BYTES ((OXB_CPU_TILE + 2 * 2 * OXB_CPU_LANES) * sizeof(double))
+/* A part of a matrix in panels may start and end inside a tile. */
+#define SUMS (OXB_CPU_MOST_TOGETHER * (OXB_CPU_TILE + 2 * 2 * OXB_CPU_LANES))
 
-_Static_assert(SUMS_BYTES + OXB_CPU_TABLES <= OXB_CPU_SCRATCH, "sums and tables must fit the scratch");
-_Static_assert(SUMS_BYTES % 64 == 0, "tables start on a cache line");
+typedef struct matrix_scratch {
+    _Alignas(64) uint64_t first_vector; /* whose tables these are, from one call of a dispatch to the next */
+    _Alignas(64) double sums[SUMS];
+    _Alignas(64) unsigned char tables[OXB_CPU_TABLES];
+} matrix_scratch;
+
+_Static_assert(sizeof(matrix_scratch) <= OXB_CPU_SCRATCH, "sums and tables must fit the scratch");
+_Static_assert(2 * (OXB_CPU_INT8_ROWS + 2 * OXB_CPU_LANES) * OXB_CPU_INT8_VECTORS <= SUMS,
+               "the rows of int8 vectors must fit the sums");
 
 uint64_t oxb_cpu_weight_bytes(const oxb_cpu_kernel *kernel, uint64_t codes_offset, uint64_t n_rows,
                               uint64_t k)
@@ -48,27 +55,28 @@ uint64_t oxb_cpu_swiglu_need(const oxb_cpu_kernel *kernel, const void *args, uin
     return (uint64_t)(binding == 1 ? a->k : a->n_rows) * 4;
 }
 
-/* The rows of one or two parts of a matrix, n of each: sums[p][i] is row (first[p] + i) times x. `again`:
- * the scratch has seen the same x in the last call. */
-static void rows_of_parts(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
-                          uint32_t n_parts, uint64_t n, int again, const double **sums)
+/* The rows of one or two parts of a matrix, n of each, times m's vectors. `again`: the scratch has seen the same
+ * vectors in the last call. */
+static oxb_cpu_sums rows_of_parts(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
+                                  uint32_t n_parts, uint64_t n, int again)
 {
-    double *out = call->scratch;
-    void *tables = (char *)call->scratch + SUMS_BYTES;
-    if (call->kernel->layout != OXB_LAYOUT_PLAIN) {
-        oxb_cpu_panel_rows(call, m, first, n_parts, n, again, out, tables, sums);
-        return;
-    }
-    for (uint32_t part = 0; part < n_parts; part++)
-        sums[part] = out + part * n;
+    matrix_scratch *scratch = call->scratch;
+    double *out = scratch->sums;
+    void *tables = scratch->tables;
+    if (m->quantized != NULL)
+        return oxb_cpu_int8_rows(call, m, first, n_parts, n, out, tables);
+    if (call->kernel->layout != OXB_LAYOUT_PLAIN)
+        return oxb_cpu_panel_rows(call, m, first, n_parts, n, again, out, tables);
+    oxb_cpu_sums sums = {{out, out + n}, 0}; /* of one vector */
     if (oxb_cpu_has_scales(m->format)) {
         oxb_cpu_codes_rows(m, first, n_parts, n, out, tables);
-        return;
+        return sums;
     }
     const uint64_t stride = m->k / oxb_cpu_group(m->format) * oxb_cpu_group_bytes(m->format);
     for (uint32_t part = 0; part < n_parts; part++)
-        call->isa->dense(m->format, m->weight + m->codes_offset + first[part] * stride, stride, n, m->x, m->k,
-                         out + part * n);
+        call->isa->f32->dense(m->format, m->weight + m->codes_offset + first[part] * stride, stride, n, m->x, m->k,
+                              out + part * n);
+    return sums;
 }
 
 /* Bounds of the rows in groups [first, last), a tile at a time: the rows from `row`, 0 at the end. */
@@ -80,19 +88,19 @@ static uint64_t tile_rows(uint64_t row, uint64_t last_group, uint64_t n_rows, ui
     return rest < tile ? rest : tile;
 }
 
+/* Bindings: weight, x, y; in int8 the quantised x before y. */
 uint64_t oxb_cpu_gemm_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
 {
     const struct oxb_gemm_args *a = args;
     if (a->n_vectors == 0 || a->y_stride < a->n_rows)
         return OXB_CPU_BAD_ARGS;
-    switch (binding) {
-    case 0:
+    if (binding == 0)
         return oxb_cpu_weight_bytes(kernel, a->codes_offset, a->n_rows, a->k);
-    case 1:
+    if (binding == 1)
         return oxb_cpu_mul((uint64_t)a->n_vectors * 4, a->k);
-    default:
-        return oxb_cpu_mul(oxb_cpu_add(oxb_cpu_mul(a->n_vectors - 1, a->y_stride), a->n_rows), 4);
-    }
+    if (binding + 1 < kernel->n_bindings)
+        return oxb_cpu_mul(a->n_vectors, oxb_cpu_int8_bytes(a->k, oxb_cpu_group(kernel->format)));
+    return oxb_cpu_mul(oxb_cpu_add(oxb_cpu_mul(a->n_vectors - 1, a->y_stride), a->n_rows), 4);
 }
 
 uint64_t oxb_cpu_swiglu_gemm_need(const oxb_cpu_kernel *kernel, const void *args, uint32_t binding)
@@ -105,24 +113,28 @@ uint64_t oxb_cpu_swiglu_gemm_need(const oxb_cpu_kernel *kernel, const void *args
 
 typedef enum epilogue { STORE, ADD, SWIGLU } epilogue;
 
-/* The output of one vector for the rows of groups [first, last). */
-static inline void product(const oxb_cpu_call *call, const oxb_cpu_matrix *m, float *y, uint64_t n_rows,
-                           uint64_t first, uint64_t last, epilogue then, int again)
+/* The output of some vectors, as many as a kernel takes at once, for the rows of groups [first, last). */
+static inline void product(const oxb_cpu_call *call, const oxb_cpu_matrix *m, float *y, uint64_t y_stride,
+                           uint64_t n_rows, uint64_t first, uint64_t last, epilogue then, int again)
 {
-    const uint64_t tile = then == SWIGLU ? OXB_CPU_TILE / 2 : OXB_CPU_TILE;
-    const double *sums[2];
+    const uint64_t most = then == SWIGLU ? OXB_CPU_TILE / 2 : OXB_CPU_TILE;
+    const uint64_t tile = m->quantized != NULL ? OXB_CPU_INT8_ROWS : most;
     if (first > n_rows / OXB_CPU_ROWS)
         return;
     uint64_t n;
     for (uint64_t row = first * OXB_CPU_ROWS; (n = tile_rows(row, last, n_rows, tile)) != 0; row += n) {
         const uint64_t parts[2] = {row, n_rows + row};
-        rows_of_parts(call, m, parts, then == SWIGLU ? 2 : 1, n, again, sums);
+        const oxb_cpu_sums sums = rows_of_parts(call, m, parts, then == SWIGLU ? 2 : 1, n, again);
         again = 1;
-        if (then == SWIGLU)
-            call->isa->swiglu(sums[0], sums[1], y + row, n);
-        else
-            for (uint64_t i = 0; i < n; i++)
-                y[row + i] = (float)(then == ADD ? (double)y[row + i] + sums[0][i] : sums[0][i]);
+        for (uint64_t v = 0; v < m->n_vectors; v++) {
+            const double *sum = sums.part[0] + v * sums.stride;
+            float *to = y + v * y_stride + row;
+            if (then == SWIGLU)
+                call->isa->f32->swiglu(sum, sums.part[1] + v * sums.stride, to, n);
+            else
+                for (uint64_t i = 0; i < n; i++)
+                    to[i] = (float)(then == ADD ? (double)to[i] + sum[i] : sum[i]);
+        }
     }
 }
 
@@ -133,22 +145,58 @@ static inline void vector_product(const oxb_cpu_call *call, uint64_t first, uint
                               .codes_offset = a->codes_offset,
                               .k = a->k,
                               .x = call->bindings[1].address,
+                              .n_vectors = 1,
                               .format = call->kernel->format};
-    product(call, &m, call->bindings[2].address, a->n_rows, first, last, then, call->again);
+    product(call, &m, call->bindings[2].address, 0, a->n_rows, first, last, then, call->again);
 }
 
-/* Vector by vector: what a table costs is the activations' and not the weights'. */
+/* How many of the `left` vectors go together. */
+static uint32_t together(const oxb_cpu_kernel *kernel, uint64_t left)
+{
+    if (kernel->int8)
+        return left < OXB_CPU_INT8_VECTORS ? (uint32_t)left : OXB_CPU_INT8_VECTORS;
+    if (kernel->layout == OXB_LAYOUT_PLAIN)
+        return 1;
+    return left >= 4 ? 4 : left >= 2 ? 2 : 1;
+}
+
+/* Some vectors [from, to) times the rows of groups [first, last). */
+static inline void batch_product(const oxb_cpu_call *call, uint64_t from, uint64_t to, uint64_t first,
+                                 uint64_t last, epilogue then, int again)
+{
+    const struct oxb_gemm_args *a = call->args;
+    const oxb_cpu_kernel *kernel = call->kernel;
+    matrix_scratch *scratch = call->scratch;
+    const uint64_t bytes = oxb_cpu_int8_bytes(a->k, oxb_cpu_group(kernel->format));
+    oxb_cpu_matrix m = {.weight = call->bindings[0].address,
+                        .codes_offset = a->codes_offset,
+                        .k = a->k,
+                        .format = kernel->format};
+    for (uint64_t v = from; v < to; v += m.n_vectors) {
+        m.n_vectors = together(kernel, to - v);
+        m.x = (const float *)call->bindings[1].address + v * a->k;
+        m.quantized = kernel->int8 ? (const char *)call->bindings[2].address + v * bytes : NULL;
+        product(call, &m, (float *)call->bindings[kernel->n_bindings - 1].address + v * a->y_stride, a->y_stride,
+                a->n_rows, first, last, then, again && scratch->first_vector == v);
+        scratch->first_vector = v;
+        again = 1;
+    }
+}
+
+/* Groups count rows, then batches of vectors. */
 static inline void matrix_product(const oxb_cpu_call *call, uint64_t first, uint64_t last, epilogue then)
 {
     const struct oxb_gemm_args *a = call->args;
-    for (uint64_t v = 0; v < a->n_vectors; v++) {
-        const oxb_cpu_matrix m = {.weight = call->bindings[0].address,
-                                  .codes_offset = a->codes_offset,
-                                  .k = a->k,
-                                  .x = (const float *)call->bindings[1].address + v * a->k,
-                                  .format = call->kernel->format};
-        product(call, &m, (float *)call->bindings[2].address + v * a->y_stride, a->n_rows, first, last, then,
-                0);
+    const uint64_t row_groups = (a->n_rows + OXB_CPU_ROWS - 1) / OXB_CPU_ROWS;
+    const uint64_t batch = call->kernel->int8 ? a->n_vectors : OXB_CPU_BATCH;
+    int again = call->again;
+    while (first < last && first / row_groups * batch < a->n_vectors) {
+        const uint64_t from = first / row_groups * batch, row_group = first % row_groups;
+        const uint64_t n = last - first < row_groups - row_group ? last - first : row_groups - row_group;
+        batch_product(call, from, a->n_vectors - from < batch ? a->n_vectors : from + batch, row_group,
+                      row_group + n, then, again);
+        again = 1;
+        first += n;
     }
 }
 

@@ -19,8 +19,9 @@
 #define OXB_CPU_MAX_HEAD_DIM OXB_MAX_HEAD_DIM
 #define OXB_CPU_MAX_THREADS 1024u
 #define OXB_CPU_MAX_KERNEL_BINDINGS 5u
-#define OXB_CPU_TABLES 278528u   /* bytes of tables: they stay in the second-level cache */
-#define OXB_CPU_SCRATCH (OXB_CPU_TABLES + 32768u) /* bytes per thread, aligned to 64 */
+#define OXB_CPU_BATCH 32u       /* vectors per group of a product of several; all of them in int8 */
+#define OXB_CPU_TABLES 393216u  /* bytes of tables: they stay in the second-level cache */
+#define OXB_CPU_SCRATCH (OXB_CPU_TABLES + 69632u) /* bytes per thread, aligned to 64 */
 #define OXB_CPU_SHARE 32768u /* bytes to work on that are worth a thread of their own */
 #define OXB_CPU_BAD_ARGS UINT64_MAX
 
@@ -62,6 +63,7 @@ typedef struct oxb_cpu_kernel {
     uint32_t grain;  /* the fewest groups worth a thread of their own */
     uint32_t format; /* oxb_kernel_format of the matrix kernels; half_cache of the cache kernels */
     uint32_t layout; /* oxb_layout of the matrix */
+    int int8;        /* whether the vectors are int8 */
 } oxb_cpu_kernel;
 
 /* One dispatch, ready to run. */
@@ -121,29 +123,30 @@ static inline int oxb_cpu_has_scales(uint32_t format)
 uint64_t oxb_cpu_weight_bytes(const oxb_cpu_kernel *kernel, uint64_t codes_offset, uint64_t n_rows,
                               uint64_t k);
 
-/* What gemv_codes.c and gemv_panels.c multiply: sums[i] = row (first + i) of W times x, for n rows. The
- * codes take several runs of rows at once, n_parts * n <= OXB_CPU_TILE: sums[p * n + i] belongs to
- * row (first[p] + i). */
+/* What is multiplied: rows of W by vectors that are k apart. */
 typedef struct oxb_cpu_matrix {
     const uint8_t *weight;
     uint64_t codes_offset;
     uint64_t k;
     const float *x;
+    const char *quantized; /* the same vectors as int8, oxb_cpu_int8_bytes() apart; else NULL */
+    uint32_t n_vectors;
     uint32_t format;
 } oxb_cpu_matrix;
 
 #define OXB_CPU_TILE 2048u /* rows that share one set of tables */
 
+/* One vector, n rows of each part, n_parts * n <= OXB_CPU_TILE: sums[p * n + i] is row (first[p] + i). */
 void oxb_cpu_codes_rows(const oxb_cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
                         double *sums, void *scratch);
 /* Weights [first, first + n) of a row; for Q8_0 both are multiples of 32. */
 void oxb_cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint64_t n, float *w);
 
 oxb_cpu_run_fn oxb_cpu_gemv, oxb_cpu_gemv_residual, oxb_cpu_swiglu, oxb_cpu_gemm, oxb_cpu_gemm_residual,
-    oxb_cpu_swiglu_gemm, oxb_cpu_embed, oxb_cpu_rmsnorm, oxb_cpu_residual_add, oxb_cpu_qk_norm_rope,
+    oxb_cpu_swiglu_gemm, oxb_cpu_quantize, oxb_cpu_embed, oxb_cpu_rmsnorm, oxb_cpu_residual_add, oxb_cpu_qk_norm_rope,
     oxb_cpu_kv_store, oxb_cpu_attention, oxb_cpu_combine, oxb_cpu_argmax_parts, oxb_cpu_argmax,
     oxb_cpu_advance;
-oxb_cpu_need_fn oxb_cpu_gemv_need, oxb_cpu_swiglu_need, oxb_cpu_gemm_need, oxb_cpu_swiglu_gemm_need,
+oxb_cpu_need_fn oxb_cpu_gemv_need, oxb_cpu_swiglu_need, oxb_cpu_gemm_need, oxb_cpu_swiglu_gemm_need, oxb_cpu_quantize_need,
     oxb_cpu_embed_need, oxb_cpu_rmsnorm_need, oxb_cpu_residual_add_need, oxb_cpu_qk_norm_rope_need,
     oxb_cpu_kv_store_need, oxb_cpu_attention_need, oxb_cpu_combine_need,
     oxb_cpu_argmax_parts_need, oxb_cpu_argmax_need, oxb_cpu_advance_need;

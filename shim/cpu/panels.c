@@ -144,7 +144,7 @@ static void pack_panels(const oxb_cpu_call *call, uint64_t first, uint64_t last)
             find_rows(job, tile, group, r.n_groups, &plain, &r);
             if (atomic_load_explicit(job->failed, memory_order_relaxed))
                 return;
-            if (!job->isa->pack(&r))
+            if (!job->isa->f32->pack(&r))
                 atomic_store_explicit(job->failed, 1, memory_order_relaxed);
         }
 }

@@ -64,11 +64,28 @@ static inline uint64_t oxb_cpu_tile_at(const oxb_cpu_panels *p, uint64_t tile, u
 oxb_cpu_panels oxb_cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t format,
                                  uint32_t layout, uint64_t k);
 
-/* Rows of parts of a matrix as matrix.c wants them: sums[p] points into `out`, which holds two tiles more
- * than the rows of each part; `again`: `tables` are those of m->x. */
-void oxb_cpu_panel_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
-                        uint32_t n_parts, uint64_t n, int again, double *out, float *tables,
-                        const double **sums);
+/* Rows of one or two parts of a matrix times the vectors, n rows of each: row (first[p] + i) times vector v is
+ * sums.part[p][v * sums.stride + i]. */
+typedef struct oxb_cpu_sums {
+    const double *part[2];
+    uint64_t stride;
+} oxb_cpu_sums;
+
+/* `out` holds two tiles more than the rows of each part, for each of 1, 2 or 4 vectors; `again`: `tables`
+ * are those of the vectors. */
+oxb_cpu_sums oxb_cpu_panel_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
+                                uint32_t n_parts, uint64_t n, int again, double *out, float *tables);
+
+#define OXB_CPU_INT8_ROWS 32u    /* of a part, the most at once */
+#define OXB_CPU_INT8_VECTORS 64u /* the most at once */
+
+/* The same for quantised vectors; `bytes` holds OXB_CPU_TABLES. */
+oxb_cpu_sums oxb_cpu_int8_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, const uint64_t *first,
+                               uint32_t n_parts, uint64_t n, double *out, uint32_t *bytes);
+
+/* Replace what is not finite by what the definition says, for vectors `out` has, n rows of a part. */
+void oxb_cpu_repair_rows(const oxb_cpu_panels *p, const oxb_cpu_matrix *m, uint64_t first, uint64_t n, double *out,
+                         uint64_t stride);
 
 /* Group `group` of a row by the definition: (code - 1) * scale, or +-scale. */
 void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights);

@@ -5,9 +5,15 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#if defined(SIMD_VNNI)
+#define SIMD_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
+#else
 #define SIMD_TARGET __attribute__((target("avx2,fma,f16c")))
+#endif
 #define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
 #define SIMD_TILES 2u /* tiles of a panel that share each table as it is loaded */
+#define SIMD_TILES_OF_TWO 2u /* the same where two vectors share the codes, and where four do */
+#define SIMD_TILES_OF_FOUR 1u
 #define SIMD_TRITS 0
 #define SIMD_ROW 1u   /* vectors of a row that attention adds up in registers, for four heads */
 
@@ -260,6 +266,73 @@ SIMD_INLINE lanes table16_look_up(table16 table, words index)
 {
     return (lanes){eight_of_16(table, index.low), eight_of_16(table, index.high)};
 }
+
+/* NaN or infinite where one of them is: the bits of magnitudes are in the order of their values. */
+SIMD_INLINE float lanes_largest_magnitude(lanes a)
+{
+    const __m256i magnitude = _mm256_set1_epi32(0x7fffffff);
+    const __m256i eight = _mm256_max_epi32(_mm256_and_si256(_mm256_castps_si256(a.low), magnitude),
+                                           _mm256_and_si256(_mm256_castps_si256(a.high), magnitude));
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1))));
+}
+
+/* Whole numbers from -128 to 127. */
+SIMD_INLINE void lanes_to_bytes(int8_t *to, lanes a)
+{
+    const __m256i halves = _mm256_packs_epi32(_mm256_cvtps_epi32(a.low), _mm256_cvtps_epi32(a.high));
+    const __m256i ordered = _mm256_permute4x64_epi64(halves, 0xd8);
+    _mm_storeu_si128((__m128i *)(void *)to,
+                     _mm_packs_epi16(_mm256_castsi256_si128(ordered), _mm256_extracti128_si256(ordered, 1)));
+}
+
+/* Sums of products of four unsigned bytes, up to 3, and four signed ones, of a block. */
+#define INT8_TILES 1u
+#define INT8_VECTORS 4u
+#define INT8_SUMS (INT8_TILES * INT8_VECTORS)
+
+typedef struct dots {
+    __m256i low, high;
+} dots;
+
+#if defined(SIMD_VNNI)
+SIMD_INLINE dots dots_add(dots sum, words codes, words x)
+{
+    return (dots){_mm256_dpbusd_avx_epi32(sum.low, codes.low, x.low),
+                  _mm256_dpbusd_avx_epi32(sum.high, codes.high, x.low)};
+}
+
+SIMD_INLINE dots dots_of(words codes, words x)
+{
+    const dots zero = {_mm256_setzero_si256(), _mm256_setzero_si256()};
+    return dots_add(zero, codes, x);
+}
+
+SIMD_INLINE lanes lanes_of_dots(dots sum)
+{
+    return (lanes){_mm256_cvtepi32_ps(sum.low), _mm256_cvtepi32_ps(sum.high)};
+}
+#else
+/* Two of 16 bits a lane: up to 4 * 2 * 3 * 127. */
+SIMD_INLINE dots dots_of(words codes, words x)
+{
+    return (dots){_mm256_maddubs_epi16(codes.low, x.low), _mm256_maddubs_epi16(codes.high, x.low)};
+}
+
+SIMD_INLINE dots dots_add(dots sum, words codes, words x)
+{
+    const dots next = dots_of(codes, x);
+    return (dots){_mm256_add_epi16(sum.low, next.low), _mm256_add_epi16(sum.high, next.high)};
+}
+
+SIMD_INLINE lanes lanes_of_dots(dots sum)
+{
+    const __m256i one = _mm256_set1_epi16(1);
+    return (lanes){_mm256_cvtepi32_ps(_mm256_madd_epi16(sum.low, one)),
+                   _mm256_cvtepi32_ps(_mm256_madd_epi16(sum.high, one))};
+}
+#endif
 
 /* GCC would start every look-up of a word first and keep the results in memory. */
 SIMD_INLINE void simd_in_order(lanes *a, words *b)

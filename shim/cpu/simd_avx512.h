@@ -5,9 +5,15 @@
 #include <immintrin.h>
 #include <stdint.h>
 
+#if defined(SIMD_VNNI)
+#define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,f16c")))
+#else
 #define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
+#endif
 #define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
 #define SIMD_TILES 4u /* tiles of a panel that share each table as it is loaded */
+#define SIMD_TILES_OF_TWO 4u /* the same where two vectors share the codes, and where four do */
+#define SIMD_TILES_OF_FOUR 4u
 #define SIMD_TRITS 1
 #define SIMD_ROW 4u   /* vectors of a row that attention adds up in registers, for four heads */
 
@@ -228,6 +234,68 @@ SIMD_INLINE lanes table32_look_up(table32 table, words index)
 {
     return _mm512_permutex2var_ps(table.low, index, table.high);
 }
+
+SIMD_INLINE words words_of_lanes(lanes a)
+{
+    return _mm512_castps_si512(a);
+}
+
+/* NaN or infinite where one of them is: the bits of magnitudes are in the order of their values. */
+SIMD_INLINE float lanes_largest_magnitude(lanes a)
+{
+    const __m512i bits = _mm512_and_si512(_mm512_castps_si512(a), _mm512_set1_epi32(0x7fffffff));
+    const __m256i eight = _mm256_max_epi32(_mm512_castsi512_si256(bits), _mm512_extracti64x4_epi64(bits, 1));
+    __m128i four = _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    four = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtss_f32(_mm_castsi128_ps(_mm_max_epi32(four, _mm_shuffle_epi32(four, 0xb1))));
+}
+
+/* Whole numbers from -128 to 127. */
+SIMD_INLINE void lanes_to_bytes(int8_t *to, lanes a)
+{
+    _mm_storeu_si128((__m128i *)(void *)to, _mm512_cvtepi32_epi8(_mm512_cvtps_epi32(a)));
+}
+
+/* Sums of products of four unsigned bytes, up to 3, and four signed ones, of a block. */
+#define INT8_TILES 2u
+#if defined(SIMD_VNNI)
+#define INT8_VECTORS 6u
+typedef __m512i dots;
+
+SIMD_INLINE dots dots_of(words codes, words x)
+{
+    return _mm512_dpbusd_epi32(_mm512_setzero_si512(), codes, x);
+}
+
+SIMD_INLINE dots dots_add(dots sum, words codes, words x)
+{
+    return _mm512_dpbusd_epi32(sum, codes, x);
+}
+
+SIMD_INLINE lanes lanes_of_dots(dots sum)
+{
+    return _mm512_cvtepi32_ps(sum);
+}
+#else
+#define INT8_VECTORS 4u
+typedef __m512i dots; /* two of 16 bits a lane: up to 4 * 2 * 3 * 127 */
+
+SIMD_INLINE dots dots_of(words codes, words x)
+{
+    return _mm512_maddubs_epi16(codes, x);
+}
+
+SIMD_INLINE dots dots_add(dots sum, words codes, words x)
+{
+    return _mm512_add_epi16(sum, _mm512_maddubs_epi16(codes, x));
+}
+
+SIMD_INLINE lanes lanes_of_dots(dots sum)
+{
+    return _mm512_cvtepi32_ps(_mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
+}
+#endif
+#define INT8_SUMS (INT8_TILES * INT8_VECTORS)
 
 /* GCC would start every look-up of a word first and keep the results in memory. */
 SIMD_INLINE void simd_in_order(lanes *a, words *b)

@@ -5,9 +5,17 @@
 #include <arm_neon.h>
 #include <stdint.h>
 
+#if !defined(SIMD_DOTPROD)
 #define SIMD_TARGET
-#define SIMD_INLINE static inline __attribute__((always_inline))
+#elif defined(__clang__)
+#define SIMD_TARGET __attribute__((target("dotprod")))
+#else
+#define SIMD_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#define SIMD_INLINE SIMD_TARGET static inline __attribute__((always_inline))
 #define SIMD_TILES 1u /* tiles of a panel that share each table as it is loaded */
+#define SIMD_TILES_OF_TWO 1u /* the same where two vectors share the codes, and where four do */
+#define SIMD_TILES_OF_FOUR 1u
 #define SIMD_TRITS 0
 #define SIMD_ROW 1u   /* vectors of a row that attention adds up in registers, for four heads */
 
@@ -226,6 +234,82 @@ SIMD_INLINE lanes table16_look_up(table16 table, words index)
 {
     EACH(lanes, four_of_16(table, index.v[i]));
 }
+
+/* NaN or infinite where one of them is: the bits of magnitudes are in the order of their values. */
+SIMD_INLINE float lanes_largest_magnitude(lanes a)
+{
+    uint32x4_t most = vdupq_n_u32(0);
+    for (unsigned i = 0; i < 4; i++)
+        most = vmaxq_u32(most, vreinterpretq_u32_f32(vabsq_f32(a.v[i])));
+    return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(most))), 0);
+}
+
+/* Whole numbers from -128 to 127. */
+SIMD_INLINE void lanes_to_bytes(int8_t *to, lanes a)
+{
+    const int16x8_t low = vqmovn_high_s32(vqmovn_s32(vcvtq_s32_f32(a.v[0])), vcvtq_s32_f32(a.v[1]));
+    const int16x8_t high = vqmovn_high_s32(vqmovn_s32(vcvtq_s32_f32(a.v[2])), vcvtq_s32_f32(a.v[3]));
+    vst1q_s8(to, vqmovn_high_s16(vqmovn_s16(low), high));
+}
+
+/* Sums of products of four bytes, codes up to 3 and activations, of a block. */
+#define INT8_TILES 1u
+#if defined(SIMD_DOTPROD)
+#define INT8_VECTORS 4u
+typedef struct dots {
+    int32x4_t v[4];
+} dots;
+
+SIMD_INLINE dots dots_add(dots sum, words codes, words x)
+{
+    EACH(dots, vdotq_s32(sum.v[i], vreinterpretq_s8_u32(codes.v[i]), vreinterpretq_s8_u32(x.v[0])));
+}
+
+SIMD_INLINE dots dots_of(words codes, words x)
+{
+    const dots zero = {{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}};
+    return dots_add(zero, codes, x);
+}
+
+SIMD_INLINE lanes lanes_of_dots(dots sum)
+{
+    EACH(lanes, vcvtq_f32_s32(sum.v[i]));
+}
+#else
+#define INT8_VECTORS 2u
+typedef struct dots {
+    int16x8_t low[4], high[4]; /* four of 16 bits a lane: up to 4 * 3 * 127 */
+} dots;
+
+SIMD_INLINE dots dots_of(words codes, words x)
+{
+    dots result;
+    const int8x16_t four = vreinterpretq_s8_u32(x.v[0]);
+    for (unsigned i = 0; i < 4; i++) {
+        const int8x16_t code = vreinterpretq_s8_u32(codes.v[i]);
+        result.low[i] = vmull_s8(vget_low_s8(code), vget_low_s8(four));
+        result.high[i] = vmull_high_s8(code, four);
+    }
+    return result;
+}
+
+SIMD_INLINE dots dots_add(dots sum, words codes, words x)
+{
+    const int8x16_t four = vreinterpretq_s8_u32(x.v[0]);
+    for (unsigned i = 0; i < 4; i++) {
+        const int8x16_t code = vreinterpretq_s8_u32(codes.v[i]);
+        sum.low[i] = vmlal_s8(sum.low[i], vget_low_s8(code), vget_low_s8(four));
+        sum.high[i] = vmlal_high_s8(sum.high[i], code, four);
+    }
+    return sum;
+}
+
+SIMD_INLINE lanes lanes_of_dots(dots sum)
+{
+    EACH(lanes, vcvtq_f32_s32(vpaddq_s32(vpaddlq_s16(sum.low[i]), vpaddlq_s16(sum.high[i]))));
+}
+#endif
+#define INT8_SUMS (INT8_TILES * INT8_VECTORS)
 
 SIMD_INLINE void simd_in_order(lanes *a, words *b)
 {

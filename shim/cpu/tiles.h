@@ -17,6 +17,7 @@
 #define PREFETCH_CODES 8192u /* bytes ahead */
 #define PREFETCH_SCALES 1024u
 #define LINE 64u
+#define MOST_SUMS (4u * OXB_CPU_MOST_TOGETHER)
 
 /* What bit i of an index contributes per unit of its activation. */
 static const float bit_sign[4][16] = {
@@ -38,12 +39,14 @@ SIMD_INLINE void table_of_pair(float *table, float x0, float x1)
     lanes_store(table, lanes_fma(lanes_load(pair_value[1]), lanes_of(x1), low));
 }
 
-SIMD_TARGET static void tables_of_bits(float *tables, const float *x, uint64_t n_groups, uint32_t group)
+SIMD_TARGET static void tables_of_bits(float *tables, const float *x, uint64_t n_groups, uint32_t group,
+                                       uint32_t v, uint32_t n_vectors)
 {
     const lanes sign[4] = {lanes_load(bit_sign[0]), lanes_load(bit_sign[1]), lanes_load(bit_sign[2]),
                            lanes_load(bit_sign[3])};
+    tables += v * LANES;
     for (uint64_t word = 0; word < n_groups * group / 32; word++, x += 32)
-        for (unsigned field = 0; field < 8; field++, tables += LANES) {
+        for (unsigned field = 0; field < 8; field++, tables += n_vectors * LANES) {
             const float *at = x + 16 * (field % 2) + field / 2;
             lanes sum = lanes_mul(sign[0], lanes_of(at[0]));
             sum = lanes_fma(sign[1], lanes_of(at[4]), sum);
@@ -52,10 +55,12 @@ SIMD_TARGET static void tables_of_bits(float *tables, const float *x, uint64_t n
         }
 }
 
-SIMD_TARGET static void tables_of_pairs(float *tables, const float *x, uint64_t n_groups, uint32_t group)
+SIMD_TARGET static void tables_of_pairs(float *tables, const float *x, uint64_t n_groups, uint32_t group,
+                                        uint32_t v, uint32_t n_vectors)
 {
+    tables += v * LANES;
     for (uint64_t word = 0; word < n_groups * group / 16; word++, x += 16)
-        for (unsigned field = 0; field < 8; field++, tables += LANES) {
+        for (unsigned field = 0; field < 8; field++, tables += n_vectors * LANES) {
             const float *at = x + 8 * (field % 2) + field / 2;
             table_of_pair(tables, at[0], at[4]);
         }
@@ -67,21 +72,26 @@ SIMD_INLINE void prefetch(const void *at, uint64_t bytes, uint64_t ahead)
         __builtin_prefetch((const char *)at + ahead + i);
 }
 
-/* Eight fields of 4 bits in each of `n_words` words, of `n` tiles. */
+/* Eight fields of 4 bits in each of `n_words` words, of `n` tiles; tables of `v` vectors side by side. */
 SIMD_INLINE const float *add_nibbles(lanes *sum, const uint32_t *codes, uint64_t n_words, unsigned n,
-                                     const float *tables)
+                                     unsigned v, const float *tables)
 {
     for (uint64_t word = 0; word < n_words; word++, codes += LANES) {
         words code[OXB_CPU_MAX_PANEL];
         for (unsigned t = 0; t < n; t++)
             code[t] = words_load(codes + t * n_words * LANES);
 #pragma GCC unroll 8
-        for (unsigned field = 0; field < 8; field++, tables += LANES) {
-            const table16 table = table16_load(tables);
-            for (unsigned t = 0; t < n; t++) {
-                sum[t] = lanes_add(sum[t], table16_look_up(table, code[t]));
-                code[t] = words_shift(code[t], 4);
-                simd_in_order(&sum[t], &code[t]);
+        for (unsigned field = 0; field < 8; field++) {
+#pragma GCC unroll 4
+            for (unsigned i = 0; i < v; i++, tables += LANES) {
+                const table16 table = table16_load(tables);
+#pragma GCC unroll 8
+                for (unsigned t = 0; t < n; t++) {
+                    sum[i * n + t] = lanes_add(sum[i * n + t], table16_look_up(table, code[t]));
+                    if (i + 1 == v)
+                        code[t] = words_shift(code[t], 4);
+                    simd_in_order(&sum[i * n + t], &code[t]);
+                }
             }
         }
     }
@@ -98,22 +108,32 @@ static const float trit_value[3][32] = {
 };
 
 /* Of a group: a table of 32 for each field, then one of 16 for the last two weights. */
-SIMD_TARGET static void tables_of_trits(float *tables, const float *x, uint64_t n_groups, uint32_t group)
+SIMD_TARGET static void tables_of_trits(float *tables, const float *x, uint64_t n_groups, uint32_t group,
+                                        uint32_t v, uint32_t n_vectors)
 {
     for (uint64_t g = 0; g < n_groups; g++, x += group) {
-        for (unsigned field = 0; field < OXB_CPU_TRIT_WORDS * TRIT_FIELDS; field++)
-            for (unsigned half = 0; half < 32; half += 16, tables += LANES) {
+        for (unsigned field = 0; field < OXB_CPU_TRIT_WORDS * TRIT_FIELDS; field++, tables += 2 * n_vectors * LANES)
+            for (unsigned half = 0; half < 32; half += 16) {
                 lanes sum = lanes_mul(lanes_load(trit_value[0] + half), lanes_of(x[3 * field]));
                 sum = lanes_fma(lanes_load(trit_value[1] + half), lanes_of(x[3 * field + 1]), sum);
                 sum = lanes_fma(lanes_load(trit_value[2] + half), lanes_of(x[3 * field + 2]), sum);
-                lanes_store(tables, sum);
+                lanes_store(tables + 2 * v * LANES + half, sum);
             }
-        table_of_pair(tables, x[126], x[127]);
-        tables += LANES;
+        table_of_pair(tables + v * LANES, x[126], x[127]);
+        tables += n_vectors * LANES;
     }
 }
 
-SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n, const float *tables)
+/* The last two weights of a group, as the index of a pair. */
+SIMD_INLINE words last_trits(const uint32_t *codes)
+{
+    const words low = words_shift(words_load(codes), 30);
+    const words high = words_shift(words_load(codes + LANES), 30);
+    return words_or(low, words_shift_left(high, 2));
+}
+
+SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n, unsigned v,
+                                   const float *tables)
 {
     const uint64_t tile = OXB_CPU_TRIT_WORDS * LANES;
     for (uint64_t word = 0; word < OXB_CPU_TRIT_WORDS; word++) {
@@ -121,27 +141,31 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
         for (unsigned t = 0; t < n; t++)
             code[t] = words_load(codes + t * tile + word * LANES);
 #pragma GCC unroll 6
-        for (unsigned field = 0; field < TRIT_FIELDS; field++, tables += 2 * LANES) {
-            const table32 table = table32_load(tables);
-            for (unsigned t = 0; t < n; t++) {
-                sum[t] = lanes_add(sum[t], table32_look_up(table, code[t]));
-                code[t] = words_shift(code[t], 5);
-                simd_in_order(&sum[t], &code[t]);
+        for (unsigned field = 0; field < TRIT_FIELDS; field++, tables += 2 * v * LANES) {
+#pragma GCC unroll 4
+            for (unsigned i = 0; i < v; i++) {
+                const table32 table = table32_load(tables + 2 * i * LANES);
+#pragma GCC unroll 8
+                for (unsigned t = 0; t < n; t++) {
+                    sum[i * n + t] = lanes_add(sum[i * n + t], table32_look_up(table, code[t]));
+                    if (i + 1 == v)
+                        code[t] = words_shift(code[t], 5);
+                    simd_in_order(&sum[i * n + t], &code[t]);
+                }
             }
         }
     }
-    const table16 table = table16_load(tables);
     for (unsigned t = 0; t < n; t++) {
-        const words low = words_shift(words_load(codes + t * tile), 30);
-        const words high = words_shift(words_load(codes + t * tile + LANES), 30);
-        sum[t] = lanes_add(sum[t], table16_look_up(table, words_or(low, words_shift_left(high, 2))));
+        const words index = last_trits(codes + t * tile);
+        for (unsigned i = 0; i < v; i++)
+            sum[i * n + t] = lanes_add(sum[i * n + t], table16_look_up(table16_load(tables + i * LANES), index));
     }
-    return tables + LANES;
+    return tables + v * LANES;
 }
 #endif
 
-/* Some tiles, `n` of them known to the compiler. */
-SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned n, oxb_cpu_code code,
+/* Some tiles times some vectors, `n` and `v` of them known to the compiler. */
+SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned n, unsigned v, oxb_cpu_code code,
                                uint32_t group, const float *tables, double *sums)
 {
     const uint64_t n_words = oxb_cpu_panel_words(code, group);
@@ -150,43 +174,58 @@ SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned 
     int add = w->add;
     sums += first * LANES;
     for (uint64_t g = 0; g < w->n_groups;) {
-        lanes total[OXB_CPU_MAX_PANEL];
-        for (unsigned t = 0; t < n; t++)
+        lanes total[MOST_SUMS];
+        for (unsigned t = 0; t < n * v; t++)
             total[t] = lanes_zero();
         const uint64_t flush = g + OXB_CPU_FLUSH / group;
         const uint64_t end = flush < w->n_groups ? flush : w->n_groups;
         for (; g < end; g++) {
-            lanes sum[OXB_CPU_MAX_PANEL];
-            for (unsigned t = 0; t < n; t++)
+            lanes sum[MOST_SUMS];
+            for (unsigned t = 0; t < n * v; t++)
                 sum[t] = lanes_zero();
             prefetch(codes, n * n_words * LANES * sizeof *codes, PREFETCH_CODES);
             prefetch(scales, n * LANES * sizeof *scales, PREFETCH_SCALES);
 #if SIMD_TRITS
             if (code == OXB_CPU_TRITS)
-                tables = add_trits(sum, codes, n, tables);
+                tables = add_trits(sum, codes, n, v, tables);
             else
 #endif
-                tables = add_nibbles(sum, codes, n_words, n, tables);
-            for (unsigned t = 0; t < n; t++)
-                total[t] = lanes_fma(sum[t], lanes_of_halves(scales + t * LANES), total[t]);
+                tables = add_nibbles(sum, codes, n_words, n, v, tables);
+#pragma GCC unroll 4
+            for (unsigned i = 0; i < v; i++)
+#pragma GCC unroll 8
+                for (unsigned t = 0; t < n; t++)
+                    total[i * n + t] =
+                        lanes_fma(sum[i * n + t], lanes_of_halves(scales + t * LANES), total[i * n + t]);
             codes += oxb_cpu_panel_tiles(code) * n_words * LANES;
             scales += oxb_cpu_panel_tiles(code) * LANES;
         }
-        for (unsigned t = 0; t < n; t++)
-            lanes_to_doubles(sums + t * LANES, total[t], add);
+        for (unsigned i = 0; i < v; i++)
+            for (unsigned t = 0; t < n; t++)
+                lanes_to_doubles(sums + i * w->stride + t * LANES, total[i * n + t], add);
         add = 1;
     }
+}
+
+SIMD_INLINE void rows_of_vectors(const oxb_cpu_tiles *w, unsigned together, unsigned v, oxb_cpu_code code,
+                                 uint32_t group, const float *tables, double *sums)
+{
+    unsigned tile = 0;
+    for (; tile + together <= w->n_tiles; tile += together)
+        rows_of_tiles(w, tile, together, v, code, group, tables, sums);
+    for (; tile < w->n_tiles; tile++)
+        rows_of_tiles(w, tile, 1, v, code, group, tables, sums);
 }
 
 SIMD_INLINE void rows_of_panel(const oxb_cpu_tiles *w, oxb_cpu_code code, uint32_t group,
                                const float *tables, double *sums)
 {
-    const unsigned together = code == OXB_CPU_TRITS ? OXB_CPU_MAX_PANEL : SIMD_TILES;
-    unsigned tile = 0;
-    for (; tile + together <= w->n_tiles; tile += together)
-        rows_of_tiles(w, tile, together, code, group, tables, sums);
-    for (; tile < w->n_tiles; tile++)
-        rows_of_tiles(w, tile, 1, code, group, tables, sums);
+    if (w->n_vectors == 1)
+        rows_of_vectors(w, code == OXB_CPU_TRITS ? OXB_CPU_MAX_PANEL : SIMD_TILES, 1, code, group, tables, sums);
+    else if (w->n_vectors == 2)
+        rows_of_vectors(w, SIMD_TILES_OF_TWO, 2, code, group, tables, sums);
+    else
+        rows_of_vectors(w, SIMD_TILES_OF_FOUR, 4, code, group, tables, sums);
 }
 
 SIMD_TARGET static void rows_of_bits(const oxb_cpu_tiles *w, const float *tables, double *sums)

@@ -13,6 +13,7 @@
 
 #define MAX_ROWS 300u
 #define MAX_K 2560u
+#define MAX_VECTORS 13u
 
 static uint64_t state = 1;
 
@@ -50,48 +51,93 @@ static void random_blocks(const oxb_format_info *info, uint8_t *blocks, uint64_t
     }
 }
 
+/* How far rounding to int8 may move a product: half a step of each activation. */
+static double int8_error(const float *weights, const float *x, uint64_t k)
+{
+    double error = 0;
+    for (uint64_t block = 0; block < k; block += OXB_CPU_INT8_BLOCK) {
+        double largest = 0, sizes = 0;
+        for (uint64_t i = block; i < block + OXB_CPU_INT8_BLOCK; i++) {
+            largest = fmax(largest, fabs((double)x[i]));
+            sizes += fabs((double)weights[i]);
+        }
+        error += largest / 254 * sizes;
+    }
+    return error;
+}
+
+/* Rows from `first` on of a packed matrix times the vectors of m. */
+static void check_rows(const oxb_cpu_call *call, const oxb_cpu_matrix *m, uint64_t first, uint64_t n)
+{
+    static float tables[OXB_CPU_TABLES / sizeof(float)], weights[MAX_K];
+    static double out[OXB_CPU_SCRATCH / sizeof(double)];
+    const oxb_cpu_panels p =
+        oxb_cpu_panels_at(m->weight, m->codes_offset, m->format, call->kernel->layout, m->k);
+    const oxb_cpu_sums sums =
+        m->quantized != NULL ? oxb_cpu_int8_rows(call, m, &first, 1, n, out, (uint32_t *)(void *)tables)
+                             : oxb_cpu_panel_rows(call, m, &first, 1, n, 0, out, tables);
+    double error[MAX_VECTORS] = {0}, norm[MAX_VECTORS] = {0}, size[MAX_VECTORS] = {0};
+    for (uint64_t row = 0; row < n; row++) {
+        for (uint64_t g = 0; g < p.n_groups; g++)
+            oxb_cpu_panel_weights(&p, first + row, g, weights + g * p.group);
+        for (uint32_t v = 0; v < m->n_vectors; v++) {
+            const float *x = m->x + v * m->k;
+            double expected = 0, sizes = 0;
+            for (uint64_t i = 0; i < m->k; i++) {
+                expected += (double)weights[i] * x[i];
+                sizes += fabs((double)weights[i] * x[i]);
+            }
+            const double off = fabs(sums.part[0][v * sums.stride + row] - expected);
+            if (m->quantized != NULL) {
+                const double limit = int8_error(weights, x, m->k) + 1e-6 * sizes;
+                expect(off <= limit, call->isa->name, "error in int8", off, limit);
+            }
+            error[v] += off * off;
+            norm[v] += expected * expected;
+            size[v] += sizes * sizes / (double)m->k;
+        }
+    }
+    for (uint32_t v = 0; v < m->n_vectors && m->quantized == NULL; v++) {
+        const double of = norm[v] > size[v] ? norm[v] : size[v];
+        expect(error[v] <= 1e-12 * of, call->isa->name, "relative error of a product", sqrt(error[v] / of), 1e-6);
+    }
+}
+
 static void check_product(const oxb_cpu_isa *isa, oxb_file_format format, uint32_t layout, uint64_t n_rows,
                           uint64_t k, int without_three)
 {
     static uint8_t blocks[MAX_ROWS * MAX_K];
-    static float x[MAX_K], tables[OXB_CPU_TABLES / sizeof(float)], weights[MAX_K];
-    static double sums[OXB_CPU_SCRATCH / sizeof(double)];
+    static float x[MAX_VECTORS * MAX_K];
+    static uint32_t quantized[MAX_VECTORS * MAX_K]; /* more than enough */
     const oxb_format_info *info = oxb_format(format);
     const uint32_t group = oxb_cpu_group(info->kernel);
     const oxb_cpu_code code = oxb_cpu_panel_code(info->kernel, layout);
-    if (isa->code[code].rows == NULL)
+    if (isa->f32->code[code].rows == NULL)
         return;
     random_blocks(info, blocks, n_rows * k / info->block_weights, without_three);
-    for (uint64_t i = 0; i < k; i++)
-        x[i] = random_float();
+    for (uint64_t i = 0; i < MAX_VECTORS * k; i++)
+        x[i] = random_float() * (i / 100 % 3 == 1 ? 4.0f : 1.0f);
     uint64_t codes_offset;
     void *packed = malloc(oxb_cpu_panel_bytes(code, group, n_rows, k, &codes_offset));
     const int fits = oxb_cpu_pack(isa, format, layout, blocks, n_rows, k, packed, 1);
     expect(fits == (layout != OXB_LAYOUT_TRITS || without_three), isa->name, "codes that fit the layout", fits, 1);
     const oxb_cpu_kernel kernel = {.format = info->kernel, .layout = layout};
     const oxb_cpu_call call = {.kernel = &kernel, .isa = isa};
-    const oxb_cpu_matrix m = {packed, codes_offset, k, x, info->kernel};
-    const oxb_cpu_panels p = oxb_cpu_panels_at(packed, codes_offset, info->kernel, layout, k);
+    const uint64_t bytes = oxb_cpu_int8_bytes(k, group);
+    for (uint64_t v = 0; v < MAX_VECTORS; v++)
+        isa->int8->quantize(x + v * k, k, group, (char *)quantized + v * bytes);
     /* Parts that start and end inside a tile. */
     for (uint64_t first = 0; fits && first < n_rows; first += 37) {
-        const uint64_t n = n_rows - first;
-        const double *part;
-        double error = 0, norm = 0, size = 0;
-        oxb_cpu_panel_rows(&call, &m, &first, 1, n, 0, sums, tables, &part);
-        for (uint64_t row = 0; row < n; row++) {
-            double expected = 0, sizes = 0;
-            for (uint64_t g = 0; g < p.n_groups; g++)
-                oxb_cpu_panel_weights(&p, first + row, g, weights + g * group);
-            for (uint64_t i = 0; i < k; i++) {
-                expected += (double)weights[i] * x[i];
-                sizes += fabs((double)weights[i] * x[i]);
-            }
-            error += (part[row] - expected) * (part[row] - expected);
-            norm += expected * expected;
-            size += sizes * sizes / (double)k;
+        oxb_cpu_matrix m = {.weight = packed, .codes_offset = codes_offset, .k = k, .x = x, .format = info->kernel};
+        for (m.n_vectors = 1; m.n_vectors <= OXB_CPU_MOST_TOGETHER; m.n_vectors *= 2)
+            check_rows(&call, &m, first, n_rows - first);
+        m.quantized = (const char *)quantized;
+        const uint64_t n = n_rows - first < OXB_CPU_INT8_ROWS ? n_rows - first : OXB_CPU_INT8_ROWS;
+        static const uint32_t some[] = {1, 2, 6, 7, 11, MAX_VECTORS}; /* in parts of 1 to 6 */
+        for (unsigned i = 0; i < sizeof some / sizeof some[0]; i++) {
+            m.n_vectors = some[i];
+            check_rows(&call, &m, first, n);
         }
-        norm = norm > size ? norm : size;
-        expect(error <= 1e-12 * norm, isa->name, "relative error of a product", sqrt(error / norm), 1e-6);
     }
     free(packed);
 }
@@ -112,7 +158,7 @@ static void check_dense(const oxb_cpu_isa *isa, oxb_kernel_format format, uint64
     }
     for (uint64_t i = 0; i < k; i++)
         x[i] = random_float();
-    isa->dense(format, rows, stride, 5, x, k, sums);
+    isa->f32->dense(format, rows, stride, 5, x, k, sums);
     for (unsigned row = 0; row < 5; row++) {
         double expected = 0, size = 0;
         oxb_cpu_dense_weights(format, rows + row * stride, 0, k, weights);
@@ -144,7 +190,7 @@ static void check_attention(const oxb_cpu_isa *isa, uint32_t n, uint32_t heads, 
         head[h].out = out[h];
     const oxb_cpu_attend job = {q, half ? (void *)halves[0] : cache[0], half ? (void *)halves[1] : cache[1],
                                 positions, n, heads, half, 0.25f, head, scratch};
-    isa->attend(&job);
+    isa->f32->attend(&job);
     for (uint32_t h = 0; h < heads; h++) {
         double score[200], expected[512] = {0}, total = 0, largest = -INFINITY, error = 0, norm = 0;
         for (uint64_t p = 0; p < positions; p++) {
@@ -177,7 +223,7 @@ static void check_swiglu(const oxb_cpu_isa *isa)
         up[i] = 1 + i;
     }
     s[32] = -1;
-    isa->swiglu(gate, up, s, 31);
+    isa->f32->swiglu(gate, up, s, 31);
     for (unsigned i = 0; i < 31; i++) {
         const double expected = gate[i] / (1 + exp(-gate[i])) * up[i];
         const double error = fabs((double)s[i] - expected);

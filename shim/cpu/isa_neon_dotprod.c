@@ -1,0 +1,11 @@
+/* The integer kernels for NEON with the dot products of Armv8.2. */
+#if defined(__aarch64__)
+#define SIMD_DOTPROD 1
+#include "simd_neon.h"
+/* after the registers' functions */
+#include "int8.h"
+
+const oxb_cpu_int8_kernels oxb_cpu_neon_dotprod_int8 = {INT8_KERNELS};
+#else
+typedef int nothing_here; /* ISO C forbids an empty file */
+#endif
