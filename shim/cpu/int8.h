@@ -71,39 +71,50 @@ SIMD_TARGET static void expand_pairs(uint32_t *to, const uint32_t *codes, uint64
 }
 
 #if SIMD_TRITS
-#define NINE(at) (at) + 0x000000u, (at) + 0x000001u, (at) + 0x000002u, (at) + 0x000100u, (at) + 0x000101u, \
-                 (at) + 0x000102u, (at) + 0x000200u, (at) + 0x000201u, (at) + 0x000202u
+#define SIGNED(w0, w1, w2) (uint32_t)((w0) + 1) | (uint32_t)((w1) + 1) << 8 | (uint32_t)((w2) + 1) << 16
+#define SIZES(s)                                                                                               \
+    SIGNED(0, 0, 0), SIGNED(s 1, 0, 0), SIGNED(-(s 1), s 1, 0), SIGNED(0, s 1, 0), SIGNED(s 1, s 1, 0),        \
+        SIGNED(-(s 1), -(s 1), s 1), SIGNED(0, -(s 1), s 1), SIGNED(s 1, -(s 1), s 1), SIGNED(-(s 1), 0, s 1), \
+        SIGNED(0, 0, s 1), SIGNED(s 1, 0, s 1), SIGNED(-(s 1), s 1, s 1), SIGNED(0, s 1, s 1),                 \
+        SIGNED(s 1, s 1, s 1), 0, 0
 
 /* The three codes of a field in three bytes. */
-static const uint32_t trit_bytes[32] = {NINE(0u), NINE(0x010000u), NINE(0x020000u)};
+static const uint32_t trit_bytes[2][16] = {{SIZES(+)}, {SIZES(-)}};
 
-/* The next field of a word that is shifted down to it. */
-SIMD_INLINE words three_codes(table32 table, const uint32_t *codes, unsigned field)
+/* The codes of a field that is turned down to the bottom of its word. */
+SIMD_INLINE words three_codes(table16 positive, table16 negative, words field)
 {
-    const words word = words_load(codes + field / 6 * LANES);
-    return words_of_lanes(table32_look_up(table, words_shift(word, 5 * (field % 6))));
+    const words plus = words_of_lanes(table16_look_up(positive, field));
+    const words minus = words_of_lanes(table16_look_up(negative, field));
+    return words_select(field, minus, plus);
 }
 
 /* Four fields are twelve weights in a row, three words. The last two of 42 and two weights beside them are two. */
 SIMD_TARGET static void expand_trits(uint32_t *to, const uint32_t *codes, uint64_t n_groups, uint64_t stride,
                                      uint32_t group)
 {
-    const table32 table = table32_load((const float *)(const void *)trit_bytes);
+    const table16 plus = table16_load((const float *)(const void *)trit_bytes[0]);
+    const table16 minus = table16_load((const float *)(const void *)trit_bytes[1]);
     (void)group;
     for (uint64_t g = 0; g < n_groups; g++, codes += stride) {
-#pragma GCC unroll 10
-        for (unsigned field = 0; field < 40; field += 4, to += 3 * LANES) {
-            const words a = three_codes(table, codes, field), b = three_codes(table, codes, field + 1);
-            const words c = three_codes(table, codes, field + 2), d = three_codes(table, codes, field + 3);
-            words_store(to, words_or(a, words_shift_left(b, 24)));
-            words_store(to + LANES, words_or(words_shift(b, 8), words_shift_left(c, 16)));
-            words_store(to + 2 * LANES, words_or(words_shift(c, 16), words_shift_left(d, 8)));
+        words four[4], word = words_of(0);
+#pragma GCC unroll 42
+        for (unsigned field = 0; field < 42; field++) {
+            word = field % 6 == 0 ? words_load(codes + field / 6 * LANES) : words_next_trits(word);
+            four[field % 4] = three_codes(plus, minus, word);
+            if (field % 4 != 3)
+                continue;
+            words_store(to, words_or(four[0], words_shift_left(four[1], 24)));
+            words_store(to + LANES, words_or(words_shift(four[1], 8), words_shift_left(four[2], 16)));
+            words_store(to + 2 * LANES, words_or(words_shift(four[2], 16), words_shift_left(four[3], 8)));
+            to += 3 * LANES;
         }
-        const words a = three_codes(table, codes, 40), b = three_codes(table, codes, 41);
-        const words low = words_shift(words_load(codes), 30), high = words_shift(words_load(codes + LANES), 30);
-        words_store(to, words_or(a, words_shift_left(b, 24)));
-        words_store(to + LANES,
-                    words_or(words_or(words_shift(b, 8), words_shift_left(low, 16)), words_shift_left(high, 24)));
+        const words three = words_of(3);
+        const words low = words_and(words_shift(words_load(codes), 29), three);
+        const words high = words_and(words_shift(words_load(codes + LANES), 29), three);
+        words_store(to, words_or(four[0], words_shift_left(four[1], 24)));
+        words_store(to + LANES, words_or(words_or(words_shift(four[1], 8), words_shift_left(low, 16)),
+                                         words_shift_left(high, 24)));
         to += 2 * LANES;
     }
 }

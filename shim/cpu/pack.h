@@ -62,15 +62,30 @@ SIMD_INLINE words sums_of_three(words a, uint32_t mask)
     return words_add(low, words_add(c2, words_shift_left(c2, 3)));
 }
 
+/* Fields of 6 bits, c0 + 3 c1 + 9 c2 each, to |n| in 4 bits and whether n is negative in the fifth: n is 13 less. */
+SIMD_INLINE words signed_fields(words sums, uint32_t ones)
+{
+    const words more = words_add(sums, words_of(19 * ones)); /* 32 + n */
+    const words negative = words_and(words_xor(words_shift(more, 5), words_of(ones)), words_of(ones));
+    const words two = words_or(negative, words_shift_left(negative, 1));
+    const words four = words_or(two, words_shift_left(two, 2));
+    const words size = words_add(words_and(words_xor(more, four), words_of(15 * ones)), negative);
+    return words_or(size, words_shift_left(negative, 4));
+}
+
 /* Six fields of three codes each: five at once, then closed up from 6 bits to 5, and the last. */
 SIMD_INLINE words trits_at(const words *plain, unsigned at)
 {
-    const words sums = sums_of_three(bits_at(plain, at), 3u | 3u << 6 | 3u << 12 | 3u << 18 | 3u << 24);
-    words fields = words_shift_left(sums_of_three(bits_at(plain, at + 30), 3), 25);
+    const uint32_t ones = 1u | 1u << 6 | 1u << 12 | 1u << 18 | 1u << 24, signs = 0x21084210u;
+    const words five = signed_fields(sums_of_three(bits_at(plain, at), 3 * ones), ones);
+    words fields = words_shift_left(signed_fields(sums_of_three(bits_at(plain, at + 30), 3), 1), 25);
 #pragma GCC unroll 5
     for (unsigned f = 0; f < 5; f++)
-        fields = words_or(fields, words_and(words_shift(sums, f), words_of(31u << 5 * f)));
-    return fields;
+        fields = words_or(fields, words_and(words_shift(five, f), words_of(31u << 5 * f)));
+    /* A sign goes below its field. */
+    const words below = words_or(words_shift(words_and(fields, words_of(signs & ~16u)), 5),
+                                 words_shift_left(words_and(fields, words_of(16)), 27));
+    return words_or(words_and(fields, words_of(0x1fffffffu & ~signs)), below);
 }
 
 /* 128 codes to words of trits; returns whether none was 3. */
@@ -83,7 +98,8 @@ SIMD_INLINE int pack_trits(uint32_t *to, const words *plain)
     for (unsigned word = 0; word < OXB_CPU_TRIT_WORDS; word++) {
         words fields = trits_at(plain, 36 * word);
         if (word < 2)
-            fields = words_or(fields, words_shift_left(bits_at(plain, 252 + 2 * word), 30));
+            fields = words_or(fields,
+                              words_shift_left(words_and(bits_at(plain, 252 + 2 * word), words_of(3)), 29));
         words_store(to + word * OXB_CPU_LANES, fields);
     }
     return !words_any(three);

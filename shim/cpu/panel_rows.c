@@ -6,7 +6,7 @@
 /* Groups whose tables are made at once; a multiple of what is added in float32. */
 static uint64_t groups_of_tables(const oxb_cpu_panels *p, uint32_t n_vectors)
 {
-    static const uint64_t weights[OXB_CPU_CODE_COUNT] = {24576, 12288, 8192};
+    static const uint64_t weights[OXB_CPU_CODE_COUNT] = {24576, 12288, 16384};
     const uint64_t each = weights[p->code] / n_vectors;
     return each / OXB_CPU_FLUSH * OXB_CPU_FLUSH / p->group;
 }

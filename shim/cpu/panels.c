@@ -54,15 +54,17 @@ oxb_cpu_panels oxb_cpu_panels_at(const void *weight, uint64_t codes_offset, uint
 /* The code of weight i of a row of a tile, whose words are LANES apart. 1-bit codes as 0 and 2. */
 static int code_at(oxb_cpu_code code, const uint32_t *words, unsigned i)
 {
-    static const unsigned power_of_three[3] = {1, 3, 9};
+    static const int power_of_three[3] = {1, 3, 9};
     if (code == OXB_CPU_BITS)
         return 2 * (int)(words[i / 32 * LANES] >> (8 * (i % 4) + i % 32 / 4) & 1);
     if (code == OXB_CPU_PAIRS)
         return (int)(words[i / 16 * LANES] >> (8 * (i % 4) + 2 * (i % 16 / 4)) & 3);
     if (i >= 126)
-        return (int)(words[(i - 126) * LANES] >> 30);
-    const unsigned field = words[i / 18 * LANES] >> 5 * (i % 18 / 3) & 31;
-    return (int)(field / power_of_three[i % 3] % 3);
+        return (int)(words[(i - 126) * LANES] >> 29 & 3);
+    const uint32_t word = words[i / 18 * LANES];
+    const unsigned at = 5 * (i % 18 / 3);
+    const int size = (int)(word >> at & 15), negative = (int)(word >> (at + 31) % 32 & 1);
+    return ((negative ? -size : size) + 13) / power_of_three[i % 3] % 3; /* w0 + 1 + 3 (w1 + 1) + 9 (w2 + 1) */
 }
 
 void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights)

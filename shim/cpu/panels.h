@@ -5,9 +5,11 @@
  * memory in one direction. Rows past the last are codes and scales of zero bits.
  *
  * The codes of a word, with 1 or 2 bits each: field l of byte b is weight 4 l + b, so that a shift and a
- * mask leave four neighbouring weights in the four bytes. In trits, field f (5 bits) of word w is
- * c0 + 3 c1 + 9 c2 of weights 18 w + 3 f and the next two; weights 126 and 127 are the top two bits of
- * words 0 and 1. A matrix with a code of 3 has no trits.
+ * mask leave four neighbouring weights in the four bytes. In trits, field f of word w stands for weights
+ * 18 w + 3 f and the next two: n = w0 + 3 w1 + 9 w2, each of them -1, 0 or 1, with |n| in bits 5 f to 5 f + 3 and
+ * whether n is negative in the bit below them, so that to turn the word right by 5 f leaves |n| at the bottom and the
+ * sign at the top. Weights 126 and 127 are the two bits of words 0 and 1 that are left, 29 and 30. A matrix with a
+ * code of 3 has no trits.
  */
 #ifndef OXB_CPU_PANELS_H
 #define OXB_CPU_PANELS_H

@@ -220,19 +220,23 @@ SIMD_INLINE lanes table16_look_up(table16 table, words index)
     return _mm512_permutexvar_ps(index, table.entry);
 }
 
-typedef struct table32 {
-    __m512 low, high;
-} table32;
-
-SIMD_INLINE table32 table32_load(const float *from)
+/* The one that the low 4 bits of each word name, with the sign turned where the top bit is set. */
+SIMD_INLINE lanes table16_look_up_signed(table16 table, words index)
 {
-    return (table32){_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)};
+    const __m512i entry = _mm512_castps_si512(_mm512_permutexvar_ps(index, table.entry));
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(entry, index, _mm512_set1_epi32(INT32_MIN), 0x78));
 }
 
-/* Of 32 entries, the one that the low 5 bits of each word name. */
-SIMD_INLINE lanes table32_look_up(table32 table, words index)
+/* The next field of trits comes down, and its sign to the top. */
+SIMD_INLINE words words_next_trits(words a)
 {
-    return _mm512_permutex2var_ps(table.low, index, table.high);
+    return _mm512_ror_epi32(a, 5);
+}
+
+/* Lane by lane a where the top bit of `by` is set, else b. */
+SIMD_INLINE words words_select(words by, words a, words b)
+{
+    return _mm512_mask_mov_epi32(b, _mm512_movepi32_mask(by), a);
 }
 
 SIMD_INLINE words words_of_lanes(lanes a)

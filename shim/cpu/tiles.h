@@ -101,25 +101,26 @@ SIMD_INLINE const float *add_nibbles(lanes *sum, const uint32_t *codes, uint64_t
 #if SIMD_TRITS
 #define TRIT_FIELDS 6u /* of a word */
 
-static const float trit_value[3][32] = {
-    {-1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1},
-    {-1, -1, -1, 0, 0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1},
-    {-1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+/* The digits of 0 to 13 in threes, each -1, 0 or 1, the lowest first. */
+static const float trit_value[3][16] = {
+    {0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1},
+    {0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1},
+    {0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1},
 };
 
-/* Of a group: a table of 32 for each field, then one of 16 for the last two weights. */
+/* Of a group: a table for each field, then one for the last two weights. */
 SIMD_TARGET static void tables_of_trits(float *tables, const float *x, uint64_t n_groups, uint32_t group,
                                         uint32_t v, uint32_t n_vectors)
 {
+    const lanes value[3] = {lanes_load(trit_value[0]), lanes_load(trit_value[1]), lanes_load(trit_value[2])};
+    tables += v * LANES;
     for (uint64_t g = 0; g < n_groups; g++, x += group) {
-        for (unsigned field = 0; field < OXB_CPU_TRIT_WORDS * TRIT_FIELDS; field++, tables += 2 * n_vectors * LANES)
-            for (unsigned half = 0; half < 32; half += 16) {
-                lanes sum = lanes_mul(lanes_load(trit_value[0] + half), lanes_of(x[3 * field]));
-                sum = lanes_fma(lanes_load(trit_value[1] + half), lanes_of(x[3 * field + 1]), sum);
-                sum = lanes_fma(lanes_load(trit_value[2] + half), lanes_of(x[3 * field + 2]), sum);
-                lanes_store(tables + 2 * v * LANES + half, sum);
-            }
-        table_of_pair(tables + v * LANES, x[126], x[127]);
+        for (unsigned field = 0; field < OXB_CPU_TRIT_WORDS * TRIT_FIELDS; field++, tables += n_vectors * LANES) {
+            lanes sum = lanes_mul(value[0], lanes_of(x[3 * field]));
+            sum = lanes_fma(value[1], lanes_of(x[3 * field + 1]), sum);
+            lanes_store(tables, lanes_fma(value[2], lanes_of(x[3 * field + 2]), sum));
+        }
+        table_of_pair(tables, x[126], x[127]);
         tables += n_vectors * LANES;
     }
 }
@@ -127,8 +128,8 @@ SIMD_TARGET static void tables_of_trits(float *tables, const float *x, uint64_t 
 /* The last two weights of a group, as the index of a pair. */
 SIMD_INLINE words last_trits(const uint32_t *codes)
 {
-    const words low = words_shift(words_load(codes), 30);
-    const words high = words_shift(words_load(codes + LANES), 30);
+    const words low = words_and(words_shift(words_load(codes), 29), words_of(3));
+    const words high = words_shift(words_load(codes + LANES), 29);
     return words_or(low, words_shift_left(high, 2));
 }
 
@@ -141,15 +142,15 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
         for (unsigned t = 0; t < n; t++)
             code[t] = words_load(codes + t * tile + word * LANES);
 #pragma GCC unroll 6
-        for (unsigned field = 0; field < TRIT_FIELDS; field++, tables += 2 * v * LANES) {
+        for (unsigned field = 0; field < TRIT_FIELDS; field++) {
 #pragma GCC unroll 4
-            for (unsigned i = 0; i < v; i++) {
-                const table32 table = table32_load(tables + 2 * i * LANES);
+            for (unsigned i = 0; i < v; i++, tables += LANES) {
+                const table16 table = table16_load(tables);
 #pragma GCC unroll 8
                 for (unsigned t = 0; t < n; t++) {
-                    sum[i * n + t] = lanes_add(sum[i * n + t], table32_look_up(table, code[t]));
+                    sum[i * n + t] = lanes_add(sum[i * n + t], table16_look_up_signed(table, code[t]));
                     if (i + 1 == v)
-                        code[t] = words_shift(code[t], 5);
+                        code[t] = words_next_trits(code[t]);
                     simd_in_order(&sum[i * n + t], &code[t]);
                 }
             }
