@@ -16,7 +16,6 @@
 #define LANES OXB_CPU_LANES
 #define PREFETCH_CODES 8192u /* bytes ahead */
 #define PREFETCH_SCALES 1024u
-#define LINE 64u
 #define MOST_SUMS (4u * OXB_CPU_MOST_TOGETHER)
 
 /* What bit i of an index contributes per unit of its activation. */
@@ -66,10 +65,20 @@ SIMD_TARGET static void tables_of_pairs(float *tables, const float *x, uint64_t 
         }
 }
 
-SIMD_INLINE void prefetch(const void *at, uint64_t bytes, uint64_t ahead)
+/* Not to stay in the second-level cache, where the tables are. */
+SIMD_INLINE void prefetch(const void *at, uint64_t ahead)
 {
-    for (uint64_t i = 0; i < bytes; i += LINE)
-        __builtin_prefetch((const char *)at + ahead + i);
+    __builtin_prefetch((const char *)at + ahead, 0, 0);
+}
+
+/* A word of each of `n` tiles, whose codes are `tile` words apart. A line is fetched for each that is read: many at
+ * once would wait for each other. */
+SIMD_INLINE void load_words(words *code, const uint32_t *codes, uint64_t tile, unsigned n)
+{
+    for (unsigned t = 0; t < n; t++) {
+        code[t] = words_load(codes + t * tile);
+        prefetch(codes + t * tile, PREFETCH_CODES);
+    }
 }
 
 /* Eight fields of 4 bits in each of `n_words` words, of `n` tiles; tables of `v` vectors side by side. */
@@ -78,8 +87,7 @@ SIMD_INLINE const float *add_nibbles(lanes *sum, const uint32_t *codes, uint64_t
 {
     for (uint64_t word = 0; word < n_words; word++, codes += LANES) {
         words code[OXB_CPU_MAX_PANEL];
-        for (unsigned t = 0; t < n; t++)
-            code[t] = words_load(codes + t * n_words * LANES);
+        load_words(code, codes, n_words * LANES, n);
 #pragma GCC unroll 8
         for (unsigned field = 0; field < 8; field++) {
 #pragma GCC unroll 4
@@ -139,8 +147,7 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
     const uint64_t tile = OXB_CPU_TRIT_WORDS * LANES;
     for (uint64_t word = 0; word < OXB_CPU_TRIT_WORDS; word++) {
         words code[OXB_CPU_MAX_PANEL];
-        for (unsigned t = 0; t < n; t++)
-            code[t] = words_load(codes + t * tile + word * LANES);
+        load_words(code, codes + word * LANES, tile, n);
 #pragma GCC unroll 6
         for (unsigned field = 0; field < TRIT_FIELDS; field++) {
 #pragma GCC unroll 4
@@ -184,8 +191,8 @@ SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned 
             lanes sum[MOST_SUMS];
             for (unsigned t = 0; t < n * v; t++)
                 sum[t] = lanes_zero();
-            prefetch(codes, n * n_words * LANES * sizeof *codes, PREFETCH_CODES);
-            prefetch(scales, n * LANES * sizeof *scales, PREFETCH_SCALES);
+            for (unsigned t = 0; t < n; t += 2)
+                prefetch(scales + t * LANES, PREFETCH_SCALES);
 #if SIMD_TRITS
             if (code == OXB_CPU_TRITS)
                 tables = add_trits(sum, codes, n, v, tables);
