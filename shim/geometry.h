@@ -43,8 +43,10 @@ oxb_tile oxb_gemv_tile(const oxb_device_info *device, oxb_op op, oxb_kernel_form
 /* Whether the kernels of one vector take the norm of their input in as well. */
 int oxb_norm_is_fused(const oxb_device_info *device, oxb_kernel_format kernel);
 
-/* Whether there are kernels that take their vectors as int8. */
+/* Whether there are kernels that take their vectors as int8, and the fewest for which they are the faster ones:
+ * the codes are brought to bytes first. */
 int oxb_has_int8(const oxb_device_info *device);
+#define OXB_LEAST_INT8_VECTORS 8u
 /* The bytes of such a vector for a matrix of k columns with a scale for each `group`. */
 uint64_t oxb_int8_bytes(uint64_t k, uint32_t group);
 

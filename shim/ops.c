@@ -85,7 +85,7 @@ static oxb_status record_norm(oxb_commands *commands, const product *p, oxb_bind
 /* Whether the vectors are rounded to int8, and the bytes that they then take. */
 static int is_int8(const oxb_commands *commands, const product *p, uint64_t *bytes) {
     *bytes = 0;
-    if (!oxb_commands_in_int8(commands) || p->n_vectors == 1) return 0;
+    if (!oxb_commands_in_int8(commands) || p->n_vectors < OXB_LEAST_INT8_VECTORS) return 0;
     if (p->weight->layout != OXB_LAYOUT_PANELS && p->weight->layout != OXB_LAYOUT_TRITS) return 0;
     *bytes = p->n_vectors * oxb_int8_bytes(p->k, oxb_kernel((oxb_kernel_format)p->weight->kernel)->group);
     return 1;

@@ -136,7 +136,7 @@ typedef struct oxb_weight {
     uint32_t layout; /* oxb_layout */
 } oxb_weight;
 
-/* Vectors of a matrix product of several: as they are, or rounded to 8 bits in blocks of 16 that share a scale,
+/* Vectors of a matrix product of 8 or more: as they are, or rounded to 8 bits in blocks of 16 that share a scale,
  * where the matrix is of 1 or 2 bits and the device keeps it in a layout of its own. */
 typedef enum oxb_activations { OXB_ACTIVATIONS_FLOAT32 = 0, OXB_ACTIVATIONS_INT8 = 1 } oxb_activations;
 
@@ -285,7 +285,7 @@ typedef struct oxb_attention_shape {
     /* The variants of its kernels that a driver can run here, the best first; NULL past the last. */ \
     X(const char *, device_variant, (const char *driver, uint32_t index))                           \
                                                                                                     \
-    /* What matrix products of several vectors that are recorded from here on make of the vectors.  \
+    /* What matrix products of 8 or more vectors that are recorded from here on make of them.       \
      * OXB_ENCODING_FAILED where the device has no such kernels. */                                 \
     X(oxb_status, commands_activations, (oxb_commands * commands, oxb_activations activations))
 

@@ -229,4 +229,6 @@ def test_neon_passes_under_an_emulator(tmp_path):
         pytest.skip(missing)
     check_program(compiler, tmp_path / "check", "-static")
     done = subprocess.run([emulator, tmp_path / "check"], capture_output=True, text=True)
-    assert (done.returncode, done.stdout.split()) == (0, ["neon-dotprod", "neon", "portable"]), done.stdout
+    assert (done.returncode, done.stdout.split()) == (0, ["neon-dotprod", "neon", "portable"]), (
+        done.stdout
+    )

@@ -75,10 +75,9 @@ cdef class Commands:
     device : Device
         Where the sequence runs.
     activations : {"float32", "int8"}
-        What gemv() and gate_up_swiglu() of several vectors make of the vectors: int8 rounds them to 8
-        bits in blocks of 16 that share a scale, about 5e-3 of the result's norm, and takes half the
-        time or less. Matrices of 1 and 2 bits on the cpu device; others stay float32, as single
-        vectors do.
+        What gemv() and gate_up_swiglu() of 8 or more vectors make of them: int8 rounds them to 8 bits
+        in blocks of 16 that share a scale, about 5e-3 of the result's norm. For matrices of 1 and 2
+        bits on the cpu device; others stay float32, as fewer vectors and the portable kernels do.
 
     Raises
     ------

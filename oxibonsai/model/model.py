@@ -85,9 +85,9 @@ class Model:
         type42 : {"Q2_0", "Q2_0_g128", "TQ2_0_g128"}, optional
             What tensor type 42 means, for files in which the data does not say.
         activations : {"float32", "int8"}
-            What the matrices are multiplied with where several tokens run as one batch, as in a
+            What the matrices are multiplied with where 8 tokens or more run as one batch, as in a
             prompt. int8 is faster and less exact, on the cpu device alone: activations are rounded
-            to 8 bits in blocks of 16. Single tokens, so all that is generated, stay float32.
+            to 8 bits in blocks of 16. Smaller batches, so all that is generated, stay float32.
 
         Raises
         ------
