@@ -5,8 +5,8 @@
 Writes a random model of Bonsai-1.7B's shape, and measures round by round: the memory, a prompt of
 128 tokens and 64 tokens of decode with each program, and the prompt with int8 activations. What
 counts is the ratio inside a round; its median over the rounds is printed with the least and the
-most. llama.cpp runs its own defaults, with activations in int8; ours are float32 but where the table
-says otherwise. Both decode the same given tokens, so that neither chooses.
+most. llama.cpp runs its own defaults, with activations in int8; ours are float32 but where the
+table says otherwise. Both decode the same given tokens, so that neither chooses.
 
 The last line says how much of the CPUs went to other programs and to other guests of the host.
 """
@@ -111,8 +111,8 @@ def compare(path: Path, name: str, threads: int, rounds: int) -> list[str]:
             used = [a * nbytes / 1e9 / m for a, m in zip(mine, memory, strict=True)]
             share = f"{statistics.median(used):.0%}"
         rows.append(
-            f"| {name} | {threads} | {what} | {spread(mine)} | {spread(other)} | {spread(ratio, 2)} "
-            f"| {spread(memory)} | {share} |"
+            f"| {name} | {threads} | {what} | {spread(mine)} | {spread(other)} "
+            f"| {spread(ratio, 2)} | {spread(memory)} | {share} |"
         )
     return rows
 

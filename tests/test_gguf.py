@@ -95,6 +95,23 @@ def test_release_drops_the_pages_of_that_tensor_only(tmp_path):
         assert full - 65 * page <= resident() <= full - 64 * page
 
 
+def test_joined_data_is_a_view_where_the_file_holds_the_tensors_in_a_row(tmp_path):
+    path = tmp_path / "joined.gguf"
+    values = {name: np.full(8 * (i + 1), i, np.float32) for i, name in enumerate("abc")}
+    write(path, tensors=values.items())
+    with gguf.open(path) as file:
+        for names in (("a",), ("a", "b"), ("b", "c"), ("a", "b", "c"), ("a", "c"), ("c", "a")):
+            joined = file.joined_data(*names)
+            expected = np.concatenate([values[name] for name in names])
+            np.testing.assert_array_equal(joined.view("<f4"), expected)
+            assert not joined.flags.writeable
+        both = file.joined_data("a", "b")
+        assert np.shares_memory(both, file.tensor_data("a"))
+        assert not np.shares_memory(file.joined_data("a", "c"), file.tensor_data("a"))
+        with pytest.raises(KeyError, match="nope"):
+            file.joined_data("a", "nope")
+
+
 def test_close_is_idempotent_and_leaves_views_and_metadata_usable():
     file = gguf.open(Q1_MODEL)
     view = file.tensor_data("output_norm.weight")

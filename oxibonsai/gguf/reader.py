@@ -8,6 +8,7 @@ mapped. Every count, length and offset is compared with the file before anything
 from __future__ import annotations
 
 import contextlib
+import itertools
 import mmap
 import os
 import stat
@@ -189,6 +190,19 @@ class GGUFFile:
         mapping = self._open_map()
         info = self._info(name)
         return np.frombuffer(mapping, np.uint8, info.nbytes, info.offset)
+
+    def joined_data(self, *names: str) -> npt.NDArray[np.uint8]:
+        """Return the bytes of tensors one after another, read-only.
+
+        Without a copy where the file holds them so.
+        """
+        infos = [self._info(name) for name in names]
+        if all(a.offset + a.nbytes == b.offset for a, b in itertools.pairwise(infos)):
+            nbytes = sum(info.nbytes for info in infos)
+            return np.frombuffer(self._open_map(), np.uint8, nbytes, infos[0].offset)
+        joined = np.concatenate([self.tensor_data(name) for name in names])
+        joined.flags.writeable = False
+        return joined
 
     def release(self, name: str) -> None:
         """Drop the pages of tensor `name` from memory; the next access reads them again.

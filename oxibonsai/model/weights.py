@@ -196,14 +196,10 @@ def load_weights(file: GGUFFile, config: ModelConfig, graph: MetalGraph) -> Mode
     def matrix(*names: str) -> WeightHandle:
         infos = [file.tensors[name] for name in names]
         n_rows = sum(info.shape[0] for info in infos)
-        data = [file.tensor_data(name) for name in names]
         handle = graph.upload_weight_soa(
-            data[0] if len(data) == 1 else np.concatenate(data),
-            format=infos[0].format,
-            shape=(n_rows, infos[0].shape[1]),
+            file.joined_data(*names), format=infos[0].format, shape=(n_rows, infos[0].shape[1])
         )
         uploaded.append(handle)
-        del data
         for name in names:
             file.release(name)
         return handle
