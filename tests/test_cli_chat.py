@@ -178,6 +178,7 @@ def test_bench_prints_speeds_and_settings_as_json(path):
         "repeat": 3,
         "kv_dtype": "f32",
         "chunk": 8,
+        "activations": "float32",
     }
     for name, n in (("prefill", 20), ("decode", 5)):
         runs = found[name]["runs_seconds"]

@@ -233,7 +233,7 @@ def test_a_device_without_such_kernels_says_so(device):
     ("path", "golden"), [(Q1_MODEL, Q1_GOLDEN), (TERNARY_MODEL, TERNARY_GOLDEN)]
 )
 def test_logits_of_a_real_model_stay_near_the_golden_ones(graph, path, golden):
-    """A prompt moves by what a documented rounding moves it, and the tokens after it are float32."""
+    """A prompt moves by what a documented rounding moves it."""
     expected = np.load(golden)
     worst = 0.0
     with Model.load(path, graph.device, activations="int8") as model:
