@@ -220,11 +220,11 @@ SIMD_INLINE lanes table16_look_up(table16 table, words index)
     return _mm512_permutexvar_ps(index, table.entry);
 }
 
-/* The one that the low 4 bits of each word name, with the sign turned where the top bit is set. */
-SIMD_INLINE lanes table16_look_up_signed(table16 table, words index)
+/* -1 where the top bit is set, else 1. */
+SIMD_INLINE lanes lanes_of_signs(words a)
 {
-    const __m512i entry = _mm512_castps_si512(_mm512_permutexvar_ps(index, table.entry));
-    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(entry, index, _mm512_set1_epi32(INT32_MIN), 0x78));
+    const __m512i one = _mm512_castps_si512(_mm512_set1_ps(1));
+    return _mm512_castsi512_ps(_mm512_ternarylogic_epi32(one, a, _mm512_set1_epi32(INT32_MIN), 0xf8));
 }
 
 /* The next field of trits comes down, and its sign to the top. */

@@ -150,12 +150,15 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
         load_words(code, codes + word * LANES, tile, n);
 #pragma GCC unroll 6
         for (unsigned field = 0; field < TRIT_FIELDS; field++) {
+            lanes sign[OXB_CPU_MAX_PANEL];
+            for (unsigned t = 0; t < n; t++)
+                sign[t] = lanes_of_signs(code[t]);
 #pragma GCC unroll 4
             for (unsigned i = 0; i < v; i++, tables += LANES) {
                 const table16 table = table16_load(tables);
 #pragma GCC unroll 8
                 for (unsigned t = 0; t < n; t++) {
-                    sum[i * n + t] = lanes_add(sum[i * n + t], table16_look_up_signed(table, code[t]));
+                    sum[i * n + t] = lanes_fma(table16_look_up(table, code[t]), sign[t], sum[i * n + t]);
                     if (i + 1 == v)
                         code[t] = words_next_trits(code[t]);
                     simd_in_order(&sum[i * n + t], &code[t]);
