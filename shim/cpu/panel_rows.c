@@ -37,15 +37,25 @@ static int all_finite(const double *x, uint64_t n)
     return ((zero[0] + zero[1]) + (zero[2] + zero[3])) + ((zero[4] + zero[5]) + (zero[6] + zero[7])) == 0;
 }
 
+static int has_nan(const float *x, uint64_t k)
+{
+    for (uint64_t i = 0; i < k; i++)
+        if (isnan(x[i]))
+            return 1;
+    return 0;
+}
+
 void oxb_cpu_repair_rows(const oxb_cpu_panels *p, const oxb_cpu_matrix *m, uint64_t first, uint64_t n, double *out,
                          uint64_t stride)
 {
     for (uint64_t v = 0; v < m->n_vectors; v++, out += stride) {
         if (all_finite(out, n))
             continue;
+        const float *x = m->x + v * m->k;
+        const int nan = has_nan(x, m->k); /* as every row is then: no need to go through them */
         for (uint64_t i = 0; i < n; i++)
             if (!isfinite(out[i]))
-                out[i] = row_by_definition(p, m->x + v * m->k, first + i);
+                out[i] = nan ? (double)NAN : row_by_definition(p, x, first + i);
     }
 }
 
