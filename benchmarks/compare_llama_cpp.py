@@ -58,8 +58,13 @@ def theirs(llama: Any, prompt: list[int], tokens: list[int]) -> tuple[float, flo
     return prefill, decode
 
 
-def cpu_seconds() -> tuple[float, float, float]:
-    """Return the seconds of all CPUs, those of them in use or stolen, and those of this process."""
+def cpu_seconds() -> tuple[float, float, float] | None:
+    """Return the seconds of all CPUs, those of them in use or stolen, and those of this process.
+
+    None where the system does not say, which only Linux does.
+    """
+    if not Path("/proc/stat").exists():
+        return None
     fields = [int(x) for x in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     tick = os.sysconf("SC_CLK_TCK")
     own = os.times()
@@ -137,8 +142,10 @@ def main() -> None:
                 for row in compare(path, name, threads, options.rounds):
                     print(row, flush=True)
             path.unlink()
-    total, used, own = (b - a for a, b in zip(before, cpu_seconds(), strict=True))
-    print(f"Other programs and guests took {max(0.0, used - own) / total:.0%} of the CPUs.")
+    after = cpu_seconds()
+    if before is not None and after is not None:
+        total, used, own = (b - a for a, b in zip(before, after, strict=True))
+        print(f"Other programs and guests took {max(0.0, used - own) / total:.0%} of the CPUs.")
 
 
 if __name__ == "__main__":

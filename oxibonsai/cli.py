@@ -113,7 +113,7 @@ def _add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> No
         "--activations",
         choices=("float32", "int8"),
         default="float32",
-        help="of prompts: int8 is faster and less exact, on the cpu device (float32)",
+        help="of prompts: int8 is less exact and mostly faster, on the cpu device (float32)",
     )
     _add_device(parser)
     _add_type42(parser)
@@ -182,7 +182,8 @@ def _bench(args: argparse.Namespace, out: TextIO) -> int:
         json.dump(found, out, indent=2)
         out.write("\n")
         return 0
-    print(f"{found['model']['name']} on {device.name} ({device.driver})", file=out)
+    rounded = ", int8 activations" if args.activations == "int8" else ""
+    print(f"{found['model']['name']} on {device.name} ({device.driver}){rounded}", file=out)
     for name in ("prefill", "decode"):
         speed = found[name]
         print(

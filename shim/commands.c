@@ -129,8 +129,9 @@ oxb_status oxb_commands_activations(oxb_commands *commands, oxb_activations acti
     }
     if (activations == OXB_ACTIVATIONS_INT8 && !oxb_has_int8(&device->info)) {
         return oxb_fail(OXB_ENCODING_FAILED,
-                        "the %s device has no kernels for int8 activations: leave them float32, or take the cpu device",
-                        device->driver->name);
+                        "the %s kernels of the %s device do not take int8 activations: leave them float32, or take "
+                        "the cpu device with vector instructions",
+                        device->info.variant[0] ? device->info.variant : "built-in", device->driver->name);
     }
     commands->activations = activations;
     return OXB_OK;

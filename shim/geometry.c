@@ -1,6 +1,8 @@
 /* The geometries: one of the cpu driver, one of the kernels in shaders/. */
 #include "geometry.h"
 
+#include <string.h>
+
 #include "cpu/oxb_cpu.h"
 #include "oxb_args.h"
 
@@ -77,7 +79,8 @@ static int looks_up(const oxb_device_info *device, oxb_kernel_format kernel) {
 
 int oxb_norm_is_fused(const oxb_device_info *device, oxb_kernel_format kernel) { return looks_up(device, kernel); }
 
-int oxb_has_int8(const oxb_device_info *device) { return is_cpu(device); }
+/* The portable kernels read matrices in the plain layout. */
+int oxb_has_int8(const oxb_device_info *device) { return is_cpu(device) && strcmp(device->variant, "portable") != 0; }
 
 uint64_t oxb_int8_bytes(uint64_t k, uint32_t group) { return oxb_cpu_int8_bytes(k, group); }
 

@@ -191,11 +191,12 @@ class GGUFFile:
         info = self._info(name)
         return np.frombuffer(mapping, np.uint8, info.nbytes, info.offset)
 
-    def joined_data(self, *names: str) -> npt.NDArray[np.uint8]:
+    def joined_data(self, name: str, *others: str) -> npt.NDArray[np.uint8]:
         """Return the bytes of tensors one after another, read-only.
 
         Without a copy where the file holds them so.
         """
+        names = (name, *others)
         infos = [self._info(name) for name in names]
         if all(a.offset + a.nbytes == b.offset for a, b in itertools.pairwise(infos)):
             nbytes = sum(info.nbytes for info in infos)

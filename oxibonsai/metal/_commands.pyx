@@ -77,14 +77,14 @@ cdef class Commands:
     activations : {"float32", "int8"}
         What gemv() and gate_up_swiglu() of 8 or more vectors make of them: int8 rounds them to 8 bits
         in blocks of 16 that share a scale, about 5e-3 of the result's norm. For matrices of 1 and 2
-        bits on the cpu device; others stay float32, as fewer vectors and the portable kernels do.
+        bits on the cpu device; others stay float32, as fewer vectors do.
 
     Raises
     ------
     ValueError
         For other activations.
     EncodingError
-        For int8 on a device without such kernels.
+        For int8 on a device without such kernels: a GPU, or the portable ones.
     """
 
     def __init__(self, Device device not None, *, activations="float32"):

@@ -85,9 +85,10 @@ class Model:
         type42 : {"Q2_0", "Q2_0_g128", "TQ2_0_g128"}, optional
             What tensor type 42 means, for files in which the data does not say.
         activations : {"float32", "int8"}
-            What the matrices are multiplied with where 8 tokens or more run as one batch, as in a
-            prompt. int8 is faster and less exact, on the cpu device alone: activations are rounded
-            to 8 bits in blocks of 16. Smaller batches, so all that is generated, stay float32.
+            What the matrices are multiplied with where 8 tokens or more run as one batch: a prompt,
+            and what verify(), log_probabilities() and perplexity() are given. int8 rounds
+            activations to 8 bits in blocks of 16, on the cpu device alone; it is faster with most
+            processors and formats. Smaller batches, so all that is generated, stay float32.
 
         Raises
         ------

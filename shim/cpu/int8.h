@@ -18,7 +18,7 @@
 #define LANES OXB_CPU_LANES
 #define BLOCK_WORDS (OXB_CPU_INT8_BLOCK / 4)
 #define ROUNDER 12582912.0f /* 1.5 * 2^23: to add and to take off again leaves a whole number */
-#define TINY 1e-30f         /* a block of such activations counts as zeros: its scale would be subnormal */
+#define TINY 2e-36f         /* a block of smaller activations counts as zeros: its scale would be subnormal */
 
 _Static_assert(OXB_CPU_INT8_BLOCK == LANES, "a block is one vector of lanes");
 

@@ -13,12 +13,14 @@ static int has_avx2(void)
     return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 }
 
-/* Not every compiler knows the name "avxvnni". */
+#if OXB_CPU_KNOWS_AVXVNNI
+/* Fewer compilers know the name "avxvnni". */
 static int has_avx2_vnni(void)
 {
     unsigned eax, ebx, ecx, edx;
     return has_avx2() && __get_cpuid_count(7, 1, &eax, &ebx, &ecx, &edx) && (eax >> 4 & 1);
 }
+#endif
 
 static int has_avx512(void)
 {
@@ -42,10 +44,14 @@ static const oxb_cpu_isa variants[] = {
 #if defined(__x86_64__)
     {"avx512-vnni", has_avx512_vnni, &oxb_cpu_avx512_f32, &oxb_cpu_avx512_vnni_int8},
     {"avx512", has_avx512, &oxb_cpu_avx512_f32, &oxb_cpu_avx512_int8},
+#if OXB_CPU_KNOWS_AVXVNNI
     {"avx2-vnni", has_avx2_vnni, &oxb_cpu_avx2_f32, &oxb_cpu_avx2_vnni_int8},
+#endif
     {"avx2", has_avx2, &oxb_cpu_avx2_f32, &oxb_cpu_avx2_int8},
 #elif defined(__aarch64__)
+#if OXB_CPU_KNOWS_DOTPROD
     {"neon-dotprod", oxb_cpu_has_dotprod, &oxb_cpu_neon_f32, &oxb_cpu_neon_dotprod_int8},
+#endif
     {"neon", always, &oxb_cpu_neon_f32, &oxb_cpu_neon_int8},
 #endif
     {"portable", always, &oxb_cpu_portable_f32, NULL},

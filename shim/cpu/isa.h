@@ -7,6 +7,24 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Whether the compiler knows the newer integer dot products. */
+#if defined(__clang__)
+#define OXB_CPU_KNOWS_AVXVNNI (__clang_major__ >= 12)
+#elif defined(__GNUC__)
+#define OXB_CPU_KNOWS_AVXVNNI (__GNUC__ >= 11)
+#else
+#define OXB_CPU_KNOWS_AVXVNNI 0
+#endif
+#if defined(__ARM_FEATURE_DOTPROD)
+#define OXB_CPU_KNOWS_DOTPROD 1
+#elif defined(__clang__)
+#define OXB_CPU_KNOWS_DOTPROD (__clang_major__ >= 16)
+#elif defined(__GNUC__)
+#define OXB_CPU_KNOWS_DOTPROD (__GNUC__ >= 8)
+#else
+#define OXB_CPU_KNOWS_DOTPROD 0
+#endif
+
 #define OXB_CPU_LANES 16u  /* rows of a tile: one row in each lane of a vector of 32-bit words */
 #define OXB_CPU_MAX_PANEL 8u /* tiles whose groups lie side by side, the most */
 #define OXB_CPU_FLUSH 2048u /* weights added in float32 before they are added in float64 */

@@ -1,5 +1,7 @@
 /* The integer kernels for AVX2 with AVX-VNNI. */
-#if defined(__x86_64__)
+#include "isa.h"
+
+#if defined(__x86_64__) && OXB_CPU_KNOWS_AVXVNNI
 #define SIMD_VNNI 1
 #include "simd_avx2.h"
 /* after the registers' functions */

@@ -1,5 +1,7 @@
 /* The integer kernels for NEON with the dot products of Armv8.2. */
-#if defined(__aarch64__)
+#include "isa.h"
+
+#if defined(__aarch64__) && OXB_CPU_KNOWS_DOTPROD
 #define SIMD_DOTPROD 1
 #include "simd_neon.h"
 /* after the registers' functions */

@@ -146,8 +146,8 @@ oxb_cpu_run_fn oxb_cpu_gemv, oxb_cpu_gemv_residual, oxb_cpu_swiglu, oxb_cpu_gemm
     oxb_cpu_swiglu_gemm, oxb_cpu_quantize, oxb_cpu_embed, oxb_cpu_rmsnorm, oxb_cpu_residual_add, oxb_cpu_qk_norm_rope,
     oxb_cpu_kv_store, oxb_cpu_attention, oxb_cpu_combine, oxb_cpu_argmax_parts, oxb_cpu_argmax,
     oxb_cpu_advance;
-oxb_cpu_need_fn oxb_cpu_gemv_need, oxb_cpu_swiglu_need, oxb_cpu_gemm_need, oxb_cpu_swiglu_gemm_need, oxb_cpu_quantize_need,
-    oxb_cpu_embed_need, oxb_cpu_rmsnorm_need, oxb_cpu_residual_add_need, oxb_cpu_qk_norm_rope_need,
+oxb_cpu_need_fn oxb_cpu_gemv_need, oxb_cpu_swiglu_need, oxb_cpu_gemm_need, oxb_cpu_swiglu_gemm_need,
+    oxb_cpu_quantize_need, oxb_cpu_embed_need, oxb_cpu_rmsnorm_need, oxb_cpu_residual_add_need, oxb_cpu_qk_norm_rope_need,
     oxb_cpu_kv_store_need, oxb_cpu_attention_need, oxb_cpu_combine_need,
     oxb_cpu_argmax_parts_need, oxb_cpu_argmax_need, oxb_cpu_advance_need;
 
