@@ -127,7 +127,7 @@ static void check_product(const oxb_cpu_isa *isa, oxb_file_format format, uint32
     for (uint64_t v = 0; v < MAX_VECTORS; v++)
         isa->int8->quantize(x + v * k, k, group, (char *)quantized + v * bytes);
     /* Parts that start and end inside a tile. */
-    for (uint64_t first = 0; fits && first < n_rows; first += 37) {
+    for (uint64_t first = 0; fits && first < n_rows; first += 133) {
         oxb_cpu_matrix m = {.weight = packed, .codes_offset = codes_offset, .k = k, .x = x, .format = info->kernel};
         for (m.n_vectors = 1; m.n_vectors <= OXB_CPU_MOST_TOGETHER; m.n_vectors *= 2)
             check_rows(&call, &m, first, n_rows - first);
