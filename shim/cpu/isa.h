@@ -49,6 +49,7 @@ typedef struct oxb_cpu_tiles {
     uint32_t n_vectors; /* whose tables lie side by side: 1, 2 or 4 */
     uint64_t stride;    /* of the sums, from a vector to the next */
     int add;            /* to the sums; else store them */
+    int streams;        /* oxb_cpu_streams() */
 } oxb_cpu_tiles;
 
 typedef struct oxb_cpu_code_kernels {
@@ -157,6 +158,9 @@ typedef struct oxb_cpu_isa {
 extern const oxb_cpu_float_kernels oxb_cpu_avx512_f32, oxb_cpu_avx2_f32, oxb_cpu_neon_f32, oxb_cpu_portable_f32;
 extern const oxb_cpu_int8_kernels oxb_cpu_avx512_int8, oxb_cpu_avx512_vnni_int8, oxb_cpu_avx2_int8,
     oxb_cpu_avx2_vnni_int8, oxb_cpu_neon_int8, oxb_cpu_neon_dotprod_int8;
+
+/* Whether codes are best fetched past the second-level cache, where the tables are. */
+int oxb_cpu_streams(void);
 
 int oxb_cpu_has_dotprod(void); /* machine.c: the dot products of Armv8.2 */
 

@@ -65,6 +65,7 @@ static void add_tiles(const oxb_cpu_code_kernels *kernels, const oxb_cpu_panels 
                       double *out, uint64_t stride)
 {
     const uint64_t tiles_of_panel = oxb_cpu_panel_tiles(p->code);
+    const int streams = oxb_cpu_streams();
     for (uint64_t tile = first, n; tile < last; tile += n) {
         const uint64_t rest = tiles_of_panel - tile % tiles_of_panel;
         n = last - tile < rest ? last - tile : rest;
@@ -76,7 +77,8 @@ static void add_tiles(const oxb_cpu_code_kernels *kernels, const oxb_cpu_panels 
                                      .n_tiles = (uint32_t)n,
                                      .n_vectors = n_vectors,
                                      .stride = stride,
-                                     .add = group > 0};
+                                     .add = group > 0,
+                                     .streams = streams};
         kernels->rows(&tiles, tables, out + (tile - first) * OXB_CPU_LANES);
     }
 }

@@ -65,29 +65,28 @@ SIMD_TARGET static void tables_of_pairs(float *tables, const float *x, uint64_t 
         }
 }
 
-/* To stay: what is not to (prefetchnta) is gone on Intel's processors before it is read. */
-SIMD_INLINE void prefetch(const void *at, uint64_t ahead)
-{
-    __builtin_prefetch((const char *)at + ahead);
-}
-
 /* A word of each of `n` tiles, whose codes are `tile` words apart. A line is fetched for each that is read: many at
  * once would wait for each other. */
-SIMD_INLINE void load_words(words *code, const uint32_t *codes, uint64_t tile, unsigned n)
+SIMD_INLINE void load_words(words *code, const uint32_t *codes, uint64_t tile, unsigned n, int streams)
 {
-    for (unsigned t = 0; t < n; t++) {
+    const char *ahead = (const char *)codes + PREFETCH_CODES;
+    for (unsigned t = 0; t < n; t++)
         code[t] = words_load(codes + t * tile);
-        prefetch(codes + t * tile, PREFETCH_CODES);
-    }
+    if (streams)
+        for (unsigned t = 0; t < n; t++)
+            __builtin_prefetch(ahead + t * tile * sizeof *codes, 0, 0);
+    else
+        for (unsigned t = 0; t < n; t++)
+            __builtin_prefetch(ahead + t * tile * sizeof *codes);
 }
 
 /* Eight fields of 4 bits in each of `n_words` words, of `n` tiles; tables of `v` vectors side by side. */
 SIMD_INLINE const float *add_nibbles(lanes *sum, const uint32_t *codes, uint64_t n_words, unsigned n,
-                                     unsigned v, const float *tables)
+                                     unsigned v, const float *tables, int streams)
 {
     for (uint64_t word = 0; word < n_words; word++, codes += LANES) {
         words code[OXB_CPU_MAX_PANEL];
-        load_words(code, codes, n_words * LANES, n);
+        load_words(code, codes, n_words * LANES, n, streams);
 #pragma GCC unroll 8
         for (unsigned field = 0; field < 8; field++) {
 #pragma GCC unroll 4
@@ -142,12 +141,12 @@ SIMD_INLINE words last_trits(const uint32_t *codes)
 }
 
 SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n, unsigned v,
-                                   const float *tables)
+                                   const float *tables, int streams)
 {
     const uint64_t tile = OXB_CPU_TRIT_WORDS * LANES;
     for (uint64_t word = 0; word < OXB_CPU_TRIT_WORDS; word++) {
         words code[OXB_CPU_MAX_PANEL];
-        load_words(code, codes + word * LANES, tile, n);
+        load_words(code, codes + word * LANES, tile, n, streams);
 #pragma GCC unroll 6
         for (unsigned field = 0; field < TRIT_FIELDS; field++) {
             lanes sign[OXB_CPU_MAX_PANEL];
@@ -195,13 +194,13 @@ SIMD_INLINE void rows_of_tiles(const oxb_cpu_tiles *w, unsigned first, unsigned 
             for (unsigned t = 0; t < n * v; t++)
                 sum[t] = lanes_zero();
             for (unsigned t = 0; t < n; t += 2)
-                prefetch(scales + t * LANES, PREFETCH_SCALES);
+                __builtin_prefetch((const char *)(scales + t * LANES) + PREFETCH_SCALES);
 #if SIMD_TRITS
             if (code == OXB_CPU_TRITS)
-                tables = add_trits(sum, codes, n, v, tables);
+                tables = add_trits(sum, codes, n, v, tables, w->streams);
             else
 #endif
-                tables = add_nibbles(sum, codes, n_words, n, v, tables);
+                tables = add_nibbles(sum, codes, n_words, n, v, tables, w->streams);
 #pragma GCC unroll 4
             for (unsigned i = 0; i < v; i++)
 #pragma GCC unroll 8
