@@ -40,34 +40,32 @@ SIMD_TARGET static void quantize(const float *x, uint64_t k, uint32_t group, voi
     }
 }
 
+/* Fields of 1 or 2 bits, known to the compiler; a bit becomes 0 or 2. */
+SIMD_INLINE void expand_fields(uint32_t *to, const uint32_t *codes, uint64_t n_groups, uint64_t stride,
+                               uint64_t n_words, unsigned bits)
+{
+    const words mask = words_of(bits == 1 ? 0x01010101u : 0x03030303u);
+    for (uint64_t g = 0; g < n_groups; g++, codes += stride)
+        for (uint64_t word = 0; word < n_words; word++) {
+            words code = words_load(codes + word * LANES);
+            for (unsigned field = 0; field < 8 / bits; field++, to += LANES) {
+                const words four = words_and(code, mask);
+                words_store(to, bits == 1 ? words_add(four, four) : four);
+                code = words_shift(code, bits);
+            }
+        }
+}
+
 SIMD_TARGET static void expand_bits(uint32_t *to, const uint32_t *codes, uint64_t n_groups, uint64_t stride,
                                     uint32_t group)
 {
-    const words mask = words_of(0x02020202u);
-    for (uint64_t g = 0; g < n_groups; g++, codes += stride)
-        for (uint64_t word = 0; word < group / 32; word++) {
-            words code = words_load(codes + word * LANES);
-            words_store(to, words_and(words_shift_left(code, 1), mask));
-            to += LANES;
-            for (unsigned field = 1; field < 8; field++, to += LANES) {
-                words_store(to, words_and(code, mask));
-                code = words_shift(code, 1);
-            }
-        }
+    expand_fields(to, codes, n_groups, stride, group / 32, 1);
 }
 
 SIMD_TARGET static void expand_pairs(uint32_t *to, const uint32_t *codes, uint64_t n_groups, uint64_t stride,
                                      uint32_t group)
 {
-    const words mask = words_of(0x03030303u);
-    for (uint64_t g = 0; g < n_groups; g++, codes += stride)
-        for (uint64_t word = 0; word < group / 16; word++) {
-            words code = words_load(codes + word * LANES);
-            for (unsigned field = 0; field < 4; field++, to += LANES) {
-                words_store(to, words_and(code, mask));
-                code = words_shift(code, 2);
-            }
-        }
+    expand_fields(to, codes, n_groups, stride, group / 16, 2);
 }
 
 #if SIMD_TRITS

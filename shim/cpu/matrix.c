@@ -157,7 +157,7 @@ static uint32_t together(const oxb_cpu_kernel *kernel, uint64_t left)
         return left < OXB_CPU_INT8_VECTORS ? (uint32_t)left : OXB_CPU_INT8_VECTORS;
     if (kernel->layout == OXB_LAYOUT_PLAIN)
         return 1;
-    return left >= 4 ? 4 : left >= 2 ? 2 : 1;
+    return left >= OXB_CPU_MOST_TOGETHER ? OXB_CPU_MOST_TOGETHER : left >= 2 ? 2 : 1;
 }
 
 /* Some vectors [from, to) times the rows of groups [first, last). */
