@@ -18,7 +18,7 @@ PYTEST_ARGS ?=
 SIMULATION := clang-19 lld-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev
 SIMULATION += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 
-SOURCES := $(wildcard shim/*.[chm] shim/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
+SOURCES := $(wildcard shim/*/*.[chm] shim/*/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
     oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
 BUILT := $(VENV)/.built
 

@@ -47,9 +47,11 @@ LINK_FLAGS = ["-pthread", *os.environ.get("OXIBONSAI_LDFLAGS", "").split()]
 MACROS = [("_GNU_SOURCE", "1")] if sys.platform == "linux" else []
 LIBRARIES = ["m", "dl"] if sys.platform == "linux" else []
 
-HEADERS = sorted(SHIM.glob("oxb_*.h"))
-CORE_SOURCES = sorted([*SHIM.glob("*.c"), *(SHIM / "cpu").glob("*.c")])
+HEADERS = sorted((SHIM / "include").glob("*.h"))
+CORE_ROOMS = ("front", "ops", "formats", "cpu", "gpu")
+CORE_SOURCES = sorted(path for room in CORE_ROOMS for path in (SHIM / room).rglob("*.c"))
 CUDA_SOURCES = sorted((SHIM / "cuda").glob("*.c"))
+METAL_SOURCES = sorted((SHIM / "metal").glob("*.m"))
 
 
 def extension(name: str, c_sources: list[Path]) -> Extension:
@@ -57,8 +59,8 @@ def extension(name: str, c_sources: list[Path]) -> Extension:
     return Extension(
         f"oxibonsai.metal.{name}",
         [f"oxibonsai/metal/{name}.pyx", *map(str, c_sources)],
-        include_dirs=[str(SHIM)],
-        depends=[str(h) for h in [*SHIM.glob("*.h"), *SHIM.glob("*/*.h")]],
+        include_dirs=[str(SHIM / "include"), str(SHIM)],
+        depends=[str(h) for h in SHIM.rglob("*.h")],
         define_macros=MACROS,
         # The kernels are in _core. The other modules check arguments and pass pointers on, in some
         # megabytes of generated C that takes three times as long to compile at -O3.
@@ -106,7 +108,7 @@ class BuildExtWithDrivers(build_ext):
         scratch.mkdir(parents=True, exist_ok=True)
         self.check_compiler(scratch)
         (core,) = (e for e in self.extensions if e.name == "oxibonsai.metal._core")
-        core.sources += [*sorted(map(str, SHIM.glob("*.m"))), str(write_c(scratch))]
+        core.sources += [*map(str, METAL_SOURCES), str(write_c(scratch))]
         core.define_macros = [*core.define_macros, ("OXB_HAVE_METAL", "1")]
         core.extra_compile_args = [
             *core.extra_compile_args,

@@ -14,4 +14,4 @@ def get_include() -> str:
     here = Path(__file__).resolve().parent
     packaged = here / "include"
     # An editable install has no copy: the headers are the repository's own.
-    return str(packaged if packaged.is_dir() else here.parent / "shim")
+    return str(packaged if packaged.is_dir() else here.parent / "shim" / "include")

@@ -1,39 +1,42 @@
 // Attention of some queries over one key-value head: what decode, prefill and every shape share.
 //
-// The queries of a threadgroup - heads that share a key-value head, and neighbouring tokens - share each
-// load of the caches. Its SIMD-groups share the positions, in blocks of 32, and put their parts together
-// at the end. Nothing here grows with the length of the sequence.
+// The queries of a threadgroup - heads that share a key-value head, and neighbouring tokens - share
+// each load of the caches. Its SIMD-groups share the positions, in blocks of 32, and put their
+// parts together at the end. Nothing here grows with the length of the sequence.
 #ifndef OXB_ATTENTION_H
 #define OXB_ATTENTION_H
 
-// Queries of a threadgroup: 1, 2 or 4, and 1 for a long head. They choose among template instances: see rows.h.
+// Queries of a threadgroup: 1, 2 or 4, and 1 for a long head. They choose among template instances:
+// see rows.h.
 constant uint queries_constant [[function_constant(0)]];
-constant uint attention_queries = is_function_constant_defined(queries_constant) ? queries_constant : 1u;
-// Elements of a head that are read at once: 4 where head_dim and the places of the caches are multiples of
-// that many elements, else 2.
+constant uint attention_queries =
+    is_function_constant_defined(queries_constant) ? queries_constant : 1u;
+// Elements of a head that are read at once: 4 where head_dim and the places of the caches are
+// multiples of that many elements, else 2.
 constant uint width_constant [[function_constant(1)]];
 constant uint attention_width = is_function_constant_defined(width_constant) ? width_constant : 2u;
 // Whether head_dim is above 128.
 constant uint long_constant [[function_constant(2)]];
 constant uint attention_long = is_function_constant_defined(long_constant) ? long_constant : 1u;
 
-#define OXB_BLOCK OXB_SIMD_WIDTH
+#define OXB_BLOCK                OXB_SIMD_WIDTH
 #define OXB_ATTENTION_SIMDGROUPS 4u // the most of a threadgroup
-#define OXB_ATTENTION_QUERIES 4u
-#define OXB_QUERY_ELEMENTS 512u // of all queries: 4 of 128, or 1 of OXB_MAX_HEAD_DIM
-#define OXB_TEAM 8u             // lanes that score a position together
-#define OXB_TEAMS (OXB_SIMD_WIDTH / OXB_TEAM)
+#define OXB_ATTENTION_QUERIES    4u
+#define OXB_QUERY_ELEMENTS       512u // of all queries: 4 of 128, or 1 of OXB_MAX_HEAD_DIM
+#define OXB_TEAM                 8u   // lanes that score a position together
+#define OXB_TEAMS                (OXB_SIMD_WIDTH / OXB_TEAM)
 
 struct attention_memory {
-    float4 queries[OXB_QUERY_ELEMENTS / 4]; // as floats, [query][head_dim]
+    float4 queries[OXB_QUERY_ELEMENTS / 4];                   // as floats, [query][head_dim]
     float sums[OXB_ATTENTION_SIMDGROUPS][OXB_QUERY_ELEMENTS]; // of weight * value
     float weights[OXB_ATTENTION_SIMDGROUPS][OXB_ATTENTION_QUERIES * OXB_BLOCK];
     float largests[OXB_ATTENTION_SIMDGROUPS][OXB_ATTENTION_QUERIES];
     float totals[OXB_ATTENTION_SIMDGROUPS][OXB_ATTENTION_QUERIES];
 };
 
-// How a head is read: Cache and Query are WIDTH elements of the caches (of T) and of a query. SLICES of
-// them for each lane cover a head; ROUNDS positions of a team, and VALUES positions, are asked for at once.
+// How a head is read: Cache and Query are WIDTH elements of the caches (of T) and of a query.
+// SLICES of them for each lane cover a head; ROUNDS positions of a team, and VALUES positions, are
+// asked for at once.
 template <typename Element, typename Vector, typename QueryVector, uint W, bool LONG>
 struct attention_form {
     typedef Element T;
@@ -48,12 +51,11 @@ struct attention_form {
 // Scores that are all -inf so far weigh 0, not NaN: a later one may be finite.
 inline float base_of(float largest) { return largest == -INFINITY ? 0.0f : largest; }
 
-// weights[q * OXB_BLOCK + p] = the score of query q at position p of the block; of `count` positions, and
-// after them what is not to be used.
+// weights[q * OXB_BLOCK + p] = the score of query q at position p of the block; of `count`
+// positions, and after them what is not to be used.
 template <typename Form, uint QUERIES>
-inline void score_block(device const typename Form::T* k, uint n, uint count, float scale, uint lane,
-                        threadgroup const float* queries, threadgroup float* weights)
-{
+inline void score_block(device const typename Form::T *k, uint n, uint count, float scale,
+                        uint lane, threadgroup const float *queries, threadgroup float *weights) {
     const uint steps = OXB_TEAMS * Form::SLICES; // loads of a lane for a position
     const uint team = lane / OXB_TEAM, member = lane % OXB_TEAM;
     for (uint start = 0; start < count; start += OXB_TEAMS * Form::ROUNDS) {
@@ -65,11 +67,10 @@ inline void score_block(device const typename Form::T* k, uint n, uint count, fl
             OXB_UNROLL
             for (uint s = 0; s < steps; s++) {
                 const uint i = min(Form::WIDTH * (member + s * OXB_TEAM), n - Form::WIDTH);
-                keys[r][s] = *(device const typename Form::Cache*)(k + ulong(p) * n + i);
+                keys[r][s] = *(device const typename Form::Cache *)(k + ulong(p) * n + i);
             }
             OXB_UNROLL
-            for (uint q = 0; q < QUERIES; q++)
-                sums[r][q] = 0.0f;
+            for (uint q = 0; q < QUERIES; q++) sums[r][q] = 0.0f;
         }
         OXB_UNROLL
         for (uint s = 0; s < steps; s++) {
@@ -78,7 +79,7 @@ inline void score_block(device const typename Form::T* k, uint n, uint count, fl
                 OXB_UNROLL
                 for (uint q = 0; q < QUERIES; q++) {
                     const typename Form::Query query =
-                        *(threadgroup const typename Form::Query*)(queries + q * n + i);
+                        *(threadgroup const typename Form::Query *)(queries + q * n + i);
                     OXB_UNROLL
                     for (uint r = 0; r < Form::ROUNDS; r++) {
                         OXB_UNROLL
@@ -103,12 +104,12 @@ inline void score_block(device const typename Form::T* k, uint n, uint count, fl
     }
 }
 
-// sums += weight * value over the positions of the block, of query q those before counts[q]: what comes
-// later must not reach it, not even 0 times infinity.
+// sums += weight * value over the positions of the block, of query q those before counts[q]: what
+// comes later must not reach it, not even 0 times infinity.
 template <typename Form, uint QUERIES>
-inline void add_values(device const typename Form::T* v, uint n, uint count, thread const uint* counts, uint lane,
-                       threadgroup const float* weights, thread float* sums)
-{
+inline void add_values(device const typename Form::T *v, uint n, uint count,
+                       thread const uint *counts, uint lane, threadgroup const float *weights,
+                       thread float *sums) {
     for (uint start = 0; start < count; start += Form::VALUES) {
         typename Form::Cache values[Form::VALUES][Form::SLICES];
         OXB_UNROLL
@@ -117,7 +118,7 @@ inline void add_values(device const typename Form::T* v, uint n, uint count, thr
             OXB_UNROLL
             for (uint s = 0; s < Form::SLICES; s++) {
                 const uint i = min(Form::WIDTH * (lane + s * OXB_SIMD_WIDTH), n - Form::WIDTH);
-                values[j][s] = *(device const typename Form::Cache*)(v + ulong(p) * n + i);
+                values[j][s] = *(device const typename Form::Cache *)(v + ulong(p) * n + i);
             }
         }
         OXB_UNROLL
@@ -130,7 +131,7 @@ inline void add_values(device const typename Form::T* v, uint n, uint count, thr
                     for (uint s = 0; s < Form::SLICES; s++) {
                         OXB_UNROLL
                         for (uint e = 0; e < Form::WIDTH; e++) {
-                            thread float* sum = sums + (q * Form::SLICES + s) * Form::WIDTH + e;
+                            thread float *sum = sums + (q * Form::SLICES + s) * Form::WIDTH + e;
                             *sum = fma(weight, float(values[j][s][e]), *sum);
                         }
                     }
@@ -141,21 +142,20 @@ inline void add_values(device const typename Form::T* v, uint n, uint count, thr
 }
 
 template <typename Form, uint QUERIES>
-inline void attend(device const float* qkv, device const typename Form::T* k_cache,
-                   device const typename Form::T* v_cache, uint position, device float* out,
-                   constant oxb_attention_args& args, uint3 group, thread_place place,
-                   threadgroup attention_memory& memory)
-{
+inline void attend(device const float *qkv, device const typename Form::T *k_cache,
+                   device const typename Form::T *v_cache, uint position, device float *out,
+                   constant oxb_attention_args &args, uint3 group, thread_place place,
+                   threadgroup attention_memory &memory) {
     const uint elements = QUERIES * Form::SLICES * Form::WIDTH; // of a lane
-    threadgroup float* queries = (threadgroup float*)memory.queries;
+    threadgroup float *queries = (threadgroup float *)memory.queries;
     const uint n = args.head_dim;
     const uint thread_index = place.simdgroup * OXB_SIMD_WIDTH + place.lane;
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
     const uint first_head = group.x * args.heads, first_token = group.y * args.tokens;
     const ulong token_stride = ulong(args.n_heads + 2u * args.n_kv_heads) * n;
 
-    // Query q is head first_head + q % heads of token first_token + q / heads; it sees `seen` positions,
-    // none where there is no such token, or no room for it in the cache.
+    // Query q is head first_head + q % heads of token first_token + q / heads; it sees `seen`
+    // positions, none where there is no such token, or no room for it in the cache.
     uint seen[QUERIES];
     uint longest = 0;
     OXB_UNROLL
@@ -164,10 +164,9 @@ inline void attend(device const float* qkv, device const typename Form::T* k_cac
         const bool there = token < args.n_tokens && ulong(position) + token < args.max_seq;
         seen[q] = there ? position + token + 1u : 0u;
         longest = max(longest, seen[q]);
-        device const float* from =
-            qkv + min(token, args.n_tokens - 1u) * token_stride + ulong(first_head + q % args.heads) * n;
-        for (uint i = thread_index; i < n; i += n_threads)
-            queries[q * n + i] = from[i];
+        device const float *from = qkv + min(token, args.n_tokens - 1u) * token_stride +
+                                   ulong(first_head + q % args.heads) * n;
+        for (uint i = thread_index; i < n; i += n_threads) queries[q * n + i] = from[i];
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
@@ -185,20 +184,21 @@ inline void attend(device const float* qkv, device const typename Form::T* k_cac
         total[q] = 0.0f;
     }
     OXB_UNROLL
-    for (uint i = 0; i < elements; i++)
-        sums[i] = 0.0f;
-    threadgroup float* weights = memory.weights[place.simdgroup];
+    for (uint i = 0; i < elements; i++) sums[i] = 0.0f;
+    threadgroup float *weights = memory.weights[place.simdgroup];
     for (uint block = begin + place.simdgroup; block < end; block += place.simdgroups) {
         const uint start = block * OXB_BLOCK;
         const uint count = min(longest - start, OXB_BLOCK);
-        score_block<Form, QUERIES>(k_cache + ulong(start) * n, n, count, args.scale, place.lane, queries, weights);
+        score_block<Form, QUERIES>(k_cache + ulong(start) * n, n, count, args.scale, place.lane,
+                                   queries, weights);
         simdgroup_barrier(mem_flags::mem_threadgroup);
         uint counts[QUERIES];
         float fade[QUERIES];
         OXB_UNROLL
         for (uint q = 0; q < QUERIES; q++) {
             counts[q] = seen[q] > start ? min(seen[q] - start, OXB_BLOCK) : 0u;
-            const float own = place.lane < counts[q] ? weights[q * OXB_BLOCK + place.lane] : -INFINITY;
+            const float own =
+                place.lane < counts[q] ? weights[q * OXB_BLOCK + place.lane] : -INFINITY;
             const float before = largest[q];
             largest[q] = max(before, simd_max(own));
             const float weight = precise::exp(own - base_of(largest[q]));
@@ -207,11 +207,12 @@ inline void attend(device const float* qkv, device const typename Form::T* k_cac
             weights[q * OXB_BLOCK + place.lane] = weight; // a lane's own element
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
-        float part[QUERIES * Form::SLICES * Form::WIDTH]; // of this block: two levels keep the rounding small
+        float part[QUERIES * Form::SLICES *
+                   Form::WIDTH]; // of this block: two levels keep the rounding small
         OXB_UNROLL
-        for (uint i = 0; i < elements; i++)
-            part[i] = 0.0f;
-        add_values<Form, QUERIES>(v_cache + ulong(start) * n, n, count, counts, place.lane, weights, part);
+        for (uint i = 0; i < elements; i++) part[i] = 0.0f;
+        add_values<Form, QUERIES>(v_cache + ulong(start) * n, n, count, counts, place.lane, weights,
+                                  part);
         OXB_UNROLL
         for (uint i = 0; i < elements; i++)
             sums[i] = fma(sums[i], fade[i / (Form::SLICES * Form::WIDTH)], part[i]);
@@ -226,7 +227,8 @@ inline void attend(device const float* qkv, device const typename Form::T* k_cac
             OXB_UNROLL
             for (uint e = 0; e < Form::WIDTH; e++) {
                 if (i < n)
-                    memory.sums[place.simdgroup][q * n + i + e] = sums[(q * Form::SLICES + s) * Form::WIDTH + e];
+                    memory.sums[place.simdgroup][q * n + i + e] =
+                        sums[(q * Form::SLICES + s) * Form::WIDTH + e];
             }
         }
         if (place.lane == 0) {
@@ -239,19 +241,20 @@ inline void attend(device const float* qkv, device const typename Form::T* k_cac
     OXB_UNROLL
     for (uint q = 0; q < QUERIES; q++) {
         const uint token = first_token + q / args.heads;
-        if (token >= args.n_tokens)
-            continue;
+        if (token >= args.n_tokens) continue;
         float most = -INFINITY, all = 0.0f;
+        for (uint s = 0; s < place.simdgroups; s++) most = max(most, memory.largests[s][q]);
         for (uint s = 0; s < place.simdgroups; s++)
-            most = max(most, memory.largests[s][q]);
-        for (uint s = 0; s < place.simdgroups; s++)
-            all = fma(memory.totals[s][q], precise::exp(memory.largests[s][q] - base_of(most)), all);
+            all =
+                fma(memory.totals[s][q], precise::exp(memory.largests[s][q] - base_of(most)), all);
         const ulong row = ulong(token) * args.n_heads + first_head + q % args.heads;
-        device float* to = out + (args.n_splits == 1u ? row * n : (row * args.n_splits + group.z) * (n + 2u));
+        device float *to =
+            out + (args.n_splits == 1u ? row * n : (row * args.n_splits + group.z) * (n + 2u));
         for (uint i = thread_index; i < n; i += n_threads) {
             float sum = 0.0f;
             for (uint s = 0; s < place.simdgroups; s++)
-                sum = fma(memory.sums[s][q * n + i], precise::exp(memory.largests[s][q] - base_of(most)), sum);
+                sum = fma(memory.sums[s][q * n + i],
+                          precise::exp(memory.largests[s][q] - base_of(most)), sum);
             // Without a place in the cache: a wrong result must show.
             to[i] = seen[q] == 0u ? NAN : args.n_splits == 1u ? sum / all : sum;
         }

@@ -1,25 +1,26 @@
 // A tile of a matrix product, on SIMD-group matrices: some rows of W times some vectors.
 //
-// Four SIMD-groups take 16 rows each. Weights and activations come through threadgroup memory in steps of
-// 32 along k, as float: level * scale is exact there. The matrices add up no more than 128 products in
-// float, and those sums are added in registers, so that the rounding does not grow with k; nothing is
-// multiplied with another row's or vector's elements, so that infinities and NaN stay where they belong.
+// Four SIMD-groups take 16 rows each. Weights and activations come through threadgroup memory in
+// steps of 32 along k, as float: level * scale is exact there. The matrices add up no more than 128
+// products in float, and those sums are added in registers, so that the rounding does not grow with
+// k; nothing is multiplied with another row's or vector's elements, so that infinities and NaN stay
+// where they belong.
 #ifndef OXB_GEMM_H
 #define OXB_GEMM_H
 
-#define OXB_GEMM_ROWS 64u
+#define OXB_GEMM_ROWS    64u
 #define OXB_GEMM_THREADS 128u
-#define OXB_GEMM_STEP 32u
-#define OXB_GEMM_FLUSH 4u   // steps between additions to the sums
-#define OXB_GEMM_STRIDE 36u // floats between rows of threadgroup memory: neighbours in other banks
-#define OXB_GEMM_MEMORY ((OXB_GEMM_ROWS + 32u) * OXB_GEMM_STRIDE)
+#define OXB_GEMM_STEP    32u
+#define OXB_GEMM_FLUSH   4u  // steps between additions to the sums
+#define OXB_GEMM_STRIDE  36u // floats between rows of threadgroup memory: neighbours in other banks
+#define OXB_GEMM_MEMORY  ((OXB_GEMM_ROWS + 32u) * OXB_GEMM_STRIDE)
 
 // Matrices of 8 vectors in a tile: 1, 2 or 4. See rows.h.
 constant uint eights_constant [[function_constant(0)]];
 constant uint eights_of_tile = is_function_constant_defined(eights_constant) ? eights_constant : 1u;
 
-// Which rows of the matrix are rows 0..63 of a tile. A row past the end repeats the last one: its sums
-// are not to be used.
+// Which rows of the matrix are rows 0..63 of a tile. A row past the end repeats the last one: its
+// sums are not to be used.
 struct plain_rows {
     enum { outputs = 64 };
     static ulong row(uint i, uint first, uint n_rows) { return min(first + i, n_rows - 1u); }
@@ -27,28 +28,25 @@ struct plain_rows {
 
 struct gate_up_rows { // 32 of the gate, then the same 32 of up
     enum { outputs = 32 };
-    static ulong row(uint i, uint first, uint n_rows)
-    {
+    static ulong row(uint i, uint first, uint n_rows) {
         return (i < 32u ? 0ul : ulong(n_rows)) + min(first + i % 32u, n_rows - 1u);
     }
 };
 
 template <typename Format, typename Rows>
 inline void load_weights(weight_bytes w, uint n_rows, uint first, uint start, uint thread_index,
-                         threadgroup float* to)
-{
+                         threadgroup float *to) {
     const uint run = Format::lane_weights;
     const uint runs = OXB_GEMM_STEP / run; // of a row
     for (uint i = thread_index; i < OXB_GEMM_ROWS * runs; i += OXB_GEMM_THREADS) {
         const ulong row = Rows::row(i / runs, first, n_rows);
         const uint j = start + i % runs * run;
-        threadgroup float* at = to + i / runs * OXB_GEMM_STRIDE + i % runs * run;
+        threadgroup float *at = to + i / runs * OXB_GEMM_STRIDE + i % runs * run;
         if (j + run <= uint(w.k)) {
             float values[Format::lane_weights];
             Format::values(w, row, j, values);
             OXB_UNROLL
-            for (uint e = 0; e < run; e++)
-                at[e] = values[e];
+            for (uint e = 0; e < run; e++) at[e] = values[e];
         } else {
             for (uint e = 0; e < run; e++)
                 at[e] = j + e < uint(w.k) ? Format::weight(w, row, j + e) : 0.0f;
@@ -58,17 +56,16 @@ inline void load_weights(weight_bytes w, uint n_rows, uint first, uint start, ui
 
 // sums[i] = element thread_index + 128 i of the tile [vector][row], 8 EIGHTS x 64.
 template <typename Format, typename Rows, uint EIGHTS>
-inline void gemm_tile(weight_bytes w, device const float* x, uint n_vectors, uint n_rows, uint2 first,
-                      uint thread_index, thread_place place, threadgroup float* memory, thread float* sums)
-{
-    threadgroup float* weights = memory;
-    threadgroup float* vectors = memory + OXB_GEMM_ROWS * OXB_GEMM_STRIDE;
+inline void gemm_tile(weight_bytes w, device const float *x, uint n_vectors, uint n_rows,
+                      uint2 first, uint thread_index, thread_place place, threadgroup float *memory,
+                      thread float *sums) {
+    threadgroup float *weights = memory;
+    threadgroup float *vectors = memory + OXB_GEMM_ROWS * OXB_GEMM_STRIDE;
     const uint k = uint(w.k);
     const uint steps = (k + OXB_GEMM_STEP - 1u) / OXB_GEMM_STEP;
     simdgroup_float8x8 products[EIGHTS][2];
     OXB_UNROLL
-    for (uint i = 0; i < 4 * EIGHTS; i++)
-        sums[i] = 0.0f;
+    for (uint i = 0; i < 4 * EIGHTS; i++) sums[i] = 0.0f;
     for (uint step = 0; step < steps; step++) {
         const uint start = step * OXB_GEMM_STEP;
         threadgroup_barrier(mem_flags::mem_threadgroup); // what is in memory has been used
@@ -93,7 +90,8 @@ inline void gemm_tile(weight_bytes w, device const float* x, uint n_vectors, uin
             simdgroup_float8x8 rows[2];
             OXB_UNROLL
             for (uint r = 0; r < 2u; r++)
-                simdgroup_load(rows[r], weights + (16u * place.simdgroup + 8u * r) * OXB_GEMM_STRIDE + e,
+                simdgroup_load(rows[r],
+                               weights + (16u * place.simdgroup + 8u * r) * OXB_GEMM_STRIDE + e,
                                OXB_GEMM_STRIDE, ulong2(0ul, 0ul), true);
             OXB_UNROLL
             for (uint v = 0; v < EIGHTS; v++) {
@@ -107,7 +105,7 @@ inline void gemm_tile(weight_bytes w, device const float* x, uint n_vectors, uin
             threadgroup_barrier(mem_flags::mem_threadgroup);
             OXB_UNROLL
             for (uint v = 0; v < EIGHTS; v++) {
-                threadgroup float* to = memory + 8u * v * OXB_GEMM_ROWS + 16u * place.simdgroup;
+                threadgroup float *to = memory + 8u * v * OXB_GEMM_ROWS + 16u * place.simdgroup;
                 simdgroup_store(products[v][0], to, OXB_GEMM_ROWS);
                 simdgroup_store(products[v][1], to + 8u, OXB_GEMM_ROWS);
             }

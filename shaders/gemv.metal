@@ -1,5 +1,5 @@
-// y = W x, y += W x and y = W rmsnorm(x), one instance per format: codes by look-up, other weights by
-// multiplication.
+// y = W x, y += W x and y = W rmsnorm(x), one instance per format: codes by look-up, other weights
+// by multiplication.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -13,15 +13,15 @@ using namespace metal;
 
 // A lane has some rows: the threadgroup as many as that for 32 lanes.
 template <typename Format, bool RESIDUAL, bool NORM, uint ROWS>
-inline void gemv_lookup(weight_bytes w, device const float* x, device const float* norm, device float* y,
-                        constant oxb_gemv_args& args, uint group, thread_place place,
-                        threadgroup lookup_memory& memory)
-{
+inline void gemv_lookup(weight_bytes w, device const float *x, device const float *norm,
+                        device float *y, constant oxb_gemv_args &args, uint group,
+                        thread_place place, threadgroup lookup_memory &memory) {
     const uint first = group * ROWS * OXB_SIMD_WIDTH;
-    const float factor =
-        multiply_vector<Format, 1, ROWS, NORM>(w, args.n_rows, first, x, norm, args.eps, place, memory);
+    const float factor = multiply_vector<Format, 1, ROWS, NORM>(w, args.n_rows, first, x, norm,
+                                                                args.eps, place, memory);
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
-    for (uint i = place.simdgroup * OXB_SIMD_WIDTH + place.lane; i < ROWS * OXB_SIMD_WIDTH; i += n_threads) {
+    for (uint i = place.simdgroup * OXB_SIMD_WIDTH + place.lane; i < ROWS * OXB_SIMD_WIDTH;
+         i += n_threads) {
         if (first + i < args.n_rows) {
             const float result = sum_of_parts(memory, i) * factor;
             y[first + i] = RESIDUAL ? y[first + i] + result : result;
@@ -30,28 +30,31 @@ inline void gemv_lookup(weight_bytes w, device const float* x, device const floa
 }
 
 template <typename Format, bool RESIDUAL, bool NORM>
-inline void gemv_codes_rows(device const uchar* weight, device const float* x, device const float* norm,
-                            device float* y, constant oxb_gemv_args& args, uint group, thread_place place,
-                            threadgroup lookup_memory& memory)
-{
+inline void gemv_codes_rows(device const uchar *weight, device const float *x,
+                            device const float *norm, device float *y, constant oxb_gemv_args &args,
+                            uint group, thread_place place, threadgroup lookup_memory &memory) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     switch (rows_at_once) {
-    case 1: gemv_lookup<Format, RESIDUAL, NORM, 1>(w, x, norm, y, args, group, place, memory); break;
-    case 4: gemv_lookup<Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, group, place, memory); break;
-    default: gemv_lookup<Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, group, place, memory); break;
+    case 1:
+        gemv_lookup<Format, RESIDUAL, NORM, 1>(w, x, norm, y, args, group, place, memory);
+        break;
+    case 4:
+        gemv_lookup<Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, group, place, memory);
+        break;
+    default:
+        gemv_lookup<Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, group, place, memory);
+        break;
     }
 }
 
 template <typename Format, bool RESIDUAL>
-[[kernel]] void gemv_codes(device const uchar* weight [[buffer(0)]],
-                           device const float* x [[buffer(1)]],
-                           device float* y [[buffer(2)]],
-                           constant oxb_gemv_args& args [[buffer(3)]],
+[[kernel]] void gemv_codes(device const uchar *weight [[buffer(0)]],
+                           device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
+                           constant oxb_gemv_args &args [[buffer(3)]],
                            uint group [[threadgroup_position_in_grid]],
                            uint simdgroup [[simdgroup_index_in_threadgroup]],
                            uint simdgroups [[simdgroups_per_threadgroup]],
-                           uint lane [[thread_index_in_simdgroup]])
-{
+                           uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     gemv_codes_rows<Format, RESIDUAL, false>(weight, x, x, y, args, group, place, memory);
@@ -66,16 +69,12 @@ OXB_KERNEL("gemv_q2_g128_residual", gemv_codes<q2_g128, true>)
 OXB_KERNEL("gemv_q2_g64_residual", gemv_codes<q2_g64, true>)
 
 template <typename Format>
-[[kernel]] void gemv_codes_norm(device const uchar* weight [[buffer(0)]],
-                                device const float* x [[buffer(1)]],
-                                device const float* norm [[buffer(2)]],
-                                device float* y [[buffer(3)]],
-                                constant oxb_gemv_args& args [[buffer(4)]],
-                                uint group [[threadgroup_position_in_grid]],
-                                uint simdgroup [[simdgroup_index_in_threadgroup]],
-                                uint simdgroups [[simdgroups_per_threadgroup]],
-                                uint lane [[thread_index_in_simdgroup]])
-{
+[[kernel]] void gemv_codes_norm(
+    device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
+    device const float *norm [[buffer(2)]], device float *y [[buffer(3)]],
+    constant oxb_gemv_args &args [[buffer(4)]], uint group [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     gemv_codes_rows<Format, false, true>(weight, x, norm, y, args, group, place, memory);
@@ -87,9 +86,8 @@ OXB_KERNEL("gemv_q2_g64_norm", gemv_codes_norm<q2_g64>)
 
 // A SIMD-group has some rows.
 template <typename Format, bool RESIDUAL, uint ROWS>
-inline void gemv_rows(weight_bytes w, device const float* x, device float* y, uint n_rows, uint group,
-                      thread_place place)
-{
+inline void gemv_rows(weight_bytes w, device const float *x, device float *y, uint n_rows,
+                      uint group, thread_place place) {
     const uint first = (group * place.simdgroups + place.simdgroup) * ROWS;
     float sums[ROWS];
     multiply_rows<Format, 1, ROWS>(w, n_rows, first, x, place.lane, sums);
@@ -99,15 +97,13 @@ inline void gemv_rows(weight_bytes w, device const float* x, device float* y, ui
 }
 
 template <typename Format, bool RESIDUAL>
-[[kernel]] void gemv_elements(device const uchar* weight [[buffer(0)]],
-                              device const float* x [[buffer(1)]],
-                              device float* y [[buffer(2)]],
-                              constant oxb_gemv_args& args [[buffer(3)]],
+[[kernel]] void gemv_elements(device const uchar *weight [[buffer(0)]],
+                              device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
+                              constant oxb_gemv_args &args [[buffer(3)]],
                               uint group [[threadgroup_position_in_grid]],
                               uint simdgroup [[simdgroup_index_in_threadgroup]],
                               uint simdgroups [[simdgroups_per_threadgroup]],
-                              uint lane [[thread_index_in_simdgroup]])
-{
+                              uint lane [[thread_index_in_simdgroup]]) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (rows_at_once) {

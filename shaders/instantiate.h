@@ -1,8 +1,9 @@
-// Give an instance of a kernel template the name under which the host finds it. The name stands whole
-// in each line, for readers and for the tool that lists the kernels.
+// Give an instance of a kernel template the name under which the host finds it. The name stands
+// whole in each line, for readers and for the tool that lists the kernels.
 #ifndef OXB_INSTANTIATE_H
 #define OXB_INSTANTIATE_H
 
-#define OXB_KERNEL(name, ...) template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
+#define OXB_KERNEL(name, ...) \
+    template [[host_name(name)]] [[kernel]] decltype(__VA_ARGS__) __VA_ARGS__;
 
 #endif

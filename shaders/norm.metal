@@ -7,39 +7,37 @@ using namespace metal;
 #include "rms.h"
 
 // A threadgroup per vector. In place is fine: a thread reads and writes the same elements.
-kernel void rmsnorm(device const float* x [[buffer(0)]],
-                    device const float* weight [[buffer(1)]],
-                    device float* y [[buffer(2)]],
-                    constant oxb_rmsnorm_args& args [[buffer(3)]],
+kernel void rmsnorm(device const float *x [[buffer(0)]], device const float *weight [[buffer(1)]],
+                    device float *y [[buffer(2)]], constant oxb_rmsnorm_args &args [[buffer(3)]],
                     uint vector [[threadgroup_position_in_grid]],
                     uint thread_index [[thread_index_in_threadgroup]],
                     uint n_threads [[threads_per_threadgroup]],
                     uint simdgroup [[simdgroup_index_in_threadgroup]],
                     uint simdgroups [[simdgroups_per_threadgroup]],
-                    uint lane [[thread_index_in_simdgroup]])
-{
+                    uint lane [[thread_index_in_simdgroup]]) {
     threadgroup float partial[2][OXB_MAX_SIMDGROUPS];
     const thread_place place = {lane, simdgroup, simdgroups};
-    device const float* from = x + ulong(vector) * args.n;
-    device float* to = y + ulong(vector) * args.n;
-    float total = threadgroup_sum(sum_of_squares(from, args.n, 1.0f, thread_index, n_threads), partial[0], place);
+    device const float *from = x + ulong(vector) * args.n;
+    device float *to = y + ulong(vector) * args.n;
+    float total = threadgroup_sum(sum_of_squares(from, args.n, 1.0f, thread_index, n_threads),
+                                  partial[0], place);
     const float scale = scale_for(total, args.eps);
     if (scale != 1.0f)
-        total = threadgroup_sum(sum_of_squares(from, args.n, scale, thread_index, n_threads), partial[1], place);
+        total = threadgroup_sum(sum_of_squares(from, args.n, scale, thread_index, n_threads),
+                                partial[1], place);
     const float inverse = inverse_rms(total, args.n, scale, args.eps);
     for (uint i = thread_index; i < args.n; i += n_threads)
         to[i] = from[i] * scale * inverse * weight[i];
 }
 
 // Any grid: each thread takes every n-th element.
-kernel void residual_add(device const float* x [[buffer(0)]],
-                         device float* y [[buffer(1)]],
-                         constant oxb_add_args& args [[buffer(2)]],
+kernel void residual_add(device const float *x [[buffer(0)]], device float *y [[buffer(1)]],
+                         constant oxb_add_args &args [[buffer(2)]],
                          uint group [[threadgroup_position_in_grid]],
                          uint groups [[threadgroups_per_grid]],
                          uint thread_index [[thread_index_in_threadgroup]],
-                         uint n_threads [[threads_per_threadgroup]])
-{
-    for (ulong i = ulong(group) * n_threads + thread_index; i < args.n; i += ulong(groups) * n_threads)
+                         uint n_threads [[threads_per_threadgroup]]) {
+    for (ulong i = ulong(group) * n_threads + thread_index; i < args.n;
+         i += ulong(groups) * n_threads)
         y[i] += x[i];
 }

@@ -2,16 +2,15 @@
 #ifndef OXB_RMS_H
 #define OXB_RMS_H
 
-// Squares of float leave its range long before the numbers do. They are added as they are first, and
-// once more after scaling by a power of two where the sum came out too large, or too small to be seen
-// beside eps.
-#define OXB_SHRINK 8.271806125530277e-25f  // 2^-80
-#define OXB_GROW 1.2089258196146292e24f    // 2^80
+// Squares of float leave its range long before the numbers do. They are added as they are first,
+// and once more after scaling by a power of two where the sum came out too large, or too small to
+// be seen beside eps.
+#define OXB_SHRINK    8.271806125530277e-25f // 2^-80
+#define OXB_GROW      1.2089258196146292e24f // 2^80
 #define OXB_SMALL_SUM 8.077935669463161e-28f // 2^-90
 #define OXB_SMALL_EPS 8.673617379884035e-19f // 2^-60
 
-inline float sum_of_squares(device const float* x, uint n, float scale, uint first, uint step)
-{
+inline float sum_of_squares(device const float *x, uint n, float scale, uint first, uint step) {
     float total = 0.0f;
     for (uint i = first; i < n; i += step) {
         const float value = x[i] * scale;
@@ -20,16 +19,13 @@ inline float sum_of_squares(device const float* x, uint n, float scale, uint fir
     return total;
 }
 
-inline float scale_for(float total, float eps)
-{
-    if (isinf(total))
-        return OXB_SHRINK;
+inline float scale_for(float total, float eps) {
+    if (isinf(total)) return OXB_SHRINK;
     return total < OXB_SMALL_SUM && eps < OXB_SMALL_EPS ? OXB_GROW : 1.0f;
 }
 
 // 1 / sqrt(mean(x^2) + eps), over `scale`.
-inline float inverse_rms(float total, uint n, float scale, float eps)
-{
+inline float inverse_rms(float total, uint n, float scale, float eps) {
     return 1.0f / precise::sqrt(total / float(n) + eps * scale * scale);
 }
 

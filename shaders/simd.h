@@ -1,9 +1,9 @@
-// The width that all kernels are written for, and sums over a threadgroup. A device is admitted only
-// where a SIMD-group has this width.
+// The width that all kernels are written for, and sums over a threadgroup. A device is admitted
+// only where a SIMD-group has this width.
 #ifndef OXB_SIMD_H
 #define OXB_SIMD_H
 
-#define OXB_SIMD_WIDTH 32u
+#define OXB_SIMD_WIDTH     32u
 #define OXB_MAX_SIMDGROUPS 32u // a threadgroup has at most 1024 threads
 
 // Arrays that a thread indexes stay in registers only where the loop around them is unrolled.
@@ -20,14 +20,12 @@ struct thread_place {
     uint simdgroups; // of the threadgroup
 };
 
-// The sum of `value` over the threadgroup, for each of its threads, in one fixed order. `partial` holds
-// OXB_MAX_SIMDGROUPS floats that nobody else uses: every SIMD-group adds them up itself, so that no
-// second barrier is needed.
-inline float threadgroup_sum(float value, threadgroup float* partial, thread_place place)
-{
+// The sum of `value` over the threadgroup, for each of its threads, in one fixed order. `partial`
+// holds OXB_MAX_SIMDGROUPS floats that nobody else uses: every SIMD-group adds them up itself, so
+// that no second barrier is needed.
+inline float threadgroup_sum(float value, threadgroup float *partial, thread_place place) {
     const float sum = simd_sum(value);
-    if (place.lane == 0)
-        partial[place.simdgroup] = sum;
+    if (place.lane == 0) partial[place.simdgroup] = sum;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     return simd_sum(place.lane < place.simdgroups ? partial[place.lane] : 0.0f);
 }

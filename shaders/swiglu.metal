@@ -12,26 +12,26 @@ using namespace metal;
 #include "instantiate.h"
 
 template <typename Format, bool NORM, uint ROWS>
-inline void swiglu_lookup(weight_bytes w, device const float* x, device const float* norm, device float* s,
-                          constant oxb_gemv_args& args, uint group, thread_place place,
-                          threadgroup lookup_memory& memory)
-{
+inline void swiglu_lookup(weight_bytes w, device const float *x, device const float *norm,
+                          device float *s, constant oxb_gemv_args &args, uint group,
+                          thread_place place, threadgroup lookup_memory &memory) {
     const uint n = ROWS * OXB_SIMD_WIDTH; // rows of the output
     const uint first = group * n;
-    const float factor =
-        multiply_vector<Format, 2, ROWS, NORM>(w, args.n_rows, first, x, norm, args.eps, place, memory);
+    const float factor = multiply_vector<Format, 2, ROWS, NORM>(w, args.n_rows, first, x, norm,
+                                                                args.eps, place, memory);
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
     for (uint i = place.simdgroup * OXB_SIMD_WIDTH + place.lane; i < n; i += n_threads) {
         if (first + i < args.n_rows)
-            s[first + i] = silu(sum_of_parts(memory, i) * factor) * (sum_of_parts(memory, n + i) * factor);
+            s[first + i] =
+                silu(sum_of_parts(memory, i) * factor) * (sum_of_parts(memory, n + i) * factor);
     }
 }
 
 template <typename Format, bool NORM>
-inline void swiglu_codes_rows(device const uchar* weight, device const float* x, device const float* norm,
-                              device float* s, constant oxb_gemv_args& args, uint group, thread_place place,
-                              threadgroup lookup_memory& memory)
-{
+inline void swiglu_codes_rows(device const uchar *weight, device const float *x,
+                              device const float *norm, device float *s,
+                              constant oxb_gemv_args &args, uint group, thread_place place,
+                              threadgroup lookup_memory &memory) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     switch (rows_at_once) {
     case 1: swiglu_lookup<Format, NORM, 1>(w, x, norm, s, args, group, place, memory); break;
@@ -40,15 +40,11 @@ inline void swiglu_codes_rows(device const uchar* weight, device const float* x,
 }
 
 template <typename Format>
-[[kernel]] void fused_gate_up_swiglu_codes(device const uchar* weight [[buffer(0)]],
-                                           device const float* x [[buffer(1)]],
-                                           device float* s [[buffer(2)]],
-                                           constant oxb_gemv_args& args [[buffer(3)]],
-                                           uint group [[threadgroup_position_in_grid]],
-                                           uint simdgroup [[simdgroup_index_in_threadgroup]],
-                                           uint simdgroups [[simdgroups_per_threadgroup]],
-                                           uint lane [[thread_index_in_simdgroup]])
-{
+[[kernel]] void fused_gate_up_swiglu_codes(
+    device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
+    device float *s [[buffer(2)]], constant oxb_gemv_args &args [[buffer(3)]],
+    uint group [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     swiglu_codes_rows<Format, false>(weight, x, x, s, args, group, place, memory);
@@ -59,16 +55,12 @@ OXB_KERNEL("fused_gate_up_swiglu_q2_g128", fused_gate_up_swiglu_codes<q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64", fused_gate_up_swiglu_codes<q2_g64>)
 
 template <typename Format>
-[[kernel]] void fused_gate_up_swiglu_codes_norm(device const uchar* weight [[buffer(0)]],
-                                                device const float* x [[buffer(1)]],
-                                                device const float* norm [[buffer(2)]],
-                                                device float* s [[buffer(3)]],
-                                                constant oxb_gemv_args& args [[buffer(4)]],
-                                                uint group [[threadgroup_position_in_grid]],
-                                                uint simdgroup [[simdgroup_index_in_threadgroup]],
-                                                uint simdgroups [[simdgroups_per_threadgroup]],
-                                                uint lane [[thread_index_in_simdgroup]])
-{
+[[kernel]] void fused_gate_up_swiglu_codes_norm(
+    device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
+    device const float *norm [[buffer(2)]], device float *s [[buffer(3)]],
+    constant oxb_gemv_args &args [[buffer(4)]], uint group [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     swiglu_codes_rows<Format, true>(weight, x, norm, s, args, group, place, memory);
@@ -79,28 +71,22 @@ OXB_KERNEL("fused_gate_up_swiglu_q2_g128_norm", fused_gate_up_swiglu_codes_norm<
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_norm", fused_gate_up_swiglu_codes_norm<q2_g64>)
 
 template <typename Format, uint ROWS>
-inline void swiglu_rows(weight_bytes w, device const float* x, device float* s, uint n_rows, uint group,
-                        thread_place place)
-{
+inline void swiglu_rows(weight_bytes w, device const float *x, device float *s, uint n_rows,
+                        uint group, thread_place place) {
     const uint first = (group * place.simdgroups + place.simdgroup) * ROWS;
     float sums[2 * ROWS];
     multiply_rows<Format, 2, ROWS>(w, n_rows, first, x, place.lane, sums);
     const float gate = row_of_lane<ROWS>(sums, place.lane);
     const float up = row_of_lane<ROWS>(sums + ROWS, place.lane);
-    if (place.lane < ROWS && first + place.lane < n_rows)
-        s[first + place.lane] = silu(gate) * up;
+    if (place.lane < ROWS && first + place.lane < n_rows) s[first + place.lane] = silu(gate) * up;
 }
 
 template <typename Format>
-[[kernel]] void fused_gate_up_swiglu_elements(device const uchar* weight [[buffer(0)]],
-                                              device const float* x [[buffer(1)]],
-                                              device float* s [[buffer(2)]],
-                                              constant oxb_gemv_args& args [[buffer(3)]],
-                                              uint group [[threadgroup_position_in_grid]],
-                                              uint simdgroup [[simdgroup_index_in_threadgroup]],
-                                              uint simdgroups [[simdgroups_per_threadgroup]],
-                                              uint lane [[thread_index_in_simdgroup]])
-{
+[[kernel]] void fused_gate_up_swiglu_elements(
+    device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
+    device float *s [[buffer(2)]], constant oxb_gemv_args &args [[buffer(3)]],
+    uint group [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (rows_at_once) {

@@ -9,18 +9,15 @@ using namespace metal;
 
 // Any number of threads: each takes every n-th weight of the row; y counts tokens.
 template <typename Format>
-[[kernel]] void embed(device const uchar* weight [[buffer(0)]],
-                      device const uint* tokens [[buffer(1)]],
-                      device const oxb_decode_state* state [[buffer(2)]],
-                      device float* y [[buffer(3)]],
-                      constant oxb_embed_args& args [[buffer(4)]],
-                      uint2 at [[thread_position_in_grid]],
-                      uint2 size [[threads_per_grid]])
-{
+[[kernel]] void embed(device const uchar *weight [[buffer(0)]],
+                      device const uint *tokens [[buffer(1)]],
+                      device const oxb_decode_state *state [[buffer(2)]],
+                      device float *y [[buffer(3)]], constant oxb_embed_args &args [[buffer(4)]],
+                      uint2 at [[thread_position_in_grid]], uint2 size [[threads_per_grid]]) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const ulong position = ulong(state->position) + at.y;
     const uint token = position < args.max_tokens ? tokens[position] : args.n_rows;
-    device float* to = y + ulong(at.y) * args.k;
+    device float *to = y + ulong(at.y) * args.k;
     for (uint i = at.x; i < args.k; i += size.x)
         to[i] = token < args.n_rows ? Format::weight(w, token, i) : NAN; // a wrong result must show
 }
@@ -34,8 +31,7 @@ OXB_KERNEL("embed_bf16", embed<bf16>)
 OXB_KERNEL("embed_q8_0", embed<q8_0>)
 
 // Of two, the larger; of equal ones the one that stands first. A NaN is larger than nothing.
-inline oxb_best better(oxb_best a, oxb_best b)
-{
+inline oxb_best better(oxb_best a, oxb_best b) {
     const bool second = b.value > a.value || (b.value == a.value && b.index < a.index);
     oxb_best best;
     best.value = second ? b.value : a.value;
@@ -43,16 +39,14 @@ inline oxb_best better(oxb_best a, oxb_best b)
     return best;
 }
 
-inline oxb_best no_best()
-{
+inline oxb_best no_best() {
     oxb_best best;
     best.value = -INFINITY;
     best.index = OXB_NO_INDEX;
     return best;
 }
 
-inline oxb_best simd_best(oxb_best best)
-{
+inline oxb_best simd_best(oxb_best best) {
     oxb_best all;
     all.value = simd_max(best.value);
     all.index = simd_min(best.value == all.value ? best.index : OXB_NO_INDEX);
@@ -60,17 +54,16 @@ inline oxb_best simd_best(oxb_best best)
 }
 
 // A threadgroup per part of the logits; y counts vectors.
-kernel void argmax_parts(device const float* logits [[buffer(0)]],
-                         device oxb_best* best [[buffer(1)]],
-                         constant oxb_argmax_parts_args& args [[buffer(2)]],
+kernel void argmax_parts(device const float *logits [[buffer(0)]],
+                         device oxb_best *best [[buffer(1)]],
+                         constant oxb_argmax_parts_args &args [[buffer(2)]],
                          uint2 group [[threadgroup_position_in_grid]],
                          uint thread_index [[thread_index_in_threadgroup]],
                          uint simdgroup [[simdgroup_index_in_threadgroup]],
                          uint simdgroups [[simdgroups_per_threadgroup]],
-                         uint lane [[thread_index_in_simdgroup]])
-{
+                         uint lane [[thread_index_in_simdgroup]]) {
     threadgroup oxb_best memory[OXB_MAX_SIMDGROUPS];
-    device const float* row = logits + ulong(group.y) * args.n;
+    device const float *row = logits + ulong(group.y) * args.n;
     const uint first = group.x * OXB_ARGMAX_PART;
     const uint end = min(first + OXB_ARGMAX_PART, args.n);
     oxb_best own = no_best();
@@ -81,50 +74,40 @@ kernel void argmax_parts(device const float* logits [[buffer(0)]],
         own = better(own, next);
     }
     own = simd_best(own);
-    if (lane == 0)
-        memory[simdgroup] = own;
+    if (lane == 0) memory[simdgroup] = own;
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (thread_index == 0) {
-        for (uint s = 0; s < simdgroups; s++)
-            own = better(own, memory[s]);
+        for (uint s = 0; s < simdgroups; s++) own = better(own, memory[s]);
         best[ulong(group.y) * args.n_parts + group.x] = own;
     }
 }
 
 // The index of the best of n, for all lanes of a SIMD-group.
-inline uint best_index(device const oxb_best* best, uint n, uint lane)
-{
+inline uint best_index(device const oxb_best *best, uint n, uint lane) {
     oxb_best own = no_best();
-    for (uint i = lane; i < n; i += OXB_SIMD_WIDTH)
-        own = better(own, best[i]);
+    for (uint i = lane; i < n; i += OXB_SIMD_WIDTH) own = better(own, best[i]);
     own = simd_best(own);
     return own.index == OXB_NO_INDEX ? 0u : own.index;
 }
 
 // A SIMD-group per vector.
-kernel void argmax(device const oxb_best* best [[buffer(0)]],
-                   device uint* out [[buffer(1)]],
-                   constant oxb_argmax_args& args [[buffer(2)]],
+kernel void argmax(device const oxb_best *best [[buffer(0)]], device uint *out [[buffer(1)]],
+                   constant oxb_argmax_args &args [[buffer(2)]],
                    uint vector [[threadgroup_position_in_grid]],
-                   uint lane [[thread_index_in_simdgroup]])
-{
+                   uint lane [[thread_index_in_simdgroup]]) {
     const uint index = best_index(best + ulong(vector) * args.n_parts, args.n_parts, lane);
-    if (lane == 0)
-        out[vector] = index;
+    if (lane == 0) out[vector] = index;
 }
 
 // One SIMD-group.
-kernel void advance(device const oxb_best* best [[buffer(0)]],
-                    device uint* tokens [[buffer(1)]],
-                    device oxb_decode_state* state [[buffer(2)]],
-                    constant oxb_advance_args& args [[buffer(3)]],
-                    uint lane [[thread_index_in_simdgroup]])
-{
+kernel void advance(device const oxb_best *best [[buffer(0)]], device uint *tokens [[buffer(1)]],
+                    device oxb_decode_state *state [[buffer(2)]],
+                    constant oxb_advance_args &args [[buffer(3)]],
+                    uint lane [[thread_index_in_simdgroup]]) {
     const uint index = best_index(best, args.n_parts, lane);
     if (lane == 0) {
         const uint position = state->position + args.n_tokens;
         state->position = position;
-        if (args.n_parts != 0u && position < args.max_tokens)
-            tokens[position] = index;
+        if (args.n_parts != 0u && position < args.max_tokens) tokens[position] = index;
     }
 }

@@ -28,6 +28,7 @@ settings.register_profile("local", max_examples=25, **HYPOTHESIS)
 settings.register_profile("ci", max_examples=25, derandomize=True, print_blob=True, **HYPOTHESIS)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
+SIMULATED = [Path(__file__).parent / name for name in ("simulators", "shaders", "shim/metal")]
 LOADED_DRIVERS: dict[str, str] = {}  # the path of each by its name
 failed_key = pytest.StashKey[bool]()
 
@@ -69,9 +70,9 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs the simulated Metal or the MSL runner, by the names of the files."""
+    """Mark what runs the simulated Metal or the MSL runner, by its folder."""
     for item in items:
-        if item.path.name.startswith(("test_metal_sim", "test_msl_", "test_shaders")):
+        if any(folder in item.path.parents for folder in SIMULATED):
             item.add_marker(pytest.mark.simulated)
 
 

@@ -111,7 +111,7 @@ def jobs(scratch: Path) -> Iterator[tuple[str, list[str]]]:
         headers = scratch / target
         write_headers(headers, target.split("-")[0])
         base = [*ZIG, "cc", "-target", target, "-c", "-std=c11", "-Wall", "-Werror"]
-        base += ["-I", str(ROOT / "shim")]
+        base += ["-I", str(ROOT / "shim" / "include"), "-I", str(ROOT / "shim")]
         for path in shim:
             name = path.relative_to(ROOT)
             output = scratch / f"{target}-{'-'.join(name.parts)}.o"

@@ -25,7 +25,8 @@ from oxibonsai.msl.cuda import translate  # noqa: E402
 
 SHADERS = ROOT / "shaders"
 # Where `#include "name"` looks, in this order.
-HEADER_DIRS = (SHADERS, ROOT / "shim")
+PRELUDE = ROOT / "shim" / "cuda" / "prelude"
+HEADER_DIRS = (SHADERS, ROOT / "shim" / "include", PRELUDE)
 
 INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 # A kernel under its own name, and an instance of a template (shaders/instantiate.h).
@@ -102,7 +103,7 @@ def cuda_families() -> list[Family]:
 
 def cuda_prelude() -> str:
     """Return what is compiled ahead of a translation."""
-    return "\n".join(_lines(ROOT / "shim" / "msl_cuda.h", set())) + "\n"
+    return "\n".join(_lines(PRELUDE / "prelude.h", set())) + "\n"
 
 
 def _array(name: str, text: str) -> list[str]:
@@ -113,22 +114,26 @@ def _array(name: str, text: str) -> list[str]:
 
 
 def c_text(found: list[Family], prelude: str | None = None) -> str:
-    """Return the C file that defines what shim/oxb_msl.h declares."""
-    out = ["/* Written by tools/embed_shaders.py from shaders/. */", '#include "oxb_msl.h"', ""]
+    """Return the C file that defines what shim/gpu/msl_sources.h declares."""
+    out = [
+        "/* Written by tools/embed_shaders.py from shaders/. */",
+        '#include "gpu/msl_sources.h"',
+        "",
+    ]
     if prelude is not None:
-        out += _array("oxb_msl_cuda_prelude", prelude)
+        out += _array("cuda_prelude", prelude)
     for one in found:
         first, *rest = _array(f"source_{one.name}", one.source)
         out += ["static " + first, *rest]
         names = ", ".join(f'"{name}"' for name in one.functions)
         out += [f"static const char *const functions_{one.name}[] = {{{names}}};", ""]
-    out.append("const struct oxb_msl_family oxb_msl_families[] = {")
+    out.append("const struct msl_family msl_families[] = {")
     for one in found:
         out.append(
             f'    {{"{one.name}", source_{one.name}, sizeof source_{one.name} - 1,'
             f" functions_{one.name}, {len(one.functions)}}},"
         )
-    out += ["};", f"const unsigned oxb_msl_family_count = {len(found)};", ""]
+    out += ["};", f"const unsigned msl_family_count = {len(found)};", ""]
     return "\n".join(out)
 
 

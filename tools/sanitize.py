@@ -28,7 +28,7 @@ from pathlib import Path
 from oxibonsai.metal import _nvrtc
 
 ROOT = Path(__file__).resolve().parent.parent
-SIMULATION = ROOT / "tests" / "metal_sim" / "build.py"
+SIMULATION = ROOT / "tests" / "simulators" / "metal_sim" / "build.py"
 NOT_COPIED = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "*.so", "__pycache__")
 ADDR_NO_RANDOMIZE = 0x0040000
 

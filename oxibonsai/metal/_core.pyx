@@ -22,9 +22,9 @@ from oxibonsai.metal.oxb cimport (
     oxb_device_options,
     oxb_device_stats,
     oxb_file_format,
-    oxb_format_info,
-    oxb_kernel_format,
-    oxb_kernel_format_info,
+    oxb_file_format_info,
+    oxb_device_format,
+    oxb_device_format_info,
     oxb_status,
 )
 
@@ -37,8 +37,8 @@ from oxibonsai.metal import _errors
 
 cdef extern from "oxb_shim.h" nogil:
     const oxb_api *oxb_api_table()
-    const oxb_format_info *oxb_format(oxb_file_format format)
-    const oxb_kernel_format_info *oxb_kernel(oxb_kernel_format format)
+    const oxb_file_format_info *oxb_file_format_of(oxb_file_format format)
+    const oxb_device_format_info *oxb_device_format_of(oxb_device_format format)
 
 api = oxb_api_table()
 
@@ -71,12 +71,12 @@ cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff:
 def format_table():
     """Return the weight formats as tuples (name, id, ggml_type, block_weights, block_bytes,
     scale_offset, kernel, bits, group)."""
-    cdef const oxb_format_info *f
-    cdef const oxb_kernel_format_info *kernel
+    cdef const oxb_file_format_info *f
+    cdef const oxb_device_format_info *kernel
     rows = []
     for i in range(<int>OXB_FILE_FORMAT_COUNT):
-        f = oxb_format(<oxb_file_format>i)
-        kernel = oxb_kernel(f.kernel)
+        f = oxb_file_format_of(<oxb_file_format>i)
+        kernel = oxb_device_format_of(f.kernel)
         rows.append((
             f.name.decode(), i, f.ggml_type, f.block_weights, f.block_bytes, f.scale_offset,
             kernel.name.decode(), kernel.bits, kernel.group,

@@ -27,8 +27,8 @@ from oxibonsai.metal._weights import (
 )
 
 
-cdef extern from "oxb_time.h" nogil:
-    double oxb_now()
+cdef extern from "base/clock.h" nogil:
+    double clock_now()
 
 
 _log = logging.getLogger("oxibonsai.metal")
@@ -423,7 +423,7 @@ cdef class MetalGraph:
         cdef BufferSet held
         cdef WeightHandle norm, proj, gate, last
         cdef double timeout = self.timeout_s
-        cdef double started = oxb_now()
+        cdef double started = clock_now()
         cdef int retired = 1
         self.check_open()
         what = "encode_ffn_phase"

@@ -30,8 +30,8 @@ cdef extern from "<pthread.h>" nogil:
     int pthread_mutex_unlock(pthread_mutex_t *)
     int pthread_mutex_destroy(pthread_mutex_t *)
 
-cdef extern from "oxb_time.h" nogil:
-    double oxb_now()
+cdef extern from "base/clock.h" nogil:
+    double clock_now()
 
 
 # Sets kept: a model's shapes of GEMV round up to a handful of keys, and its FFN to one.
@@ -188,24 +188,24 @@ cdef int _ffn_locked(BufferSet held, FFN *f, double timeout) except -1 nogil:
     cdef oxb_commands *c = held.commands
     cdef oxb_binding hidden = _at(held.raw[0]), attn = _at(held.raw[1])
     cdef oxb_binding normed = _at(held.raw[2]), activated = _at(held.raw[3])
-    cdef double t0 = oxb_now()
+    cdef double t0 = clock_now()
     check(api.buffer_write(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
     check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.attn_size))
-    cdef double t1 = oxb_now()
+    cdef double t1 = clock_now()
     check(api.commands_reset(c))
     check(api.op_gemv(c, &f.attn_proj, f.hidden_size, f.attn_size, NULL, attn, hidden, 1, 0, 1))
     check(api.op_rmsnorm(c, hidden, _at(f.norm), normed, f.hidden_size, 1, f.eps))
     check(api.op_gate_up_swiglu(
         c, &f.gate_up, 2 * f.intermediate_size, f.hidden_size, NULL, normed, activated, 1))
     check(api.op_gemv(c, &f.down, f.hidden_size, f.intermediate_size, NULL, activated, hidden, 1, 0, 1))
-    cdef double t2 = oxb_now()
+    cdef double t2 = clock_now()
     _run(held, timeout)
-    cdef double t3 = oxb_now()
+    cdef double t3 = clock_now()
     check(api.buffer_read(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
     f.upload = t1 - t0
     f.encode = t2 - t1
     f.wait = t3 - t2
-    f.download = oxb_now() - t3
+    f.download = clock_now() - t3
     return 0
 
 
@@ -220,7 +220,7 @@ cdef int gemv_phase(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64
 
 cdef int ffn_phase(BufferSet held, FFN *f, double timeout) except -1 nogil:
     pthread_mutex_lock(&held.lock)
-    f.acquired = oxb_now()
+    f.acquired = clock_now()
     try:
         return 1 if held.retired else _ffn_locked(held, f, timeout)
     finally:

@@ -7,7 +7,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from oxibonsai.metal._buffer cimport buffer_of
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
 from oxibonsai.metal.oxb cimport (
-    OXB_KERNEL_F32,
+    OXB_DEVICE_FORMAT_F32,
     OXB_STORAGE_PRIVATE,
     OXB_STORAGE_SHARED,
     oxb_binding,
@@ -270,7 +270,7 @@ def upload_vector(Device device not None, const float[::1] data not None):
     handle.raw = False
     handle.vector = True
     handle.format = "F32"
-    handle.weight.kernel = OXB_KERNEL_F32
+    handle.weight.kernel = OXB_DEVICE_FORMAT_F32
     handle.weight.n_groups = data.shape[0]
     return handle
 

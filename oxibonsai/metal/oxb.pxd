@@ -5,26 +5,26 @@ from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
 
 cdef extern from "oxb_formats.h" nogil:
     ctypedef enum oxb_file_format:
-        OXB_FORMAT_Q1_0
-        OXB_FORMAT_TQ2_0_G128
-        OXB_FORMAT_F32
+        OXB_FILE_FORMAT_Q1_0
+        OXB_FILE_FORMAT_TQ2_0_G128
+        OXB_FILE_FORMAT_F32
         OXB_FILE_FORMAT_COUNT
 
-    ctypedef enum oxb_kernel_format:
-        OXB_KERNEL_Q1_G128
-        OXB_KERNEL_Q2_G128
-        OXB_KERNEL_Q2_G64
-        OXB_KERNEL_F32
+    ctypedef enum oxb_device_format:
+        OXB_DEVICE_FORMAT_Q1_G128
+        OXB_DEVICE_FORMAT_Q2_G128
+        OXB_DEVICE_FORMAT_Q2_G64
+        OXB_DEVICE_FORMAT_F32
 
-    ctypedef struct oxb_format_info:
+    ctypedef struct oxb_file_format_info:
         const char *name
         unsigned int ggml_type
         unsigned int block_weights
         unsigned int block_bytes
         unsigned int scale_offset
-        oxb_kernel_format kernel
+        oxb_device_format kernel
 
-    ctypedef struct oxb_kernel_format_info:
+    ctypedef struct oxb_device_format_info:
         const char *name
         unsigned int bits
         unsigned int group

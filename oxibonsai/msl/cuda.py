@@ -1,4 +1,4 @@
-"""Translate Metal Shading Language to the CUDA C++ that NVRTC compiles after shim/msl_cuda.h.
+"""Translate Metal Shading Language to the CUDA C++ that NVRTC compiles after its prelude.
 
     text = translate(source, "shader.metal")
 
@@ -55,7 +55,7 @@ from .tokens import (
 )
 
 # The first line of a translation; the driver compiles nothing else.
-MARK = "// Translated from Metal Shading Language for shim/msl_cuda.h, version 1"
+MARK = "// Translated from Metal Shading Language for shim/cuda/prelude, version 1"
 
 _COMMENT = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)
 _INCLUDE = re.compile(r"\s*#\s*include\s*<([^>]*)")

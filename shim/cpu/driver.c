@@ -1,4 +1,5 @@
-/* The driver "cpu": memory is the host's, and a submission runs on the caller's thread and the pool. */
+/* The driver "cpu": memory is the host's, and a submission runs on the caller's thread and the
+ * pool. */
 #if defined(__linux__) && !defined(_GNU_SOURCE)
 #define _GNU_SOURCE
 #endif
@@ -11,14 +12,14 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "../oxb_internal.h"
+#include "front/front.h"
 #include "panels.h"
 
-#define MAP_BYTES ((size_t)1 << 20)  /* from this size on, pages of their own */
+#define MAP_BYTES  ((size_t)1 << 20) /* from this size on, pages of their own */
 #define HUGE_BYTES ((size_t)2 << 20) /* a huge page of Linux */
 
 typedef struct cpu_device {
-    const oxb_cpu_isa *isa;
+    const cpu_isa *isa;
     uint32_t threads;
 } cpu_device;
 
@@ -31,24 +32,23 @@ typedef struct cpu_buffer {
 
 typedef struct cpu_replay {
     uint32_t capacity;
-    oxb_cpu_step steps[];
+    cpu_step steps[];
 } cpu_replay;
 
 static const oxb_host *host;
 
-static oxb_status device_count(uint32_t *count)
-{
+static oxb_status device_count(uint32_t *count) {
     *count = 1;
     return OXB_OK;
 }
 
-static oxb_status thread_count(const oxb_device_options *options, uint32_t *threads)
-{
+static oxb_status thread_count(const oxb_device_options *options, uint32_t *threads) {
     const uint32_t asked = options != NULL ? options->threads : 0;
     *threads = 1;
-    if (asked > OXB_CPU_MAX_THREADS)
-        return host->fail(OXB_DEVICE_NOT_FOUND, "threads is %" PRIu32 ": the cpu device takes 1 to %u", asked,
-                          OXB_CPU_MAX_THREADS);
+    if (asked > CPU_MAX_THREADS)
+        return host->fail(OXB_DEVICE_NOT_FOUND,
+                          "threads is %" PRIu32 ": the cpu device takes 1 to %u", asked,
+                          CPU_MAX_THREADS);
     const char *text = getenv("OXIBONSAI_THREADS");
     if (asked != 0) {
         *threads = asked;
@@ -56,56 +56,53 @@ static oxb_status thread_count(const oxb_device_options *options, uint32_t *thre
         char *end;
         errno = 0;
         const long value = strtol(text, &end, 10);
-        if (errno != 0 || end == text || *end != '\0' || value < 1 || value > (long)OXB_CPU_MAX_THREADS)
-            return host->fail(OXB_DEVICE_NOT_FOUND,
-                              "the environment variable OXIBONSAI_THREADS is '%.64s': set a whole number "
-                              "from 1 to %u, or unset it",
-                              text, OXB_CPU_MAX_THREADS);
+        if (errno != 0 || end == text || *end != '\0' || value < 1 || value > (long)CPU_MAX_THREADS)
+            return host->fail(
+                OXB_DEVICE_NOT_FOUND,
+                "the environment variable OXIBONSAI_THREADS is '%.64s': set a whole number "
+                "from 1 to %u, or unset it",
+                text, CPU_MAX_THREADS);
         *threads = (uint32_t)value;
     } else {
-        *threads = oxb_cpu_count();
+        *threads = cpu_count();
     }
     return OXB_OK;
 }
 
-static const char *variant(uint32_t index)
-{
-    const oxb_cpu_isa *isa = oxb_cpu_variant(index);
+static const char *variant(uint32_t index) {
+    const cpu_isa *isa = cpu_variant(index);
     return isa != NULL ? isa->name : NULL;
 }
 
-static oxb_status choose_isa(const oxb_device_options *options, const oxb_cpu_isa **isa)
-{
+static oxb_status choose_isa(const oxb_device_options *options, const cpu_isa **isa) {
     const char *asked = options != NULL ? options->variant : NULL;
     const char *where = "variant";
     if (asked == NULL || *asked == '\0') {
         asked = getenv("OXIBONSAI_CPU_VARIANT");
         where = "the environment variable OXIBONSAI_CPU_VARIANT";
     }
-    *isa = asked == NULL || *asked == '\0' ? oxb_cpu_variant(0) : oxb_cpu_variant_named(asked);
-    if (*isa != NULL)
-        return OXB_OK;
+    *isa = asked == NULL || *asked == '\0' ? cpu_variant(0) : cpu_variant_named(asked);
+    if (*isa != NULL) return OXB_OK;
     char known[128] = "";
     const char *name;
     for (uint32_t i = 0; (name = variant(i)) != NULL; i++) {
         const size_t used = strlen(known);
         snprintf(known + used, sizeof known - used, "%s%s", i > 0 ? ", " : "", name);
     }
-    return host->fail(OXB_DEVICE_NOT_FOUND, "%s is '%.64s': the cpu device has %s on this processor", where,
-                      asked, known);
+    return host->fail(OXB_DEVICE_NOT_FOUND,
+                      "%s is '%.64s': the cpu device has %s on this processor", where, asked,
+                      known);
 }
 
-static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device)
-{
+static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device) {
     uint32_t threads;
     if (index != 0)
-        return host->fail(OXB_DEVICE_NOT_FOUND, "there is no cpu device %" PRIu32 ": the only one is 0", index);
-    const oxb_cpu_isa *isa;
+        return host->fail(OXB_DEVICE_NOT_FOUND,
+                          "there is no cpu device %" PRIu32 ": the only one is 0", index);
+    const cpu_isa *isa;
     oxb_status status = thread_count(options, &threads);
-    if (status == OXB_OK)
-        status = choose_isa(options, &isa);
-    if (status != OXB_OK)
-        return status;
+    if (status == OXB_OK) status = choose_isa(options, &isa);
+    if (status != OXB_OK) return status;
     cpu_device *self = malloc(sizeof *self);
     if (self == NULL)
         return host->fail(OXB_DEVICE_NOT_FOUND, "out of memory opening the cpu device");
@@ -115,40 +112,33 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     return OXB_OK;
 }
 
-static void device_close(void *device)
-{
-    free(device);
-}
+static void device_close(void *device) { free(device); }
 
-static void device_info(void *device, oxb_device_info *info)
-{
+static void device_info(void *device, oxb_device_info *info) {
     const cpu_device *self = device;
     memset(info, 0, sizeof *info);
-    oxb_cpu_brand(info->name, sizeof info->name);
+    cpu_brand(info->name, sizeof info->name);
     snprintf(info->driver, sizeof info->driver, "cpu");
     snprintf(info->variant, sizeof info->variant, "%s", self->isa->name);
     info->simd_width = 1; /* a threadgroup runs as one thread */
     info->unified_memory = 1;
     info->threads = self->threads;
-    info->max_buffer_length = oxb_cpu_memory();
+    info->max_buffer_length = cpu_memory();
     info->recommended_working_set = info->max_buffer_length;
 }
 
 /* Zeroed, so that a buffer never shows what the process freed before. */
-static int allocate(cpu_buffer *buffer, size_t length)
-{
+static int allocate(cpu_buffer *buffer, size_t length) {
     if (length < MAP_BYTES) {
         const size_t size = (length + 63) / 64 * 64 + (length == 0 ? 64 : 0);
-        if (posix_memalign(&buffer->address, 64, size) != 0)
-            return 0;
+        if (posix_memalign(&buffer->address, 64, size) != 0) return 0;
         memset(buffer->address, 0, size);
         return 1;
     }
     /* Room to start on a huge page: row strides touch many pages at once. */
     const size_t size = length + HUGE_BYTES;
     void *mapping = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANON, -1, 0);
-    if (mapping == MAP_FAILED)
-        return 0;
+    if (mapping == MAP_FAILED) return 0;
     buffer->mapping = mapping;
     buffer->mapped = size;
     const uintptr_t skip = (HUGE_BYTES - (uintptr_t)mapping % HUGE_BYTES) % HUGE_BYTES;
@@ -160,39 +150,38 @@ static int allocate(cpu_buffer *buffer, size_t length)
 }
 
 static oxb_status buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
-                             void **contents)
-{
+                             void **contents) {
     (void)device;
-    const uint64_t limit = oxb_cpu_memory();
+    const uint64_t limit = cpu_memory();
     if (length > limit || length > SIZE_MAX / 2)
         return host->fail(OXB_BUFFER_CREATION_FAILED,
-                          "a buffer of %" PRIu64 " bytes is larger than the memory of %" PRIu64 " bytes", length,
-                          limit);
+                          "a buffer of %" PRIu64 " bytes is larger than the memory of %" PRIu64
+                          " bytes",
+                          length, limit);
     cpu_buffer *self = calloc(1, sizeof *self);
     if (self == NULL || !allocate(self, (size_t)length)) {
         free(self);
-        return host->fail(OXB_BUFFER_CREATION_FAILED, "the system has no memory for a buffer of %" PRIu64 " bytes",
-                          length);
+        return host->fail(OXB_BUFFER_CREATION_FAILED,
+                          "the system has no memory for a buffer of %" PRIu64 " bytes", length);
     }
     *buffer = self;
     *contents = storage == OXB_STORAGE_SHARED ? self->address : NULL;
     return OXB_OK;
 }
 
-static oxb_status buffer_wrap(void *device, void *address, uint64_t length, void **buffer)
-{
+static oxb_status buffer_wrap(void *device, void *address, uint64_t length, void **buffer) {
     (void)device;
     cpu_buffer *self = calloc(1, sizeof *self);
     if (self == NULL)
-        return host->fail(OXB_BUFFER_CREATION_FAILED, "the system has no memory to wrap %" PRIu64 " bytes", length);
+        return host->fail(OXB_BUFFER_CREATION_FAILED,
+                          "the system has no memory to wrap %" PRIu64 " bytes", length);
     self->address = address;
     self->wrapped = 1;
     *buffer = self;
     return OXB_OK;
 }
 
-static void buffer_free(void *device, void *buffer)
-{
+static void buffer_free(void *device, void *buffer) {
     cpu_buffer *self = buffer;
     (void)device;
     if (self->mapping != NULL)
@@ -202,99 +191,93 @@ static void buffer_free(void *device, void *buffer)
     free(self);
 }
 
-static oxb_status buffer_read(void *device, void *buffer, uint64_t offset, void *to, uint64_t length)
-{
+static oxb_status buffer_read(void *device, void *buffer, uint64_t offset, void *to,
+                              uint64_t length) {
     (void)device;
     memcpy(to, (char *)((cpu_buffer *)buffer)->address + offset, (size_t)length);
     return OXB_OK;
 }
 
-static oxb_status buffer_write(void *device, void *buffer, uint64_t offset, const void *from, uint64_t length)
-{
+static oxb_status buffer_write(void *device, void *buffer, uint64_t offset, const void *from,
+                               uint64_t length) {
     (void)device;
     memcpy((char *)((cpu_buffer *)buffer)->address + offset, from, (size_t)length);
     return OXB_OK;
 }
 
-static oxb_status buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length, uint8_t value)
-{
+static oxb_status buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length,
+                              uint8_t value) {
     (void)device;
     memset((char *)((cpu_buffer *)buffer)->address + offset, value, (size_t)length);
     return OXB_OK;
 }
 
-static int uses_layout(const cpu_device *device, uint32_t kernel, uint32_t layout)
-{
-    const oxb_cpu_code code = oxb_cpu_panel_code(kernel, layout);
-    return code != OXB_CPU_CODE_COUNT && device->isa->f32->code[code].rows != NULL;
+static int uses_layout(const cpu_device *device, uint32_t kernel, uint32_t layout) {
+    const cpu_code code = cpu_panel_code(kernel, layout);
+    return code != CPU_CODE_COUNT && device->isa->f32->code[code].rows != NULL;
 }
 
-static uint64_t weight_size(void *device, oxb_kernel_format kernel, oxb_layout layout, uint64_t n_rows,
-                            uint64_t k, uint64_t *codes_offset)
-{
-    if (!uses_layout(device, kernel, layout))
-        return 0;
-    return oxb_cpu_panel_bytes(oxb_cpu_panel_code(kernel, layout), oxb_cpu_group(kernel), n_rows, k,
-                               codes_offset);
+static uint64_t weight_size(void *device, oxb_device_format kernel, oxb_layout layout,
+                            uint64_t n_rows, uint64_t k, uint64_t *codes_offset) {
+    if (!uses_layout(device, kernel, layout)) return 0;
+    return cpu_panel_bytes(cpu_panel_code(kernel, layout), cpu_group(kernel), n_rows, k,
+                           codes_offset);
 }
 
 static int weight_pack(void *device, oxb_file_format format, oxb_layout layout, const void *from,
-                       uint64_t n_rows, uint64_t k, void *to)
-{
+                       uint64_t n_rows, uint64_t k, void *to) {
     const cpu_device *self = device;
-    return oxb_cpu_pack(self->isa, format, layout, from, n_rows, k, to, self->threads);
+    return cpu_pack(self->isa, format, layout, from, n_rows, k, to, self->threads);
 }
 
-static oxb_status library_new(void *device, const char *source, size_t length, void **library)
-{
+static oxb_status library_new(void *device, const char *source, size_t length, void **library) {
     (void)device;
     (void)source;
     (void)length;
     (void)library;
-    return host->fail(OXB_COMPILATION_FAILED,
-                      "the cpu device runs only the kernels that ship: compile Metal source on a metal or a "
-                      "cuda device");
+    return host->fail(
+        OXB_COMPILATION_FAILED,
+        "the cpu device runs only the kernels that ship: compile Metal source on a metal or a "
+        "cuda device");
 }
 
-static void library_free(void *device, void *library)
-{
+static void library_free(void *device, void *library) {
     (void)device;
     (void)library;
 }
 
 static oxb_status pipeline_new(void *device, void *library, const char *function,
                                const oxb_constant *constants, uint32_t n_constants, void **pipeline,
-                               oxb_pipeline_info *info)
-{
+                               oxb_pipeline_info *info) {
     (void)device;
     (void)library;
-    const oxb_cpu_kernel *kernel = oxb_cpu_find(function);
+    const cpu_kernel *kernel = cpu_find(function);
     if (kernel == NULL)
         return host->fail(OXB_COMPILATION_FAILED, "the cpu device has no kernel '%.64s'", function);
     if (n_constants != 0)
         return host->fail(OXB_COMPILATION_FAILED,
-                          "the cpu kernel '%s' has no function constant %" PRIu32 ": it takes none", function,
-                          constants[0].index);
+                          "the cpu kernel '%s' has no function constant %" PRIu32 ": it takes none",
+                          function, constants[0].index);
     *pipeline = (void *)(uintptr_t)kernel;
     *info = (oxb_pipeline_info){.max_threads = 1, .simd_width = 1, .written = kernel->written};
     return OXB_OK;
 }
 
-static void pipeline_free(void *device, void *pipeline)
-{
+static void pipeline_free(void *device, void *pipeline) {
     (void)device;
     (void)pipeline;
 }
 
 /* A dispatch whose arguments do not fit its buffers must not reach a kernel. */
 static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch *dispatch,
-                             oxb_cpu_step *step)
-{
-    const oxb_cpu_kernel *kernel = dispatch->pipeline;
-    if ((kernel->layout != OXB_LAYOUT_PLAIN && !uses_layout(device, kernel->format, kernel->layout)) ||
+                             cpu_step *step) {
+    const cpu_kernel *kernel = dispatch->pipeline;
+    if ((kernel->layout != OXB_LAYOUT_PLAIN &&
+         !uses_layout(device, kernel->format, kernel->layout)) ||
         (kernel->int8 && device->isa->int8 == NULL))
-        return host->fail(OXB_ENCODING_FAILED, "the %s variant of the cpu device has no kernel '%s'",
-                          device->isa->name, kernel->name);
+        return host->fail(OXB_ENCODING_FAILED,
+                          "the %s variant of the cpu device has no kernel '%s'", device->isa->name,
+                          kernel->name);
     if (dispatch->n_bindings != kernel->n_bindings || dispatch->args_size != kernel->args_size)
         return host->fail(OXB_ENCODING_FAILED,
                           "the cpu kernel '%s' takes %" PRIu32 " buffers and %" PRIu32
@@ -302,20 +285,22 @@ static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch
                           kernel->name, kernel->n_bindings, kernel->args_size, dispatch->n_bindings,
                           dispatch->args_size);
     const oxb_size grid = dispatch->threadgroups;
-    step->groups = oxb_cpu_mul((uint64_t)grid.x * grid.y, grid.z);
+    step->groups = cpu_mul((uint64_t)grid.x * grid.y, grid.z);
     step->call.kernel = kernel;
     step->call.isa = device->isa;
     step->call.args = dispatch->args;
     uint64_t bytes = 0;
     for (uint32_t i = 0; i < kernel->n_bindings; i++) {
         const oxb_driver_binding *binding = &dispatch->bindings[i];
-        const uint64_t has = binding->offset < binding->length ? binding->length - binding->offset : 0;
+        const uint64_t has =
+            binding->offset < binding->length ? binding->length - binding->offset : 0;
         const uint64_t need = kernel->need(kernel, dispatch->args, i);
-        if (need == OXB_CPU_BAD_ARGS)
-            return host->fail(OXB_ENCODING_FAILED,
-                              "the arguments of the cpu kernel '%s' describe no matrix or shape that it can run",
-                              kernel->name);
-        bytes = oxb_cpu_add(bytes, need);
+        if (need == CPU_BAD_ARGS)
+            return host->fail(
+                OXB_ENCODING_FAILED,
+                "the arguments of the cpu kernel '%s' describe no matrix or shape that it can run",
+                kernel->name);
+        bytes = cpu_add(bytes, need);
         if (need > has)
             return host->fail(OXB_ENCODING_FAILED,
                               "buffer %" PRIu32 " of the cpu kernel '%s' needs %" PRIu64
@@ -326,23 +311,22 @@ static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch
                               "the offset %" PRIu64 " of buffer %" PRIu32
                               " of the cpu kernel '%s' is not a multiple of 4",
                               binding->offset, i, kernel->name);
-        step->call.bindings[i] = (oxb_cpu_span){
-            .address = (char *)((cpu_buffer *)binding->buffer)->address + binding->offset, .length = has};
+        step->call.bindings[i] = (cpu_span){
+            .address = (char *)((cpu_buffer *)binding->buffer)->address + binding->offset,
+            .length = has};
     }
-    step->worth = bytes / OXB_CPU_SHARE;
+    step->worth = bytes / CPU_SHARE;
     return OXB_OK;
 }
 
-static double seconds(void)
-{
+static double seconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (double)now.tv_sec + (double)now.tv_nsec * 1e-9;
 }
 
 static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
-                         oxb_driver_done done, void *context)
-{
+                         oxb_driver_done done, void *context) {
     const cpu_device *self = device;
     cpu_replay *steps = *replay;
     if (steps == NULL || steps->capacity < n) {
@@ -355,24 +339,21 @@ static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t
     }
     for (uint32_t i = 0; i < n; i++) {
         const oxb_status status = check_step(self, &list[i], &steps->steps[i]);
-        if (status != OXB_OK)
-            return status;
+        if (status != OXB_OK) return status;
     }
     oxb_times times = {.start = seconds(), .end = 0};
-    oxb_cpu_pool_run(steps->steps, n, self->threads);
+    cpu_pool_run(steps->steps, n, self->threads);
     times.end = seconds();
     done(context, OXB_OK, NULL, times);
     return OXB_OK;
 }
 
-static void replay_free(void *device, void *replay)
-{
+static void replay_free(void *device, void *replay) {
     (void)device;
     free(replay);
 }
 
-const oxb_driver *oxb_cpu_driver(const oxb_host *services)
-{
+const oxb_driver *oxb_cpu_driver(const oxb_host *services) {
     static const oxb_driver driver = {
         .abi_version = OXB_ABI_VERSION,
         .struct_size = sizeof(oxb_driver),

@@ -2,84 +2,74 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "../oxb_internal.h"
+#include "front/front.h"
 #include "half.h"
 #include "panels.h"
 
-#define LANES OXB_CPU_LANES
-#define LINE 64u
-#define MAX_GROUPS 8u     /* groups of a row that are reformatted together */
-#define GROUP_BYTES 32u   /* of plain codes, the most */
+#define LANES       CPU_LANES
+#define LINE        64u
+#define MAX_GROUPS  8u  /* groups of a row that are reformatted together */
+#define GROUP_BYTES 32u /* of plain codes, the most */
 
-oxb_cpu_code oxb_cpu_panel_code(uint32_t format, uint32_t layout)
-{
+cpu_code cpu_panel_code(uint32_t format, uint32_t layout) {
     if (layout == OXB_LAYOUT_TRITS)
-        return format == OXB_KERNEL_Q2_G128 ? OXB_CPU_TRITS : OXB_CPU_CODE_COUNT;
-    if (layout != OXB_LAYOUT_PANELS)
-        return OXB_CPU_CODE_COUNT;
+        return format == OXB_DEVICE_FORMAT_Q2_G128 ? CPU_TRITS : CPU_CODE_COUNT;
+    if (layout != OXB_LAYOUT_PANELS) return CPU_CODE_COUNT;
     switch (format) {
-    case OXB_KERNEL_Q1_G128:
-        return OXB_CPU_BITS;
-    case OXB_KERNEL_Q2_G128:
-    case OXB_KERNEL_Q2_G64:
-        return OXB_CPU_PAIRS;
-    default:
-        return OXB_CPU_CODE_COUNT;
+    case OXB_DEVICE_FORMAT_Q1_G128: return CPU_BITS;
+    case OXB_DEVICE_FORMAT_Q2_G128:
+    case OXB_DEVICE_FORMAT_Q2_G64: return CPU_PAIRS;
+    default: return CPU_CODE_COUNT;
     }
 }
 
-uint64_t oxb_cpu_panel_bytes(oxb_cpu_code code, uint64_t group, uint64_t n_rows, uint64_t k,
-                             uint64_t *codes_offset)
-{
-    const uint64_t rows = oxb_cpu_panel_rows_of(code);
-    const uint64_t tile_rows = oxb_cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group));
-    *codes_offset = oxb_cpu_mul(tile_rows, sizeof(uint16_t));
-    return oxb_cpu_add(*codes_offset,
-                       oxb_cpu_mul(tile_rows, oxb_cpu_panel_words(code, group) * sizeof(uint32_t)));
+uint64_t cpu_panel_bytes(cpu_code code, uint64_t group, uint64_t n_rows, uint64_t k,
+                         uint64_t *codes_offset) {
+    const uint64_t rows = cpu_panel_rows_of(code);
+    const uint64_t tile_rows = cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group));
+    *codes_offset = cpu_mul(tile_rows, sizeof(uint16_t));
+    return cpu_add(*codes_offset,
+                   cpu_mul(tile_rows, cpu_panel_words(code, group) * sizeof(uint32_t)));
 }
 
-oxb_cpu_panels oxb_cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t format,
-                                 uint32_t layout, uint64_t k)
-{
-    const oxb_cpu_code code = oxb_cpu_panel_code(format, layout);
-    const uint32_t group = oxb_cpu_group(format);
-    return (oxb_cpu_panels){.scales = weight,
-                            .codes = (const void *)((const char *)weight + codes_offset),
-                            .n_groups = k / group,
-                            .words = oxb_cpu_panel_words(code, group),
-                            .group = group,
-                            .code = code};
+cpu_panels cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t format,
+                         uint32_t layout, uint64_t k) {
+    const cpu_code code = cpu_panel_code(format, layout);
+    const uint32_t group = cpu_group(format);
+    return (cpu_panels){.scales = weight,
+                        .codes = (const void *)((const char *)weight + codes_offset),
+                        .n_groups = k / group,
+                        .words = cpu_panel_words(code, group),
+                        .group = group,
+                        .code = code};
 }
 
 /* The code of weight i of a row of a tile, whose words are LANES apart. 1-bit codes as 0 and 2. */
-static int code_at(oxb_cpu_code code, const uint32_t *words, unsigned i)
-{
+static int code_at(cpu_code code, const uint32_t *words, unsigned i) {
     static const int power_of_three[3] = {1, 3, 9};
-    if (code == OXB_CPU_BITS)
-        return 2 * (int)(words[i / 32 * LANES] >> (8 * (i % 4) + i % 32 / 4) & 1);
-    if (code == OXB_CPU_PAIRS)
+    if (code == CPU_BITS) return 2 * (int)(words[i / 32 * LANES] >> (8 * (i % 4) + i % 32 / 4) & 1);
+    if (code == CPU_PAIRS)
         return (int)(words[i / 16 * LANES] >> (8 * (i % 4) + 2 * (i % 16 / 4)) & 3);
-    if (i >= 126)
-        return (int)(words[(i - 126) * LANES] >> 29 & 3);
+    if (i >= 126) return (int)(words[(i - 126) * LANES] >> 29 & 3);
     const uint32_t word = words[i / 18 * LANES];
     const unsigned at = 5 * (i % 18 / 3);
     const int size = (int)(word >> at & 15), negative = (int)(word >> (at + 31) % 32 & 1);
-    return ((negative ? -size : size) + 13) / power_of_three[i % 3] % 3; /* w0 + 1 + 3 (w1 + 1) + 9 (w2 + 1) */
+    return ((negative ? -size : size) + 13) / power_of_three[i % 3] %
+           3; /* w0 + 1 + 3 (w1 + 1) + 9 (w2 + 1) */
 }
 
-void oxb_cpu_panel_weights(const oxb_cpu_panels *p, uint64_t row, uint64_t group, float *weights)
-{
-    const uint64_t tile = oxb_cpu_tile_at(p, row / LANES, group);
-    const float scale = oxb_float_of_half(p->scales[tile * LANES + row % LANES]);
+void cpu_panel_weights(const cpu_panels *p, uint64_t row, uint64_t group, float *weights) {
+    const uint64_t tile = cpu_tile_at(p, row / LANES, group);
+    const float scale = cpu_float_of_half(p->scales[tile * LANES + row % LANES]);
     const uint32_t *words = p->codes + tile * p->words * LANES + row % LANES;
     for (unsigned i = 0; i < p->group; i++)
         weights[i] = (float)(code_at(p->code, words, i) - 1) * scale;
 }
 
 typedef struct pack_job {
-    const oxb_cpu_isa *isa;
+    const cpu_isa *isa;
     oxb_file_format format;
-    oxb_cpu_code code;
+    cpu_code code;
     const uint8_t *blocks;
     uint64_t n_rows;
     uint64_t k;
@@ -94,12 +84,12 @@ typedef struct plain_rows {
 } plain_rows;
 
 /* The rows of groups [group, group + n) of a tile. */
-static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64_t n, plain_rows *plain,
-                      oxb_cpu_pack_rows *r)
-{
+static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64_t n,
+                      plain_rows *plain, cpu_pack_rows *r) {
     static const uint8_t zeros[MAX_GROUPS * (GROUP_BYTES + 2)];
-    const oxb_format_info *info = oxb_format(job->format);
-    const int ordered = job->format != OXB_FORMAT_PTQ1_0 && job->format != OXB_FORMAT_TQ2_0;
+    const oxb_file_format_info *info = oxb_file_format_of(job->format);
+    const int ordered =
+        job->format != OXB_FILE_FORMAT_PTQ1_0 && job->format != OXB_FILE_FORMAT_TQ2_0;
     const uint64_t row_bytes = job->k / info->block_weights * info->block_bytes;
     const uint64_t groups = info->block_weights / r->group; /* of a block */
     r->code_stride = ordered ? info->block_bytes : GROUP_BYTES;
@@ -117,51 +107,50 @@ static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64
             r->codes[lane] = block + (info->scale_offset == 0 ? 2 : 0);
             r->scales[lane] = block + info->scale_offset;
         } else {
-            oxb_reformat_blocks(job->format, block, n / groups, plain->scales[lane], plain->codes[lane]);
+            formats_reformat_blocks(job->format, block, n / groups, plain->scales[lane],
+                                    plain->codes[lane]);
             r->codes[lane] = plain->codes[lane];
             r->scales[lane] = plain->scales[lane];
         }
     }
 }
 
-static void pack_panels(const oxb_cpu_call *call, uint64_t first, uint64_t last)
-{
+static void pack_panels(const cpu_call *call, uint64_t first, uint64_t last) {
     const pack_job *job = call->args;
-    const uint32_t group_weights = oxb_cpu_group(oxb_format(job->format)->kernel);
+    const uint32_t group_weights = cpu_group(oxb_file_format_of(job->format)->kernel);
     const uint64_t n_groups = job->k / group_weights;
-    const uint64_t words = oxb_cpu_panel_words(job->code, group_weights);
-    const uint64_t tiles = oxb_cpu_panel_tiles(job->code);
-    const oxb_cpu_panels p = {.n_groups = n_groups, .code = job->code};
-    oxb_cpu_pack_rows r = {
-        .group = group_weights, .code = job->code, .no_three = job->format == OXB_FORMAT_TQ2_0_G128};
+    const uint64_t words = cpu_panel_words(job->code, group_weights);
+    const uint64_t tiles = cpu_panel_tiles(job->code);
+    const cpu_panels p = {.n_groups = n_groups, .code = job->code};
+    cpu_pack_rows r = {.group = group_weights,
+                       .code = job->code,
+                       .no_three = job->format == OXB_FILE_FORMAT_TQ2_0_G128};
     uint64_t codes_offset;
     plain_rows plain;
-    (void)oxb_cpu_panel_bytes(job->code, group_weights, job->n_rows, job->k, &codes_offset);
+    (void)cpu_panel_bytes(job->code, group_weights, job->n_rows, job->k, &codes_offset);
     for (uint64_t tile = first * tiles; tile < last * tiles; tile++)
         for (uint64_t group = 0; group < n_groups; group += MAX_GROUPS) {
-            const uint64_t at = oxb_cpu_tile_at(&p, tile, group);
+            const uint64_t at = cpu_tile_at(&p, tile, group);
             r.n_groups = n_groups - group < MAX_GROUPS ? n_groups - group : MAX_GROUPS;
             r.to_scales = (uint16_t *)job->to + at * LANES;
             r.to_codes = (uint32_t *)(void *)((char *)job->to + codes_offset) + at * words * LANES;
             find_rows(job, tile, group, r.n_groups, &plain, &r);
-            if (atomic_load_explicit(job->failed, memory_order_relaxed))
-                return;
+            if (atomic_load_explicit(job->failed, memory_order_relaxed)) return;
             if (!job->isa->f32->pack(&r))
                 atomic_store_explicit(job->failed, 1, memory_order_relaxed);
         }
 }
 
-int oxb_cpu_pack(const oxb_cpu_isa *isa, oxb_file_format format, oxb_layout layout, const void *from,
-                 uint64_t n_rows, uint64_t k, void *to, uint32_t threads)
-{
-    static const oxb_cpu_kernel kernel = {.name = "pack", .run = pack_panels, .grain = 1};
+int cpu_pack(const cpu_isa *isa, oxb_file_format format, oxb_layout layout, const void *from,
+             uint64_t n_rows, uint64_t k, void *to, uint32_t threads) {
+    static const cpu_kernel kernel = {.name = "pack", .run = pack_panels, .grain = 1};
     atomic_int failed = 0;
-    const oxb_cpu_code code = oxb_cpu_panel_code(oxb_format(format)->kernel, layout);
-    const uint64_t rows = oxb_cpu_panel_rows_of(code);
+    const cpu_code code = cpu_panel_code(oxb_file_format_of(format)->kernel, layout);
+    const uint64_t rows = cpu_panel_rows_of(code);
     const pack_job job = {isa, format, code, from, n_rows, k, to, &failed};
-    const oxb_cpu_step step = {.call = {.kernel = &kernel, .args = &job},
-                               .groups = (n_rows + rows - 1) / rows,
-                               .worth = n_rows * k / 8 / OXB_CPU_SHARE};
-    oxb_cpu_pool_run(&step, 1, threads);
+    const cpu_step step = {.call = {.kernel = &kernel, .args = &job},
+                           .groups = (n_rows + rows - 1) / rows,
+                           .worth = n_rows * k / 8 / CPU_SHARE};
+    cpu_pool_run(&step, 1, threads);
     return !failed;
 }

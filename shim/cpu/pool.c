@@ -1,9 +1,9 @@
 /* The process's thread pool: one hand-off per submission, whose steps run one after another.
  *
- * A step is cut into chunks of its groups, large ones first. `state` is the step in turn and how many of its
- * chunks nobody has claimed; whoever finishes the last chunk of a step makes the next one `state`. No
- * thread waits for another by name: one that the system has put aside holds up at most the chunk that it
- * is running.
+ * A step is cut into chunks of its groups, large ones first. `state` is the step in turn and how
+ * many of its chunks nobody has claimed; whoever finishes the last chunk of a step makes the next
+ * one `state`. No thread waits for another by name: one that the system has put aside holds up at
+ * most the chunk that it is running.
  *
  * Locks: `turn` is taken first and held for a whole submission and across fork(); `sleep_lock` is a
  * leaf. Workers live as long as the process and hold no lock while they run kernels.
@@ -19,15 +19,16 @@
 #include <stdlib.h>
 #include <time.h>
 
-#include "oxb_cpu.h"
+#include "cpu.h"
 
-#define SPINS 256u /* some microseconds */
+#define SPINS             256u /* some microseconds */
 #define YIELD_NANOSECONDS 50000
 
-#define LEFT_BITS 16 /* of `state`: chunks not claimed; the rest is the step's number since the start */
+#define LEFT_BITS \
+    16 /* of `state`: chunks not claimed; the rest is the step's number since the start */
 
 typedef struct worker {
-    _Alignas(64) unsigned char scratch[OXB_CPU_SCRATCH];
+    _Alignas(64) unsigned char scratch[CPU_SCRATCH];
     uint64_t step;  /* the number of the last one that this thread worked on */
     uint32_t index; /* 0: the thread that submits */
 } worker;
@@ -46,16 +47,16 @@ static struct {
     signal_word state;
     signal_word submissions; /* counted for the workers that the last one did not need */
     _Alignas(64) atomic_uint unfinished; /* chunks of the step in turn */
-    atomic_uint parts; /* threads that the submission may use */
-    atomic_int crowded; /* more threads than CPUs: do not spin */
+    atomic_uint parts;                   /* threads that the submission may use */
+    atomic_int crowded;                  /* more threads than CPUs: do not spin */
 
     /* The job: written before `state`, read by those who have claimed a chunk of it. */
-    const oxb_cpu_step *steps;
+    const cpu_step *steps;
     uint64_t first; /* number of steps[0] */
     uint32_t n;
 
-    worker *workers[OXB_CPU_MAX_THREADS]; /* guarded by `turn` */
-    uint32_t started;                     /* threads running beside the caller; guarded by `turn` */
+    worker *workers[CPU_MAX_THREADS]; /* guarded by `turn` */
+    uint32_t started;                 /* threads running beside the caller; guarded by `turn` */
     uint32_t cpus;
     worker caller;
 } pool = {.turn = PTHREAD_MUTEX_INITIALIZER,
@@ -63,8 +64,7 @@ static struct {
           .state = {.wake = PTHREAD_COND_INITIALIZER},
           .submissions = {.wake = PTHREAD_COND_INITIALIZER}};
 
-static void relax(void)
-{
+static void relax(void) {
 #if defined(__x86_64__) || defined(__i386__)
     __asm__ __volatile__("pause");
 #elif defined(__aarch64__)
@@ -72,40 +72,34 @@ static void relax(void)
 #endif
 }
 
-static int64_t nanoseconds(void)
-{
+static int64_t nanoseconds(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
     return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-static void wait_change(signal_word *word, uint64_t old)
-{
+static void wait_change(signal_word *word, uint64_t old) {
     const int crowded = atomic_load_explicit(&pool.crowded, memory_order_relaxed);
     for (unsigned spins = 0; spins < (crowded ? 1 : SPINS); spins++) {
-        if (atomic_load_explicit(&word->value, memory_order_acquire) != old)
-            return;
+        if (atomic_load_explicit(&word->value, memory_order_acquire) != old) return;
         relax();
     }
     /* The other thread may be waiting for this CPU. */
     const int64_t limit = nanoseconds() + YIELD_NANOSECONDS;
     do {
-        if (atomic_load_explicit(&word->value, memory_order_acquire) != old)
-            return;
+        if (atomic_load_explicit(&word->value, memory_order_acquire) != old) return;
         sched_yield();
     } while (nanoseconds() < limit);
     pthread_mutex_lock(&pool.sleep_lock);
-    /* Sequentially consistent, as are the store to the word and the load in change(): either this thread
-     * sees the new word, or the other one sees this sleeper. */
+    /* Sequentially consistent, as are the store to the word and the load in change(): either this
+     * thread sees the new word, or the other one sees this sleeper. */
     atomic_fetch_add(&word->sleepers, 1);
-    while (atomic_load(&word->value) == old)
-        pthread_cond_wait(&word->wake, &pool.sleep_lock);
+    while (atomic_load(&word->value) == old) pthread_cond_wait(&word->wake, &pool.sleep_lock);
     atomic_fetch_sub(&word->sleepers, 1);
     pthread_mutex_unlock(&pool.sleep_lock);
 }
 
-static void change(signal_word *word, uint64_t value)
-{
+static void change(signal_word *word, uint64_t value) {
     atomic_store(&word->value, value);
     if (atomic_load(&word->sleepers) != 0) {
         pthread_mutex_lock(&pool.sleep_lock);
@@ -114,8 +108,7 @@ static void change(signal_word *word, uint64_t value)
     }
 }
 
-static uint32_t parts_of(const oxb_cpu_step *step, uint32_t parts)
-{
+static uint32_t parts_of(const cpu_step *step, uint32_t parts) {
     const uint64_t grains = step->groups / step->call.kernel->grain;
     const uint64_t worth = grains < step->worth ? grains : step->worth;
     return worth >= parts ? parts : worth > 1 ? (uint32_t)worth : 1;
@@ -128,23 +121,19 @@ typedef struct chunk {
 
 #define SMALLEST_SHARE 8u /* the last chunks are this part of a thread's share */
 
-static uint64_t grains_of(const oxb_cpu_step *step)
-{
+static uint64_t grains_of(const cpu_step *step) {
     return (step->groups + step->call.kernel->grain - 1) / step->call.kernel->grain;
 }
 
-/* Chunk `index` for `parts` threads: each takes a chunk of the half of what is left, again and again, and
- * then smallest ones. */
-static chunk chunk_of(uint64_t grains, uint32_t parts, uint64_t index)
-{
+/* Chunk `index` for `parts` threads: each takes a chunk of the half of what is left, again and
+ * again, and then smallest ones. */
+static chunk chunk_of(uint64_t grains, uint32_t parts, uint64_t index) {
     const uint64_t smallest = grains / (SMALLEST_SHARE * parts) + 1;
     uint64_t first = 0;
     for (;;) {
         const uint64_t half = (grains - first) / 2 / parts;
-        if (half <= smallest)
-            break;
-        if (index < parts)
-            return (chunk){first + index * half, half};
+        if (half <= smallest) break;
+        if (index < parts) return (chunk){first + index * half, half};
         first += half * parts;
         index -= parts;
     }
@@ -153,12 +142,10 @@ static chunk chunk_of(uint64_t grains, uint32_t parts, uint64_t index)
     return (chunk){first, left < smallest ? left : smallest};
 }
 
-static uint32_t chunks_of(const oxb_cpu_step *step, uint32_t parts)
-{
+static uint32_t chunks_of(const cpu_step *step, uint32_t parts) {
     const uint64_t grains = grains_of(step);
     const uint32_t now = parts_of(step, parts);
-    if (now == 1)
-        return 1;
+    if (now == 1) return 1;
     const uint64_t smallest = grains / (SMALLEST_SHARE * now) + 1;
     uint64_t first = 0, count = 0;
     for (uint64_t half; (half = (grains - first) / 2 / now) > smallest; first += half * now)
@@ -166,36 +153,33 @@ static uint32_t chunks_of(const oxb_cpu_step *step, uint32_t parts)
     return (uint32_t)(count + (grains - first + smallest - 1) / smallest);
 }
 
-static void run_groups(worker *self, const oxb_cpu_step *step, uint64_t number, uint64_t first, uint64_t last)
-{
-    oxb_cpu_call call = step->call;
+static void run_groups(worker *self, const cpu_step *step, uint64_t number, uint64_t first,
+                       uint64_t last) {
+    cpu_call call = step->call;
     call.scratch = self->scratch;
     call.again = self->step == number;
     self->step = number;
-    if (first < last)
-        call.kernel->run(&call, first, last);
+    if (first < last) call.kernel->run(&call, first, last);
 }
 
-static void run_chunk(worker *self, uint64_t number, uint32_t parts, uint64_t left)
-{
-    const oxb_cpu_step *step = &pool.steps[number - pool.first];
+static void run_chunk(worker *self, uint64_t number, uint32_t parts, uint64_t left) {
+    const cpu_step *step = &pool.steps[number - pool.first];
     const uint64_t grain = step->call.kernel->grain;
     const chunk c = chunk_of(grains_of(step), parts_of(step, parts), chunks_of(step, parts) - left);
     const uint64_t last = (c.first + c.size) * grain;
     run_groups(self, step, number, c.first * grain, last < step->groups ? last : step->groups);
 }
 
-/* After the last chunk of step `number`: put the next one up. This thread runs those that are not worth
- * sharing itself. */
-static void next_step(worker *self, uint64_t number, uint32_t parts)
-{
+/* After the last chunk of step `number`: put the next one up. This thread runs those that are not
+ * worth sharing itself. */
+static void next_step(worker *self, uint64_t number, uint32_t parts) {
     for (;;) {
         number++;
         if (number == pool.first + pool.n) {
             change(&pool.state, number << LEFT_BITS);
             return;
         }
-        const oxb_cpu_step *step = &pool.steps[number - pool.first];
+        const cpu_step *step = &pool.steps[number - pool.first];
         const uint32_t chunks = chunks_of(step, parts);
         if (chunks > 1) {
             atomic_store_explicit(&pool.unfinished, chunks, memory_order_relaxed);
@@ -206,24 +190,20 @@ static void next_step(worker *self, uint64_t number, uint32_t parts)
     }
 }
 
-/* Claim a chunk and run it, if `state` has one. A claim succeeds only on the state that was read, so that
- * what it belongs to cannot have ended since. */
-static int claim(worker *self, uint64_t state, uint32_t parts)
-{
+/* Claim a chunk and run it, if `state` has one. A claim succeeds only on the state that was read,
+ * so that what it belongs to cannot have ended since. */
+static int claim(worker *self, uint64_t state, uint32_t parts) {
     const uint64_t left = state & ((1u << LEFT_BITS) - 1);
     uint_fast64_t expected = state;
-    if (left == 0)
-        return 0;
+    if (left == 0) return 0;
     if (!atomic_compare_exchange_strong(&pool.state.value, &expected, state - 1))
         return 1; /* somebody else was first: look again */
     run_chunk(self, state >> LEFT_BITS, parts, left);
-    if (atomic_fetch_sub(&pool.unfinished, 1) == 1)
-        next_step(self, state >> LEFT_BITS, parts);
+    if (atomic_fetch_sub(&pool.unfinished, 1) == 1) next_step(self, state >> LEFT_BITS, parts);
     return 1;
 }
 
-static void *work(void *context)
-{
+static void *work(void *context) {
     worker *self = context;
     for (;;) {
         const uint64_t submission = atomic_load(&pool.submissions.value);
@@ -237,21 +217,18 @@ static void *work(void *context)
     return NULL;
 }
 
-static void before_fork(void)
-{
+static void before_fork(void) {
     pthread_mutex_lock(&pool.turn);
     pthread_mutex_lock(&pool.sleep_lock);
 }
 
-static void after_fork_parent(void)
-{
+static void after_fork_parent(void) {
     pthread_mutex_unlock(&pool.sleep_lock);
     pthread_mutex_unlock(&pool.turn);
 }
 
 /* The child has no workers: it starts its own when it first submits, in the same memory. */
-static void after_fork_child(void)
-{
+static void after_fork_child(void) {
     pool.started = 0;
     atomic_store(&pool.parts, 0);
     atomic_store(&pool.state.sleepers, 0);
@@ -262,22 +239,18 @@ static void after_fork_child(void)
     pthread_mutex_unlock(&pool.turn);
 }
 
-static void prepare(void)
-{
+static void prepare(void) {
     pthread_atfork(before_fork, after_fork_parent, after_fork_child);
-    pool.cpus = oxb_cpu_count();
+    pool.cpus = cpu_count();
 }
 
 /* Have `count` workers, or as many as the system gives. Holding `turn`. */
-static void start_workers(uint32_t count)
-{
-    if (pool.started >= count)
-        return;
+static void start_workers(uint32_t count) {
+    if (pool.started >= count) return;
     sigset_t all, old;
     sigfillset(&all);
     pthread_attr_t detached;
-    if (pthread_attr_init(&detached) != 0)
-        return;
+    if (pthread_attr_init(&detached) != 0) return;
     pthread_attr_setdetachstate(&detached, PTHREAD_CREATE_DETACHED);
     /* Signals belong to the program's own threads. */
     pthread_sigmask(SIG_SETMASK, &all, &old);
@@ -286,16 +259,14 @@ static void start_workers(uint32_t count)
         worker *self = pool.workers[index];
         if (self == NULL) {
             void *memory;
-            if (posix_memalign(&memory, 64, sizeof *self) != 0)
-                break;
+            if (posix_memalign(&memory, 64, sizeof *self) != 0) break;
             self = memory;
             pool.workers[index] = self;
         }
         self->index = index;
         self->step = UINT64_MAX;
         pthread_t thread;
-        if (pthread_create(&thread, &detached, work, self) != 0)
-            break;
+        if (pthread_create(&thread, &detached, work, self) != 0) break;
         pool.started = index;
     }
     pthread_sigmask(SIG_SETMASK, &old, NULL);
@@ -303,16 +274,14 @@ static void start_workers(uint32_t count)
 }
 
 /* Steps that are not shared have the number 0, which no shared one has. */
-static void run_alone(const oxb_cpu_step *steps, uint32_t n)
-{
+static void run_alone(const cpu_step *steps, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
         pool.caller.step = UINT64_MAX;
         run_groups(&pool.caller, &steps[i], 0, 0, steps[i].groups);
     }
 }
 
-void oxb_cpu_pool_run(const oxb_cpu_step *steps, uint32_t n, uint32_t threads)
-{
+void cpu_pool_run(const cpu_step *steps, uint32_t n, uint32_t threads) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, prepare);
 
@@ -322,8 +291,7 @@ void oxb_cpu_pool_run(const oxb_cpu_step *steps, uint32_t n, uint32_t threads)
         parts = wanted > parts ? wanted : parts;
     }
     pthread_mutex_lock(&pool.turn);
-    if (parts > 1)
-        start_workers(parts - 1);
+    if (parts > 1) start_workers(parts - 1);
     parts = parts <= pool.started ? parts : pool.started + 1;
     if (parts == 1) {
         run_alone(steps, n);
@@ -337,13 +305,11 @@ void oxb_cpu_pool_run(const oxb_cpu_step *steps, uint32_t n, uint32_t threads)
     pool.first = before + 1;
     atomic_store(&pool.crowded, parts > pool.cpus);
     atomic_store(&pool.parts, parts);
-    if (parts > parts_before)
-        change(&pool.submissions, atomic_load(&pool.submissions.value) + 1);
+    if (parts > parts_before) change(&pool.submissions, atomic_load(&pool.submissions.value) + 1);
     next_step(&pool.caller, before, parts);
     const uint64_t end = pool.first + n;
     uint64_t state;
     while ((state = atomic_load(&pool.state.value)) >> LEFT_BITS != end)
-        if (!claim(&pool.caller, state, parts))
-            wait_change(&pool.state, state);
+        if (!claim(&pool.caller, state, parts)) wait_change(&pool.state, state);
     pthread_mutex_unlock(&pool.turn);
 }

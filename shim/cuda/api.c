@@ -3,7 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
-#include "oxb_cuda.h"
+#include "cuda_driver.h"
 
 struct cuda_api cuda;
 struct nvrtc_api nvrtc;
@@ -28,7 +28,8 @@ const char *cuda_text(char text[CUDA_TEXT_BYTES], const char *call, cuda_result 
     bool lost = result == 214 || result == 702 || result == 709 || result == 710 ||
                 (result >= 714 && result <= 720) || result == 700;
     snprintf(text, CUDA_TEXT_BYTES, "%s gave %s (%d): %s%s", call, name, result, what,
-             lost ? "; the context is lost, and CUDA with it in this process: start a new process" : "");
+             lost ? "; the context is lost, and CUDA with it in this process: start a new process"
+                  : "");
     return text;
 }
 
@@ -36,7 +37,8 @@ static oxb_status load_cuda(void) {
     void *library = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
     if (!library) {
         return cuda_fail(OXB_DEVICE_NOT_FOUND,
-                         "no device \"cuda\": NVIDIA's driver is not installed (%s); install it, or use the cpu device",
+                         "no device \"cuda\": NVIDIA's driver is not installed (%s); install it, "
+                         "or use the cpu device",
                          dlerror());
     }
     struct cuda_api found = {0};
@@ -48,7 +50,8 @@ static oxb_status load_cuda(void) {
     if (missing) {
         dlclose(library);
         return cuda_fail(OXB_DEVICE_NOT_FOUND,
-                         "no device \"cuda\": NVIDIA's driver is too old, it has no %s; CUDA 12.0 or newer is needed",
+                         "no device \"cuda\": NVIDIA's driver is too old, it has no %s; CUDA 12.0 "
+                         "or newer is needed",
                          missing);
     }
     cuda = found; /* before cuda_text is used */
@@ -58,12 +61,15 @@ static oxb_status load_cuda(void) {
     if (result != CUDA_OK) {
         cuda_text(text, "cuInit", result);
         return cuda_fail(OXB_DEVICE_NOT_FOUND, "no device \"cuda\": %s%s", text,
-                         result == CUDA_NO_DEVICE ? "; this machine has no NVIDIA GPU that the process may use" : "");
+                         result == CUDA_NO_DEVICE
+                             ? "; this machine has no NVIDIA GPU that the process may use"
+                             : "");
     }
     if (cuda.version < 12000) {
-        return cuda_fail(OXB_DEVICE_NOT_FOUND,
-                         "no device \"cuda\": NVIDIA's driver is for CUDA %d.%d, and 12.0 or newer is needed",
-                         cuda.version / 1000, cuda.version % 1000 / 10);
+        return cuda_fail(
+            OXB_DEVICE_NOT_FOUND,
+            "no device \"cuda\": NVIDIA's driver is for CUDA %d.%d, and 12.0 or newer is needed",
+            cuda.version / 1000, cuda.version % 1000 / 10);
     }
     cuda_loaded = true; /* the library stays */
     return OXB_OK;
@@ -77,7 +83,8 @@ oxb_status cuda_load(int *gpus) {
     char text[CUDA_TEXT_BYTES];
     cuda_result result = cuda.DeviceGetCount(gpus);
     if (result == CUDA_OK) return OXB_OK;
-    return cuda_fail(OXB_DEVICE_NOT_FOUND, "no device \"cuda\": %s", cuda_text(text, "cuDeviceGetCount", result));
+    return cuda_fail(OXB_DEVICE_NOT_FOUND, "no device \"cuda\": %s",
+                     cuda_text(text, "cuDeviceGetCount", result));
 }
 
 static oxb_status load_nvrtc(void) {
@@ -91,7 +98,8 @@ static oxb_status load_nvrtc(void) {
     }
     if (!library) {
         return cuda_fail(OXB_DEVICE_NOT_FOUND,
-                         "no device \"cuda\": there is a GPU, but not NVRTC, NVIDIA's run-time compiler (%s): pip install "
+                         "no device \"cuda\": there is a GPU, but not NVRTC, NVIDIA's run-time "
+                         "compiler (%s): pip install "
                          "%s, or install the CUDA toolkit",
                          newest < 13 ? "libnvrtc.so.12 for this driver" : "libnvrtc.so.13 or .12",
                          newest < 13 ? "nvidia-cuda-nvrtc-cu12" : "\"oxibonsai[cuda]\"");
@@ -104,7 +112,8 @@ static oxb_status load_nvrtc(void) {
 #undef X
     if (missing || found.Version(&found.major, &found.minor) != 0) {
         dlclose(library);
-        return cuda_fail(OXB_DEVICE_NOT_FOUND, "no device \"cuda\": NVRTC is damaged, it has no working %s",
+        return cuda_fail(OXB_DEVICE_NOT_FOUND,
+                         "no device \"cuda\": NVRTC is damaged, it has no working %s",
                          missing ? missing : "nvrtcVersion");
     }
     nvrtc = found;

@@ -1,8 +1,8 @@
 /* Compiled code in the user's cache directory: $XDG_CACHE_HOME or ~/.cache, there oxibonsai/cuda.
  *
- * Machine code is run as found, so the directory has to be this user's and nobody else may write to it;
- * an entry that is short, long or changed is none. Entries come into being by rename, whole or not at all.
- * Whatever fails is a miss: the code is compiled then.
+ * Machine code is run as found, so the directory has to be this user's and nobody else may write to
+ * it; an entry that is short, long or changed is none. Entries come into being by rename, whole or
+ * not at all. Whatever fails is a miss: the code is compiled then.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -12,7 +12,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-#include "oxb_cuda.h"
+#include "cuda_driver.h"
 
 #define MAX_ENTRY ((uint64_t)256 << 20)
 
@@ -34,10 +34,12 @@ static void digest_of(const char *bytes, size_t length, unsigned char digest[CUD
 /* Open a directory below `at`, making it where it is missing; -1 where it is not safe to use. */
 static int open_below(int at, const char *name, bool private) {
     if (mkdirat(at, name, 0700) != 0 && errno != EEXIST) return -1;
-    int directory = openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (private ? O_NOFOLLOW : 0));
+    int directory =
+        openat(at, name, O_RDONLY | O_DIRECTORY | O_CLOEXEC | (private ? O_NOFOLLOW : 0));
     struct stat info;
     if (directory < 0) return -1;
-    if (private && (fstat(directory, &info) != 0 || info.st_uid != geteuid() || (info.st_mode & 022))) {
+    if (private &&
+        (fstat(directory, &info) != 0 || info.st_uid != geteuid() || (info.st_mode & 022))) {
         close(directory);
         return -1;
     }
@@ -84,7 +86,8 @@ static bool write_all(int file, const void *from, size_t length) {
     return true;
 }
 
-static void name_of(const unsigned char key[CUDA_DIGEST_BYTES], char name[2 * CUDA_DIGEST_BYTES + 1]) {
+static void name_of(const unsigned char key[CUDA_DIGEST_BYTES],
+                    char name[2 * CUDA_DIGEST_BYTES + 1]) {
     for (unsigned i = 0; i < CUDA_DIGEST_BYTES; i++) snprintf(name + 2 * i, 3, "%02x", key[i]);
 }
 
@@ -93,8 +96,10 @@ static bool read_entry(int file, cuda_code *code) {
     struct stat info;
     unsigned char digest[CUDA_DIGEST_BYTES];
     if (fstat(file, &info) != 0 || !S_ISREG(info.st_mode) || info.st_uid != geteuid()) return false;
-    if (!read_all(file, &head, sizeof head) || memcmp(head.mark, mark, sizeof mark) != 0) return false;
-    if (head.length == 0 || head.length > MAX_ENTRY || (uint64_t)info.st_size != sizeof head + head.length)
+    if (!read_all(file, &head, sizeof head) || memcmp(head.mark, mark, sizeof mark) != 0)
+        return false;
+    if (head.length == 0 || head.length > MAX_ENTRY ||
+        (uint64_t)info.st_size != sizeof head + head.length)
         return false;
     size_t length = (size_t)head.length;
     char *bytes = malloc(length + 1);
@@ -133,14 +138,17 @@ void cuda_cache_put(const unsigned char key[CUDA_DIGEST_BYTES], const cuda_code 
     /* Of this process and, among its threads, of this call. */
     unsigned long number = __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
     snprintf(temporary, sizeof temporary, "new-%ld-%lu", (long)getpid(), number);
-    int file = openat(directory, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
+    int file =
+        openat(directory, temporary, O_WRONLY | O_CREAT | O_EXCL | O_NOFOLLOW | O_CLOEXEC, 0600);
     if (file >= 0) {
         header head = {.length = code->length};
         memcpy(head.mark, mark, sizeof mark);
         digest_of(code->bytes, code->length, head.digest);
-        bool written = write_all(file, &head, sizeof head) && write_all(file, code->bytes, code->length);
+        bool written =
+            write_all(file, &head, sizeof head) && write_all(file, code->bytes, code->length);
         written = close(file) == 0 && written;
-        if (!written || renameat(directory, temporary, directory, name) != 0) (void)unlinkat(directory, temporary, 0);
+        if (!written || renameat(directory, temporary, directory, name) != 0)
+            (void)unlinkat(directory, temporary, 0);
     }
     close(directory);
 }

@@ -3,20 +3,24 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "../oxb_msl.h"
-#include "oxb_cuda.h"
+#include "cuda_driver.h"
+#include "gpu/msl_sources.h"
 
 #define MAX_OPTIONS 48u
 
-/* No fast math: products and sums are rounded one by one, subnormals stay, quotients and roots are IEEE's. */
-static const char *const fixed_options[] = {"--std=c++17",     "--device-as-default-execution-space",
-                                            "--fmad=false",    "--ftz=false",
-                                            "--prec-div=true", "--prec-sqrt=true",
-                                            "--pre-include=msl_cuda.h"};
+/* No fast math: products and sums are rounded one by one, subnormals stay, quotients and roots are
+ * IEEE's. */
+static const char *const fixed_options[] = {"--std=c++17",
+                                            "--device-as-default-execution-space",
+                                            "--fmad=false",
+                                            "--ftz=false",
+                                            "--prec-div=true",
+                                            "--prec-sqrt=true",
+                                            "--pre-include=prelude.h"};
 #define N_FIXED (sizeof fixed_options / sizeof fixed_options[0])
 
-/* Machine code for the device where NVRTC knows it, else PTX for the newest it knows, which the driver
- * compiles. */
+/* Machine code for the device where NVRTC knows it, else PTX for the newest it knows, which the
+ * driver compiles. */
 static bool choose_target(int arch, char *option, size_t size) {
     int count = 0, known[128], best = 0;
     if (nvrtc.GetNumSupportedArchs(&count) != 0 || count < 1 || count > 128) return false;
@@ -24,18 +28,20 @@ static bool choose_target(int arch, char *option, size_t size) {
     for (int i = 0; i < count; i++) {
         if (known[i] <= arch && known[i] > best) best = known[i];
     }
-    snprintf(option, size, "--gpu-architecture=%s_%d", best == arch ? "sm" : "compute", best ? best : known[0]);
+    snprintf(option, size, "--gpu-architecture=%s_%d", best == arch ? "sm" : "compute",
+             best ? best : known[0]);
     return best != 0;
 }
 
 static oxb_status nvrtc_failed(const char *name, const char *call, int result) {
-    return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %s of NVRTC %d.%d gave %s", name, call, nvrtc.major, nvrtc.minor,
-                     nvrtc.GetErrorString(result));
+    return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %s of NVRTC %d.%d gave %s", name, call,
+                     nvrtc.major, nvrtc.minor, nvrtc.GetErrorString(result));
 }
 
 static oxb_status log_failed(const char *name, nvrtc_program program, int result) {
     size_t length = 0;
-    char *log = nvrtc.GetProgramLogSize(program, &length) == 0 && length > 1 ? malloc(length + 1) : NULL;
+    char *log =
+        nvrtc.GetProgramLogSize(program, &length) == 0 && length > 1 ? malloc(length + 1) : NULL;
     if (!log || nvrtc.GetProgramLog(program, log) != 0) {
         free(log);
         return nvrtc_failed(name, "nvrtcCompileProgram", result);
@@ -46,12 +52,17 @@ static oxb_status log_failed(const char *name, nvrtc_program program, int result
     return OXB_COMPILATION_FAILED;
 }
 
-static oxb_status take_code(const char *name, nvrtc_program program, bool machine, cuda_code *code) {
+static oxb_status take_code(const char *name, nvrtc_program program, bool machine,
+                            cuda_code *code) {
     size_t length = 0;
-    int result = machine ? nvrtc.GetCUBINSize(program, &length) : nvrtc.GetPTXSize(program, &length);
-    if (result != 0 || length == 0) return nvrtc_failed(name, machine ? "nvrtcGetCUBINSize" : "nvrtcGetPTXSize", result);
+    int result =
+        machine ? nvrtc.GetCUBINSize(program, &length) : nvrtc.GetPTXSize(program, &length);
+    if (result != 0 || length == 0)
+        return nvrtc_failed(name, machine ? "nvrtcGetCUBINSize" : "nvrtcGetPTXSize", result);
     char *bytes = malloc(length + 1);
-    if (!bytes) return cuda_fail(OXB_COMPILATION_FAILED, "'%s': out of memory for %zu bytes of code", name, length);
+    if (!bytes)
+        return cuda_fail(OXB_COMPILATION_FAILED, "'%s': out of memory for %zu bytes of code", name,
+                         length);
     bytes[length] = '\0';
     result = machine ? nvrtc.GetCUBIN(program, bytes) : nvrtc.GetPTX(program, bytes);
     if (result != 0) {
@@ -62,10 +73,10 @@ static oxb_status take_code(const char *name, nvrtc_program program, bool machin
     return OXB_OK;
 }
 
-static oxb_status compile(const char *name, const char *source, const char *const *options, uint32_t n, bool machine,
-                          cuda_code *code) {
-    static const char *const header_names[] = {"msl_cuda.h"};
-    const char *headers[] = {oxb_msl_cuda_prelude};
+static oxb_status compile(const char *name, const char *source, const char *const *options,
+                          uint32_t n, bool machine, cuda_code *code) {
+    static const char *const header_names[] = {"prelude.h"};
+    const char *headers[] = {cuda_prelude};
     nvrtc_program program = NULL;
     int result = nvrtc.CreateProgram(&program, source, "program.cu", 1, headers, header_names);
     if (result != 0) return nvrtc_failed(name, "nvrtcCreateProgram", result);
@@ -83,16 +94,17 @@ static void add_part(cuda_hash *hash, const void *bytes, size_t length) {
     cuda_hash_add(hash, bytes, length);
 }
 
-oxb_status cuda_compile(const cuda_device *self, const char *name, const char *source, size_t length,
-                        const char *const *options, uint32_t n_options, cuda_code *code) {
+oxb_status cuda_compile(const cuda_device *self, const char *name, const char *source,
+                        size_t length, const char *const *options, uint32_t n_options,
+                        cuda_code *code) {
     const char *all[MAX_OPTIONS];
     char target[48];
     uint32_t n = 0;
     if (n_options + N_FIXED + 1 > MAX_OPTIONS)
         return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %u options are too many", name, n_options);
     if (!choose_target(self->arch, target, sizeof target))
-        return cuda_fail(OXB_COMPILATION_FAILED, "'%s': NVRTC %d.%d does not compile for sm_%d", name, nvrtc.major,
-                         nvrtc.minor, self->arch);
+        return cuda_fail(OXB_COMPILATION_FAILED, "'%s': NVRTC %d.%d does not compile for sm_%d",
+                         name, nvrtc.major, nvrtc.minor, self->arch);
     all[n++] = target;
     for (unsigned i = 0; i < N_FIXED; i++) all[n++] = fixed_options[i];
     for (uint32_t i = 0; i < n_options; i++) all[n++] = options[i];
@@ -103,7 +115,7 @@ oxb_status cuda_compile(const cuda_device *self, const char *name, const char *s
     cuda_hash_begin(&hash);
     add_part(&hash, versions, sizeof versions);
     for (uint32_t i = 0; i < n; i++) add_part(&hash, all[i], strlen(all[i]));
-    add_part(&hash, oxb_msl_cuda_prelude, strlen(oxb_msl_cuda_prelude));
+    add_part(&hash, cuda_prelude, strlen(cuda_prelude));
     add_part(&hash, source, length);
     cuda_hash_end(&hash, key);
     if (cuda_cache_get(key, code)) return OXB_OK;

@@ -6,11 +6,13 @@
 #include <string.h>
 #include <time.h>
 
-#include "../oxb_internal.h"
-#include "../oxb_time.h"
-#include "oxb_cuda.h"
+#include "base/clock.h"
+#include "cuda_driver.h"
+#include "front/front.h"
 
-#define MIN_ARCH 70      /* independent thread scheduling, which the kernels' shuffles are written for */
+#define MIN_ARCH                                                                     \
+    70 /* independent thread scheduling, which the kernels' shuffles are written for \
+        */
 #define SPIN_SECONDS 2e-4 /* a decode step is longer, a copy of some kilobytes is not */
 
 static oxb_status device_count(uint32_t *count) {
@@ -23,7 +25,8 @@ static oxb_status device_count(uint32_t *count) {
 oxb_status cuda_enter(cuda_device *self, oxb_status code) {
     char text[CUDA_TEXT_BYTES];
     cuda_result result = cuda.CtxPushCurrent(self->context);
-    return result == CUDA_OK ? OXB_OK : cuda_fail(code, "%s", cuda_text(text, "cuCtxPushCurrent", result));
+    return result == CUDA_OK ? OXB_OK
+                             : cuda_fail(code, "%s", cuda_text(text, "cuCtxPushCurrent", result));
 }
 
 void cuda_leave(void) {
@@ -32,11 +35,11 @@ void cuda_leave(void) {
 }
 
 cuda_result cuda_wait_event(cuda_event event, double seconds) {
-    double begin = oxb_now();
+    double begin = clock_now();
     for (;;) {
         cuda_result result = cuda.EventQuery(event);
         if (result != CUDA_NOT_READY) return result;
-        double waited = oxb_now() - begin;
+        double waited = clock_now() - begin;
         if (waited > seconds) return CUDA_NOT_READY;
         if (waited > SPIN_SECONDS) {
             struct timespec pause = {0, 50000};
@@ -79,20 +82,24 @@ static cuda_result read_properties(cuda_device *self, const char **call) {
     cuda_result result = cuda.DeviceGet(&self->gpu, (int)self->index);
     if (result != CUDA_OK) return result;
     *call = "cuDeviceGetName";
-    if ((result = cuda.DeviceGetName(self->name, (int)sizeof self->name, self->gpu)) != CUDA_OK) return result;
+    if ((result = cuda.DeviceGetName(self->name, (int)sizeof self->name, self->gpu)) != CUDA_OK)
+        return result;
     *call = "cuDeviceTotalMem";
     if ((result = cuda.DeviceTotalMem(&memory, self->gpu)) != CUDA_OK) return result;
     self->memory = memory;
     *call = "cuDeviceGetAttribute";
     for (int i = CUDA_MAX_THREADS_PER_BLOCK; i <= CUDA_MAX_SHARED_MEMORY; i++) {
-        if ((result = cuda.DeviceGetAttribute(&self->limits[i], i, self->gpu)) != CUDA_OK) return result;
+        if ((result = cuda.DeviceGetAttribute(&self->limits[i], i, self->gpu)) != CUDA_OK)
+            return result;
     }
     if ((result = cuda.DeviceGetAttribute(&major, CUDA_MAJOR, self->gpu)) != CUDA_OK) return result;
     if ((result = cuda.DeviceGetAttribute(&minor, CUDA_MINOR, self->gpu)) != CUDA_OK) return result;
     self->arch = 10 * major + minor;
-    if ((result = cuda.DeviceGetAttribute(&value, CUDA_INTEGRATED, self->gpu)) != CUDA_OK) return result;
+    if ((result = cuda.DeviceGetAttribute(&value, CUDA_INTEGRATED, self->gpu)) != CUDA_OK)
+        return result;
     self->integrated = value != 0;
-    if ((result = cuda.DeviceGetAttribute(&value, CUDA_USES_HOST_POINTER, self->gpu)) != CUDA_OK) return result;
+    if ((result = cuda.DeviceGetAttribute(&value, CUDA_USES_HOST_POINTER, self->gpu)) != CUDA_OK)
+        return result;
     self->uses_host_pointer = value != 0;
     return CUDA_OK;
 }
@@ -102,12 +109,15 @@ static oxb_status open_device(cuda_device *self) {
     const char *call;
     cuda_result result = read_properties(self, &call);
     if (result != CUDA_OK) {
-        return cuda_fail(OXB_DEVICE_NOT_FOUND, "device \"cuda:%u\": %s", self->index, cuda_text(text, call, result));
+        return cuda_fail(OXB_DEVICE_NOT_FOUND, "device \"cuda:%u\": %s", self->index,
+                         cuda_text(text, call, result));
     }
     if (self->arch < MIN_ARCH) {
         return cuda_fail(OXB_DEVICE_NOT_FOUND,
-                         "device \"cuda:%u\" (%s) has compute capability %d.%d, and the kernels need %d.%d; use the cpu device",
-                         self->index, self->name, self->arch / 10, self->arch % 10, MIN_ARCH / 10, MIN_ARCH % 10);
+                         "device \"cuda:%u\" (%s) has compute capability %d.%d, and the kernels "
+                         "need %d.%d; use the cpu device",
+                         self->index, self->name, self->arch / 10, self->arch % 10, MIN_ARCH / 10,
+                         MIN_ARCH % 10);
     }
     oxb_status status = nvrtc_load();
     if (status != OXB_OK) return status;
@@ -115,16 +125,16 @@ static oxb_status open_device(cuda_device *self) {
     result = cuda.DevicePrimaryCtxRetain(&self->context, self->gpu);
     if (result != CUDA_OK) {
         self->context = NULL;
-        return cuda_fail(OXB_DEVICE_NOT_FOUND, "device \"cuda:%u\" (%s): %s", self->index, self->name,
-                         cuda_text(text, "cuDevicePrimaryCtxRetain", result));
+        return cuda_fail(OXB_DEVICE_NOT_FOUND, "device \"cuda:%u\" (%s): %s", self->index,
+                         self->name, cuda_text(text, "cuDevicePrimaryCtxRetain", result));
     }
     status = cuda_enter(self, OXB_DEVICE_NOT_FOUND);
     if (status != OXB_OK) return status;
     result = cuda.StreamCreate(&self->stream, CUDA_STREAM_NON_BLOCKING);
     cuda_leave();
     if (result != CUDA_OK) {
-        return cuda_fail(OXB_DEVICE_NOT_FOUND, "device \"cuda:%u\" (%s): %s", self->index, self->name,
-                         cuda_text(text, "cuStreamCreate", result));
+        return cuda_fail(OXB_DEVICE_NOT_FOUND, "device \"cuda:%u\" (%s): %s", self->index,
+                         self->name, cuda_text(text, "cuStreamCreate", result));
     }
     return cuda_waiter_start(self);
 }
@@ -135,7 +145,8 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     oxb_status status = cuda_load(&gpus);
     if (status != OXB_OK) return status;
     cuda_device *self = calloc(1, sizeof *self);
-    if (!self) return cuda_fail(OXB_DEVICE_NOT_FOUND, "out of memory opening device \"cuda:%u\"", index);
+    if (!self)
+        return cuda_fail(OXB_DEVICE_NOT_FOUND, "out of memory opening device \"cuda:%u\"", index);
     self->index = index;
     pthread_mutex_init(&self->copy_lock, NULL);
     pthread_mutex_init(&self->registry_lock, NULL);
@@ -152,13 +163,14 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
 
 static void device_info(void *device, oxb_device_info *info) {
     cuda_device *self = device;
-    *info = (oxb_device_info){.driver = "cuda",
-                              .index = self->index,
-                              .simd_width = 32,
-                              .unified_memory = self->integrated,
-                              .max_buffer_length = self->memory,
-                              .max_threadgroup_memory = (uint64_t)self->limits[CUDA_MAX_SHARED_MEMORY],
-                              .recommended_working_set = self->memory};
+    *info =
+        (oxb_device_info){.driver = "cuda",
+                          .index = self->index,
+                          .simd_width = 32,
+                          .unified_memory = self->integrated,
+                          .max_buffer_length = self->memory,
+                          .max_threadgroup_memory = (uint64_t)self->limits[CUDA_MAX_SHARED_MEMORY],
+                          .recommended_working_set = self->memory};
     snprintf(info->name, sizeof info->name, "%s", self->name);
     snprintf(info->variant, sizeof info->variant, "sm_%d", self->arch);
 }

@@ -1,7 +1,7 @@
 /* SHA-256, after FIPS 180-4. */
 #include <string.h>
 
-#include "oxb_cuda.h"
+#include "cuda_driver.h"
 
 static const uint32_t constants[64] = {
     0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
@@ -18,8 +18,8 @@ static uint32_t rotate(uint32_t x, unsigned n) { return x >> n | x << (32 - n); 
 static void add_block(cuda_hash *hash, const unsigned char *block) {
     uint32_t w[64], s[8];
     for (unsigned i = 0; i < 16; i++) {
-        w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 | (uint32_t)block[4 * i + 2] << 8 |
-               block[4 * i + 3];
+        w[i] = (uint32_t)block[4 * i] << 24 | (uint32_t)block[4 * i + 1] << 16 |
+               (uint32_t)block[4 * i + 2] << 8 | block[4 * i + 3];
     }
     for (unsigned i = 16; i < 64; i++) {
         uint32_t a = rotate(w[i - 15], 7) ^ rotate(w[i - 15], 18) ^ w[i - 15] >> 3;

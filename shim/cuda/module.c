@@ -1,15 +1,15 @@
-/* Libraries and pipelines of the driver "cuda". A pipeline is compiled from its library's source with the
- * one kernel that is wanted and its function constants; what the kernel takes it reads from the table that
- * oxibonsai/msl/cuda.py put beside the kernel's entry. */
+/* Libraries and pipelines of the driver "cuda". A pipeline is compiled from its library's source
+ * with the one kernel that is wanted and its function constants; what the kernel takes it reads
+ * from the table that oxibonsai/msl/cuda.py put beside the kernel's entry. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../oxb_msl.h"
-#include "oxb_cuda.h"
+#include "cuda_driver.h"
+#include "gpu/msl_sources.h"
 
 /* Of oxibonsai/msl/cuda.py. */
-#define MARK "// Translated from Metal Shading Language for shim/msl_cuda.h, version 1\n"
+#define MARK          "// Translated from Metal Shading Language for shim/cuda/prelude, version 1\n"
 #define TABLE_VERSION 1u
 
 typedef struct library {
@@ -21,23 +21,27 @@ oxb_status cuda_library_new(void *device, const char *source, size_t length, voi
     cuda_device *self = device;
     if (length < strlen(MARK) || memcmp(source, MARK, strlen(MARK)) != 0) {
         return cuda_fail(OXB_COMPILATION_FAILED,
-                         "the cuda device compiles what oxibonsai.msl.cuda.translate() makes of Metal source, and this "
-                         "source of %zu bytes is not that", length);
+                         "the cuda device compiles what oxibonsai.msl.cuda.translate() makes of "
+                         "Metal source, and this "
+                         "source of %zu bytes is not that",
+                         length);
     }
     library *made = calloc(1, sizeof *made);
     char *text = malloc(length + 1);
     if (!made || !text) {
         free(made);
         free(text);
-        return cuda_fail(OXB_COMPILATION_FAILED, "out of memory for a library of %zu bytes", length);
+        return cuda_fail(OXB_COMPILATION_FAILED, "out of memory for a library of %zu bytes",
+                         length);
     }
     memcpy(text, source, length);
     text[length] = '\0';
     *made = (library){text, length};
     /* All kernels once, so that what is wrong with the source shows here. */
     cuda_code code;
-    oxb_status status = strlen(text) == length ? cuda_compile(self, "library", text, length, NULL, 0, &code)
-                                               : cuda_fail(OXB_COMPILATION_FAILED, "the source has a NUL in it");
+    oxb_status status = strlen(text) == length
+                            ? cuda_compile(self, "library", text, length, NULL, 0, &code)
+                            : cuda_fail(OXB_COMPILATION_FAILED, "the source has a NUL in it");
     if (status != OXB_OK) {
         cuda_library_free(self, made);
         return status;
@@ -68,12 +72,14 @@ static void list_entries(const char *source, char *text, size_t size) {
     text[0] = '\0';
     for (const char *at = source; (at = strstr(at, guard)) && used + 1 < size;) {
         at += sizeof guard - 1;
-        int n = snprintf(text + used, size - used, "%s%.*s", used ? ", " : "", (int)strcspn(at, ")"), at);
+        int n = snprintf(text + used, size - used, "%s%.*s", used ? ", " : "",
+                         (int)strcspn(at, ")"), at);
         used += n > 0 ? (size_t)n : 0;
     }
 }
 
-static oxb_status find_source(const library *from, const char *function, const char **source, size_t *length) {
+static oxb_status find_source(const library *from, const char *function, const char **source,
+                              size_t *length) {
     if (from) {
         if (has_entry(from->source, function)) {
             *source = from->source;
@@ -82,10 +88,11 @@ static oxb_status find_source(const library *from, const char *function, const c
         }
         char known[1024];
         list_entries(from->source, known, sizeof known);
-        return cuda_fail(OXB_COMPILATION_FAILED, "'%s': no kernel of that name: the library has %s", function, known);
+        return cuda_fail(OXB_COMPILATION_FAILED, "'%s': no kernel of that name: the library has %s",
+                         function, known);
     }
-    for (unsigned i = 0; i < oxb_msl_family_count; i++) {
-        const struct oxb_msl_family *family = oxb_msl_families + i;
+    for (unsigned i = 0; i < msl_family_count; i++) {
+        const struct msl_family *family = msl_families + i;
         for (size_t f = 0; f < family->n_functions; f++) {
             if (strcmp(family->functions[f], function) != 0) continue;
             *source = family->source;
@@ -93,7 +100,8 @@ static oxb_status find_source(const library *from, const char *function, const c
             return OXB_OK;
         }
     }
-    return cuda_fail(OXB_COMPILATION_FAILED, "'%s': no kernel of that name ships with oxibonsai", function);
+    return cuda_fail(OXB_COMPILATION_FAILED, "'%s': no kernel of that name ships with oxibonsai",
+                     function);
 }
 
 /* The macro that gives a function constant its value, by its bits where it is a float. */
@@ -101,10 +109,15 @@ static void constant_option(const oxb_constant *constant, char *option, size_t s
     unsigned index = constant->index;
     oxb_constant_value value = constant->value;
     switch (constant->type) {
-    case OXB_CONSTANT_BOOL: snprintf(option, size, "-DMSL_CONSTANT_%u=%s", index, value.u32 ? "true" : "false"); break;
-    case OXB_CONSTANT_I32: snprintf(option, size, "-DMSL_CONSTANT_%u=(%lldll)", index, (long long)value.i32); break;
+    case OXB_CONSTANT_BOOL:
+        snprintf(option, size, "-DMSL_CONSTANT_%u=%s", index, value.u32 ? "true" : "false");
+        break;
+    case OXB_CONSTANT_I32:
+        snprintf(option, size, "-DMSL_CONSTANT_%u=(%lldll)", index, (long long)value.i32);
+        break;
     case OXB_CONSTANT_F32:
-        snprintf(option, size, "-DMSL_CONSTANT_%u=__builtin_bit_cast(float,0x%08xu)", index, (unsigned)value.u32);
+        snprintf(option, size, "-DMSL_CONSTANT_%u=__builtin_bit_cast(float,0x%08xu)", index,
+                 (unsigned)value.u32);
         break;
     default: snprintf(option, size, "-DMSL_CONSTANT_%u=%uu", index, (unsigned)value.u32);
     }
@@ -127,7 +140,8 @@ static oxb_status compile_kernel(const cuda_device *self, const library *from, c
     return cuda_compile(self, function, source, length, options, n + 2, code);
 }
 
-/* Hold the constants that were given against those that the kernel has: rows of index, type, required. */
+/* Hold the constants that were given against those that the kernel has: rows of index, type,
+ * required. */
 static oxb_status check_constants(const char *name, const uint32_t *rows, uint32_t n_rows,
                                   const oxb_constant *constants, uint32_t n) {
     static const char *const types[] = {"a bool", "a uint", "an int", "a float"};
@@ -135,28 +149,34 @@ static oxb_status check_constants(const char *name, const uint32_t *rows, uint32
         bool given = false;
         for (uint32_t i = 0; i < n; i++) given |= constants[i].index == rows[3 * r];
         if (!given && rows[3 * r + 2])
-            return cuda_fail(OXB_COMPILATION_FAILED, "'%s': function constant %u needs a value", name, rows[3 * r]);
+            return cuda_fail(OXB_COMPILATION_FAILED, "'%s': function constant %u needs a value",
+                             name, rows[3 * r]);
     }
     for (uint32_t i = 0; i < n; i++) {
         const oxb_constant *c = constants + i;
         uint32_t r = 0;
         while (r < n_rows && rows[3 * r] != c->index) r++;
         if (r == n_rows)
-            return cuda_fail(OXB_COMPILATION_FAILED, "'%s': the kernel has no function constant %u", name, c->index);
+            return cuda_fail(OXB_COMPILATION_FAILED, "'%s': the kernel has no function constant %u",
+                             name, c->index);
         uint32_t type = rows[3 * r + 1];
         bool fits = type == c->type;
         if (type == OXB_CONSTANT_U32 && c->type == OXB_CONSTANT_I32) fits = c->value.i32 >= 0;
-        if (type == OXB_CONSTANT_I32 && c->type == OXB_CONSTANT_U32) fits = c->value.u32 <= INT32_MAX;
+        if (type == OXB_CONSTANT_I32 && c->type == OXB_CONSTANT_U32)
+            fits = c->value.u32 <= INT32_MAX;
         if (!fits)
             return cuda_fail(OXB_COMPILATION_FAILED,
-                             "'%s': function constant %u is %s, and %s was given that does not fit", name, c->index,
-                             type < 4 ? types[type] : "of a type that cannot be set", types[c->type & 3]);
+                             "'%s': function constant %u is %s, and %s was given that does not fit",
+                             name, c->index,
+                             type < 4 ? types[type] : "of a type that cannot be set",
+                             types[c->type & 3]);
     }
     return OXB_OK;
 }
 
 static oxb_status bad_table(const char *name) {
-    return cuda_fail(OXB_COMPILATION_FAILED, "'%s': the compiled code describes no kernel: it is damaged", name);
+    return cuda_fail(OXB_COMPILATION_FAILED,
+                     "'%s': the compiled code describes no kernel: it is damaged", name);
 }
 
 static oxb_status read_table(const cuda_pipeline *pipeline, const uint32_t *table, size_t words,
@@ -164,7 +184,8 @@ static oxb_status read_table(const cuda_pipeline *pipeline, const uint32_t *tabl
     const char *name = pipeline->name;
     if (words < 3 || table[0] != TABLE_VERSION) return bad_table(name);
     uint64_t n_arguments = table[1], n_constants = table[2];
-    if (n_arguments > OXB_MAX_BINDINGS + 1 || n_constants > words || words != 3 + 5 * n_arguments + 3 * n_constants)
+    if (n_arguments > OXB_MAX_BINDINGS + 1 || n_constants > words ||
+        words != 3 + 5 * n_arguments + 3 * n_constants)
         return bad_table(name);
     const uint32_t *row = table + 3;
     for (uint64_t i = 0; i < n_arguments; i++, row += 5) {
@@ -173,12 +194,14 @@ static oxb_status read_table(const cuda_pipeline *pipeline, const uint32_t *tabl
             continue;
         }
         if (row[1] >= OXB_MAX_BINDINGS || row[0] > CUDA_VALUE) return bad_table(name);
-        out->arguments[out->n_arguments++] = (cuda_argument){row[0], row[1], row[2], row[3], row[4]};
+        out->arguments[out->n_arguments++] =
+            (cuda_argument){row[0], row[1], row[2], row[3], row[4]};
     }
     return check_constants(name, row, (uint32_t)n_constants, constants, n);
 }
 
-static oxb_status load_table(cuda_device *self, cuda_pipeline *pipeline, const oxb_constant *constants, uint32_t n) {
+static oxb_status load_table(cuda_device *self, cuda_pipeline *pipeline,
+                             const oxb_constant *constants, uint32_t n) {
     char symbol[OXB_NAME_BYTES + 16], text[CUDA_TEXT_BYTES];
     cuda_address address = 0;
     size_t size = 0;
@@ -191,13 +214,14 @@ static oxb_status load_table(cuda_device *self, cuda_pipeline *pipeline, const o
     uint32_t *table = malloc(size + 1);
     if (!table) return cuda_fail(OXB_COMPILATION_FAILED, "'%s': out of memory", pipeline->name);
     oxb_status status = cuda_copy_out(self, table, address, size);
-    if (status == OXB_OK) status = read_table(pipeline, table, size / sizeof *table, constants, n, pipeline);
+    if (status == OXB_OK)
+        status = read_table(pipeline, table, size / sizeof *table, constants, n, pipeline);
     free(table);
     return status;
 }
 
-static cuda_result load_function(cuda_pipeline *pipeline, const cuda_code *code, oxb_pipeline_info *info,
-                                 const char **call) {
+static cuda_result load_function(cuda_pipeline *pipeline, const cuda_code *code,
+                                 oxb_pipeline_info *info, const char **call) {
     char symbol[OXB_NAME_BYTES + 16];
     int threads = 0, memory = 0;
     *call = "cuModuleLoadData";
@@ -212,10 +236,12 @@ static cuda_result load_function(cuda_pipeline *pipeline, const cuda_code *code,
     if (result != CUDA_OK) return result;
     *call = "cuFuncGetAttribute";
     result = cuda.FuncGetAttribute(&threads, CUDA_FUNCTION_MAX_THREADS, pipeline->function);
-    if (result == CUDA_OK) result = cuda.FuncGetAttribute(&memory, CUDA_FUNCTION_SHARED_BYTES, pipeline->function);
+    if (result == CUDA_OK)
+        result = cuda.FuncGetAttribute(&memory, CUDA_FUNCTION_SHARED_BYTES, pipeline->function);
     pipeline->static_memory = (uint64_t)memory;
-    *info = (oxb_pipeline_info){
-        .max_threads = (uint32_t)threads, .simd_width = 32, .static_threadgroup_memory = (uint64_t)memory};
+    *info = (oxb_pipeline_info){.max_threads = (uint32_t)threads,
+                                .simd_width = 32,
+                                .static_threadgroup_memory = (uint64_t)memory};
     return result;
 }
 
@@ -226,7 +252,8 @@ static oxb_status load(cuda_device *self, cuda_pipeline *pipeline, const cuda_co
     const char *call;
     cuda_result result = load_function(pipeline, code, info, &call);
     if (result != CUDA_OK)
-        return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %s", pipeline->name, cuda_text(text, call, result));
+        return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %s", pipeline->name,
+                         cuda_text(text, call, result));
     oxb_status status = load_table(self, pipeline, constants, n);
     if (status != OXB_OK) return status;
     for (uint32_t i = 0; i < pipeline->n_arguments; i++) {
@@ -236,8 +263,9 @@ static oxb_status load(cuda_device *self, cuda_pipeline *pipeline, const cuda_co
     return OXB_OK;
 }
 
-oxb_status cuda_pipeline_new(void *device, void *from, const char *function, const oxb_constant *constants,
-                             uint32_t n_constants, void **out, oxb_pipeline_info *info) {
+oxb_status cuda_pipeline_new(void *device, void *from, const char *function,
+                             const oxb_constant *constants, uint32_t n_constants, void **out,
+                             oxb_pipeline_info *info) {
     cuda_device *self = device;
     cuda_code code;
     oxb_status status = compile_kernel(self, from, function, constants, n_constants, &code);

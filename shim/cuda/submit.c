@@ -1,12 +1,12 @@
-/* Submissions of the driver "cuda". A list runs as launches the first time and as a graph from then on, all
- * on the device's one stream, between two events. A thread of the device's waits for the second and reports
- * the end. */
+/* Submissions of the driver "cuda". A list runs as launches the first time and as a graph from then
+ * on, all on the device's one stream, between two events. A thread of the device's waits for the
+ * second and reports the end. */
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "../oxb_time.h"
-#include "oxb_cuda.h"
+#include "base/clock.h"
+#include "cuda_driver.h"
 
 #define SPIN_SECONDS 2e-4 /* then the waiter sleeps in the driver, and wakes some 30 us late */
 
@@ -14,7 +14,7 @@ typedef struct replay {
     bool checked;
     bool submitted;
     cuda_graph_exec graph; /* NULL until the second submission */
-    cuda_address args;     /* argument structs that kernels take by a pointer; 0 where there is none */
+    cuda_address args; /* argument structs that kernels take by a pointer; 0 where there is none */
 } replay;
 
 void cuda_replay_free(void *device, void *handle) {
@@ -30,7 +30,8 @@ void cuda_replay_free(void *device, void *handle) {
 
 /* Checks: what a kernel takes is held against what is bound. */
 
-static oxb_status check_argument(const cuda_pipeline *p, const cuda_argument *a, const oxb_driver_dispatch *d) {
+static oxb_status check_argument(const cuda_pipeline *p, const cuda_argument *a,
+                                 const oxb_driver_dispatch *d) {
     const char *name = p->name;
     uint64_t bound = 0, offset = 0;
     if (a->index < d->n_bindings) {
@@ -38,22 +39,27 @@ static oxb_status check_argument(const cuda_pipeline *p, const cuda_argument *a,
         bound = d->bindings[a->index].length - offset;
         if (a->kind == CUDA_VALUE)
             return cuda_fail(OXB_ENCODING_FAILED,
-                             "%s: its buffer(%u), the constant reference at the last index, is given by value on cuda: pass "
-                             "an argument struct for it, or declare it as a pointer", name, a->index);
+                             "%s: its buffer(%u), the constant reference at the last index, is "
+                             "given by value on cuda: pass "
+                             "an argument struct for it, or declare it as a pointer",
+                             name, a->index);
     } else if (a->index == d->n_bindings) {
         bound = d->args_size;
         if (bound && a->kind == CUDA_POINTER && a->writable)
-            return cuda_fail(OXB_ENCODING_FAILED, "%s: it writes buffer(%u), which is bound to an argument struct", name,
+            return cuda_fail(OXB_ENCODING_FAILED,
+                             "%s: it writes buffer(%u), which is bound to an argument struct", name,
                              a->index);
     }
-    if (bound == 0) return cuda_fail(OXB_ENCODING_FAILED, "%s: its buffer(%u) is not bound", name, a->index);
+    if (bound == 0)
+        return cuda_fail(OXB_ENCODING_FAILED, "%s: its buffer(%u) is not bound", name, a->index);
     if (bound < a->size)
-        return cuda_fail(OXB_ENCODING_FAILED, "%s: buffer(%u) has %" PRIu64 " bytes bound and needs %u", name, a->index,
+        return cuda_fail(OXB_ENCODING_FAILED,
+                         "%s: buffer(%u) has %" PRIu64 " bytes bound and needs %u", name, a->index,
                          bound, a->size);
     if (a->alignment && offset % a->alignment)
         return cuda_fail(OXB_ENCODING_FAILED,
-                         "%s: buffer(%u) starts at byte %" PRIu64 ", which is not a multiple of %u", name, a->index,
-                         offset, a->alignment);
+                         "%s: buffer(%u) starts at byte %" PRIu64 ", which is not a multiple of %u",
+                         name, a->index, offset, a->alignment);
     return OXB_OK;
 }
 
@@ -68,20 +74,25 @@ static oxb_status check_dispatch(const cuda_device *self, const oxb_driver_dispa
         return cuda_fail(OXB_ENCODING_FAILED, "%s: its threadgroup(0) has no length", p->name);
     uint64_t memory = p->static_memory + (d->threadgroup_memory + UINT64_C(15)) / 16 * 16;
     if (memory > (uint64_t)limits[CUDA_MAX_SHARED_MEMORY])
-        return cuda_fail(OXB_ENCODING_FAILED, "%s: %" PRIu64 " bytes of threadgroup memory, at most %d are allowed",
-                         p->name, memory, limits[CUDA_MAX_SHARED_MEMORY]);
-    if (d->threads.x > (uint32_t)limits[CUDA_MAX_BLOCK_X] || d->threads.y > (uint32_t)limits[CUDA_MAX_BLOCK_Y] ||
-        d->threads.z > (uint32_t)limits[CUDA_MAX_BLOCK_Z])
         return cuda_fail(OXB_ENCODING_FAILED,
-                         "%s: a threadgroup of %u x %u x %u threads, at most %d x %d x %d are allowed", p->name,
-                         d->threads.x, d->threads.y, d->threads.z, limits[CUDA_MAX_BLOCK_X], limits[CUDA_MAX_BLOCK_Y],
-                         limits[CUDA_MAX_BLOCK_Z]);
+                         "%s: %" PRIu64 " bytes of threadgroup memory, at most %d are allowed",
+                         p->name, memory, limits[CUDA_MAX_SHARED_MEMORY]);
+    if (d->threads.x > (uint32_t)limits[CUDA_MAX_BLOCK_X] ||
+        d->threads.y > (uint32_t)limits[CUDA_MAX_BLOCK_Y] ||
+        d->threads.z > (uint32_t)limits[CUDA_MAX_BLOCK_Z])
+        return cuda_fail(
+            OXB_ENCODING_FAILED,
+            "%s: a threadgroup of %u x %u x %u threads, at most %d x %d x %d are allowed", p->name,
+            d->threads.x, d->threads.y, d->threads.z, limits[CUDA_MAX_BLOCK_X],
+            limits[CUDA_MAX_BLOCK_Y], limits[CUDA_MAX_BLOCK_Z]);
     if (d->threadgroups.x > (uint32_t)limits[CUDA_MAX_GRID_X] ||
         d->threadgroups.y > (uint32_t)limits[CUDA_MAX_GRID_Y] ||
         d->threadgroups.z > (uint32_t)limits[CUDA_MAX_GRID_Z])
-        return cuda_fail(OXB_ENCODING_FAILED, "%s: a grid of %u x %u x %u threadgroups, at most %d x %d x %d are allowed",
-                         p->name, d->threadgroups.x, d->threadgroups.y, d->threadgroups.z, limits[CUDA_MAX_GRID_X],
-                         limits[CUDA_MAX_GRID_Y], limits[CUDA_MAX_GRID_Z]);
+        return cuda_fail(
+            OXB_ENCODING_FAILED,
+            "%s: a grid of %u x %u x %u threadgroups, at most %d x %d x %d are allowed", p->name,
+            d->threadgroups.x, d->threadgroups.y, d->threadgroups.z, limits[CUDA_MAX_GRID_X],
+            limits[CUDA_MAX_GRID_Y], limits[CUDA_MAX_GRID_Z]);
     return OXB_OK;
 }
 
@@ -90,18 +101,23 @@ static uint64_t padded(uint64_t bytes) { return (bytes + 15) / 16 * 16; }
 static bool takes_args_by_pointer(const oxb_driver_dispatch *d) {
     const cuda_pipeline *p = d->pipeline;
     for (uint32_t i = 0; i < p->n_arguments; i++) {
-        if (p->arguments[i].kind == CUDA_POINTER && p->arguments[i].index == d->n_bindings) return true;
+        if (p->arguments[i].kind == CUDA_POINTER && p->arguments[i].index == d->n_bindings)
+            return true;
     }
     return false;
 }
 
 /* Put the argument structs that kernels take by a pointer into the device's memory, once. */
-static oxb_status place_args(cuda_device *self, replay *r, const oxb_driver_dispatch *list, uint32_t n) {
+static oxb_status place_args(cuda_device *self, replay *r, const oxb_driver_dispatch *list,
+                             uint32_t n) {
     uint64_t total = 0;
-    for (uint32_t i = 0; i < n; i++) total += takes_args_by_pointer(list + i) ? padded(list[i].args_size) : 0;
+    for (uint32_t i = 0; i < n; i++)
+        total += takes_args_by_pointer(list + i) ? padded(list[i].args_size) : 0;
     if (total == 0) return OXB_OK;
     char *bytes = calloc(1, (size_t)total), text[CUDA_TEXT_BYTES];
-    if (!bytes) return cuda_fail(OXB_ENCODING_FAILED, "out of memory for %" PRIu64 " bytes of arguments", total);
+    if (!bytes)
+        return cuda_fail(OXB_ENCODING_FAILED, "out of memory for %" PRIu64 " bytes of arguments",
+                         total);
     uint64_t at = 0;
     for (uint32_t i = 0; i < n; i++) {
         if (!takes_args_by_pointer(list + i)) continue;
@@ -112,8 +128,8 @@ static oxb_status place_args(cuda_device *self, replay *r, const oxb_driver_disp
     oxb_status status;
     if (result != CUDA_OK) {
         r->args = 0;
-        status = cuda_fail(OXB_ENCODING_FAILED, "no memory for %" PRIu64 " bytes of arguments: %s", total,
-                           cuda_text(text, "cuMemAlloc", result));
+        status = cuda_fail(OXB_ENCODING_FAILED, "no memory for %" PRIu64 " bytes of arguments: %s",
+                           total, cuda_text(text, "cuMemAlloc", result));
     } else {
         status = cuda_copy_in(self, r->args, bytes, total);
     }
@@ -147,8 +163,8 @@ static void fill_parameters(const oxb_driver_dispatch *d, cuda_address args, ent
 }
 
 /* Launch the list, or put it into `graph` where there is one. */
-static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver_dispatch *list, uint32_t n,
-                            cuda_graph graph, const char **call) {
+static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver_dispatch *list,
+                            uint32_t n, cuda_graph graph, const char **call) {
     cuda_address args = r->args;
     cuda_graph_node node = NULL;
     for (uint32_t i = 0; i < n; i++) {
@@ -161,23 +177,26 @@ static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver
         unsigned memory = p->dynamic_memory ? (unsigned)padded(d->threadgroup_memory) : 0;
         cuda_result result;
         if (graph) {
-            cuda_kernel_node kernel = {p->function, grid.x, grid.y, grid.z, block.x, block.y,
-                                       block.z,     memory, parameters.pointers, NULL};
-            cuda_graph_node before = node; /* serial: each dispatch sees what the earlier ones wrote */
+            cuda_kernel_node kernel = {
+                p->function,         grid.x, grid.y, grid.z, block.x, block.y, block.z, memory,
+                parameters.pointers, NULL};
+            cuda_graph_node before =
+                node; /* serial: each dispatch sees what the earlier ones wrote */
             *call = "cuGraphAddKernelNode";
-            result = cuda.GraphAddKernelNode(&node, graph, before ? &before : NULL, before ? 1 : 0, &kernel);
+            result = cuda.GraphAddKernelNode(&node, graph, before ? &before : NULL, before ? 1 : 0,
+                                             &kernel);
         } else {
             *call = "cuLaunchKernel";
-            result = cuda.LaunchKernel(p->function, grid.x, grid.y, grid.z, block.x, block.y, block.z, memory,
-                                       self->stream, parameters.pointers, NULL);
+            result = cuda.LaunchKernel(p->function, grid.x, grid.y, grid.z, block.x, block.y,
+                                       block.z, memory, self->stream, parameters.pointers, NULL);
         }
         if (result != CUDA_OK) return result;
     }
     return CUDA_OK;
 }
 
-static cuda_result make_graph(cuda_device *self, replay *r, const oxb_driver_dispatch *list, uint32_t n,
-                              const char **call) {
+static cuda_result make_graph(cuda_device *self, replay *r, const oxb_driver_dispatch *list,
+                              uint32_t n, const char **call) {
     cuda_graph graph = NULL;
     *call = "cuGraphCreate";
     cuda_result result = cuda.GraphCreate(&graph, 0);
@@ -224,8 +243,8 @@ static void give_flight(cuda_device *self, cuda_flight *flight) {
 }
 
 /* With flight_lock held, so that the flights queue in the stream's order. */
-static cuda_result fly(cuda_device *self, const replay *r, const oxb_driver_dispatch *list, uint32_t n,
-                       cuda_flight *flight, const char **call) {
+static cuda_result fly(cuda_device *self, const replay *r, const oxb_driver_dispatch *list,
+                       uint32_t n, cuda_flight *flight, const char **call) {
     *call = "cuEventRecord";
     cuda_result result = cuda.EventRecord(flight->begin, self->stream);
     if (result != CUDA_OK) return result;
@@ -244,8 +263,10 @@ static cuda_result fly(cuda_device *self, const replay *r, const oxb_driver_disp
         return result;
     }
     flight->next = NULL;
-    if (self->last) self->last->next = flight;
-    else self->first = flight;
+    if (self->last)
+        self->last->next = flight;
+    else
+        self->first = flight;
     self->last = flight;
     pthread_cond_signal(&self->flight_change);
     return CUDA_OK;
@@ -259,7 +280,8 @@ static oxb_status submit(cuda_device *self, const oxb_driver_dispatch *list, uin
     cuda_result result = CUDA_OK;
     if (!r->checked) {
         oxb_status status = OXB_OK;
-        for (uint32_t i = 0; i < n && status == OXB_OK; i++) status = check_dispatch(self, list + i);
+        for (uint32_t i = 0; i < n && status == OXB_OK; i++)
+            status = check_dispatch(self, list + i);
         if (status == OXB_OK) status = place_args(self, r, list, n);
         if (status != OXB_OK) return status;
         r->checked = true;
@@ -276,7 +298,8 @@ static oxb_status submit(cuda_device *self, const oxb_driver_dispatch *list, uin
         if (result != CUDA_OK) give_flight(self, flight);
     }
     if (result != CUDA_OK)
-        return cuda_fail(OXB_EXECUTION_FAILED, "cannot run %u dispatches: %s", n, cuda_text(text, call, result));
+        return cuda_fail(OXB_EXECUTION_FAILED, "cannot run %u dispatches: %s", n,
+                         cuda_text(text, call, result));
     r->submitted = true;
     return OXB_OK;
 }
@@ -285,7 +308,8 @@ oxb_status cuda_submit(void *device, const oxb_driver_dispatch *list, uint32_t n
                        oxb_driver_done done, void *context) {
     cuda_device *self = device;
     if (!*handle) *handle = calloc(1, sizeof(replay));
-    if (!*handle) return cuda_fail(OXB_ENCODING_FAILED, "out of memory for a list of %u dispatches", n);
+    if (!*handle)
+        return cuda_fail(OXB_ENCODING_FAILED, "out of memory for a list of %u dispatches", n);
     oxb_status status = cuda_enter(self, OXB_EXECUTION_FAILED);
     if (status != OXB_OK) return status;
     status = submit(self, list, n, *handle, done, context);
@@ -296,10 +320,10 @@ oxb_status cuda_submit(void *device, const oxb_driver_dispatch *list, uint32_t n
 /* The waiter */
 
 static cuda_result wait_for(const cuda_flight *flight) {
-    double begin = oxb_now();
+    double begin = clock_now();
     cuda_result result;
     do result = cuda.EventQuery(flight->end);
-    while (result == CUDA_NOT_READY && oxb_now() - begin < SPIN_SECONDS);
+    while (result == CUDA_NOT_READY && clock_now() - begin < SPIN_SECONDS);
     return result == CUDA_NOT_READY ? cuda.EventSynchronize(flight->end) : result;
 }
 
@@ -309,7 +333,7 @@ static void land(cuda_device *self, cuda_flight *flight) {
     float milliseconds = 0;
     const char *call = "cuEventSynchronize";
     cuda_result result = wait_for(flight);
-    oxb_times times = {0, oxb_now()};
+    oxb_times times = {0, clock_now()};
     if (result == CUDA_OK) {
         call = "cuEventElapsedTime";
         result = cuda.EventElapsedTime(&milliseconds, flight->begin, flight->end);
@@ -318,8 +342,10 @@ static void land(cuda_device *self, cuda_flight *flight) {
     oxb_driver_done done = flight->done;
     void *context = flight->context;
     give_flight(self, flight);
-    if (result == CUDA_OK) done(context, OXB_OK, NULL, times);
-    else done(context, OXB_EXECUTION_FAILED, cuda_text(text, call, result), times);
+    if (result == CUDA_OK)
+        done(context, OXB_OK, NULL, times);
+    else
+        done(context, OXB_EXECUTION_FAILED, cuda_text(text, call, result), times);
 }
 
 static void *wait_in_order(void *device) {
@@ -327,7 +353,8 @@ static void *wait_in_order(void *device) {
     bool entered = cuda.CtxPushCurrent(self->context) == CUDA_OK; /* where not, events fail below */
     pthread_mutex_lock(&self->flight_lock);
     for (;;) {
-        while (!self->first && !self->closing) pthread_cond_wait(&self->flight_change, &self->flight_lock);
+        while (!self->first && !self->closing)
+            pthread_cond_wait(&self->flight_change, &self->flight_lock);
         cuda_flight *flight = self->first;
         if (!flight) break;
         self->first = flight->next;
@@ -347,8 +374,8 @@ oxb_status cuda_waiter_start(cuda_device *self) {
     self->waiting = true;
     int error = pthread_create(&self->waiter, NULL, wait_in_order, self);
     if (error == 0) return OXB_OK;
-    return cuda_fail(OXB_DEVICE_NOT_FOUND, "device \"cuda:%u\" (%s): cannot start a thread (%s)", self->index, self->name,
-                     strerror(error));
+    return cuda_fail(OXB_DEVICE_NOT_FOUND, "device \"cuda:%u\" (%s): cannot start a thread (%s)",
+                     self->index, self->name, strerror(error));
 }
 
 void cuda_waiter_stop(cuda_device *self) {

@@ -1,0 +1,187 @@
+/* Attention of some query heads over the rows of one key-value head, and SwiGLU: what each variant
+ * compiles for its registers. Included after its simd_*.h.
+ *
+ * Rows are read in blocks of positions: the scores of a block, their exponentials relative to the
+ * largest score so far, then the sum of the values. Each block is added up apart, which keeps the
+ * rounding small.
+ */
+#ifndef CPU_ATTEND_H
+#define CPU_ATTEND_H
+
+#include <math.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "exp.h"
+#include "isa.h"
+#include "oxb_args.h"
+
+#define BLOCK   CPU_ATTEND_BLOCK
+#define MAX_DIM OXB_MAX_HEAD_DIM
+#define HEADS   CPU_ATTEND_HEADS
+#define WIDE    CPU_LANES
+
+typedef struct attend_scratch {
+    float q[HEADS][MAX_DIM];
+    float out[HEADS][MAX_DIM];
+    float weight[HEADS][BLOCK];
+    float rows[BLOCK * MAX_DIM]; /* of a block, padded to whole vectors */
+} attend_scratch;
+
+_Static_assert(sizeof(attend_scratch) <= CPU_ATTEND_SCRATCH,
+               "the scratch of attention is too small");
+
+SIMD_INLINE lanes load_row(const void *row, uint64_t i, int half) {
+    return half ? lanes_of_halves((const uint16_t *)row + i) : lanes_load((const float *)row + i);
+}
+
+SIMD_INLINE const void *row_at(const void *rows, uint64_t i, int half) {
+    return (const char *)rows + i * (half ? sizeof(uint16_t) : sizeof(float));
+}
+
+/* weight[h][p] = q[h] . row p, times the scale. */
+SIMD_INLINE void scores(attend_scratch *s, const void *rows, uint64_t count, uint64_t n,
+                        unsigned heads, float scale, int half) {
+    for (uint64_t p = 0; p < count; p++) {
+        const void *row = row_at(rows, p * n, half);
+        lanes sum[HEADS];
+        for (unsigned h = 0; h < heads; h++) sum[h] = lanes_zero();
+        for (uint64_t i = 0; i < n; i += WIDE) {
+            const lanes k = load_row(row, i, half);
+            for (unsigned h = 0; h < heads; h++)
+                sum[h] = lanes_fma(lanes_load(s->q[h] + i), k, sum[h]);
+        }
+        for (unsigned h = 0; h < heads; h++) s->weight[h][p] = lanes_sum(sum[h]) * scale;
+    }
+}
+
+/* out[h] += sum of weight[h][p] * row p, for `wide` vectors from element `at`. */
+SIMD_INLINE void add_values(attend_scratch *s, const void *rows, uint64_t count, uint64_t n,
+                            uint64_t at, unsigned wide, unsigned heads, int half) {
+    lanes sum[HEADS][SIMD_ROW];
+    for (unsigned h = 0; h < heads; h++)
+        for (unsigned j = 0; j < wide; j++) sum[h][j] = lanes_zero();
+    for (uint64_t p = 0; p < count; p++) {
+        const void *row = row_at(rows, p * n + at, half);
+        lanes v[SIMD_ROW];
+        for (unsigned j = 0; j < wide; j++) v[j] = load_row(row, j * WIDE, half);
+        for (unsigned h = 0; h < heads; h++) {
+            const lanes weight = lanes_of(s->weight[h][p]);
+            for (unsigned j = 0; j < wide; j++) sum[h][j] = lanes_fma(weight, v[j], sum[h][j]);
+        }
+    }
+    for (unsigned h = 0; h < heads; h++)
+        for (unsigned j = 0; j < wide; j++) {
+            float *out = s->out[h] + at + j * WIDE;
+            lanes_store(out, lanes_add(lanes_load(out), sum[h][j]));
+        }
+}
+
+SIMD_INLINE void values(attend_scratch *s, const void *rows, uint64_t count, uint64_t n,
+                        unsigned heads, int half) {
+    uint64_t at = 0;
+    for (; at + SIMD_ROW * WIDE <= n; at += SIMD_ROW * WIDE)
+        add_values(s, rows, count, n, at, SIMD_ROW, heads, half);
+    for (; at < n; at += WIDE) add_values(s, rows, count, n, at, 1, heads, half);
+}
+
+/* Turn the block's scores into weights relative to the largest score so far. */
+SIMD_INLINE void soften(attend_scratch *s, cpu_attend_head *head, unsigned h, uint64_t count,
+                        uint64_t n) {
+    float *weight = s->weight[h];
+    float max = head->max;
+    for (uint64_t p = 0; p < count; p++) max = weight[p] > max ? weight[p] : max;
+    for (uint64_t p = count; p < BLOCK; p++) weight[p] = -INFINITY;
+    /* All scores -inf so far: weights of 0, not NaN, since a later score may be finite. */
+    const float base = max == -INFINITY ? 0.0f : max;
+    float fade[WIDE];
+    lanes_store(fade, lanes_exp(lanes_of(head->max - base)));
+    lanes total = lanes_zero();
+    for (uint64_t p = 0; p < BLOCK; p += WIDE) {
+        const lanes value = lanes_exp(lanes_sub(lanes_load(weight + p), lanes_of(base)));
+        lanes_store(weight + p, value);
+        total = lanes_add(total, value);
+    }
+    head->max = max;
+    head->total = head->total * fade[0] + lanes_sum(total);
+    for (uint64_t i = 0; i < n; i += WIDE)
+        lanes_store(s->out[h] + i, lanes_mul(lanes_load(s->out[h] + i), lanes_of(fade[0])));
+}
+
+/* A block whose rows are whole vectors, where they lie; others as padded floats. */
+SIMD_INLINE const void *whole_rows(attend_scratch *s, const void *rows, uint64_t count, uint64_t n,
+                                   int half) {
+    const uint64_t padded = (n + WIDE - 1) / WIDE * WIDE;
+    uint16_t halves[MAX_DIM] = {0};
+    memset(s->rows, 0, count * padded * sizeof(float));
+    for (uint64_t p = 0; p < count; p++) {
+        float *to = s->rows + p * padded;
+        if (!half) {
+            memcpy(to, row_at(rows, p * n, 0), n * sizeof(float));
+            continue;
+        }
+        memcpy(halves, row_at(rows, p * n, 1), n * sizeof(uint16_t));
+        for (uint64_t i = 0; i < padded; i += WIDE)
+            lanes_store(to + i, lanes_of_halves(halves + i));
+    }
+    return s->rows;
+}
+
+SIMD_INLINE void attend_heads(const cpu_attend *a, unsigned heads, int half) {
+    attend_scratch *s = a->scratch;
+    const uint64_t n = a->head_dim, padded = (n + WIDE - 1) / WIDE * WIDE;
+    for (unsigned h = 0; h < heads; h++) {
+        memset(s->q[h], 0, padded * sizeof(float));
+        memcpy(s->q[h], a->q + h * n, n * sizeof(float));
+        memset(s->out[h], 0, padded * sizeof(float));
+        a->head[h].max = -INFINITY;
+        a->head[h].total = 0;
+    }
+    for (uint64_t start = 0; start < a->positions; start += BLOCK) {
+        const uint64_t count = a->positions - start < BLOCK ? a->positions - start : BLOCK;
+        const void *k = row_at(a->k, start * n, half), *v = row_at(a->v, start * n, half);
+        if (n == padded)
+            scores(s, k, count, n, heads, a->scale, half);
+        else
+            scores(s, whole_rows(s, k, count, n, half), count, padded, heads, a->scale, 0);
+        for (unsigned h = 0; h < heads; h++) soften(s, &a->head[h], h, count, padded);
+        if (n == padded)
+            values(s, v, count, n, heads, half);
+        else
+            values(s, whole_rows(s, v, count, n, half), count, padded, heads, 0);
+    }
+    for (unsigned h = 0; h < heads; h++) memcpy(a->head[h].out, s->out[h], n * sizeof(float));
+}
+
+/* For two heads, the usual number, and for others in fours. */
+SIMD_TARGET static void attend(const cpu_attend *a) {
+    if (a->n_heads == 2 && a->half)
+        attend_heads(a, 2, 1);
+    else if (a->n_heads == HEADS && a->half)
+        attend_heads(a, HEADS, 1);
+    else if (a->half)
+        attend_heads(a, a->n_heads, 1);
+    else
+        attend_heads(a, a->n_heads, 0);
+}
+
+SIMD_INLINE lanes silu_of(const double *gate, const double *up) {
+    const lanes g = lanes_of_doubles(gate);
+    const lanes below = lanes_add(lanes_of(1.0f), lanes_exp(lanes_sub(lanes_zero(), g)));
+    return lanes_mul(lanes_div(g, below), lanes_of_doubles(up));
+}
+
+/* s = silu(gate) * up; gate and up may be read to the end of a vector. */
+SIMD_TARGET static void swiglu(const double *gate, const double *up, float *s, uint64_t n) {
+    uint64_t i = 0;
+    for (; i + WIDE <= n; i += WIDE) lanes_store(s + i, silu_of(gate + i, up + i));
+    if (i < n) {
+        float rest[WIDE];
+        lanes_store(rest, silu_of(gate + i, up + i));
+        memcpy(s + i, rest, (n - i) * sizeof *s);
+    }
+}
+
+#define VECTOR_KERNELS .attend = attend, .swiglu = swiglu
+
+#endif

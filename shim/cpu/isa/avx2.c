@@ -1,0 +1,15 @@
+/* The kernels for AVX2 with FMA. */
+#if defined(__x86_64__)
+#include "simd_avx2.h"
+/* after the registers' functions */
+#include "attend.h"
+#include "dense.h"
+#include "int8.h"
+#include "pack.h"
+#include "tiles.h"
+
+const cpu_float_kernels cpu_avx2_f32 = {CODE_KERNELS, VECTOR_KERNELS, DENSE_KERNELS, PACK_KERNELS};
+const cpu_int8_kernels cpu_avx2_int8 = {INT8_KERNELS};
+#else
+typedef int nothing_here; /* ISO C forbids an empty file */
+#endif

@@ -1,0 +1,16 @@
+/* The kernels for AVX-512. */
+#if defined(__x86_64__)
+#include "simd_avx512.h"
+/* after the registers' functions */
+#include "attend.h"
+#include "dense.h"
+#include "int8.h"
+#include "pack.h"
+#include "tiles.h"
+
+const cpu_float_kernels cpu_avx512_f32 = {CODE_KERNELS, VECTOR_KERNELS, DENSE_KERNELS,
+                                          PACK_KERNELS};
+const cpu_int8_kernels cpu_avx512_int8 = {INT8_KERNELS};
+#else
+typedef int nothing_here; /* ISO C forbids an empty file */
+#endif

@@ -1,0 +1,173 @@
+/* Variants of the cpu kernels for an instruction set: one table of functions each, chosen when a
+ * device is opened. Within a variant a row is computed in one order, whatever the split among
+ * threads.
+ */
+#ifndef CPU_ISA_H
+#define CPU_ISA_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/* Whether the compiler knows the newer integer dot products. */
+#if defined(__clang__)
+#define CPU_KNOWS_AVXVNNI (__clang_major__ >= 12)
+#elif defined(__GNUC__)
+#define CPU_KNOWS_AVXVNNI (__GNUC__ >= 11)
+#else
+#define CPU_KNOWS_AVXVNNI 0
+#endif
+#if defined(__ARM_FEATURE_DOTPROD)
+#define CPU_KNOWS_DOTPROD 1
+#elif defined(__clang__)
+#define CPU_KNOWS_DOTPROD (__clang_major__ >= 16)
+#elif defined(__GNUC__)
+#define CPU_KNOWS_DOTPROD (__GNUC__ >= 8)
+#else
+#define CPU_KNOWS_DOTPROD 0
+#endif
+
+#define CPU_LANES     16u   /* rows of a tile: one row in each lane of a vector of 32-bit words */
+#define CPU_MAX_PANEL 8u    /* tiles whose groups lie side by side, the most */
+#define CPU_FLUSH     2048u /* weights added in float32 before they are added in float64 */
+
+/* How the words of a tile hold the codes of a row (panels.h). */
+typedef enum cpu_code {
+    CPU_BITS,  /* 1 bit, 32 weights a word */
+    CPU_PAIRS, /* 2 bits, 16 weights a word */
+    CPU_TRITS, /* 5 bits for three weights, 7 words for 128 weights */
+    CPU_CODE_COUNT
+} cpu_code;
+
+#define CPU_MOST_TOGETHER \
+    4u /* vectors that share the codes of a row as they are shifted, the most */
+
+/* Some tiles of a panel and some groups of their columns. */
+typedef struct cpu_tiles {
+    const uint16_t *scales; /* of the first group of the first tile */
+    const uint32_t *codes;
+    uint64_t n_groups;
+    uint32_t group;     /* weights: 64 or 128 */
+    uint32_t n_tiles;   /* to the panel's end at most */
+    uint32_t n_vectors; /* whose tables lie side by side: 1, 2 or 4 */
+    uint64_t stride;    /* of the sums, from a vector to the next */
+    int add;            /* to the sums; else store them */
+    int streams;        /* cpu_streams() */
+} cpu_tiles;
+
+typedef struct cpu_code_kernels {
+    /* Tables of what each field of a word contributes before the scale, for n_groups groups of x,
+     * which is vector v of n_vectors: their tables of a field lie side by side. */
+    void (*tables)(float *tables, const float *x, uint64_t n_groups, uint32_t group, uint32_t v,
+                   uint32_t n_vectors);
+    /* sums[v * stride + 16 i + lane]: row `lane` of tile i, times vector v. */
+    void (*rows)(const cpu_tiles *tiles, const float *tables, double *sums);
+} cpu_code_kernels;
+
+#define CPU_INT8_BLOCK 16u /* activations that share a scale */
+
+/* A vector as quantize() leaves it: int8 [k], then float scales [k / CPU_INT8_BLOCK], then for each
+ * group minus the sum of what its activations stand for. Bytes of it: */
+static inline uint64_t cpu_int8_bytes(uint64_t k, uint64_t group) {
+    return k + k / CPU_INT8_BLOCK * sizeof(float) + k / group * sizeof(float);
+}
+
+/* Some tiles, whose codes are bytes now, times some quantised vectors. */
+typedef struct cpu_int8_tiles {
+    const uint32_t *codes;  /* [tile][four weights][lane] */
+    const uint16_t *scales; /* of the first group of the first tile */
+    uint64_t code_stride;   /* words from a tile to the next */
+    uint64_t scale_stride;  /* scales from a group to the next */
+    const int8_t *q;        /* of the first group of the first vector */
+    const float *q_scales;
+    const float *q_sums;
+    uint64_t q_stride; /* bytes from a vector to the next */
+    uint64_t n_groups;
+    uint32_t group;
+    uint32_t n_tiles;
+    uint32_t n_vectors;
+    uint64_t stride; /* of the sums, from a vector to the next */
+    int add;
+} cpu_int8_tiles;
+
+typedef struct cpu_int8_kernels {
+    void (*quantize)(const float *x, uint64_t k, uint32_t group, void *to);
+    /* The codes of some groups of a tile as bytes of value (code), four weights a word; the groups
+     * are `stride` words apart. */
+    void (*expand[CPU_CODE_COUNT])(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
+                                   uint64_t stride, uint32_t group);
+    void (*rows)(const cpu_int8_tiles *tiles, double *sums);
+} cpu_int8_kernels;
+
+#define CPU_ATTEND_HEADS   4u  /* query heads that share each row of the caches as it is read */
+#define CPU_ATTEND_BLOCK   64u /* positions whose weights are rescaled together */
+#define CPU_ATTEND_SCRATCH 163840u
+
+typedef struct cpu_attend_head {
+    float *out;  /* the values' sum, to be divided by the total */
+    float max;   /* the largest score */
+    float total; /* of exp(score - max) */
+} cpu_attend_head;
+
+/* Query heads of one token over some positions of a key-value head. */
+typedef struct cpu_attend {
+    const float *q; /* [n_heads][head_dim] */
+    const void *k;  /* [positions][head_dim], half or float */
+    const void *v;
+    uint64_t positions;
+    uint32_t head_dim; /* up to OXB_MAX_HEAD_DIM */
+    uint32_t n_heads;  /* 1 to CPU_ATTEND_HEADS */
+    int half;
+    float scale;
+    cpu_attend_head *head;
+    void *scratch; /* CPU_ATTEND_SCRATCH bytes */
+} cpu_attend;
+
+/* Groups of the 16 rows of a tile, where their blocks are, and where they go. */
+typedef struct cpu_pack_rows {
+    const uint8_t *codes[CPU_LANES]; /* plain codes of the first group */
+    const uint8_t *scales[CPU_LANES];
+    uint64_t code_stride; /* bytes from a group to the next */
+    uint64_t scale_stride;
+    uint64_t n_groups;
+    uint32_t group; /* weights */
+    cpu_code code;
+    int no_three; /* a code of 3 stands for 1, which is 0 times the scale */
+    uint16_t *to_scales;
+    uint32_t *to_codes;
+} cpu_pack_rows;
+
+typedef struct cpu_float_kernels {
+    cpu_code_kernels code[CPU_CODE_COUNT]; /* NULL: the layout is not used */
+    /* sums[i] = row i, `stride` bytes apart, times x: F32, F16, BF16 and Q8_0. */
+    void (*dense)(uint32_t format, const uint8_t *rows, uint64_t stride, uint64_t n, const float *x,
+                  uint64_t k, double *sums);
+    /* Returns 0 where a code does not fit. */
+    int (*pack)(const cpu_pack_rows *rows);
+    void (*attend)(const cpu_attend *a);
+    /* s = gate / (1 + exp(-gate)) * up; reads up to the end of a vector of CPU_LANES. */
+    void (*swiglu)(const double *gate, const double *up, float *s, uint64_t n);
+} cpu_float_kernels;
+
+/* Variants that differ in their integer dot products share the other kernels. */
+typedef struct cpu_isa {
+    const char *name;
+    int (*present)(void); /* whether this processor has the instructions */
+    const cpu_float_kernels *f32;
+    const cpu_int8_kernels *int8; /* NULL where matrices stay in the plain layout */
+} cpu_isa;
+
+extern const cpu_float_kernels cpu_avx512_f32, cpu_avx2_f32, cpu_neon_f32, cpu_portable_f32;
+extern const cpu_int8_kernels cpu_avx512_int8, cpu_avx512_vnni_int8, cpu_avx2_int8,
+    cpu_avx2_vnni_int8, cpu_neon_int8, cpu_neon_dotprod_int8;
+
+/* Whether codes are best fetched past the second-level cache, where the tables are. */
+int cpu_streams(void);
+
+int cpu_has_dotprod(void); /* machine.c: the dot products of Armv8.2 */
+
+/* The variants that this processor can run, the best first; NULL past the end. */
+const cpu_isa *cpu_variant(uint32_t index);
+/* The variant of that name, NULL where this processor cannot run it. */
+const cpu_isa *cpu_variant_named(const char *name);
+
+#endif

@@ -1,0 +1,250 @@
+/* Sixteen lanes in four registers of NEON. */
+#ifndef CPU_SIMD_NEON_H
+#define CPU_SIMD_NEON_H
+
+#include <arm_neon.h>
+#include <stdint.h>
+
+#if !defined(SIMD_DOTPROD)
+#define SIMD_TARGET
+#elif defined(__clang__)
+#define SIMD_TARGET __attribute__((target("dotprod")))
+#else
+#define SIMD_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
+#endif
+#define SIMD_INLINE        SIMD_TARGET static inline __attribute__((always_inline))
+#define SIMD_TILES         1u /* tiles of a panel that share each table as it is loaded */
+#define SIMD_TILES_OF_TWO  1u /* the same where two vectors share the codes, and where four do */
+#define SIMD_TILES_OF_FOUR 1u
+#define SIMD_TRITS         0
+#define SIMD_ROW           1u /* vectors of a row that attention adds up in registers, for four heads */
+
+typedef struct lanes {
+    float32x4_t v[4];
+} lanes;
+typedef struct words {
+    uint32x4_t v[4];
+} words;
+
+#define EACH(type, expression)                                   \
+    type result;                                                 \
+    for (unsigned i = 0; i < 4; i++) result.v[i] = (expression); \
+    return result
+
+SIMD_INLINE lanes lanes_of(float value) { EACH(lanes, vdupq_n_f32(value)); }
+
+SIMD_INLINE lanes lanes_zero(void) { return lanes_of(0); }
+
+SIMD_INLINE lanes lanes_load(const float *from) { EACH(lanes, vld1q_f32(from + 4 * i)); }
+
+SIMD_INLINE void lanes_store(float *to, lanes a) {
+    for (unsigned i = 0; i < 4; i++) vst1q_f32(to + 4 * i, a.v[i]);
+}
+
+SIMD_INLINE lanes lanes_add(lanes a, lanes b) { EACH(lanes, vaddq_f32(a.v[i], b.v[i])); }
+
+SIMD_INLINE lanes lanes_sub(lanes a, lanes b) { EACH(lanes, vsubq_f32(a.v[i], b.v[i])); }
+
+SIMD_INLINE lanes lanes_mul(lanes a, lanes b) { EACH(lanes, vmulq_f32(a.v[i], b.v[i])); }
+
+SIMD_INLINE lanes lanes_div(lanes a, lanes b) { EACH(lanes, vdivq_f32(a.v[i], b.v[i])); }
+
+/* a * b + c, rounded once. */
+SIMD_INLINE lanes lanes_fma(lanes a, lanes b, lanes c) {
+    EACH(lanes, vfmaq_f32(c.v[i], a.v[i], b.v[i]));
+}
+
+/* Lane by lane a where a > b, else b: b where one is NaN. */
+SIMD_INLINE lanes lanes_larger(lanes a, lanes b) {
+    EACH(lanes, vbslq_f32(vcgtq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]));
+}
+
+SIMD_INLINE lanes lanes_smaller(lanes a, lanes b) {
+    EACH(lanes, vbslq_f32(vcltq_f32(a.v[i], b.v[i]), a.v[i], b.v[i]));
+}
+
+/* 2^n for whole n from -126 to 127. */
+SIMD_INLINE lanes lanes_power(lanes n) {
+    EACH(lanes, vreinterpretq_f32_s32(
+                    vshlq_n_s32(vaddq_s32(vcvtq_s32_f32(n.v[i]), vdupq_n_s32(127)), 23)));
+}
+
+SIMD_INLINE lanes lanes_of_halves(const uint16_t *from) {
+    EACH(lanes, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * i))));
+}
+
+SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a) {
+    for (unsigned i = 0; i < 4; i++)
+        vst1_u16(to + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));
+}
+
+SIMD_INLINE lanes lanes_of_bf16(const uint16_t *from) {
+    EACH(lanes, vreinterpretq_f32_u32(vshll_n_u16(vld1_u16(from + 4 * i), 16)));
+}
+
+SIMD_INLINE lanes lanes_of_bytes(const int8_t *from) {
+    const int8x16_t bytes = vld1q_s8(from);
+    const int16x8_t low = vmovl_s8(vget_low_s8(bytes)), high = vmovl_high_s8(bytes);
+    return (lanes){{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))), vcvtq_f32_s32(vmovl_high_s16(low)),
+                    vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+                    vcvtq_f32_s32(vmovl_high_s16(high))}};
+}
+
+SIMD_INLINE lanes lanes_of_doubles(const double *from) {
+    EACH(lanes,
+         vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(from + 4 * i)), vld1q_f64(from + 4 * i + 2)));
+}
+
+SIMD_INLINE float lanes_sum(lanes a) {
+    const float32x4_t four = vaddq_f32(vaddq_f32(a.v[0], a.v[2]), vaddq_f32(a.v[1], a.v[3]));
+    const float32x2_t two = vadd_f32(vget_low_f32(four), vget_high_f32(four));
+    return vget_lane_f32(two, 0) + vget_lane_f32(two, 1);
+}
+
+SIMD_INLINE void two_to_doubles(double *to, float64x2_t value, int add) {
+    vst1q_f64(to, add ? vaddq_f64(value, vld1q_f64(to)) : value);
+}
+
+/* to = a, or to += a. */
+SIMD_INLINE void lanes_to_doubles(double *to, lanes a, int add) {
+    for (unsigned i = 0; i < 4; i++) {
+        two_to_doubles(to + 4 * i, vcvt_f64_f32(vget_low_f32(a.v[i])), add);
+        two_to_doubles(to + 4 * i + 2, vcvt_high_f64_f32(a.v[i]), add);
+    }
+}
+
+SIMD_INLINE words words_load(const uint32_t *from) { EACH(words, vld1q_u32(from + 4 * i)); }
+
+SIMD_INLINE words words_shift(words a, int bits) {
+    EACH(words, vshlq_u32(a.v[i], vdupq_n_s32(-bits)));
+}
+
+SIMD_INLINE words words_shift_left(words a, int bits) {
+    EACH(words, vshlq_u32(a.v[i], vdupq_n_s32(bits)));
+}
+
+SIMD_INLINE words words_of(uint32_t value) { EACH(words, vdupq_n_u32(value)); }
+
+SIMD_INLINE void words_store(uint32_t *to, words a) {
+    for (unsigned i = 0; i < 4; i++) vst1q_u32(to + 4 * i, a.v[i]);
+}
+
+SIMD_INLINE words words_and(words a, words b) { EACH(words, vandq_u32(a.v[i], b.v[i])); }
+
+SIMD_INLINE words words_or(words a, words b) { EACH(words, vorrq_u32(a.v[i], b.v[i])); }
+
+SIMD_INLINE words words_xor(words a, words b) { EACH(words, veorq_u32(a.v[i], b.v[i])); }
+
+SIMD_INLINE words words_add(words a, words b) { EACH(words, vaddq_u32(a.v[i], b.v[i])); }
+
+SIMD_INLINE int words_any(words a) {
+    return vmaxvq_u32(vorrq_u32(vorrq_u32(a.v[0], a.v[1]), vorrq_u32(a.v[2], a.v[3]))) != 0;
+}
+
+/* Four words of 16 rows, from byte `at` of each: to[w] has word w of every row. */
+SIMD_INLINE void words_of_rows(words to[4], const uint8_t *const row[16], uint64_t at) {
+    for (unsigned i = 0; i < 4; i++) {
+        uint32x4_t r[4];
+        for (unsigned j = 0; j < 4; j++) r[j] = vreinterpretq_u32_u8(vld1q_u8(row[4 * i + j] + at));
+        const uint32x4x2_t ab = vtrnq_u32(r[0], r[1]), cd = vtrnq_u32(r[2], r[3]);
+        to[0].v[i] = vcombine_u32(vget_low_u32(ab.val[0]), vget_low_u32(cd.val[0]));
+        to[1].v[i] = vcombine_u32(vget_low_u32(ab.val[1]), vget_low_u32(cd.val[1]));
+        to[2].v[i] = vcombine_u32(vget_high_u32(ab.val[0]), vget_high_u32(cd.val[0]));
+        to[3].v[i] = vcombine_u32(vget_high_u32(ab.val[1]), vget_high_u32(cd.val[1]));
+    }
+}
+
+typedef struct table16 {
+    uint8x16x4_t bytes;
+} table16;
+
+SIMD_INLINE table16 table16_load(const float *from) {
+    return (table16){vld1q_u8_x4((const uint8_t *)(const void *)from)};
+}
+
+/* The four bytes of an entry are looked up one by one: 4 times the index, and 0 to 3. */
+SIMD_INLINE float32x4_t four_of_16(table16 table, uint32x4_t index) {
+    const uint32x4_t low = vandq_u32(index, vdupq_n_u32(15));
+    const uint32x4_t bytes = vmlaq_u32(vdupq_n_u32(0x03020100), low, vdupq_n_u32(0x04040404));
+    return vreinterpretq_f32_u8(vqtbl4q_u8(table.bytes, vreinterpretq_u8_u32(bytes)));
+}
+
+/* Of 16 entries, the one that the low 4 bits of each word name. */
+SIMD_INLINE lanes table16_look_up(table16 table, words index) {
+    EACH(lanes, four_of_16(table, index.v[i]));
+}
+
+/* NaN or infinite where one of them is: the bits of magnitudes are in the order of their values. */
+SIMD_INLINE float lanes_largest_magnitude(lanes a) {
+    uint32x4_t most = vdupq_n_u32(0);
+    for (unsigned i = 0; i < 4; i++)
+        most = vmaxq_u32(most, vreinterpretq_u32_f32(vabsq_f32(a.v[i])));
+    return vgetq_lane_f32(vreinterpretq_f32_u32(vdupq_n_u32(vmaxvq_u32(most))), 0);
+}
+
+/* Whole numbers from -128 to 127. */
+SIMD_INLINE void lanes_to_bytes(int8_t *to, lanes a) {
+    const int16x8_t low = vqmovn_high_s32(vqmovn_s32(vcvtq_s32_f32(a.v[0])), vcvtq_s32_f32(a.v[1]));
+    const int16x8_t high =
+        vqmovn_high_s32(vqmovn_s32(vcvtq_s32_f32(a.v[2])), vcvtq_s32_f32(a.v[3]));
+    vst1q_s8(to, vqmovn_high_s16(vqmovn_s16(low), high));
+}
+
+/* Sums of products of four bytes, codes up to 3 and activations, of a block. */
+#define INT8_TILES 1u
+#if defined(SIMD_DOTPROD)
+#define INT8_VECTORS 4u
+typedef struct dots {
+    int32x4_t v[4];
+} dots;
+
+SIMD_INLINE dots dots_add(dots sum, words codes, words x) {
+    EACH(dots, vdotq_s32(sum.v[i], vreinterpretq_s8_u32(codes.v[i]), vreinterpretq_s8_u32(x.v[0])));
+}
+
+SIMD_INLINE dots dots_of(words codes, words x) {
+    const dots zero = {{vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0), vdupq_n_s32(0)}};
+    return dots_add(zero, codes, x);
+}
+
+SIMD_INLINE lanes lanes_of_dots(dots sum) { EACH(lanes, vcvtq_f32_s32(sum.v[i])); }
+#else
+#define INT8_VECTORS 2u
+typedef struct dots {
+    int16x8_t low[4], high[4]; /* four of 16 bits a lane: up to 4 * 3 * 127 */
+} dots;
+
+SIMD_INLINE dots dots_of(words codes, words x) {
+    dots result;
+    const int8x16_t four = vreinterpretq_s8_u32(x.v[0]);
+    for (unsigned i = 0; i < 4; i++) {
+        const int8x16_t code = vreinterpretq_s8_u32(codes.v[i]);
+        result.low[i] = vmull_s8(vget_low_s8(code), vget_low_s8(four));
+        result.high[i] = vmull_high_s8(code, four);
+    }
+    return result;
+}
+
+SIMD_INLINE dots dots_add(dots sum, words codes, words x) {
+    const int8x16_t four = vreinterpretq_s8_u32(x.v[0]);
+    for (unsigned i = 0; i < 4; i++) {
+        const int8x16_t code = vreinterpretq_s8_u32(codes.v[i]);
+        sum.low[i] = vmlal_s8(sum.low[i], vget_low_s8(code), vget_low_s8(four));
+        sum.high[i] = vmlal_high_s8(sum.high[i], code, four);
+    }
+    return sum;
+}
+
+SIMD_INLINE lanes lanes_of_dots(dots sum) {
+    EACH(lanes, vcvtq_f32_s32(vpaddq_s32(vpaddlq_s16(sum.low[i]), vpaddlq_s16(sum.high[i]))));
+}
+#endif
+#define INT8_SUMS (INT8_TILES * INT8_VECTORS)
+
+SIMD_INLINE void simd_in_order(lanes *a, words *b) {
+    (void)a;
+    (void)b;
+}
+
+#undef EACH
+#endif

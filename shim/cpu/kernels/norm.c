@@ -1,0 +1,92 @@
+/* RMSNorm, residual addition, and the norm and rotation of query and key heads. */
+#include <math.h>
+
+#include "cpu/cpu.h"
+
+#define LANES 8u
+
+/* 1 / sqrt(mean(x^2) + eps), the squares added in float64. */
+static double inverse_rms(const float *x, uint64_t n, float eps) {
+    double lane[LANES] = {0};
+    uint64_t i = 0;
+    for (; i + LANES <= n; i += LANES)
+        for (unsigned j = 0; j < LANES; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
+    double sum =
+        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+    for (; i < n; i++) sum += (double)x[i] * (double)x[i];
+    return 1.0 / sqrt(sum / (double)n + (double)eps);
+}
+
+uint64_t cpu_rmsnorm_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
+    const struct oxb_rmsnorm_args *a = args;
+    (void)kernel;
+    return cpu_mul(cpu_mul(a->n, binding == 1 ? 1 : a->n_vectors), 4);
+}
+
+void cpu_rmsnorm(const cpu_call *call, uint64_t first, uint64_t last) {
+    const struct oxb_rmsnorm_args *a = call->args;
+    const float *weight = call->bindings[1].address;
+    for (uint64_t v = first; v < last && v < a->n_vectors; v++) {
+        const float *x = (const float *)call->bindings[0].address + v * a->n;
+        float *y = (float *)call->bindings[2].address + v * a->n;
+        const double scale = inverse_rms(x, a->n, a->eps);
+        for (uint64_t i = 0; i < a->n; i++)
+            y[i] = (float)((double)x[i] * scale * (double)weight[i]);
+    }
+}
+
+uint64_t cpu_residual_add_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
+    const struct oxb_add_args *a = args;
+    (void)kernel;
+    (void)binding;
+    return cpu_mul(a->n, 4);
+}
+
+void cpu_residual_add(const cpu_call *call, uint64_t first, uint64_t last) {
+    const struct oxb_add_args *a = call->args;
+    const float *x = call->bindings[0].address;
+    float *y = call->bindings[1].address;
+    const uint64_t groups = a->n / CPU_ELEMENTS + 1;
+    const uint64_t end = last < groups ? last * CPU_ELEMENTS : a->n;
+    if (first >= groups) return;
+    for (uint64_t i = first * CPU_ELEMENTS; i < end && i < a->n; i++) y[i] += x[i];
+}
+
+uint64_t cpu_qk_norm_rope_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
+    const struct oxb_qk_norm_rope_args *a = args;
+    (void)kernel;
+    if (a->head_dim == 0 || a->head_dim % 2 != 0 || a->head_dim > CPU_MAX_HEAD_DIM)
+        return CPU_BAD_ARGS;
+    switch (binding) {
+    case 0:
+        return cpu_mul(cpu_mul(a->n_tokens, (uint64_t)a->n_heads + 2 * (uint64_t)a->n_kv_heads),
+                       (uint64_t)a->head_dim * 4);
+    case 3: return cpu_mul(a->max_seq, (uint64_t)a->head_dim * 4);
+    case 4: return sizeof(struct oxb_decode_state);
+    default: return (uint64_t)a->head_dim * 4;
+    }
+}
+
+void cpu_qk_norm_rope(const cpu_call *call, uint64_t first, uint64_t last) {
+    const struct oxb_qk_norm_rope_args *a = call->args;
+    const struct oxb_decode_state *state = call->bindings[4].address;
+    const uint64_t half = a->head_dim / 2;
+    const uint64_t heads = (uint64_t)a->n_heads + a->n_kv_heads;
+    for (uint64_t i = first; i < last && i < heads * a->n_tokens; i++) {
+        const uint64_t token = i / heads, h = i % heads;
+        const uint64_t position = (uint64_t)state->position + token;
+        if (position >= a->max_seq) return;
+        const float *cosine = (const float *)call->bindings[3].address + position * 2 * half;
+        const float *sine = cosine + half;
+        float *x = (float *)call->bindings[0].address +
+                   (token * (heads + a->n_kv_heads) + h) * a->head_dim;
+        const float *weight = call->bindings[h < a->n_heads ? 1 : 2].address;
+        const double scale = inverse_rms(x, a->head_dim, a->eps);
+        for (uint64_t j = 0; j < half; j++) {
+            const float low = (float)((double)x[j] * scale * (double)weight[j]);
+            const float high = (float)((double)x[j + half] * scale * (double)weight[j + half]);
+            x[j] = low * cosine[j] - high * sine[j];
+            x[j + half] = high * cosine[j] + low * sine[j];
+        }
+    }
+}

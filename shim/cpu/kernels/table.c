@@ -1,0 +1,100 @@
+/* The table of kernels: names, functions, bindings. */
+#include <string.h>
+
+#include "cpu/cpu.h"
+
+#define WRITES(binding) (1u << (binding))
+
+/* The op layer puts the name of a layout last. `grain`: a panel's groups. */
+#define PRODUCT(name, op, need, args, id, layout, grain) \
+    {                                                    \
+        name,       cpu_##op,                            \
+        cpu_##need, 3,                                   \
+        WRITES(2),  sizeof(struct args),                 \
+        grain,      OXB_DEVICE_FORMAT_##id,              \
+        layout,     0},
+
+#define INT8_PRODUCT(name, op, need, id, layout, grain) \
+    {name,       cpu_##op,                              \
+     cpu_##need, 4,                                     \
+     WRITES(3),  sizeof(struct oxb_gemm_args),          \
+     grain,      OXB_DEVICE_FORMAT_##id,                \
+     layout,     1},
+
+#define MATRIX(id, name, suffix, layout, grain)                                                   \
+    PRODUCT("gemv_" name suffix, gemv, gemv_need, oxb_gemv_args, id, layout, grain)               \
+    PRODUCT("gemv_" name "_residual" suffix, gemv_residual, gemv_need, oxb_gemv_args, id, layout, \
+            grain)                                                                                \
+    PRODUCT("fused_gate_up_swiglu_" name suffix, swiglu, swiglu_need, oxb_gemv_args, id, layout,  \
+            grain)                                                                                \
+    PRODUCT("gemm_" name suffix, gemm, gemm_need, oxb_gemm_args, id, layout, grain)               \
+    PRODUCT("gemm_" name "_residual" suffix, gemm_residual, gemm_need, oxb_gemm_args, id, layout, \
+            grain)                                                                                \
+    PRODUCT("fused_gate_up_swiglu_gemm_" name suffix, swiglu_gemm, swiglu_gemm_need,              \
+            oxb_gemm_args, id, layout, grain){                                                    \
+        "embed_" name suffix,          cpu_embed, cpu_embed_need,         4,      WRITES(3),      \
+        sizeof(struct oxb_embed_args), 1,         OXB_DEVICE_FORMAT_##id, layout, 0},
+
+/* What matrices that are not in the plain layout have beside these. */
+#define PACKED(id, name, suffix, layout, grain)                                                   \
+    MATRIX(id, name, suffix, layout, grain)                                                       \
+    INT8_PRODUCT("gemm_" name "_int8" suffix, gemm, gemm_need, id, layout, grain)                 \
+    INT8_PRODUCT("gemm_" name "_residual_int8" suffix, gemm_residual, gemm_need, id, layout,      \
+                 grain)                                                                           \
+    INT8_PRODUCT("fused_gate_up_swiglu_gemm_" name "_int8" suffix, swiglu_gemm, swiglu_gemm_need, \
+                 id, layout, grain)
+
+#define CACHE(suffix, half_cache)           \
+    {"kv_store_" suffix,                    \
+     cpu_kv_store,                          \
+     cpu_kv_store_need,                     \
+     4,                                     \
+     WRITES(1) | WRITES(2),                 \
+     sizeof(struct oxb_kv_store_args),      \
+     8,                                     \
+     half_cache,                            \
+     0,                                     \
+     0},                                    \
+        {"attention_" suffix,               \
+         cpu_attention,                     \
+         cpu_attention_need,                \
+         5,                                 \
+         WRITES(4),                         \
+         sizeof(struct oxb_attention_args), \
+         1,                                 \
+         half_cache,                        \
+         0,                                 \
+         0},
+
+static const cpu_kernel kernels[] = {
+#define X(id, name, bits, group) MATRIX(id, name, "", OXB_LAYOUT_PLAIN, 4)
+    OXB_DEVICE_FORMATS(X)
+#undef X
+        PACKED(Q1_G128, "q1_g128", "_panels", OXB_LAYOUT_PANELS, 4)
+            PACKED(Q2_G128, "q2_g128", "_panels", OXB_LAYOUT_PANELS, 4)
+                PACKED(Q2_G64, "q2_g64", "_panels", OXB_LAYOUT_PANELS, 4)
+                    PACKED(Q2_G128, "q2_g128", "_trits", OXB_LAYOUT_TRITS, CPU_MAX_PANEL)
+                        CACHE("f16", 1)
+                            CACHE("f32", 0){"rmsnorm", cpu_rmsnorm, cpu_rmsnorm_need, 3, WRITES(2),
+                                            sizeof(struct oxb_rmsnorm_args), 2, 0, 0, 0},
+    {"quantize_int8", cpu_quantize, cpu_quantize_need, 2, WRITES(1),
+     sizeof(struct oxb_quantize_args), 1, 0, 0, 1},
+    {"residual_add", cpu_residual_add, cpu_residual_add_need, 2, WRITES(1),
+     sizeof(struct oxb_add_args), 4, 0, 0, 0},
+    {"qk_norm_rope", cpu_qk_norm_rope, cpu_qk_norm_rope_need, 5, WRITES(0),
+     sizeof(struct oxb_qk_norm_rope_args), 8, 0, 0, 0},
+    {"attention_combine", cpu_combine, cpu_combine_need, 2, WRITES(1),
+     sizeof(struct oxb_combine_args), 8, 0, 0, 0},
+    {"argmax_parts", cpu_argmax_parts, cpu_argmax_parts_need, 2, WRITES(1),
+     sizeof(struct oxb_argmax_parts_args), 1, 0, 0, 0},
+    {"argmax", cpu_argmax, cpu_argmax_need, 2, WRITES(1), sizeof(struct oxb_argmax_args), 1, 0, 0,
+     0},
+    {"advance", cpu_advance, cpu_advance_need, 3, WRITES(1) | WRITES(2),
+     sizeof(struct oxb_advance_args), 1, 0, 0, 0},
+};
+
+const cpu_kernel *cpu_find(const char *name) {
+    for (size_t i = 0; i < sizeof kernels / sizeof kernels[0]; i++)
+        if (strcmp(kernels[i].name, name) == 0) return &kernels[i];
+    return NULL;
+}

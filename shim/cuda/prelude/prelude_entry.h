@@ -1,0 +1,115 @@
+/* What the entries are made of that oxibonsai/msl/cuda.py writes. */
+
+/* Parameter `place` of a function type. */
+template <unsigned place, class F>
+struct msl_parameter;
+template <class A, class... B>
+struct msl_parameter<0, void(A, B...)> {
+    typedef A type;
+};
+template <unsigned place, class A, class... B>
+struct msl_parameter<place, void(A, B...)> : msl_parameter<place - 1, void(B...)> {};
+
+template <class T>
+struct msl_pointee;
+template <class T>
+struct msl_pointee<T *> {
+    typedef T type;
+};
+template <class T>
+struct msl_pointee<T &> {
+    typedef T type;
+};
+template <class T>
+struct msl_without_const {
+    typedef T type;
+    enum { writable = 1, size = sizeof(T), align = alignof(T) };
+};
+template <class T>
+struct msl_without_const<const T> : msl_without_const<T> {
+    enum { writable = 0 };
+};
+template <>
+struct msl_without_const<void> {
+    typedef void type;
+    enum { writable = 1, size = 1, align = 1 };
+};
+template <unsigned place, class F>
+using msl_bound = typename msl_pointee<typename msl_parameter<place, F>::type>::type;
+template <unsigned place, class F>
+using msl_pointer = msl_bound<place, F> *;
+template <unsigned place, class F>
+using msl_value = typename msl_without_const<msl_bound<place, F>>::type;
+#define MSL_ARGUMENT(place, function)                        \
+    msl_without_const<msl_bound<place, function>>::writable, \
+        msl_without_const<msl_bound<place, function>>::size, \
+        msl_without_const<msl_bound<place, function>>::align
+
+/* enum oxb_constant_type of shim/oxb_shim.h. */
+template <class T>
+struct msl_constant_type {
+    enum { value = 255 };
+};
+template <>
+struct msl_constant_type<bool> {
+    enum { value = 0 };
+};
+template <>
+struct msl_constant_type<uint> {
+    enum { value = 1 };
+};
+template <>
+struct msl_constant_type<int> {
+    enum { value = 2 };
+};
+template <>
+struct msl_constant_type<float> {
+    enum { value = 3 };
+};
+
+/* A thread position: as many components as the kernel declares. */
+struct msl_vector_id {
+    uint x, y, z;
+    MSL_METHOD operator uint() const { return x; }
+    MSL_METHOD operator ushort() const { return ushort(x); }
+    template <class T>
+    MSL_METHOD operator metal::vec<T, 2>() const {
+        return metal::vec<T, 2>(x, y);
+    }
+    template <class T>
+    MSL_METHOD operator metal::vec<T, 3>() const {
+        return metal::vec<T, 3>(x, y, z);
+    }
+};
+MSL_FN msl_vector_id msl_thread_in_grid() {
+    return {blockIdx.x * blockDim.x + threadIdx.x, blockIdx.y * blockDim.y + threadIdx.y,
+            blockIdx.z * blockDim.z + threadIdx.z};
+}
+MSL_FN msl_vector_id msl_thread_in_group() { return {threadIdx.x, threadIdx.y, threadIdx.z}; }
+MSL_FN msl_vector_id msl_group_in_grid() { return {blockIdx.x, blockIdx.y, blockIdx.z}; }
+MSL_FN msl_vector_id msl_threads_per_group() { return {blockDim.x, blockDim.y, blockDim.z}; }
+MSL_FN msl_vector_id msl_full_threads_per_group() { return msl_threads_per_group(); }
+MSL_FN msl_vector_id msl_groups_per_grid() { return {gridDim.x, gridDim.y, gridDim.z}; }
+MSL_FN msl_vector_id msl_threads_per_grid() {
+    return {gridDim.x * blockDim.x, gridDim.y * blockDim.y, gridDim.z * blockDim.z};
+}
+MSL_FN uint msl_simdgroup() { return msl_thread_index() >> 5; }
+MSL_FN uint msl_simdgroups() { return (blockDim.x * blockDim.y * blockDim.z + 31u) >> 5; }
+MSL_FN uint msl_full_simdgroups() { return msl_simdgroups(); }
+MSL_FN uint msl_simd_width() { return 32u; }
+MSL_FN uint msl_quad_lane() { return msl_thread_index() & 3u; }
+MSL_FN uint msl_quad() { return msl_thread_index() >> 2; }
+MSL_FN uint msl_quads() { return (blockDim.x * blockDim.y * blockDim.z + 3u) >> 2; }
+
+/* threadgroup(0), whose length the host gives at each dispatch. */
+extern __shared__ uint4 msl_group_memory[];
+struct msl_group_argument {
+    template <class T>
+    MSL_METHOD operator T *() const {
+        return (T *)msl_group_memory;
+    }
+    template <class T>
+    MSL_METHOD operator T &() const {
+        return *(T *)msl_group_memory;
+    }
+};

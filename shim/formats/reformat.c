@@ -1,0 +1,178 @@
+/* The reformatter: blocks as files hold them (AoS) to what kernels see (SoA).
+ *
+ * At the destination: one half scale per group, padded to 16 bytes, then the codes of all groups,
+ * both in row order. Formats that carry no separate scale are copied as they are.
+ */
+#include <string.h>
+
+#include "front/front.h"
+
+#define ALIGN16(n) (((n) + 15u) & ~(uint64_t)15u)
+
+const oxb_file_format_info *oxb_file_format_of(oxb_file_format format) {
+    static const oxb_file_format_info table[] = {
+#define X(id, name, type, weights, bytes, scale, kernel) \
+    {name, type, weights, bytes, scale, OXB_DEVICE_FORMAT_##kernel},
+        OXB_FILE_FORMATS(X)
+#undef X
+    };
+    return (unsigned)format < OXB_FILE_FORMAT_COUNT ? &table[format] : NULL;
+}
+
+const oxb_device_format_info *oxb_device_format_of(oxb_device_format format) {
+    static const oxb_device_format_info table[] = {
+#define X(id, name, bits, group) {name, bits, group},
+        OXB_DEVICE_FORMATS(X)
+#undef X
+    };
+    return (unsigned)format < OXB_DEVICE_FORMAT_COUNT ? &table[format] : NULL;
+}
+
+/* The reference's name for a reformat, which its users look for in the message. */
+static const char *label(oxb_file_format format) {
+    switch (format) {
+    case OXB_FILE_FORMAT_Q1_0: return "Q1";
+    case OXB_FILE_FORMAT_TQ2_0_G128: return "TQ2";
+    default: return oxb_file_format_of(format)->name;
+    }
+}
+
+oxb_status oxb_reformat_size(oxb_file_format format, uint64_t length, uint64_t *size,
+                             uint64_t *codes_offset) {
+    const oxb_file_format_info *info = oxb_file_format_of(format);
+    if (!info)
+        return front_fail(OXB_ENCODING_FAILED, "no weight format with number %d", (int)format);
+    if (length == 0) {
+        return front_fail(
+            OXB_ENCODING_FAILED,
+            "%s SoA reformat failed: input length 0: at least one block of %u bytes is needed",
+            label(format), info->block_bytes);
+    }
+    if (length % info->block_bytes) {
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s SoA reformat failed: input length %llu is not a multiple of %u",
+                          label(format), (unsigned long long)length, info->block_bytes);
+    }
+    const oxb_device_format_info *kernel = oxb_device_format_of(info->kernel);
+    if (kernel->bits > 2) {
+        *codes_offset = 0;
+        *size = length;
+        return OXB_OK;
+    }
+    uint64_t groups = length / info->block_bytes * (info->block_weights / kernel->group);
+    *codes_offset = ALIGN16(groups * 2);
+    *size = *codes_offset + groups * (kernel->group * kernel->bits / 8);
+    return OXB_OK;
+}
+
+/* TQ2_0_g128 gives code 3 the value 0, kernels give it +2: it becomes 1. */
+static void codes_without_three(uint8_t *to, const uint8_t *from, size_t n) {
+    for (size_t i = 0; i < n; i++) {
+        uint8_t both = from[i] & (uint8_t)(from[i] >> 1) & 0x55;
+        to[i] = from[i] & (uint8_t)~(both << 1);
+    }
+}
+
+static void pack_codes(uint8_t *to, const uint8_t *codes, size_t n) {
+    for (size_t i = 0; i < n / 4; i++) {
+        const uint8_t *c = codes + 4 * i;
+        to[i] = (uint8_t)(c[0] | c[1] << 2 | c[2] << 4 | c[3] << 6);
+    }
+}
+
+/* The five digits of each byte of PTQ1_0, one to a byte, the most significant digit lowest. */
+#define DIGIT(b, power, place) ((uint64_t)(((b) * (power) & 0xffu) * 3u >> 8) << 8 * (place))
+#define DIGITS(b) \
+    (DIGIT(b, 1u, 0) | DIGIT(b, 3u, 1) | DIGIT(b, 9u, 2) | DIGIT(b, 27u, 3) | DIGIT(b, 81u, 4))
+#define DIGITS_4(b)  DIGITS(b), DIGITS(b + 1u), DIGITS(b + 2u), DIGITS(b + 3u)
+#define DIGITS_16(b) DIGITS_4(b), DIGITS_4(b + 4u), DIGITS_4(b + 8u), DIGITS_4(b + 12u)
+#define DIGITS_64(b) DIGITS_16(b), DIGITS_16(b + 16u), DIGITS_16(b + 32u), DIGITS_16(b + 48u)
+static const uint64_t digits_of[256] = {DIGITS_64(0u), DIGITS_64(64u), DIGITS_64(128u),
+                                        DIGITS_64(192u)};
+
+/* Digit n of byte b is weight bytes * n + b: digit n of four bytes makes one byte of codes. */
+static inline void trits_to_codes(uint8_t *to, const uint8_t *from, size_t bytes) {
+    for (size_t b = 0; b < bytes; b += 4) {
+        uint64_t codes = digits_of[from[b]] | digits_of[from[b + 1]] << 2 |
+                         digits_of[from[b + 2]] << 4 | digits_of[from[b + 3]] << 6;
+        for (size_t n = 0; n < 5; n++) to[(bytes * n + b) / 4] = (uint8_t)(codes >> 8 * n);
+    }
+}
+
+static void ptq1_codes(uint8_t *to, const uint8_t *block) {
+    trits_to_codes(to, block, 16);
+    trits_to_codes(to + 20, block + 16, 8);
+    /* The last two bytes have four digits: weight 2 n + b. */
+    uint64_t codes = digits_of[block[24]] | digits_of[block[25]] << 2;
+    to[30] = (uint8_t)(codes | codes >> 8 << 4);
+    to[31] = (uint8_t)(codes >> 16 | codes >> 24 << 4);
+}
+
+/* Upstream TQ2_0 interleaves: byte m of half h holds weights 128 h + 32 l + m for l = 0..3. */
+static void tq2_codes(uint8_t *to, const uint8_t *block) {
+    uint8_t codes[256];
+    for (unsigned h = 0; h < 2; h++) {
+        for (unsigned l = 0; l < 4; l++) {
+            for (unsigned m = 0; m < 32; m++)
+                codes[128 * h + 32 * l + m] = block[32 * h + m] >> (2 * l) & 3;
+        }
+    }
+    pack_codes(to, codes, 256);
+}
+
+/* Blocks whose codes are already in the kernels' order. Constant sizes let the copies be inlined.
+ */
+static inline void split_blocks(uint8_t *scales, uint8_t *codes, const uint8_t *from, uint64_t n,
+                                size_t block_bytes, size_t scale_offset) {
+    size_t code_bytes = block_bytes - 2, code_offset = scale_offset ? 0 : 2;
+    for (uint64_t i = 0; i < n; i++) {
+        memcpy(scales + 2 * i, from + i * block_bytes + scale_offset, 2);
+        memcpy(codes + i * code_bytes, from + i * block_bytes + code_offset, code_bytes);
+    }
+}
+
+void formats_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64_t n,
+                             uint8_t *scales, uint8_t *codes) {
+    switch (format) {
+    case OXB_FILE_FORMAT_Q1_0:
+    case OXB_FILE_FORMAT_Q2_0: split_blocks(scales, codes, from, n, 18, 0); break;
+    case OXB_FILE_FORMAT_Q2_0_G128:
+    case OXB_FILE_FORMAT_PQ2_0: split_blocks(scales, codes, from, n, 34, 0); break;
+    case OXB_FILE_FORMAT_TQ2_0_G128:
+        for (uint64_t i = 0; i < n; i++) {
+            memcpy(scales + 2 * i, from + 34 * i + 32, 2);
+            codes_without_three(codes + 32 * i, from + 34 * i, 32);
+        }
+        break;
+    case OXB_FILE_FORMAT_PTQ1_0:
+        for (uint64_t i = 0; i < n; i++) {
+            memcpy(scales + 2 * i, from + 28 * i + 26, 2);
+            ptq1_codes(codes + 32 * i, from + 28 * i);
+        }
+        break;
+    case OXB_FILE_FORMAT_TQ2_0:
+        for (uint64_t i = 0; i < n; i++) {
+            memcpy(scales + 4 * i, from + 66 * i + 64, 2);
+            memcpy(scales + 4 * i + 2, from + 66 * i + 64, 2);
+            tq2_codes(codes + 64 * i, from + 66 * i);
+        }
+        break;
+    default: break; /* no codes apart from scales */
+    }
+}
+
+oxb_status oxb_reformat(oxb_file_format format, const void *source, uint64_t length, void *to) {
+    uint64_t size, codes_offset = 0;
+    oxb_status status = oxb_reformat_size(format, length, &size, &codes_offset);
+    if (status != OXB_OK) return status;
+    const oxb_file_format_info *info = oxb_file_format_of(format);
+    if (oxb_device_format_of(info->kernel)->bits > 2) {
+        memcpy(to, source, length);
+        return OXB_OK;
+    }
+    uint64_t n = length / info->block_bytes;
+    formats_reformat_blocks(format, source, n, to, (uint8_t *)to + codes_offset);
+    uint64_t groups = n * (info->block_weights / oxb_device_format_of(info->kernel)->group);
+    memset((uint8_t *)to + 2 * groups, 0, codes_offset - 2 * groups);
+    return OXB_OK;
+}

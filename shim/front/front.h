@@ -1,0 +1,104 @@
+/* Shared by the files of the front; not part of the ABI. */
+#ifndef FRONT_H
+#define FRONT_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+
+#include "oxb_args.h"
+#include "oxb_driver.h"
+
+#if defined(__GNUC__) || defined(__clang__)
+#define FRONT_PRINTF(string, first) __attribute__((format(printf, string, first)))
+#else
+#define FRONT_PRINTF(string, first)
+#endif
+
+/* Keep the message for oxb_last_error and return `status`. */
+oxb_status front_fail(oxb_status status, const char *format, ...) FRONT_PRINTF(2, 3);
+
+/* Split n blocks of codes: a half scale for each group, and the codes, both in the kernels' order.
+ */
+void formats_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64_t n,
+                             uint8_t *scales, uint8_t *codes);
+
+/* Blocks of an n_rows x k matrix in OXB_LAYOUT_COLUMNS, which takes as many bytes as the plain
+ * layout and has its codes at the same offset. */
+oxb_status gpu_reformat_columns(oxb_file_format format, const void *from, uint64_t n_rows,
+                                uint64_t k, void *to);
+
+/* The drivers built in; NULL where the build has none of that kind. */
+const oxb_driver *oxb_cpu_driver(const oxb_host *host);
+#ifdef OXB_HAVE_METAL
+const oxb_driver *oxb_metal_driver(const oxb_host *host);
+#endif
+#ifdef OXB_HAVE_CUDA
+const oxb_driver *oxb_cuda_driver(const oxb_host *host);
+#endif
+
+struct front_pipeline_entry;
+
+/* Lock order: a device's `cache_lock` and `flight_lock` are leaves: nothing is called with one
+ * held. */
+struct oxb_device {
+    atomic_uint refs;
+    const oxb_driver *driver;
+    void *impl;
+    oxb_device_info info;
+    atomic_ullong buffers;
+    atomic_ullong allocated_bytes;
+    atomic_ullong submissions;
+    pthread_mutex_t cache_lock;
+    struct front_pipeline_entry *pipelines; /* owned by the device, guarded by cache_lock */
+    pthread_mutex_t flight_lock;
+    pthread_cond_t flight_change;
+    uint32_t in_flight; /* guarded by flight_lock */
+    char *unraised;     /* first error nobody waited for; guarded by flight_lock */
+};
+
+struct oxb_buffer {
+    atomic_uint refs;
+    oxb_device *device; /* retained */
+    void *impl;
+    void *contents;
+    uint64_t length;
+    oxb_storage storage;
+    uint64_t base; /* offset of the buffer's first byte in the driver's, which starts at a page */
+    int wrapped;
+    int read_only;
+    void (*release)(void *);
+    void *release_context;
+};
+
+struct oxb_library {
+    atomic_uint refs;
+    oxb_device *device; /* retained */
+    void *impl;
+};
+
+struct oxb_pipeline {
+    atomic_uint refs;
+    oxb_device *device; /* retained, unless the device's own cache holds the pipeline */
+    int cached;
+    void *impl;
+    oxb_pipeline_info info;
+    char name[OXB_NAME_BYTES];
+};
+
+/* The device's pipeline for one of the kernels that ship, made on first use. Not retained: it lives
+ * as long as the device. */
+oxb_status front_shipped_pipeline(oxb_device *device, const char *function,
+                                  const oxb_constant *constants, uint32_t n_constants,
+                                  oxb_pipeline **pipeline);
+void front_shipped_pipelines_free(oxb_device *device);
+oxb_device *front_commands_device(const oxb_commands *commands);
+/* A buffer of the recording for what one of its operations hands to the next, not retained. The
+ * next call may give the same one again: dispatches run in order. */
+oxb_status front_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer);
+int front_commands_in_int8(const oxb_commands *commands);
+/* Forget what was recorded after the first `n` dispatches: for an operation of several that failed.
+ */
+void front_commands_cut(oxb_commands *commands, uint32_t n);
+void front_pipeline_retain(oxb_pipeline *pipeline);
+
+#endif

@@ -1,0 +1,23 @@
+/* The text of the kernels in shaders/, as tools/embed_shaders.py puts it into oxb_msl.c. */
+#ifndef GPU_MSL_SOURCES_H
+#define GPU_MSL_SOURCES_H
+
+#include <stddef.h>
+
+/* One file of shaders/ with its headers inlined: it compiles alone, on every compiler. */
+struct msl_family {
+    const char *name;             /* of the file, without .metal */
+    const char *source;           /* NUL-terminated */
+    size_t length;                /* bytes of the source */
+    const char *const *functions; /* names of its kernels */
+    size_t n_functions;
+};
+
+extern const struct msl_family msl_families[];
+extern const unsigned msl_family_count;
+
+/* In a build with the cuda driver the sources are translated to CUDA C++, and this is compiled
+ * ahead of each. */
+extern const char cuda_prelude[];
+
+#endif

@@ -1,0 +1,323 @@
+/* The C ABI of oxibonsai: devices, buffers, pipelines, recorded commands, weights and ops.
+ *
+ * Handles are opaque and reference counted: a child keeps its device alive, recorded commands keep
+ * their buffers and pipelines alive, and a submission keeps everything alive until the device has
+ * finished with it, so handles may be released in any order. Every function that can fail returns
+ * oxb_status and leaves its out-parameters untouched on failure; oxb_last_error() then holds a
+ * message of the calling thread. No function aborts, throws or prints.
+ *
+ * Thread safety: devices, buffers, libraries, pipelines, weights and submissions may be used from
+ * any number of threads; one oxb_commands belongs to one thread at a time. Any call may block on a
+ * lock or on the device: a caller that holds a lock of its own (the GIL) releases it first.
+ */
+#ifndef OXB_SHIM_H
+#define OXB_SHIM_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "oxb_formats.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define OXB_ABI_VERSION    1u
+#define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
+#define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
+#define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
+#define OXB_MAX_CONSTANTS  16u
+#define OXB_NAME_BYTES     64u
+
+typedef enum oxb_status {
+    OXB_OK = 0,
+    OXB_DEVICE_NOT_FOUND = 1,
+    OXB_COMPILATION_FAILED = 2, /* the message holds the compiler's log */
+    OXB_BUFFER_CREATION_FAILED = 3,
+    OXB_ENCODING_FAILED = 4,
+    OXB_EXECUTION_FAILED = 5
+} oxb_status;
+
+typedef enum oxb_storage { OXB_STORAGE_SHARED = 0, OXB_STORAGE_PRIVATE = 1 } oxb_storage;
+
+typedef struct oxb_device oxb_device;
+typedef struct oxb_buffer oxb_buffer;
+typedef struct oxb_library oxb_library;
+typedef struct oxb_pipeline oxb_pipeline;
+typedef struct oxb_commands oxb_commands;
+typedef struct oxb_submission oxb_submission;
+typedef struct oxb_driver oxb_driver; /* oxb_driver.h */
+
+typedef struct oxb_device_options {
+    uint32_t threads;    /* cpu: worker threads, the caller's included; 0 for the default */
+    const char *variant; /* of the kernels, one of oxb_device_variant(); NULL for the best */
+} oxb_device_options;
+
+typedef struct oxb_device_info {
+    char name[128];
+    char driver[16];
+    char variant[32]; /* the kernels in use, such as "portable" */
+    uint32_t index;
+    uint32_t simd_width;
+    uint32_t unified_memory;
+    uint32_t threads; /* cpu only; 0 elsewhere */
+    uint64_t max_buffer_length;
+    uint64_t max_threadgroup_memory;
+    uint64_t recommended_working_set;
+} oxb_device_info;
+
+/* A live view of what a device holds. */
+typedef struct oxb_device_stats {
+    uint64_t buffers;         /* live buffers */
+    uint64_t allocated_bytes; /* of the buffers the device allocated, wrapped memory apart */
+    uint64_t in_flight;       /* submissions not yet finished */
+    uint64_t submissions;     /* since the device was opened */
+} oxb_device_stats;
+
+typedef enum oxb_constant_type {
+    OXB_CONSTANT_BOOL = 0,
+    OXB_CONSTANT_U32 = 1,
+    OXB_CONSTANT_I32 = 2,
+    OXB_CONSTANT_F32 = 3
+} oxb_constant_type;
+
+typedef union oxb_constant_value {
+    uint32_t u32;
+    int32_t i32;
+    float f32;
+} oxb_constant_value;
+
+typedef struct oxb_constant {
+    uint32_t index;
+    uint32_t type; /* oxb_constant_type */
+    oxb_constant_value value;
+} oxb_constant;
+
+typedef struct oxb_pipeline_info {
+    uint32_t max_threads; /* largest threadgroup this pipeline runs with */
+    uint32_t simd_width;
+    uint64_t static_threadgroup_memory;
+    uint32_t written; /* bit i: binding i may be written; 0 where the driver does not know */
+    uint32_t pad;
+} oxb_pipeline_info;
+
+typedef struct oxb_binding {
+    oxb_buffer *buffer;
+    uint64_t offset; /* bytes */
+} oxb_binding;
+
+typedef struct oxb_size {
+    uint32_t x, y, z;
+} oxb_size;
+
+typedef struct oxb_times {
+    double start; /* seconds on the device's clock */
+    double end;
+} oxb_times;
+
+/* How a weight's buffer is laid out. A device is asked for the best it has for a matrix. */
+typedef enum oxb_layout {
+    OXB_LAYOUT_PLAIN = 0,  /* all scales, all codes, in row order: every device */
+    OXB_LAYOUT_PANELS = 1, /* cpu: rows interleaved for vector registers */
+    OXB_LAYOUT_TRITS = 2,  /* cpu: the same, with three weights of -1, 0 or 1 in 5 bits */
+    OXB_LAYOUT_COLUMNS =
+        3, /* GPUs: scales [group][row], then units of 16 bytes of codes [unit][row] */
+    OXB_LAYOUT_COUNT
+} oxb_layout;
+
+/* A weight matrix on a device. `buffer` is owned by whoever uploaded it (one reference).
+ * n_rows and k are 0 where the shape is not known (plain SoA). */
+typedef struct oxb_weight {
+    oxb_buffer *buffer;
+    uint64_t codes_offset; /* bytes from the buffer's start; the scales lie before it */
+    uint64_t n_groups;     /* scales held */
+    uint32_t kernel;       /* oxb_device_format */
+    uint32_t n_rows;
+    uint32_t k;
+    uint32_t layout; /* oxb_layout */
+} oxb_weight;
+
+/* Vectors of a matrix product of 8 or more: as they are, or rounded to 8 bits in blocks of 16 that
+ * share a scale, where the matrix is of 1 or 2 bits and the device keeps it in a layout of its own.
+ */
+typedef enum oxb_activations {
+    OXB_ACTIVATIONS_FLOAT32 = 0,
+    OXB_ACTIVATIONS_INT8 = 1
+} oxb_activations;
+
+/* The RMSNorm of what a product takes in: x / sqrt(mean(x^2) + eps) * weight. */
+typedef struct oxb_norm {
+    oxb_binding weight; /* float32 [k] */
+    float eps;
+    uint32_t pad;
+} oxb_norm;
+
+typedef struct oxb_attention_shape {
+    uint32_t n_heads;
+    uint32_t n_kv_heads;
+    uint32_t head_dim;
+    uint32_t max_seq;
+    uint32_t layer;
+    uint32_t kv_f16;     /* elements of the cache: 1 for half, 0 for float */
+    uint32_t n_tokens;   /* in flight, at the state's position and after it */
+    uint32_t max_length; /* the most positions that attention will meet, for the cut of the work; 0:
+                            max_seq */
+} oxb_attention_shape;
+
+/* Every function of the ABI, once: X(return type, name, parameters). The list makes the prototypes
+ * below and the table that foreign code receives through a capsule. */
+#define OXB_FUNCTIONS(X)                                                                           \
+    /* The message of the last failure in this thread, UTF-8, never NULL. */                       \
+    X(const char *, last_error, (void))                                                            \
+    /* Drivers, in the order in which the default device is looked for. */                         \
+    X(uint32_t, driver_count, (void))                                                              \
+    X(const char *, driver_name, (uint32_t index))                                                 \
+    /* Load a driver from a shared library that exports oxb_driver_entry; it goes first in the     \
+     * list, before a driver of the same name. The library is never unloaded. */                   \
+    X(oxb_status, driver_load, (const char *path))                                                 \
+    X(oxb_status, device_count, (const char *driver, uint32_t *count))                             \
+    /* driver NULL: the first driver that opens a device. options may be NULL. */                  \
+    X(oxb_status, device_open,                                                                     \
+      (const char *driver, uint32_t index, const oxb_device_options *options,                      \
+       oxb_device **device))                                                                       \
+    X(void, device_retain, (oxb_device * device))                                                  \
+    X(void, device_release, (oxb_device * device))                                                 \
+    X(void, device_get_info, (oxb_device * device, oxb_device_info * info))                        \
+    X(void, device_get_stats, (oxb_device * device, oxb_device_stats * stats))                     \
+                                                                                                   \
+    X(oxb_status, buffer_new,                                                                      \
+      (oxb_device * device, uint64_t length, oxb_storage storage, oxb_buffer **buffer))            \
+    /* Wrap host memory without a copy; its address is a multiple of 16. A device maps the whole   \
+     * pages that hold it. release(context) is called once, from any thread, when the device has   \
+     * let go of the memory. */                                                                    \
+    X(oxb_status, buffer_wrap,                                                                     \
+      (oxb_device * device, void *host, uint64_t length, int read_only, void (*release)(void *),   \
+       void *context, oxb_buffer **buffer))                                                        \
+    X(void, buffer_retain, (oxb_buffer * buffer))                                                  \
+    X(void, buffer_release, (oxb_buffer * buffer))                                                 \
+    /* NULL for private storage. */                                                                \
+    X(void *, buffer_contents, (oxb_buffer * buffer))                                              \
+    X(uint64_t, buffer_length, (oxb_buffer * buffer))                                              \
+    X(oxb_status, buffer_read, (oxb_buffer * buffer, uint64_t offset, void *to, uint64_t length))  \
+    X(oxb_status, buffer_write,                                                                    \
+      (oxb_buffer * buffer, uint64_t offset, const void *from, uint64_t length))                   \
+    X(oxb_status, buffer_fill,                                                                     \
+      (oxb_buffer * buffer, uint64_t offset, uint64_t length, uint8_t value))                      \
+    X(uint64_t, page_size, (void))                                                                 \
+                                                                                                   \
+    X(oxb_status, library_new,                                                                     \
+      (oxb_device * device, const char *source, size_t length, oxb_library **library))             \
+    X(void, library_retain, (oxb_library * library))                                               \
+    X(void, library_release, (oxb_library * library))                                              \
+    /* library NULL: the kernels that ship. */                                                     \
+    X(oxb_status, pipeline_new,                                                                    \
+      (oxb_device * device, oxb_library * library, const char *function,                           \
+       const oxb_constant *constants, uint32_t n_constants, oxb_pipeline **pipeline))              \
+    X(void, pipeline_get_info, (oxb_pipeline * pipeline, oxb_pipeline_info * info))                \
+    X(void, pipeline_release, (oxb_pipeline * pipeline))                                           \
+                                                                                                   \
+    /* Recording. Once submitted, commands are sealed: they can be submitted again and again, and  \
+     * reset when nothing of them is in flight. */                                                 \
+    X(oxb_status, commands_new, (oxb_device * device, oxb_commands * *commands))                   \
+    X(void, commands_release, (oxb_commands * commands))                                           \
+    X(oxb_status, commands_reset, (oxb_commands * commands))                                       \
+    X(uint32_t, commands_length, (oxb_commands * commands))                                        \
+    X(oxb_status, commands_dispatch,                                                               \
+      (oxb_commands * commands, oxb_pipeline * pipeline, const oxb_binding *bindings,              \
+       uint32_t n_bindings, const void *args, uint32_t args_size, oxb_size threadgroups,           \
+       oxb_size threads, uint32_t threadgroup_memory))                                             \
+    X(oxb_status, commands_submit, (oxb_commands * commands, oxb_submission * *submission))        \
+    /* timeout in seconds; infinite where negative. A timeout is OXB_EXECUTION_FAILED and the      \
+     * submission stays alive until the device has finished. */                                    \
+    X(oxb_status, submission_wait, (oxb_submission * submission, double timeout))                  \
+    X(int, submission_done, (oxb_submission * submission))                                         \
+    X(oxb_status, submission_times, (oxb_submission * submission, oxb_times * times))              \
+    /* An error that nobody waited for is raised by the next submit on the device. */              \
+    X(void, submission_release, (oxb_submission * submission))                                     \
+                                                                                                   \
+    /* Reformat `length` bytes of blocks to what kernels see: at `to`, half scales, at             \
+     * `to + codes_offset`, codes. `to` holds oxb_reformat_size() bytes and does not overlap. */   \
+    X(oxb_status, reformat_size,                                                                   \
+      (oxb_file_format format, uint64_t length, uint64_t *size, uint64_t *codes_offset))           \
+    X(oxb_status, reformat, (oxb_file_format format, const void *from, uint64_t length, void *to)) \
+    /* n_rows and k both 0: plain SoA, checked when it is encoded. */                              \
+    X(oxb_status, weight_upload,                                                                   \
+      (oxb_device * device, oxb_file_format format, const void *from, uint64_t length,             \
+       uint64_t n_rows, uint64_t k, oxb_weight *weight))                                           \
+    /* The status of using `weight` as an n_rows x k matrix; `what` names it in the message. */    \
+    X(oxb_status, weight_check,                                                                    \
+      (const oxb_weight *weight, uint64_t n_rows, uint64_t k, const char *what))                   \
+                                                                                                   \
+    /* The op layer: each records one operation, after checking every shape against its buffers.   \
+     * Matrix products take n_vectors rows of x, k apart, to rows of y, y_stride elements apart    \
+     * (0: as long as they are); norm may be NULL. */                                              \
+    X(oxb_status, op_gemv,                                                                         \
+      (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,             \
+       const oxb_norm *norm, oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride,  \
+       int residual))                                                                              \
+    X(oxb_status, op_gate_up_swiglu,                                                               \
+      (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,             \
+       const oxb_norm *norm, oxb_binding x, oxb_binding s, uint64_t n_vectors))                    \
+    X(oxb_status, op_rmsnorm,                                                                      \
+      (oxb_commands * commands, oxb_binding x, oxb_binding weight, oxb_binding y, uint64_t n,      \
+       uint64_t n_vectors, float eps))                                                             \
+    X(oxb_status, op_add, (oxb_commands * commands, oxb_binding x, oxb_binding y, uint64_t n))     \
+    X(oxb_status, op_embed,                                                                        \
+      (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,             \
+       oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens))                   \
+    X(oxb_status, op_qk_norm_rope,                                                                 \
+      (oxb_commands * commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,           \
+       oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape, float eps))          \
+    X(oxb_status, op_kv_store,                                                                     \
+      (oxb_commands * commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,         \
+       oxb_binding state, const oxb_attention_shape *shape))                                       \
+    X(oxb_status, op_attention,                                                                    \
+      (oxb_commands * commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,         \
+       oxb_binding state, oxb_binding out, const oxb_attention_shape *shape, float scale))         \
+    X(oxb_status, op_advance,                                                                      \
+      (oxb_commands * commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,         \
+       uint64_t n, uint64_t max_tokens, uint64_t n_tokens, int greedy))                            \
+    /* qk_norm_rope and kv_store in one; what is left of k in qkv is not defined. */               \
+    X(oxb_status, op_qkv_to_cache,                                                                 \
+      (oxb_commands * commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,           \
+       oxb_binding rope, oxb_binding k_cache, oxb_binding v_cache, oxb_binding state,              \
+       const oxb_attention_shape *shape, float eps))                                               \
+    X(oxb_status, op_argmax,                                                                       \
+      (oxb_commands * commands, oxb_binding logits, oxb_binding out, uint64_t n,                   \
+       uint64_t n_vectors))                                                                        \
+                                                                                                   \
+    /* Write what the device does from here on to a file for the maker's tools (Metal: a .gputrace \
+     * for Xcode); a device without such tools is OXB_ENCODING_FAILED. */                          \
+    X(oxb_status, capture_start, (oxb_device * device, const char *path))                          \
+    X(oxb_status, capture_stop, (oxb_device * device))                                             \
+                                                                                                   \
+    /* The variants of its kernels that a driver can run here, the best first; NULL past the last. \
+     */                                                                                            \
+    X(const char *, device_variant, (const char *driver, uint32_t index))                          \
+                                                                                                   \
+    /* What matrix products of 8 or more vectors that are recorded from here on make of them.      \
+     * OXB_ENCODING_FAILED where the device has no such kernels. */                                \
+    X(oxb_status, commands_activations, (oxb_commands * commands, oxb_activations activations))
+
+#define X(type, name, parameters) type oxb_##name parameters;
+OXB_FUNCTIONS(X)
+#undef X
+
+/* The table in the capsule "oxibonsai.metal._core._C_API". New functions are appended. */
+typedef struct oxb_api {
+    uint32_t abi_version;
+    uint32_t struct_size;
+#define X(type, name, parameters) type(*name) parameters;
+    OXB_FUNCTIONS(X)
+#undef X
+} oxb_api;
+
+#define OXB_API_CAPSULE "oxibonsai.metal._core._C_API"
+
+const oxb_api *oxb_api_table(void);
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

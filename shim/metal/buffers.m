@@ -1,0 +1,170 @@
+/* Memory of the driver "metal": buffers, and copies of private ones through the device. */
+#include <string.h>
+
+#include "metal.h"
+
+#define STAGING_BYTES ((uint64_t)16 << 20)
+#define WORD          4u /* ranges of a blit on macOS are multiples of this */
+#ifndef METAL_BLIT_SECONDS
+#define METAL_BLIT_SECONDS 120.0 /* up to 16 submissions may be ahead of a blit */
+#endif
+
+/* Copies of private buffers, through the device */
+
+/* Run with blit_lock held: one blit of this device at a time. */
+static oxb_status blitting(metal_device *self, oxb_status (^body)(void)) {
+    pthread_mutex_lock(&self->blit_lock);
+    oxb_status status = metal_guarded(OXB_EXECUTION_FAILED, body); /* never raises */
+    pthread_mutex_unlock(&self->blit_lock);
+    return status;
+}
+
+/* nil, or the reason, +0. */
+static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncoder>)) {
+    id<MTLCommandBuffer> commands = [self->queue commandBuffer];       /* +0 */
+    id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder]; /* +0 */
+    if (encoder == nil) return @"Metal gave no command buffer or encoder for a copy";
+    [commands setLabel:@"oxibonsai copy"];
+    @try {
+        encode(encoder);
+    } @finally {
+        [encoder endEncoding]; /* Metal does not allow an encoder to go without */
+    }
+    return metal_run(commands, METAL_BLIT_SECONDS);
+}
+
+static oxb_status blit_failed(NSString *reason, const char *what, uint64_t offset,
+                              uint64_t length) {
+    return metal_fail(OXB_EXECUTION_FAILED,
+                      "cannot %s %" PRIu64 " bytes at offset %" PRIu64 " of a private buffer: %s",
+                      what, length, offset, metal_utf8(reason));
+}
+
+/* Copy between host memory and a private buffer in pieces, each a window of whole words; `from` or
+ * `to` is NULL. A word that is written in part is read first. */
+static oxb_status copy_words(metal_device *self, id<MTLBuffer> buffer, uint64_t offset,
+                             const char *from, char *to, uint64_t length) {
+    const char *what = from != NULL ? "write" : "read";
+    uint64_t room = length + 2 * WORD < STAGING_BYTES ? length + 2 * WORD : STAGING_BYTES;
+    id<MTLBuffer> staging =
+        [[self->device newBufferWithLength:room options:MTLResourceStorageModeShared] autorelease];
+    if (staging == nil)
+        return blit_failed(@"Metal gave no memory to copy through", what, offset, length);
+    for (uint64_t done = 0; done < length;) {
+        uint64_t start = offset + done, lead = start % WORD, window = start - lead;
+        uint64_t n = length - done < room - 2 * WORD ? length - done : room - 2 * WORD;
+        uint64_t size = (lead + n + WORD - 1) / WORD * WORD;
+        NSString *reason = nil;
+        if (to != NULL || lead != 0 || size != n)
+            reason = blit(self, ^(id<MTLBlitCommandEncoder> encoder) {
+                [encoder copyFromBuffer:buffer
+                           sourceOffset:window
+                               toBuffer:staging
+                      destinationOffset:0
+                                   size:size];
+            });
+        if (reason == nil && to != NULL)
+            memcpy(to + done, (const char *)[staging contents] + lead, n);
+        if (reason == nil && from != NULL) {
+            memcpy((char *)[staging contents] + lead, from + done, n);
+            reason = blit(self, ^(id<MTLBlitCommandEncoder> encoder) {
+                [encoder copyFromBuffer:staging
+                           sourceOffset:0
+                               toBuffer:buffer
+                      destinationOffset:window
+                                   size:size];
+            });
+        }
+        if (reason != nil) return blit_failed(reason, what, offset, length);
+        done += n;
+    }
+    return OXB_OK;
+}
+
+static oxb_status fill_words(metal_device *self, id<MTLBuffer> buffer, uint64_t offset,
+                             uint64_t length, uint8_t value) {
+    char bytes[2 * WORD];
+    memset(bytes, value, sizeof bytes);
+    uint64_t lead = (WORD - offset % WORD) % WORD;
+    if (length <= lead + WORD) return copy_words(self, buffer, offset, bytes, NULL, length);
+    uint64_t rest = (length - lead) % WORD, middle = length - lead - rest;
+    oxb_status status = lead ? copy_words(self, buffer, offset, bytes, NULL, lead) : OXB_OK;
+    if (status == OXB_OK && rest)
+        status = copy_words(self, buffer, offset + lead + middle, bytes, NULL, rest);
+    if (status != OXB_OK) return status;
+    NSString *reason = blit(self, ^(id<MTLBlitCommandEncoder> encoder) {
+        [encoder fillBuffer:buffer range:NSMakeRange(offset + lead, middle) value:value];
+    });
+    return reason == nil ? OXB_OK : blit_failed(reason, "fill", offset, length);
+}
+
+oxb_status metal_buffer_read(void *device, void *buffer, uint64_t offset, void *to,
+                             uint64_t length) {
+    return blitting(device, ^oxb_status {
+        return copy_words(device, (id<MTLBuffer>)buffer, offset, NULL, to, length);
+    });
+}
+
+oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const void *from,
+                              uint64_t length) {
+    return blitting(device, ^oxb_status {
+        return copy_words(device, (id<MTLBuffer>)buffer, offset, from, NULL, length);
+    });
+}
+
+oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length,
+                             uint8_t value) {
+    return blitting(device, ^oxb_status {
+        return fill_words(device, (id<MTLBuffer>)buffer, offset, length, value);
+    });
+}
+
+/* Buffers */
+
+oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
+                            void **contents) {
+    metal_device *self = device;
+    bool shared = storage == OXB_STORAGE_SHARED;
+    uint64_t size = (length + WORD - 1) / WORD * WORD; /* so that blits reach the last byte */
+    __block id<MTLBuffer> made = nil;
+    oxb_status status = metal_guarded(OXB_BUFFER_CREATION_FAILED, ^oxb_status {
+        made = [self->device
+            newBufferWithLength:size
+                        options:shared ? MTLResourceStorageModeShared
+                                       : MTLResourceStorageModePrivate]; /* +1, the handle's */
+        if (made == nil)
+            return metal_fail(OXB_BUFFER_CREATION_FAILED,
+                              "no memory for a buffer of %" PRIu64 " bytes: device %s has %" PRIu64
+                              " bytes allocated, and %" PRIu64 " is the most it recommends",
+                              length, metal_utf8([self->device name]),
+                              (uint64_t)[self->device currentAllocatedSize],
+                              [self->device recommendedMaxWorkingSetSize]);
+        if (shared) memset([made contents], 0, size);
+        return OXB_OK;
+    });
+    if (status == OXB_OK && !shared) status = metal_buffer_fill(self, (void *)made, 0, size, 0);
+    if (status != OXB_OK) {
+        metal_object_free(self, (void *)made);
+        return status;
+    }
+    *contents = shared ? [made contents] : NULL;
+    *buffer = (void *)made;
+    return OXB_OK;
+}
+
+oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void **buffer) {
+    metal_device *self = device;
+    return metal_guarded(OXB_BUFFER_CREATION_FAILED, ^oxb_status {
+        id<MTLBuffer> made = [self->device newBufferWithBytesNoCopy:memory
+                                                             length:length
+                                                            options:MTLResourceStorageModeShared
+                                                        deallocator:nil]; /* +1, the handle's */
+        if (made == nil)
+            return metal_fail(OXB_BUFFER_CREATION_FAILED,
+                              "device %s cannot map the %" PRIu64
+                              " bytes at %p without a copy: copy the data instead",
+                              metal_utf8([self->device name]), length, memory);
+        *buffer = (void *)made;
+        return OXB_OK;
+    });
+}

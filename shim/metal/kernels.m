@@ -1,0 +1,288 @@
+/* Libraries and pipelines of the driver "metal". */
+#if defined(__linux__) && !defined(_GNU_SOURCE)
+#define _GNU_SOURCE /* dladdr */
+#endif
+
+#include <dlfcn.h>
+#include <limits.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "gpu/msl_sources.h"
+#include "metal.h"
+
+/* Libraries */
+
+/* +1, or nil with the reason, +0. Never raises: others may wait for the end of it. */
+id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **reason) {
+    id<MTLLibrary> library = nil;
+    @try {
+        NSError *error = nil;
+        MTLCompileOptions *options = [[[MTLCompileOptions alloc] init] autorelease];
+        [options setLanguageVersion:MTLLanguageVersion2_4];
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored \
+    "-Wdeprecated-declarations"          /* macOS 15 has another way to say it */
+        [options setFastMathEnabled:NO]; /* the default is YES */
+#pragma clang diagnostic pop
+        library = [device newLibraryWithSource:source options:options error:&error]; /* +1 */
+        if (library == nil) *reason = metal_why(error); /* with a library, an error is a warning */
+    } @catch (NSException *exception) {
+        *reason = metal_text("Metal raised %@: %@", [exception name], [exception reason]);
+    }
+    return library;
+}
+
+/* The library of a family of kernels that ship: the device's own reference, or nil with the reason.
+ * Compiled on first use, once; who comes meanwhile waits for it. */
+static id<MTLLibrary> family_library(metal_device *self, unsigned index, NSString **reason) {
+    metal_family *family = self->families + index;
+    pthread_mutex_lock(&self->library_lock);
+    while (family->compiling) pthread_cond_wait(&self->library_change, &self->library_lock);
+    id<MTLLibrary> library = family->library;
+    family->compiling = library == nil;
+    pthread_mutex_unlock(&self->library_lock);
+    if (library != nil) return library;
+    const struct msl_family *from = msl_families + index;
+    NSString *source = [[[NSString alloc] initWithBytes:from->source
+                                                 length:from->length
+                                               encoding:NSUTF8StringEncoding] autorelease];
+    library = metal_compile(self->device, source, reason); /* +1, the device's */
+    pthread_mutex_lock(&self->library_lock);
+    family->library = library;
+    family->compiling = false;
+    pthread_cond_broadcast(&self->library_change);
+    pthread_mutex_unlock(&self->library_lock);
+    [library setLabel:metal_string(from->name)];
+    return library;
+}
+
+/* +1: "oxibonsai.metallib" beside the file that holds this code, or nil: the sources do as well. */
+id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device) {
+    Dl_info where;
+    char path[PATH_MAX];
+    if (dladdr(&metal_host, &where) == 0 || where.dli_fname == NULL) return nil;
+    const char *slash = strrchr(where.dli_fname, '/');
+    int folder = slash != NULL ? (int)(slash + 1 - where.dli_fname) : 0;
+    int length = snprintf(path, sizeof path, "%.*soxibonsai.metallib", folder, where.dli_fname);
+    if (length < 0 || (size_t)length >= sizeof path || access(path, R_OK) != 0) return nil;
+    NSURL *url = [NSURL fileURLWithPath:metal_string(path)]; /* +0 */
+    return [device newLibraryWithURL:url error:NULL];        /* +1 */
+}
+
+oxb_status metal_library_new(void *device, const char *source, size_t length, void **library) {
+    metal_device *self = device;
+    return metal_guarded(OXB_COMPILATION_FAILED, ^oxb_status {
+        NSString *reason = nil;
+        NSString *text = [[[NSString alloc] initWithBytes:source
+                                                   length:length
+                                                 encoding:NSUTF8StringEncoding] autorelease];
+        if (text == nil)
+            return metal_fail(OXB_COMPILATION_FAILED, "the source of %zu bytes is not UTF-8",
+                              length);
+        id<MTLLibrary> made = metal_compile(self->device, text, &reason); /* +1, the handle's */
+        if (made == nil) return metal_fail(OXB_COMPILATION_FAILED, "%s", metal_utf8(reason));
+        *library = (void *)made;
+        return OXB_OK;
+    });
+}
+
+/* Pipelines */
+
+/* Set one function constant as the kernel declares it; nil, or the reason, +0. */
+static NSString *set_constant(MTLFunctionConstantValues *values, MTLFunctionConstant *declared,
+                              const oxb_constant *given) {
+    NSUInteger index = [declared index];
+    MTLDataType type = [declared type];
+    oxb_constant_value value = given->value;
+    bool flag = value.u32 != 0, same = false;
+    const char *wanted = "of a type that cannot be set";
+    if (type == MTLDataTypeBool) {
+        wanted = "bool";
+        same = given->type == OXB_CONSTANT_BOOL;
+    } else if (type == MTLDataTypeFloat) {
+        wanted = "float";
+        same = given->type == OXB_CONSTANT_F32;
+    } else if (type == MTLDataTypeUInt || type == MTLDataTypeInt) { /* either, below 2^31 */
+        bool is_signed = given->type == OXB_CONSTANT_I32;
+        wanted = type == MTLDataTypeInt ? "int" : "uint";
+        same = (is_signed || given->type == OXB_CONSTANT_U32) &&
+               (is_signed == (type == MTLDataTypeInt) || value.i32 >= 0);
+    }
+    if (!same) {
+        static const char *const names[] = {"a bool", "an integer", "an integer", "a float"};
+        return metal_text("function constant %lu (%@) is %s, and %s was given that does not fit",
+                          (unsigned long)index, [declared name], wanted,
+                          names[given->type < 4 ? given->type : 1]);
+    }
+    [values setConstantValue:type == MTLDataTypeBool ? (void *)&flag : &value
+                        type:type
+                     atIndex:index];
+    return nil;
+}
+
+static const oxb_constant *constant_at(const oxb_constant *constants, uint32_t n,
+                                       NSUInteger index) {
+    for (uint32_t i = 0; i < n; i++) {
+        if (constants[i].index == index) return constants + i;
+    }
+    return NULL;
+}
+
+/* +1, or nil with the reason, +0. */
+id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
+                                   const oxb_constant *constants, uint32_t n, NSString **reason) {
+    id<MTLFunction> general = [[library newFunctionWithName:name] autorelease];
+    if (general == nil || [general functionType] != MTLFunctionTypeKernel) {
+        NSString *known = [[library functionNames] componentsJoinedByString:@", "]; /* +0 */
+        *reason = metal_text("no kernel of that name: the library has %@", known);
+        return nil;
+    }
+    NSArray *declared = [[general functionConstantsDictionary] allValues]; /* +0 */
+    MTLFunctionConstantValues *values = [[[MTLFunctionConstantValues alloc] init] autorelease];
+    uint32_t used = 0;
+    for (MTLFunctionConstant *constant in declared) {
+        const oxb_constant *given = constant_at(constants, n, [constant index]);
+        if (given == NULL && [constant required])
+            *reason = metal_text("function constant %lu (%@) needs a value",
+                                 (unsigned long)[constant index], [constant name]);
+        else if (given != NULL)
+            *reason = set_constant(values, constant, given);
+        if (*reason != nil) return nil;
+        used += given != NULL;
+    }
+    for (uint32_t i = 0; used < n && i < n; i++) {
+        bool known = false;
+        for (MTLFunctionConstant *constant in declared)
+            known |= [constant index] == constants[i].index;
+        if (!known) {
+            *reason = metal_text("the kernel has no function constant %u", constants[i].index);
+            return nil;
+        }
+    }
+    NSError *error = nil;
+    id<MTLFunction> made = [library newFunctionWithName:name
+                                         constantValues:values
+                                                  error:&error]; /* +1 */
+    if (made == nil) *reason = metal_why(error);
+    return made;
+}
+
+/* Note what the kernel takes; nil, or the reason why it cannot be given that, +0. */
+static NSString *keep_arguments(metal_pipeline *pipeline, NSArray *arguments) {
+    for (MTLArgument *argument in arguments) {
+        NSUInteger index = [argument index];
+        if (![argument isActive]) continue;
+        if ([argument type] == MTLArgumentTypeBuffer && pipeline->n_arguments < OXB_MAX_BINDINGS) {
+            pipeline->arguments[pipeline->n_arguments++] =
+                (metal_argument){index, [argument bufferDataSize], [argument bufferAlignment],
+                                 [argument access] != MTLArgumentAccessReadOnly};
+        } else if ([argument type] == MTLArgumentTypeThreadgroupMemory && index == 0) {
+            pipeline->dynamic_memory = true;
+        } else {
+            return metal_text(
+                "the argument %@ cannot be given: a kernel takes buffers and threadgroup(0)",
+                [argument name]);
+        }
+    }
+    return nil;
+}
+
+/* Owned by the caller, or NULL with the reason, +0. */
+metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> function, NSString *name,
+                                    NSString **reason) {
+    NSError *error = nil;
+    MTLComputePipelineReflection *reflection = nil; /* +0 */
+    MTLComputePipelineDescriptor *descriptor =
+        [[[MTLComputePipelineDescriptor alloc] init] autorelease];
+    [descriptor setLabel:name];
+    [descriptor setComputeFunction:function];
+    id<MTLComputePipelineState> state =
+        [[device newComputePipelineStateWithDescriptor:descriptor
+                                               options:MTLPipelineOptionArgumentInfo
+                                            reflection:&reflection
+                                                 error:&error] autorelease];
+    if (state == nil) {
+        *reason = metal_why(error);
+        return NULL;
+    }
+    metal_pipeline *pipeline = calloc(1, sizeof *pipeline);
+    *reason =
+        pipeline != NULL ? keep_arguments(pipeline, [reflection arguments]) : @"out of memory";
+    if (*reason != nil) {
+        free(pipeline);
+        return NULL;
+    }
+    pipeline->state = [state retain]; /* +1 */
+    pipeline->name = [name copy];     /* +1 */
+    pipeline->static_memory = [state staticThreadgroupMemoryLength];
+    return pipeline;
+}
+
+void metal_pipeline_free(void *device, void *pipeline) {
+    (void)device;
+    metal_pipeline *self = pipeline;
+    metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
+        [self->state release];
+        [self->name release];
+        return OXB_OK;
+    });
+    free(self);
+}
+
+/* +1: a kernel that ships, or nil with the reason, +0. */
+static id<MTLFunction> new_shipped_function(metal_device *self, const char *name,
+                                            const oxb_constant *constants, uint32_t n,
+                                            NSString **reason) {
+    for (unsigned i = 0; i < msl_family_count; i++) {
+        const struct msl_family *family = msl_families + i;
+        for (size_t f = 0; f < family->n_functions; f++) {
+            if (strcmp(family->functions[f], name) != 0) continue;
+            NSString *unread = nil; /* whatever the metallib lacks, the source has */
+            id<MTLFunction> made = nil;
+            if (self->precompiled != nil)
+                made = metal_new_function(self->precompiled, metal_string(name), constants, n,
+                                          &unread); /* +1 */
+            id<MTLLibrary> library = made == nil ? family_library(self, i, reason) : nil;
+            if (library != nil)
+                made =
+                    metal_new_function(library, metal_string(name), constants, n, reason); /* +1 */
+            return made;
+        }
+    }
+    *reason = @"no kernel of that name ships with oxibonsai";
+    return nil;
+}
+
+oxb_status metal_pipeline_new(void *device, void *library, const char *function,
+                              const oxb_constant *constants, uint32_t n_constants, void **out,
+                              oxb_pipeline_info *info) {
+    metal_device *self = device;
+    return metal_guarded(OXB_COMPILATION_FAILED, ^oxb_status {
+        NSString *reason = nil, *name = metal_string(function);
+        id<MTLFunction> found =
+            library != NULL
+                ? metal_new_function((id<MTLLibrary>)library, name, constants, n_constants, &reason)
+                : new_shipped_function(self, function, constants, n_constants, &reason); /* +1 */
+        [found autorelease];
+        metal_pipeline *pipeline =
+            found != nil ? metal_make_pipeline(self->device, found, name, &reason) : NULL;
+        if (pipeline == NULL)
+            return metal_fail(OXB_COMPILATION_FAILED, "'%s': %s", function, metal_utf8(reason));
+        NSUInteger width = [pipeline->state threadExecutionWidth];
+        if (width != METAL_SIMD_WIDTH) {
+            metal_pipeline_free(self, pipeline);
+            return metal_fail(OXB_COMPILATION_FAILED,
+                              "'%s': compiled for SIMD-groups of %lu threads; kernels need %u",
+                              function, (unsigned long)width, METAL_SIMD_WIDTH);
+        }
+        *info = (oxb_pipeline_info){.max_threads =
+                                        (uint32_t)[pipeline->state maxTotalThreadsPerThreadgroup],
+                                    .simd_width = (uint32_t)width,
+                                    .static_threadgroup_memory = pipeline->static_memory};
+        *out = pipeline;
+        return OXB_OK;
+    });
+}

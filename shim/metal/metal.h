@@ -1,0 +1,125 @@
+/* Shared by the files of the driver "metal": Apple's Metal through Objective-C, with manual retain
+ * and release. metal.m has devices and submission, metal_kernels.m libraries and pipelines,
+ * metal_buffers.m memory.
+ *
+ * They build against Apple's frameworks, and on other systems against GNUstep and the simulated
+ * Metal of tests/metal_sim, so they keep to what both compile: no literals or subscripts of
+ * Objective-C objects, no modules, and nothing newer than macOS 12.
+ *
+ * Ownership is written where a reference is made: +1 is ours to release, +0 lives until the pool
+ * ends. Every entry runs through metal_guarded(), which has the autorelease pool and turns an
+ * Objective-C exception into a status.
+ *
+ * Locks: library_lock is never held while compiling. blit_lock is held while the device works, so
+ * that one blit of ours is in flight at a time; completion handlers take neither. Nothing else is
+ * locked with one of them held.
+ */
+#ifndef METAL_DRIVER_H
+#define METAL_DRIVER_H
+
+#import <Foundation/Foundation.h>
+#import <Metal/Metal.h>
+
+#include <inttypes.h>
+#include <pthread.h>
+#include <stdbool.h>
+
+#include "oxb_driver.h"
+
+#if defined(__has_feature)
+#if __has_feature(objc_arc)
+#error "the driver is written for manual retain and release: compile it with -fno-objc-arc"
+#endif
+#endif
+
+#define METAL_SIMD_WIDTH 32u
+
+typedef struct metal_family {
+    id<MTLLibrary> library; /* +1; nil until it is needed */
+    bool compiling;
+} metal_family;
+
+typedef struct metal_device {
+    id<MTLDevice> device;       /* +1 */
+    id<MTLCommandQueue> queue;  /* +1 */
+    id<MTLLibrary> precompiled; /* +1; nil where there is no metallib beside this library */
+    uint32_t index;
+    MTLSize max_threads;
+    uint64_t max_threadgroup_memory;
+    pthread_mutex_t library_lock;
+    pthread_cond_t library_change;
+    pthread_mutex_t blit_lock;
+    metal_family families[]; /* as msl_families; guarded by library_lock */
+} metal_device;
+
+typedef struct metal_argument {
+    uint64_t index;
+    uint64_t size; /* bytes that have to be bound at least */
+    uint64_t alignment;
+    bool writable;
+} metal_argument;
+
+typedef struct metal_pipeline {
+    id<MTLComputePipelineState> state; /* +1 */
+    NSString *name;                    /* +1 */
+    uint64_t static_memory;
+    bool dynamic_memory; /* takes threadgroup(0) */
+    uint32_t n_arguments;
+    metal_argument arguments[OXB_MAX_BINDINGS];
+} metal_pipeline;
+
+/* metal.m */
+
+extern const oxb_host *metal_host;
+/* Keep a message for the caller's thread and give `status` back: metal_fail(status, format, ...).
+ */
+#define metal_fail metal_host->fail
+
+/* Texts for messages: UTF-8 bytes that are valid until the pool ends, and +0 strings, never nil. */
+#define metal_text(...) [NSString stringWithFormat:@__VA_ARGS__]
+const char *metal_utf8(NSString *text);
+NSString *metal_string(const char *bytes);
+NSString *metal_why(NSError *error);
+
+/* Run `body` inside an autorelease pool; an exception becomes `code`. */
+oxb_status metal_guarded(oxb_status code, oxb_status (^body)(void));
+/* Frees what is an Objective-C object itself: buffers and libraries. */
+void metal_object_free(void *device, void *object);
+
+/* nil where a finished command buffer did its work, else the reason, +0. */
+NSString *metal_failure(id<MTLCommandBuffer> commands);
+/* Commit, and wait for the end; nil, or the reason, +0. */
+NSString *metal_run(id<MTLCommandBuffer> commands, double seconds);
+
+/* metal_kernels.m */
+
+/* +1, or nil with the reason, +0. Never raises. */
+id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **reason);
+/* +1, or nil with the reason, +0. */
+id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
+                                   const oxb_constant *constants, uint32_t n, NSString **reason);
+/* +1: "oxibonsai.metallib" beside the file that holds this code, or nil: the sources do as well. */
+id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device);
+/* Owned by the caller, or NULL with the reason, +0. */
+metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> function, NSString *name,
+                                    NSString **reason);
+
+oxb_status metal_library_new(void *device, const char *source, size_t length, void **library);
+oxb_status metal_pipeline_new(void *device, void *library, const char *function,
+                              const oxb_constant *constants, uint32_t n_constants, void **pipeline,
+                              oxb_pipeline_info *info);
+void metal_pipeline_free(void *device, void *pipeline);
+
+/* metal_buffers.m */
+
+oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
+                            void **contents);
+oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void **buffer);
+oxb_status metal_buffer_read(void *device, void *buffer, uint64_t offset, void *to,
+                             uint64_t length);
+oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const void *from,
+                              uint64_t length);
+oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length,
+                             uint8_t value);
+
+#endif

@@ -1,0 +1,180 @@
+/* The op layer's heads: norm and rotation, the caches, attention. */
+#include "record.h"
+
+/* The limits keep every product below inside 64 bits: 2^12 * 2^12 * 2^9 * 2^24 elements. */
+static oxb_status check_attention(const char *op, const oxb_attention_shape *s) {
+    oxb_status status = ops_check_count(op, "n_kv_heads", s->n_kv_heads, 4096);
+    if (status == OXB_OK) status = ops_check_count(op, "n_heads", s->n_heads, 4096);
+    if (status == OXB_OK) status = ops_check_count(op, "head_dim", s->head_dim, OXB_MAX_HEAD_DIM);
+    if (status == OXB_OK) status = ops_check_count(op, "max_seq", s->max_seq, 1u << 24);
+    if (status == OXB_OK) status = ops_check_count(op, "layer + 1", (uint64_t)s->layer + 1, 4096);
+    if (status == OXB_OK) status = ops_check_count(op, "n_tokens", s->n_tokens, s->max_seq);
+    if (status == OXB_OK && s->max_length)
+        status = ops_check_count(op, "max_length", s->max_length, s->max_seq);
+    if (status != OXB_OK) return status;
+    if (s->n_heads % s->n_kv_heads) {
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: %u query heads do not divide among %u key-value heads", op,
+                          s->n_heads, s->n_kv_heads);
+    }
+    if (s->head_dim % 2)
+        return front_fail(OXB_ENCODING_FAILED, "%s: head_dim = %u must be even", op, s->head_dim);
+    return OXB_OK;
+}
+
+static uint64_t qkv_bytes(const oxb_attention_shape *s) {
+    return s->n_tokens * ((uint64_t)s->n_heads + 2 * (uint64_t)s->n_kv_heads) * s->head_dim * 4;
+}
+
+/* Elements of one layer's keys, or values. */
+static uint64_t layer_elements(const oxb_attention_shape *s) {
+    return (uint64_t)s->n_kv_heads * s->max_seq * s->head_dim;
+}
+
+static uint64_t cache_bytes(const oxb_attention_shape *s) {
+    return ((uint64_t)s->layer + 1) * layer_elements(s) * (s->kv_f16 ? 2 : 4);
+}
+
+oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm,
+                               oxb_binding k_norm, oxb_binding rope, oxb_binding state,
+                               const oxb_attention_shape *shape, float eps) {
+    const char *op = "qk_norm_rope";
+    oxb_status status = check_attention(op, shape);
+    if (status == OXB_OK) status = ops_check_eps(op, eps);
+    if (status != OXB_OK) return status;
+    ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 1},
+                              {"q_norm", q_norm, (uint64_t)shape->head_dim * 4, 0},
+                              {"k_norm", k_norm, (uint64_t)shape->head_dim * 4, 0},
+                              {"rope", rope, (uint64_t)shape->max_seq * shape->head_dim * 4, 0},
+                              ops_state_operand(state, 0)};
+    if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
+    struct oxb_qk_norm_rope_args args = {.n_heads = shape->n_heads,
+                                         .n_kv_heads = shape->n_kv_heads,
+                                         .head_dim = shape->head_dim,
+                                         .eps = eps,
+                                         .max_seq = shape->max_seq,
+                                         .n_tokens = shape->n_tokens};
+    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_QK_NORM_ROPE);
+    const uint64_t units[3] = {(uint64_t)shape->n_heads + shape->n_kv_heads, shape->n_tokens, 1};
+    return ops_record(commands, &tile, "qk_norm_rope", operands, 5, &args, sizeof args, units);
+}
+
+oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache,
+                           oxb_binding v_cache, oxb_binding state,
+                           const oxb_attention_shape *shape) {
+    const char *op = "kv_store";
+    oxb_status status = check_attention(op, shape);
+    if (status != OXB_OK) return status;
+    ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 0},
+                              {"k_cache", k_cache, cache_bytes(shape), 1},
+                              {"v_cache", v_cache, cache_bytes(shape), 1},
+                              ops_state_operand(state, 0)};
+    if ((status = ops_check_operands(op, operands, 4)) != OXB_OK) return status;
+    struct oxb_kv_store_args args = {.layer_offset = shape->layer * layer_elements(shape),
+                                     .n_heads = shape->n_heads,
+                                     .n_kv_heads = shape->n_kv_heads,
+                                     .head_dim = shape->head_dim,
+                                     .max_seq = shape->max_seq,
+                                     .n_tokens = shape->n_tokens};
+    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_KV_STORE);
+    const uint64_t units[3] = {shape->n_kv_heads, shape->n_tokens, 1};
+    return ops_record(commands, &tile, shape->kv_f16 ? "kv_store_f16" : "kv_store_f32", operands, 4,
+                      &args, sizeof args, units);
+}
+
+oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm,
+                               oxb_binding k_norm, oxb_binding rope, oxb_binding k_cache,
+                               oxb_binding v_cache, oxb_binding state,
+                               const oxb_attention_shape *shape, float eps) {
+    const char *op = "qkv_to_cache";
+    oxb_status status = check_attention(op, shape);
+    if (status == OXB_OK) status = ops_check_eps(op, eps);
+    if (status != OXB_OK) return status;
+    ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 1},
+                              {"q_norm", q_norm, (uint64_t)shape->head_dim * 4, 0},
+                              {"k_norm", k_norm, (uint64_t)shape->head_dim * 4, 0},
+                              {"rope", rope, (uint64_t)shape->max_seq * shape->head_dim * 4, 0},
+                              {"k_cache", k_cache, cache_bytes(shape), 1},
+                              {"v_cache", v_cache, cache_bytes(shape), 1},
+                              ops_state_operand(state, 0)};
+    if ((status = ops_check_operands(op, operands, 7)) != OXB_OK) return status;
+    const oxb_device_info *info = &front_commands_device(commands)->info;
+    const uint32_t mark = oxb_commands_length(commands);
+    if (info->simd_width == 1) { /* the cpu's steps cost too little to put them together */
+        status = oxb_op_qk_norm_rope(commands, qkv, q_norm, k_norm, rope, state, shape, eps);
+        if (status == OXB_OK)
+            status = oxb_op_kv_store(commands, qkv, k_cache, v_cache, state, shape);
+    } else {
+        struct oxb_qkv_to_cache_args args = {.layer_offset = shape->layer * layer_elements(shape),
+                                             .n_heads = shape->n_heads,
+                                             .n_kv_heads = shape->n_kv_heads,
+                                             .head_dim = shape->head_dim,
+                                             .eps = eps,
+                                             .max_seq = shape->max_seq,
+                                             .n_tokens = shape->n_tokens};
+        oxb_tile tile = ops_tile_of(info, OXB_OP_QKV_TO_CACHE);
+        const uint64_t units[3] = {(uint64_t)shape->n_heads + 2 * (uint64_t)shape->n_kv_heads,
+                                   shape->n_tokens, 1};
+        status =
+            ops_record(commands, &tile, shape->kv_f16 ? "qkv_to_cache_f16" : "qkv_to_cache_f32",
+                       operands, 7, &args, sizeof args, units);
+    }
+    if (status != OXB_OK) front_commands_cut(commands, mark);
+    return status;
+}
+
+/* Add up the parts that attention left in `parts`. */
+static oxb_status record_combine(oxb_commands *commands, oxb_buffer *parts, uint64_t bytes,
+                                 ops_operand out, const struct oxb_attention_args *a) {
+    ops_operand operands[] = {{"parts", {parts, 0}, bytes, 0}, out};
+    struct oxb_combine_args args = {.n_rows = (oxb_u64)a->n_tokens * a->n_heads,
+                                    .head_dim = a->head_dim,
+                                    .n_splits = a->n_splits};
+    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_COMBINE);
+    const uint64_t units[3] = {args.n_rows, 1, 1};
+    return ops_record(commands, &tile, "attention_combine", operands, 2, &args, sizeof args, units);
+}
+
+oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache,
+                            oxb_binding v_cache, oxb_binding state, oxb_binding out,
+                            const oxb_attention_shape *shape, float scale) {
+    const char *op = "attention";
+    oxb_status status = check_attention(op, shape);
+    if (status != OXB_OK) return status;
+    uint64_t rows = (uint64_t)shape->n_tokens * shape->n_heads;
+    ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 0},
+                              {"k_cache", k_cache, cache_bytes(shape), 0},
+                              {"v_cache", v_cache, cache_bytes(shape), 0},
+                              ops_state_operand(state, 0),
+                              {"output", out, rows * shape->head_dim * 4, 1}};
+    if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
+    if ((status = ops_check_apart(op, operands, operands + 4)) != OXB_OK) return status;
+    /* Of two numbers, their bits together are as odd as the odder one. */
+    uint64_t place =
+        (k_cache.buffer->base + k_cache.offset) | (v_cache.buffer->base + v_cache.offset);
+    ops_attention_cut cut = ops_cut_attention(&front_commands_device(commands)->info, shape, place);
+    struct oxb_attention_args args = {.layer_offset = shape->layer * layer_elements(shape),
+                                      .n_heads = shape->n_heads,
+                                      .n_kv_heads = shape->n_kv_heads,
+                                      .head_dim = shape->head_dim,
+                                      .max_seq = shape->max_seq,
+                                      .scale = scale,
+                                      .n_tokens = shape->n_tokens,
+                                      .n_splits = cut.splits,
+                                      .heads = cut.heads,
+                                      .tokens = cut.tile.units[1]};
+    ops_operand final = operands[4];
+    oxb_buffer *parts = NULL;
+    uint64_t bytes = rows * cut.splits * (shape->head_dim + (uint64_t)2) * 4;
+    if (cut.splits > 1) {
+        if ((status = front_commands_scratch(commands, bytes, &parts)) != OXB_OK) return status;
+        operands[4] = (ops_operand){"parts", {parts, 0}, bytes, 1};
+    }
+    const uint64_t units[3] = {shape->n_heads / cut.heads, shape->n_tokens, cut.splits};
+    const uint32_t mark = oxb_commands_length(commands);
+    status = ops_record(commands, &cut.tile, shape->kv_f16 ? "attention_f16" : "attention_f32",
+                        operands, 5, &args, sizeof args, units);
+    if (status == OXB_OK && parts) status = record_combine(commands, parts, bytes, final, &args);
+    if (status != OXB_OK) front_commands_cut(commands, mark);
+    return status;
+}

@@ -1,0 +1,80 @@
+/* Checks of operands, and the record of a dispatch. */
+#include "record.h"
+
+#include <math.h>
+
+#define MAX_OPERANDS 7u
+
+oxb_status ops_check_operands(const char *op, const ops_operand *operands, uint32_t n) {
+    for (uint32_t i = 0; i < n; i++) {
+        const oxb_buffer *buffer = operands[i].binding.buffer;
+        uint64_t offset = operands[i].binding.offset;
+        if (!buffer)
+            return front_fail(OXB_ENCODING_FAILED, "%s: %s has no buffer", op, operands[i].name);
+        uint64_t length = offset < buffer->length ? buffer->length - offset : 0;
+        if (length < operands[i].bytes) {
+            return front_fail(OXB_ENCODING_FAILED, "%s: %s too short: need %llu bytes, got %llu",
+                              op, operands[i].name, (unsigned long long)operands[i].bytes,
+                              (unsigned long long)length);
+        }
+        if (operands[i].written && buffer->read_only) {
+            return front_fail(OXB_ENCODING_FAILED, "%s: %s is a buffer over read-only memory", op,
+                              operands[i].name);
+        }
+        if (offset % 4) {
+            return front_fail(OXB_ENCODING_FAILED,
+                              "%s: %s starts at byte %llu: offsets must be multiples of 4", op,
+                              operands[i].name, (unsigned long long)offset);
+        }
+    }
+    return OXB_OK;
+}
+
+oxb_status ops_check_apart(const char *op, const ops_operand *in, const ops_operand *out) {
+    if (in->binding.buffer != out->binding.buffer ||
+        in->binding.offset >= out->binding.offset + out->bytes ||
+        out->binding.offset >= in->binding.offset + in->bytes) {
+        return OXB_OK;
+    }
+    return front_fail(OXB_ENCODING_FAILED,
+                      "%s: %s and %s overlap in one buffer: use two, or ranges apart", op, in->name,
+                      out->name);
+}
+
+oxb_status ops_check_count(const char *op, const char *name, uint64_t n, uint64_t limit) {
+    if (n >= 1 && n <= limit) return OXB_OK;
+    return front_fail(OXB_ENCODING_FAILED, "%s: %s = %llu must lie in 1..%llu", op, name,
+                      (unsigned long long)n, (unsigned long long)limit);
+}
+
+oxb_status ops_check_eps(const char *op, float eps) {
+    if (eps >= 0 && !isinf(eps)) return OXB_OK;
+    return front_fail(OXB_ENCODING_FAILED, "%s: eps = %g must be finite and not negative", op,
+                      (double)eps);
+}
+
+ops_operand ops_state_operand(oxb_binding state, int written) {
+    return (ops_operand){"state", state, sizeof(struct oxb_decode_state), written};
+}
+
+static uint32_t groups_of(uint64_t n, uint32_t per_group) {
+    return (uint32_t)((n + per_group - 1) / per_group);
+}
+
+oxb_status ops_record(oxb_commands *commands, const oxb_tile *tile, const char *kernel,
+                      const ops_operand *operands, uint32_t n, const void *args, uint32_t args_size,
+                      const uint64_t units[3]) {
+    oxb_device *device = front_commands_device(commands);
+    oxb_pipeline *pipeline = NULL;
+    oxb_status status =
+        front_shipped_pipeline(device, kernel, tile->constants, tile->n_constants, &pipeline);
+    if (status != OXB_OK) return status;
+    oxb_binding bindings[MAX_OPERANDS];
+    for (uint32_t i = 0; i < n; i++) bindings[i] = operands[i].binding;
+    oxb_size threadgroups = {groups_of(units[0], tile->units[0]),
+                             groups_of(units[1], tile->units[1]),
+                             groups_of(units[2], tile->units[2])};
+    oxb_size threads = {tile->threads, 1, 1};
+    return oxb_commands_dispatch(commands, pipeline, bindings, n, args, args_size, threadgroups,
+                                 threads, 0);
+}

@@ -1,0 +1,33 @@
+/* What the operations of the op layer share: checks of their operands, and the record of a
+ * dispatch. */
+#ifndef OPS_RECORD_H
+#define OPS_RECORD_H
+
+#include "front/front.h"
+#include "geometry.h"
+
+#define OPS_MAX_COUNT 0x7fffffffu
+
+/* One binding of an op with what the op needs of it. */
+typedef struct ops_operand {
+    const char *name;
+    oxb_binding binding;
+    uint64_t bytes;
+    int written;
+} ops_operand;
+
+oxb_status ops_check_operands(const char *op, const ops_operand *operands, uint32_t n);
+/* The device may read `in` after it wrote `out`: no byte of the two may be shared. */
+oxb_status ops_check_apart(const char *op, const ops_operand *in, const ops_operand *out);
+oxb_status ops_check_count(const char *op, const char *name, uint64_t n, uint64_t limit);
+oxb_status ops_check_eps(const char *op, float eps);
+
+/* The state of a decode step, as an operand. */
+ops_operand ops_state_operand(oxb_binding state, int written);
+
+/* Record `kernel` for units[0] x units[1] x units[2] units of the operation. */
+oxb_status ops_record(oxb_commands *commands, const oxb_tile *tile, const char *kernel,
+                      const ops_operand *operands, uint32_t n, const void *args, uint32_t args_size,
+                      const uint64_t units[3]);
+
+#endif

@@ -1,0 +1,105 @@
+"""Single dispatches of the kernels in shaders/, executed by the MSL runner (tests/msl).
+
+Whatever a test runs through `run` counts: test_msl_mutation.py asks that each kernel is run in
+every order, and that a test of test_shaders*.py fails for each barrier or guard that is taken out
+of a shader. A new kernel needs its tests in such a file and nothing else.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from msl_runner.testing import require_runner
+from numpy.typing import NDArray
+
+require_runner()
+
+from msl_runner import Buffer, CompileError, Library  # noqa: E402
+from msl_runner.launch import ORDERS  # noqa: E402
+from shader_sources import FAMILIES, FAMILY_OF  # noqa: E402
+
+SENTINEL = np.float32(-12345.5)
+# "FAMILY:PATH" of a source to run in place of a family's: all other families' tests are skipped.
+MUTANT = os.environ.get("OXIBONSAI_SHADER_MUTANT", "")
+# A file to add "KERNEL ORDER MODE" to for each run.
+LOG = os.environ.get("OXIBONSAI_SHADER_LOG")
+NOT_COMPILED = 9  # exit status of a run whose mutant is no program
+
+every_order = pytest.mark.parametrize("order", ORDERS)
+
+
+def groups_for(units: int, per_group: int) -> int:
+    return -(-units // per_group)
+
+
+def state(position: int) -> NDArray[np.uint32]:
+    """Return struct oxb_decode_state with padding that a kernel must leave alone."""
+    return np.array([position, 0xAAAA, 0xBBBB, 0xCCCC], np.uint32)
+
+
+class Placed(NamedTuple):
+    """An array in a buffer that is larger than it."""
+
+    array: NDArray[Any]
+    offset: int = 0  # bytes of the array that the binding leaves out
+    before: int = 0  # bytes that the binding has before the array; there is no memory for them
+
+
+@functools.cache
+def compile_family(name: str, mode: str, constants: tuple[tuple[int, Any], ...]) -> Library:
+    return Library(FAMILIES[name].source, f"{name}.metal", mode=mode, constants=dict(constants))
+
+
+@functools.cache
+def compile_mutant(kernel: str, mode: str, constants: tuple[tuple[int, Any], ...]) -> Library:
+    family, _, path = MUTANT.partition(":")
+    if FAMILY_OF[kernel] != family:
+        pytest.skip("a mutant of another family")
+    try:
+        return Library.file(path, mode=mode, constants=dict(constants), kernels=[kernel])
+    except CompileError as error:
+        pytest.exit(f"the mutant does not compile: {error}", NOT_COMPILED)
+
+
+def run(
+    kernel: str,
+    arrays: Sequence[NDArray[Any] | Placed],
+    args: bytes,
+    *,
+    groups: int | tuple[int, ...],
+    threads: int,
+    constants: Mapping[int, Any] | None = None,
+    order: str = "random",
+    mode: str = "check",
+) -> list[NDArray[Any]]:
+    """Run a kernel on copies of `arrays`, bound from 0, and `args` behind them; return the copies.
+
+    The same array twice is one buffer bound twice. `constants` are values by index.
+    """
+    values = tuple(sorted((constants or {}).items()))
+    if MUTANT:
+        library = compile_mutant(kernel, mode, values)
+    else:
+        library = compile_family(FAMILY_OF[kernel], mode, values)
+    placed = [a if isinstance(a, Placed) else Placed(a) for a in arrays]
+    buffers = {id(p.array): Buffer(p.array) for p in placed}
+    bound: list[Any] = [(buffers[id(p.array)], p.offset, p.before) for p in placed]
+    bound.append(np.frombuffer(args, np.uint8))
+    if LOG:
+        with open(LOG, "a") as log:
+            log.write(f"{kernel} {order} {mode}\n")
+    function = library[kernel]
+    names = {function.describe(name)["index"]: name for name in function.arguments}
+    function(
+        {names[i]: value for i, value in enumerate(bound)},
+        groups=groups,
+        threads=threads,
+        order=order,
+        seed=7,
+    )
+    return [buffers[id(p.array)].array.copy() for p in placed]

@@ -1,0 +1,261 @@
+/* Run the kernels of every variant that this processor has against the definitions in float64.
+ *
+ * For processors that the Python tests do not run on: built for them and run under an emulator.
+ * Prints the variants; the exit status is the number of checks that failed.
+ */
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "cpu/panels.h"
+#include "front/front.h"
+
+#define MAX_ROWS    300u
+#define MAX_K       2560u
+#define MAX_VECTORS 13u
+
+static uint64_t state = 1;
+
+static uint32_t random_bits(void) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static float random_float(void) {
+    return (float)random_bits() / 4294967296.0f - 0.25f; /* with a mean */
+}
+
+static int failures;
+
+static void expect(int holds, const char *variant, const char *what, double value, double limit) {
+    if (holds) return;
+    failures++;
+    printf("%s: %s: %g, limit %g\n", variant, what, value, limit);
+}
+
+/* Every code, and another scale of either sign in each block. */
+static void random_blocks(const oxb_file_format_info *info, uint8_t *blocks, uint64_t n,
+                          int without_three) {
+    for (uint64_t i = 0; i < n * info->block_bytes; i++) {
+        const uint8_t byte = (uint8_t)random_bits();
+        blocks[i] = without_three ? byte & (uint8_t)~((byte & 0x55) << 1) : byte;
+    }
+    for (uint64_t i = 0; i < n; i++) {
+        const uint16_t half = (uint16_t)(0x2c00 + random_bits() % 1024 + (random_bits() & 0x8000));
+        memcpy(blocks + i * info->block_bytes + info->scale_offset, &half, sizeof half);
+    }
+}
+
+/* How far rounding to int8 may move a product: half a step of each activation. */
+static double int8_error(const float *weights, const float *x, uint64_t k) {
+    double error = 0;
+    for (uint64_t block = 0; block < k; block += CPU_INT8_BLOCK) {
+        double largest = 0, sizes = 0;
+        for (uint64_t i = block; i < block + CPU_INT8_BLOCK; i++) {
+            largest = fmax(largest, fabs((double)x[i]));
+            sizes += fabs((double)weights[i]);
+        }
+        error += largest / 254 * sizes;
+    }
+    return error;
+}
+
+/* Rows from `first` on of a packed matrix times the vectors of m. */
+static void check_rows(const cpu_call *call, const cpu_matrix *m, uint64_t first, uint64_t n) {
+    static float tables[CPU_TABLES / sizeof(float)], weights[MAX_K];
+    static double out[CPU_SCRATCH / sizeof(double)];
+    const cpu_panels p =
+        cpu_panels_at(m->weight, m->codes_offset, m->format, call->kernel->layout, m->k);
+    const cpu_sums sums =
+        m->quantized != NULL ? cpu_int8_rows(call, m, &first, 1, n, out, (uint32_t *)(void *)tables)
+                             : cpu_panel_rows(call, m, &first, 1, n, 0, out, tables);
+    double error[MAX_VECTORS] = {0}, norm[MAX_VECTORS] = {0}, size[MAX_VECTORS] = {0};
+    for (uint64_t row = 0; row < n; row++) {
+        for (uint64_t g = 0; g < p.n_groups; g++)
+            cpu_panel_weights(&p, first + row, g, weights + g * p.group);
+        for (uint32_t v = 0; v < m->n_vectors; v++) {
+            const float *x = m->x + v * m->k;
+            double expected = 0, sizes = 0;
+            for (uint64_t i = 0; i < m->k; i++) {
+                expected += (double)weights[i] * x[i];
+                sizes += fabs((double)weights[i] * x[i]);
+            }
+            const double off = fabs(sums.part[0][v * sums.stride + row] - expected);
+            if (m->quantized != NULL) {
+                const double limit = int8_error(weights, x, m->k) + 1e-6 * sizes;
+                expect(off <= limit, call->isa->name, "error in int8", off, limit);
+            }
+            error[v] += off * off;
+            norm[v] += expected * expected;
+            size[v] += sizes * sizes / (double)m->k;
+        }
+    }
+    for (uint32_t v = 0; v < m->n_vectors && m->quantized == NULL; v++) {
+        const double of = norm[v] > size[v] ? norm[v] : size[v];
+        expect(error[v] <= 1e-12 * of, call->isa->name, "relative error of a product",
+               sqrt(error[v] / of), 1e-6);
+    }
+}
+
+static void check_product(const cpu_isa *isa, oxb_file_format format, uint32_t layout,
+                          uint64_t n_rows, uint64_t k, int without_three) {
+    static uint8_t blocks[MAX_ROWS * MAX_K];
+    static float x[MAX_VECTORS * MAX_K];
+    static uint32_t quantized[MAX_VECTORS * MAX_K]; /* more than enough */
+    const oxb_file_format_info *info = oxb_file_format_of(format);
+    const uint32_t group = cpu_group(info->kernel);
+    const cpu_code code = cpu_panel_code(info->kernel, layout);
+    if (isa->f32->code[code].rows == NULL) return;
+    random_blocks(info, blocks, n_rows * k / info->block_weights, without_three);
+    for (uint64_t i = 0; i < MAX_VECTORS * k; i++)
+        x[i] = random_float() * (i / 100 % 3 == 1 ? 4.0f : 1.0f);
+    uint64_t codes_offset;
+    void *packed = malloc(cpu_panel_bytes(code, group, n_rows, k, &codes_offset));
+    const int fits = cpu_pack(isa, format, layout, blocks, n_rows, k, packed, 1);
+    expect(fits == (layout != OXB_LAYOUT_TRITS || without_three), isa->name,
+           "codes that fit the layout", fits, 1);
+    const cpu_kernel kernel = {.format = info->kernel, .layout = layout};
+    const cpu_call call = {.kernel = &kernel, .isa = isa};
+    const uint64_t bytes = cpu_int8_bytes(k, group);
+    for (uint64_t v = 0; v < MAX_VECTORS; v++)
+        isa->int8->quantize(x + v * k, k, group, (char *)quantized + v * bytes);
+    /* Parts that start and end inside a tile. */
+    for (uint64_t first = 0; fits && first < n_rows; first += 133) {
+        cpu_matrix m = {
+            .weight = packed, .codes_offset = codes_offset, .k = k, .x = x, .format = info->kernel};
+        for (m.n_vectors = 1; m.n_vectors <= CPU_MOST_TOGETHER; m.n_vectors *= 2)
+            check_rows(&call, &m, first, n_rows - first);
+        m.quantized = (const char *)quantized;
+        const uint64_t n = n_rows - first < CPU_INT8_ROWS ? n_rows - first : CPU_INT8_ROWS;
+        static const uint32_t some[] = {1, 2, 6, 7, 11, MAX_VECTORS}; /* in parts of 1 to 6 */
+        for (unsigned i = 0; i < sizeof some / sizeof some[0]; i++) {
+            m.n_vectors = some[i];
+            check_rows(&call, &m, first, n);
+        }
+    }
+    free(packed);
+}
+
+static void check_dense(const cpu_isa *isa, oxb_device_format format, uint64_t k) {
+    static uint8_t rows[5 * MAX_K * 4];
+    static float x[MAX_K], weights[MAX_K];
+    const uint64_t stride = k / cpu_group(format) * cpu_group_bytes(format);
+    double sums[5];
+    for (uint64_t i = 0; i < 5 * stride; i++) rows[i] = (uint8_t)random_bits();
+    /* Exponents near 0: of each 4 or 2 bytes, or of each block's scale. */
+    const uint64_t step = format == OXB_DEVICE_FORMAT_F32    ? 4
+                          : format == OXB_DEVICE_FORMAT_Q8_0 ? 34
+                                                             : 2;
+    for (uint64_t i = 0; i < 5 * stride; i += step) {
+        uint8_t *high = rows + i + (step == 34 ? 1 : step - 1);
+        *high = (uint8_t)((*high & 0x81) |
+                          (format == OXB_DEVICE_FORMAT_F16 || step == 34 ? 0x34 : 0x3e));
+    }
+    for (uint64_t i = 0; i < k; i++) x[i] = random_float();
+    isa->f32->dense(format, rows, stride, 5, x, k, sums);
+    for (unsigned row = 0; row < 5; row++) {
+        double expected = 0, size = 0;
+        cpu_dense_weights(format, rows + row * stride, 0, k, weights);
+        for (uint64_t i = 0; i < k; i++) {
+            expected += (double)weights[i] * x[i];
+            size += fabs((double)weights[i] * x[i]);
+        }
+        const double error = fabs(sums[row] - expected);
+        expect(error <= 1e-6 * size, isa->name, "error of a dense product", error, 1e-6 * size);
+    }
+}
+
+static void check_attention(const cpu_isa *isa, uint32_t n, uint32_t heads, uint64_t positions,
+                            int half) {
+    static float q[4 * 512], cache[2][200 * 512], out[4][512];
+    static uint16_t halves[2][200 * 512];
+    static double scratch[CPU_ATTEND_SCRATCH / sizeof(double)];
+    for (uint32_t i = 0; i < heads * n; i++) q[i] = 4 * random_float();
+    for (unsigned c = 0; c < 2; c++)
+        for (uint64_t i = 0; i < positions * n; i++) {
+            halves[c][i] = (uint16_t)(0x3000 + random_bits() % 0xc00 + (random_bits() & 0x8000));
+            cache[c][i] =
+                half ? ldexpf(1024 + (float)(halves[c][i] & 1023), (halves[c][i] >> 10 & 31) - 25) *
+                           (halves[c][i] & 0x8000 ? -1.0f : 1.0f)
+                     : random_float();
+        }
+    cpu_attend_head head[4];
+    for (uint32_t h = 0; h < heads; h++) head[h].out = out[h];
+    const cpu_attend job = {q,
+                            half ? (void *)halves[0] : cache[0],
+                            half ? (void *)halves[1] : cache[1],
+                            positions,
+                            n,
+                            heads,
+                            half,
+                            0.25f,
+                            head,
+                            scratch};
+    isa->f32->attend(&job);
+    for (uint32_t h = 0; h < heads; h++) {
+        double score[200], expected[512] = {0}, total = 0, largest = -INFINITY, error = 0, norm = 0;
+        for (uint64_t p = 0; p < positions; p++) {
+            score[p] = 0;
+            for (uint32_t i = 0; i < n; i++)
+                score[p] += (double)q[h * n + i] * cache[0][p * n + i] * 0.25;
+            largest = score[p] > largest ? score[p] : largest;
+        }
+        for (uint64_t p = 0; p < positions; p++) {
+            const double weight = exp(score[p] - largest);
+            total += weight;
+            for (uint32_t i = 0; i < n; i++) expected[i] += weight * cache[1][p * n + i];
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            const double difference = (double)out[h][i] / head[h].total - expected[i] / total;
+            error += difference * difference;
+            norm += expected[i] / total * (expected[i] / total);
+        }
+        expect(error <= 1e-10 * norm, isa->name, "relative error of attention", sqrt(error / norm),
+               1e-5);
+    }
+}
+
+static void check_swiglu(const cpu_isa *isa) {
+    double gate[48], up[48];
+    float s[33];
+    for (unsigned i = 0; i < 48; i++) {
+        gate[i] = (double)i * 9 - 200;
+        up[i] = 1 + i;
+    }
+    s[32] = -1;
+    isa->f32->swiglu(gate, up, s, 31);
+    for (unsigned i = 0; i < 31; i++) {
+        const double expected = gate[i] / (1 + exp(-gate[i])) * up[i];
+        const double error = fabs((double)s[i] - expected);
+        expect(error <= 1e-6 * fabs(expected) + 1e-36, isa->name, "error of SwiGLU", error,
+               1e-6 * fabs(expected));
+    }
+    expect(s[32] == -1, isa->name, "SwiGLU wrote past its end", s[32], -1);
+}
+
+int main(void) {
+    const cpu_isa *isa;
+    for (uint32_t i = 0; (isa = cpu_variant(i)) != NULL; i++) {
+        printf("%s\n", isa->name);
+        for (uint64_t n_rows = 1; n_rows < MAX_ROWS; n_rows += 1 + n_rows * 2 / 3) {
+            check_product(isa, OXB_FILE_FORMAT_Q1_0, OXB_LAYOUT_PANELS, n_rows, 2304, 0);
+            check_product(isa, OXB_FILE_FORMAT_Q2_0, OXB_LAYOUT_PANELS, n_rows, 192, 0);
+            check_product(isa, OXB_FILE_FORMAT_PQ2_0, OXB_LAYOUT_PANELS, n_rows, 2304, 0);
+            check_product(isa, OXB_FILE_FORMAT_PQ2_0, OXB_LAYOUT_TRITS, n_rows, 2304, 1);
+            check_product(isa, OXB_FILE_FORMAT_PQ2_0, OXB_LAYOUT_TRITS, n_rows, 128, 0);
+        }
+        for (uint32_t n = 2; n <= 512; n = n * 3 / 2 + n % 2)
+            for (uint32_t heads = 1; heads <= 4; heads++)
+                for (int half = 0; half < 2; half++)
+                    check_attention(isa, n + n % 2, heads, 1 + n % 190, half);
+        for (uint64_t k = 1; k <= MAX_K; k += 1 + k / 2) {
+            check_dense(isa, OXB_DEVICE_FORMAT_F32, k);
+            check_dense(isa, OXB_DEVICE_FORMAT_F16, k);
+            check_dense(isa, OXB_DEVICE_FORMAT_BF16, k);
+            check_dense(isa, OXB_DEVICE_FORMAT_Q8_0, (k + 31) / 32 * 32);
+        }
+        check_swiglu(isa);
+    }
+    return failures < 100 ? failures : 100;
+}

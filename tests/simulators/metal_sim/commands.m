@@ -1,0 +1,147 @@
+/* Queues and command buffers. */
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#import <Block.h>
+
+#include "sim.h"
+
+@implementation SimQueue
++ (const char *)simName {
+    return "MTLCommandQueue";
+}
+- (id<MTLCommandBuffer>)commandBuffer {
+    if (sim_fails("commandBuffer", NULL)) return nil;
+    if (__atomic_fetch_add(&_inFlight, 1, __ATOMIC_SEQ_CST) >= SIM_MAX_IN_FLIGHT)
+        sim_misuse("64 command buffers in flight",
+                   "a real queue blocks here for ever if none can finish");
+    return [[[SimCommandBuffer alloc] initWithQueue:self] autorelease];
+}
+@end
+
+@implementation SimCommandBuffer
+@synthesize error = _error, GPUStartTime = _start, GPUEndTime = _end;
++ (const char *)simName {
+    return "MTLCommandBuffer";
+}
+- (id)initWithQueue:(SimQueue *)queue {
+    self = [super initWithDevice:(SimDevice *)[queue device]];
+    _queue = [queue retain];
+    _held = [[NSMutableArray alloc] init];
+    _last = &_first;
+    return self;
+}
+- (void)drop {
+    for (sim_work *work = _first; work != NULL;) {
+        sim_work *next = work->next;
+        free(work);
+        work = next;
+    }
+    _first = NULL;
+    _last = &_first;
+    [_held removeAllObjects];
+    for (unsigned i = 0; i < _handlerCount; i++) _Block_release(_handlers[i]);
+    _handlerCount = 0;
+}
+- (void)dealloc {
+    [self drop];
+    if (_status < MTLCommandBufferStatusCommitted)
+        __atomic_fetch_sub(&_queue->_inFlight, 1, __ATOMIC_SEQ_CST);
+    [_held release];
+    [_queue release];
+    [_error release];
+    [super dealloc];
+}
+- (MTLCommandBufferStatus)status {
+    return __atomic_load_n(&_status, __ATOMIC_ACQUIRE);
+}
+- (void)add:(sim_work)work {
+    sim_work *copy = malloc(sizeof *copy);
+    *copy = work;
+    *_last = copy;
+    _last = &copy->next;
+}
+- (void)hold:(id)object {
+    [_held addObject:object];
+}
+- (void)checkOpen:(const char *)call {
+    if (_status != MTLCommandBufferStatusNotEnqueued) sim_misuse("use after commit", "%s", call);
+    if (_encoding) sim_misuse("encoder not ended", "%s while another encoder is open", call);
+}
+- (id<MTLComputeCommandEncoder>)computeCommandEncoder {
+    return [self computeCommandEncoderWithDispatchType:MTLDispatchTypeSerial];
+}
+- (id<MTLComputeCommandEncoder>)computeCommandEncoderWithDispatchType:
+    (MTLDispatchType)dispatchType {
+    [self checkOpen:"computeCommandEncoder"];
+    if (dispatchType != MTLDispatchTypeSerial)
+        sim_misuse("dispatch type", "the simulated device runs dispatches in series");
+    if (sim_fails("computeCommandEncoder", NULL)) return nil;
+    return [[[SimComputeEncoder alloc] initWithCommandBuffer:self] autorelease];
+}
+- (id<MTLBlitCommandEncoder>)blitCommandEncoder {
+    [self checkOpen:"blitCommandEncoder"];
+    if (sim_fails("blitCommandEncoder", NULL)) return nil;
+    return [[[SimBlitEncoder alloc] initWithCommandBuffer:self] autorelease];
+}
+- (void)addCompletedHandler:(MTLCommandBufferHandler)block {
+    if (_status != MTLCommandBufferStatusNotEnqueued)
+        sim_misuse("handler after commit", "addCompletedHandler");
+    if (_handlerCount == sizeof _handlers / sizeof _handlers[0])
+        sim_misuse("too many handlers", "%u", _handlerCount);
+    _handlers[_handlerCount++] = _Block_copy(block);
+}
+- (void)commit {
+    if (_status != MTLCommandBufferStatusNotEnqueued)
+        sim_misuse("double commit", "commit of a command buffer of status %d", (int)_status);
+    if (_encoding) sim_misuse("encoder not ended", "commit while an encoder is open");
+    _status = MTLCommandBufferStatusCommitted;
+    sim_enqueue(self);
+}
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+- (NSError *)run:(const sim_work *)work {
+    char text[2048] = "";
+    NSString *reason = nil;
+    if (work->pipeline == nil) {
+        if (work->from != NULL)
+            memmove(work->to, work->from, work->length);
+        else
+            memset(work->to, work->value, work->length);
+        return nil;
+    }
+    const SimPipeline *p = work->pipeline;
+    if (sim_load_runtime(&reason)->run(p->_program, p->_kernel, &work->launch, text, sizeof text) ==
+        0)
+        return nil;
+    return sim_error(MTLCommandBufferErrorDomain, 3, [NSString stringWithUTF8String:text]);
+}
+/* On the worker's thread. */
+- (void)execute {
+    NSError *error = nil;
+    BOOL failed = NO;
+    _status = MTLCommandBufferStatusScheduled;
+    _start = now();
+    @try {
+        failed = sim_fails("execute", &error);
+    } @catch (NSException *exception) {
+        failed = YES; /* a device raises nothing */
+    }
+    for (sim_work *work = _first; work != NULL && !failed; work = work->next) {
+        error = [self run:work];
+        failed = error != nil;
+    }
+    _end = now();
+    _error = [error retain];
+    __atomic_store_n(&_status,
+                     failed ? MTLCommandBufferStatusError : MTLCommandBufferStatusCompleted,
+                     __ATOMIC_RELEASE);
+    __atomic_fetch_sub(&_queue->_inFlight, 1, __ATOMIC_SEQ_CST);
+    for (unsigned i = 0; i < _handlerCount; i++) ((MTLCommandBufferHandler)_handlers[i])(self);
+    [self drop];
+}
+@end

@@ -1,0 +1,203 @@
+/* Shared by the files of the simulated Metal. */
+#ifndef SIM_H
+#define SIM_H
+
+#import <Metal/Metal.h>
+
+#include <stdbool.h>
+
+#include "metal_sim.h"
+#include "msl_runtime.h"
+
+#define SIM_MAX_DEVICES   8u
+#define SIM_MAX_IN_FLIGHT 64
+
+/* registry.m */
+
+/* Print the rule that was broken and abort: the caller's mistake, which a real Metal does not
+ * forgive. */
+void sim_misuse(const char *rule, const char *format, ...)
+    __attribute__((noreturn, format(printf, 2, 3)));
+
+/* Whether this call is to fail; sets *error where it fails with one, or raises. */
+BOOL sim_fails(const char *call, NSError **error);
+NSError *sim_error(NSString *domain, NSInteger code, NSString *text); /* +0 */
+
+/* Counted by what sim_name gives. */
+@interface SimCounted : NSObject
++ (const char *)simName;
+@end
+
+void sim_made(const char *name);
+void sim_gone(const char *name);
+
+/* A counted object of a device. */
+@class SimDevice;
+@interface SimObject : SimCounted {
+    NSString *_label;
+    SimDevice *_device;
+}
+@property (copy, atomic) NSString *label;
+@property (readonly) id<MTLDevice> device;
+- (id)initWithDevice:(SimDevice *)device;
+@end
+
+/* device.m */
+
+@interface SimDevice : NSObject <MTLDevice> {
+    NSUInteger _index;
+    uint32_t _simdWidth;
+    NSInteger _allocated;
+}
+@property (readonly) uint32_t simdWidth;
+- (void)allocated:(NSInteger)bytes;
+@end
+
+void sim_devices_reset(void);
+int64_t sim_device_references(void);
+uint32_t sim_max_threads_of(const char *kernel);
+
+/* buffer.m */
+
+@interface SimBuffer : SimObject <MTLBuffer> {
+@public
+    char *_memory;
+    NSUInteger _length;
+    BOOL _private;
+    BOOL _wrapped;
+    BOOL _fromRunner;
+}
+- (id)initWithDevice:(SimDevice *)device
+              length:(NSUInteger)length
+             options:(MTLResourceOptions)options;
+- (id)initWithDevice:(SimDevice *)device wrapping:(void *)memory length:(NSUInteger)length;
+@end
+
+/* program.m: sources compiled by the runner, in a subprocess */
+
+typedef struct sim_runtime {
+    msl_library *(*open)(const char *, char *, size_t);
+    uint32_t (*count)(const msl_library *);
+    const struct msl_kernel *(*kernel)(const msl_library *, uint32_t);
+    const struct msl_kernel *(*find)(const msl_library *, const char *);
+    void *(*alloc)(uint64_t);
+    void (*free)(void *);
+    int (*run)(const msl_library *, const struct msl_kernel *, const struct msl_launch *, char *,
+               size_t);
+} sim_runtime;
+
+/* nil with the reason where there is no compiler. */
+const sim_runtime *sim_load_runtime(NSString **reason);
+/* The library of `source`; it stays for the life of the process. `constants` holds strings
+ * "INDEX:TYPE=VALUE"; `kernel` may be nil for all. NULL with the compiler's log. */
+const msl_library *sim_compile(NSString *source, NSArray *constants, NSString *kernel,
+                               NSString **log);
+
+/* library.m */
+
+@interface SimLibrary : SimObject <MTLLibrary> {
+@public
+    NSString *_source;
+    const msl_library *_program;
+}
+- (id)initWithDevice:(SimDevice *)device
+              source:(NSString *)source
+             program:(const msl_library *)program;
+@end
+
+@interface SimFunction : SimObject <MTLFunction> {
+@public
+    NSString *_name;
+    const msl_library *_program;
+    const struct msl_kernel *_kernel;
+}
+- (id)initWithDevice:(SimDevice *)device program:(const msl_library *)program name:(NSString *)name;
+@end
+
+@interface MTLFunctionConstantValues (Sim)
+- (NSDictionary *)simValues; /* index: "TYPE=VALUE" */
+@end
+
+/* pipeline.m */
+
+@interface SimPipeline : SimObject <MTLComputePipelineState> {
+@public
+    const msl_library *_program;
+    const struct msl_kernel *_kernel;
+    uint32_t _maxThreads;
+}
+- (id)initWithDevice:(SimDevice *)device descriptor:(MTLComputePipelineDescriptor *)descriptor;
+@end
+
+MTLComputePipelineReflection *sim_reflection(const struct msl_kernel *kernel); /* +0 */
+
+/* commands.m */
+
+typedef struct sim_work {
+    struct sim_work *next;
+    SimPipeline *pipeline; /* nil for a copy or fill; kept by the command buffer's held objects */
+    struct msl_launch launch;
+    const char *from; /* NULL for a fill */
+    char *to;
+    uint64_t length;
+    uint8_t value;
+} sim_work;
+
+@class SimQueue;
+@interface SimCommandBuffer : SimObject <MTLCommandBuffer> {
+@public
+    SimQueue *_queue;
+    sim_work *_first, **_last;
+    NSMutableArray *_held; /* what the work uses */
+    BOOL _encoding;
+    MTLCommandBufferStatus _status;
+    NSError *_error;
+    double _start, _end;
+    void *_handlers[8]; /* copied blocks */
+    unsigned _handlerCount;
+}
+- (id)initWithQueue:(SimQueue *)queue;
+- (void)add:(sim_work)work;
+- (void)hold:(id)object;
+- (void)execute;
+@end
+
+@interface SimQueue : SimObject <MTLCommandQueue> {
+@public
+    int _inFlight;
+}
+@end
+
+/* worker.m: one thread runs what is committed, in that order */
+
+void sim_enqueue(SimCommandBuffer *commands);
+/* Wait until nothing is left to run, or the worker hangs. */
+void sim_drain(void);
+void sim_worker_reset(void);
+
+/* encoders.m */
+
+@interface SimEncoder : SimObject <MTLCommandEncoder> {
+    SimCommandBuffer *_commands;
+    BOOL _ended;
+    unsigned _groups;
+}
+- (id)initWithCommandBuffer:(SimCommandBuffer *)commands;
+- (void)check:(const char *)call;
+@end
+
+@interface SimComputeEncoder : SimEncoder <MTLComputeCommandEncoder> {
+    SimPipeline *_pipeline;
+    struct msl_launch _launch;
+    BOOL _bytes[MSL_MAX_BUFFERS];
+}
+@end
+
+@interface SimBlitEncoder : SimEncoder <MTLBlitCommandEncoder>
+@end
+
+/* capture.m */
+
+void sim_trace(NSString *line);
+
+#endif
