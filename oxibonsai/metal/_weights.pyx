@@ -25,7 +25,7 @@ import numpy as np
 from oxibonsai.metal._core import format_table
 from oxibonsai.metal._errors import BufferCreationError, EncodingError
 
-# Canonical name -> (format id, name of the kernel format).
+# Canonical name of a file format -> (its id, name of its device format).
 cdef dict _FORMATS = {row[0]: (row[1], row[6]) for row in format_table()}
 
 _UPLOADS = {
@@ -43,39 +43,73 @@ cdef int _format_id(str name) except -1:
 
 
 def kernel_format(str name not None):
-    """Return the name of the format that kernels see for the file format `name`."""
+    """Return the device format of a file format.
+
+    Parameters
+    ----------
+    name : str
+        Canonical name of a file format, such as ``"TQ2_0"``.
+
+    Returns
+    -------
+    str
+        Name of the format that kernels read after an upload, such as ``"q2_g128"``.
+
+    Raises
+    ------
+    EncodingError
+        If there is no such file format; the text lists them.
+    """
     _format_id(name)
     return _FORMATS[name][1]
 
 
 def upload_for(str name not None):
-    """Return the name of the MetalGraph method that uploads the file format `name`."""
+    """Return which method of MetalGraph uploads a file format.
+
+    Parameters
+    ----------
+    name : str
+        Canonical name of a file format, such as ``"TQ2_0"``.
+
+    Returns
+    -------
+    str
+        Name of the method, such as ``"upload_tq2_weight_soa"``.
+
+    Raises
+    ------
+    EncodingError
+        If there is no such file format; the text lists them.
+    """
     return _UPLOADS.get(kernel_format(name), "upload_weight_soa")
 
 
 def reformat(data, str format not None, out=None):
-    """Reformat blocks as files hold them to what kernels see.
+    """Reformat blocks of a file format to the device format that kernels read.
 
     Parameters
     ----------
     data : buffer
         Contiguous bytes, a whole number of blocks; read-only memory is fine.
     format : str
-        Name of the format of `data`, as in ``oxibonsai.formats``.
+        File format of `data`, as in ``oxibonsai.formats``.
     out : writable buffer, optional
-        Where the result goes, of exactly the right length; made where left out.
+        Where the result goes, of exactly its length; a new uint8 array if left out.
 
     Returns
     -------
     tuple of (uint8 array, int)
-        The bytes, half scales first, and the offset in bytes at which the codes start (a multiple
-        of 16).
+        The bytes, `out` if it was given: float16 scales first, then the codes; and the offset in
+        bytes at which the codes start, a multiple of 16.
 
     Raises
     ------
     EncodingError
-        Where the length is 0 or not a multiple of the block, `out` has another length, or the two
-        overlap.
+        If the length of `data` is 0 or no whole number of blocks, `out` has another length than the
+        result, or the two overlap.
+    ValueError
+        If `out` is read-only.
     """
     cdef oxb_file_format id = <oxb_file_format>_format_id(format)
     cdef HostBytes source = host_bytes(data)
@@ -99,16 +133,27 @@ def reformat(data, str format not None, out=None):
 
 @cython.no_gc_clear
 cdef class WeightHandle:
-    """A weight on a device, as an upload of MetalGraph returns it.
+    """WeightHandle()\n--\n
+    A weight on a device, as the uploads of MetalGraph return it.
 
     Attributes
     ----------
-    format : str
-        Format of the input, such as ``"Q1_0"``; ``"raw"`` for bytes uploaded as they are.
-    byte_len : int
-        Length of the input in bytes.
     device : Device
         Where the weight lives.
+    format : str
+        File format of the input, such as ``"Q1_0"``; ``"raw"`` for bytes uploaded as they are.
+    byte_len : int
+        Length of the input in bytes.
+
+    Raises
+    ------
+    TypeError
+        If it is called: the uploads of MetalGraph make handles.
+
+    Notes
+    -----
+    Any number of threads may use one handle. It owns the device memory: close() or the end of the
+    last reference frees it, once no recorded commands and no work in flight use it.
     """
 
     def __init__(self):
@@ -121,13 +166,13 @@ cdef class WeightHandle:
 
     @property
     def nbytes(self):
-        """Bytes the device holds for this weight."""
+        """Device memory that the weight takes, in bytes."""
         self._check_open("nbytes")
         return api.buffer_length(self.weight.buffer)
 
     @property
     def shape(self):
-        """(n_rows, k), (n,) for a float32 vector, None where the shape is not known."""
+        """Shape of the weight: (n_rows, k), (n,) for a float32 vector, None if it is not known."""
         if self.raw:
             return None
         if self.vector:
@@ -136,7 +181,7 @@ cdef class WeightHandle:
 
     @property
     def kernel(self):
-        """Name of the format that kernels see, None for raw bytes."""
+        """Name of the device format that kernels read, None for raw bytes."""
         return None if self.raw else kernel_format(self.format)
 
     @property
@@ -145,7 +190,10 @@ cdef class WeightHandle:
         return self.weight.buffer == NULL
 
     def close(self):
-        """Release the memory; idempotent. Work in flight keeps it until it has finished."""
+        """Release the memory; idempotent.
+
+        Recorded commands and work in flight keep it until they end.
+        """
         cdef oxb_buffer *buffer = self.weight.buffer
         self.weight.buffer = NULL
         if buffer:
@@ -168,8 +216,8 @@ cdef class WeightHandle:
         self._check_open(what)
         if self.raw:
             raise EncodingError(
-                f"{what}: the handle holds {self.byte_len} raw bytes, and kernels read SoA: upload the "
-                "blocks with upload_q1_weight_soa or upload_tq2_weight_soa"
+                f"{what}: the handle holds {self.byte_len} raw bytes, and kernels read SoA: upload "
+                "the blocks with upload_q1_weight_soa or upload_tq2_weight_soa"
             )
         if self.vector:
             raise EncodingError(
@@ -235,7 +283,25 @@ cdef int bind_all(tuple operands, oxb_binding *bindings) except -1:
 
 
 def upload_raw(Device device not None, data):
-    """Upload bytes as they are."""
+    """Upload bytes as they are.
+
+    Parameters
+    ----------
+    device : Device
+        Where the weight will live.
+    data : buffer or DLPack exporter
+        Contiguous bytes, at least one.
+
+    Returns
+    -------
+    WeightHandle
+        A handle that no kernel reads, of format ``"raw"``.
+
+    Raises
+    ------
+    BufferCreationError
+        If `data` is empty, or larger than the device's memory.
+    """
     cdef HostBytes host = host_bytes(data)
     cdef oxb_weight weight
     cdef oxb_buffer *buffer = NULL
@@ -262,7 +328,25 @@ def upload_raw(Device device not None, data):
 
 
 def upload_vector(Device device not None, const float[::1] data not None):
-    """Upload a float32 vector, such as a norm's weight."""
+    """Upload a float32 vector, such as a norm's weight.
+
+    Parameters
+    ----------
+    device : Device
+        Where the weight will live.
+    data : float32 [n]
+        The vector, contiguous.
+
+    Returns
+    -------
+    WeightHandle
+        A handle of shape (n,), for the operands of Commands that take a vector.
+
+    Raises
+    ------
+    BufferCreationError
+        If `data` is empty, or larger than the device's memory.
+    """
     cdef WeightHandle handle
     if data.shape[0] == 0:
         raise BufferCreationError("cannot upload an empty weight: the data has 0 elements")
@@ -276,7 +360,33 @@ def upload_vector(Device device not None, const float[::1] data not None):
 
 
 def upload_matrix(Device device not None, data, str format not None, shape=None):
-    """Upload `data`, bytes in `format`, for the kernels; shape is (n_rows, k) or None."""
+    """Reformat a matrix for the device's kernels and upload it.
+
+    Parameters
+    ----------
+    device : Device
+        Where the weight will live.
+    data : buffer or DLPack exporter
+        The blocks of the matrix, row by row.
+    format : str
+        File format of `data`.
+    shape : tuple of int, optional
+        (n_rows, k). With it the device may choose a layout of its own; without it the weight has
+        the plain layout, and its shape is checked when an op is recorded.
+
+    Returns
+    -------
+    WeightHandle
+        The matrix in the device format.
+
+    Raises
+    ------
+    EncodingError
+        If the format is unknown, or the length of `data` is no whole number of blocks or not that
+        of `shape`.
+    BufferCreationError
+        If the device does not have that much memory.
+    """
     cdef oxb_file_format id = <oxb_file_format>_format_id(format)
     cdef HostBytes host
     cdef uint64_t n_rows = 0, k = 0
@@ -313,11 +423,17 @@ class _Upload:
 
 
 cdef class WeightCache:
-    """Uploaded weights by (kind of upload, key); any number of threads may use it.
+    """WeightCache()\n--\n
+    Uploaded weights by (kind of upload, key).
 
-    Lock order: `_lock` guards the dicts and is a leaf. It is never held while a producer runs, while
-    bytes are uploaded, or while one thread waits for another's upload.
+    Notes
+    -----
+    Any number of threads may use one cache. It holds a reference to each handle: what is evicted is
+    freed with its last user.
     """
+
+    # Lock order: `_lock` guards the dicts and is a leaf. It is never held while a producer runs,
+    # while bytes are uploaded, or while one thread waits for another's upload.
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -333,10 +449,31 @@ cdef class WeightCache:
         return number
 
     def get(self, kind, key, upload):
-        """Return (handle, whether it was there already); `upload()` makes a missing one.
+        """Return the weight of a key, uploading it on a miss.
 
-        Of several threads that miss one key, one runs `upload` and the others wait for it. Where it
-        raises, the cache is as before and the next thread tries.
+        Parameters
+        ----------
+        kind : str
+            Kind of upload; each has a key space of its own.
+        key : int
+            Unsigned 64-bit integer.
+        upload : callable
+            Called without arguments on a miss; returns the WeightHandle to keep.
+
+        Returns
+        -------
+        tuple of (WeightHandle, bool)
+            The handle, and whether it was cached.
+
+        Raises
+        ------
+        EncodingError
+            If `key` does not fit 64 bits, or `upload` waits for the same key.
+
+        Notes
+        -----
+        If several threads miss one key, one runs `upload` without the cache's lock and the others
+        wait for it. If it raises, the cache is unchanged and the next thread tries.
         """
         place = (kind, self._key(key))
         while True:
@@ -370,12 +507,12 @@ cdef class WeightCache:
         return handle, False
 
     def _check_wait(self, place, pending):
-        """Raise where waiting for `pending` would be for ever: each waits for the next one's upload."""
+        # A circle of threads, each waiting for the next one's upload, would wait for ever.
         while pending is not None:
             if pending.thread == threading.get_ident():
                 raise EncodingError(
-                    f"the producer of weight {place[1]} ({place[0]}) asks for that weight, itself or "
-                    "through another thread's producer: produce it without the cache"
+                    f"the producer of weight {place[1]} ({place[0]}) asks for that weight, itself "
+                    "or through another thread's producer: produce it without the cache"
                 )
             pending = self._waiting.get(pending.thread)
 
@@ -387,15 +524,31 @@ cdef class WeightCache:
 
     @property
     def nbytes(self):
-        """Bytes the device holds for the cached weights."""
+        """Device memory that the cached weights take, in bytes."""
         with self._lock:
             handles = list(self._ready.values())
         return sum(handle.nbytes for handle in handles if not handle.closed)
 
     def evict(self, key, kind=None):
-        """Forget the weights with `key` (of one `kind`, or of all); return how many.
+        """Forget the weights of a key.
 
-        The memory is freed with the last user of the handle.
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer.
+        kind : str, optional
+            Kind of upload; all kinds if left out.
+
+        Returns
+        -------
+        int
+            How many weights were forgotten. Their memory is freed with the last user of each
+            handle.
+
+        Raises
+        ------
+        EncodingError
+            If `key` does not fit 64 bits.
         """
         number = self._key(key)
         with self._lock:
@@ -405,7 +558,7 @@ cdef class WeightCache:
         return len(evicted)
 
     def clear(self):
-        """Forget all weights."""
+        """Forget all weights; their memory is freed with the last user of each handle."""
         with self._lock:
             evicted, self._ready = self._ready, {}
         evicted.clear()

@@ -8,7 +8,13 @@ from libc.stdlib cimport free, malloc
 
 from oxibonsai.metal.oxb cimport (
     OXB_ABI_VERSION,
+    OXB_DEVICE_FORMAT_COUNT,
+    OXB_DEVICE_FORMAT_Q8_0,
+    OXB_FILE_FORMAT_COUNT,
+    OXB_FILE_FORMAT_PTQ1_0,
     OXB_FILE_FORMAT_Q1_0,
+    OXB_FILE_FORMAT_Q8_0,
+    OXB_FILE_FORMAT_TQ2_0,
     OXB_OK,
     OXB_STORAGE_SHARED,
     oxb_api,
@@ -16,6 +22,8 @@ from oxibonsai.metal.oxb cimport (
     oxb_buffer,
     oxb_commands,
     oxb_device,
+    oxb_driver,
+    oxb_gemv_args,
     oxb_status,
     oxb_submission,
     oxb_weight,
@@ -106,6 +114,20 @@ def gemv(const unsigned char[::1] blocks not None, uint64_t n_rows, uint64_t k,
         status = _gemv(&blocks[0], blocks.shape[0], n_rows, k, &x[0], &y[0])
     if status != OXB_OK:
         raise ValueError(f"{<int>status}: {api.last_error().decode()}")
+
+
+def constants():
+    """Return values and sizes that the C compiler took from the headers."""
+    return {
+        "PTQ1_0": OXB_FILE_FORMAT_PTQ1_0,
+        "TQ2_0": OXB_FILE_FORMAT_TQ2_0,
+        "Q8_0": OXB_FILE_FORMAT_Q8_0,
+        "file formats": OXB_FILE_FORMAT_COUNT,
+        "device format q8_0": OXB_DEVICE_FORMAT_Q8_0,
+        "device formats": OXB_DEVICE_FORMAT_COUNT,
+        "sizeof(oxb_gemv_args)": sizeof(oxb_gemv_args),
+        "sizeof(oxb_driver)": sizeof(oxb_driver),
+    }
 
 
 def drivers():
