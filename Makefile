@@ -59,6 +59,7 @@ lint-mypy: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-dev
 
 lint-stubs: $(BUILT) $(VENV)/.extra-dev
 	$(PY) tools/generate_pxd.py --check && $(PY) tools/generate_stubs.py --check
+	$(PY) tools/check_docstrings.py
 	$(PY) -m mypy.stubtest --ignore-unused-allowlist \
 	    --allowlist tools/stubtest_allowlist.txt oxibonsai.metal
 
