@@ -199,7 +199,8 @@ cdef tuple _parse_name(str name):
 
 
 cdef int _prepare_cuda() except -1:
-    # Where there is a GPU: the driver looks for NVRTC by name, and Python knows the packages.
+    # Only if there is a GPU: the driver looks for NVRTC by name and finds it once it is loaded from
+    # the package that PyPI has.
     cdef uint32_t count = 0
     cdef oxb_status status
     with nogil:

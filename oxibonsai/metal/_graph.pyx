@@ -503,13 +503,25 @@ cdef class MetalGraph:
         hidden, inter : int
             Sizes of the hidden and the intermediate vector.
         attn : int, optional
-            Size of the attention output; `hidden` where left out.
+            Size of the attention output; `hidden` if left out.
 
         Returns
         -------
         context manager of list of Buffer
             float32 buffers in the device's working_storage: hidden, attention output, normed,
             activated. They are made on first use, and a few sets are kept by their sizes.
+
+        Raises
+        ------
+        EncodingError
+            If a size is not in 1..2**31 - 1.
+        BufferCreationError
+            If the device does not have that much memory.
+
+        Notes
+        -----
+        A phase of the same sizes in another thread waits for the end of the ``with`` statement; one
+        in the same thread raises EncodingError.
         """
         self.check_open()
         h = _dimension(hidden, "hidden")

@@ -114,7 +114,7 @@ class WeightHandle:
     device : Device
         Where the weight lives.
     format : str
-        File format of the input, such as ``"Q1_0"``; ``"raw"`` for bytes uploaded as they are.
+        File format of the input, such as ``"Q1_0"``; ``"raw"`` for an upload as it is.
     byte_len : int
         Length of the input in bytes.
 
@@ -134,7 +134,7 @@ class WeightHandle:
         """Where the weight lives."""
     @property
     def format(self) -> str:
-        """File format of the input, such as ``"Q1_0"``; ``"raw"`` for bytes uploaded as they are."""
+        """File format of the input, such as ``"Q1_0"``; ``"raw"`` for an upload as it is."""
     @property
     def byte_len(self) -> int:
         """Length of the input in bytes."""

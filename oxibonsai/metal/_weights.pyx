@@ -141,7 +141,7 @@ cdef class WeightHandle:
     device : Device
         Where the weight lives.
     format : str
-        File format of the input, such as ``"Q1_0"``; ``"raw"`` for bytes uploaded as they are.
+        File format of the input, such as ``"Q1_0"``; ``"raw"`` for an upload as it is.
     byte_len : int
         Length of the input in bytes.
 
