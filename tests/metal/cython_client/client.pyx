@@ -116,6 +116,10 @@ def gemv(const unsigned char[::1] blocks not None, uint64_t n_rows, uint64_t k,
         raise ValueError(f"{<int>status}: {api.last_error().decode()}")
 
 
+def drivers():
+    return [api.driver_name(i).decode() for i in range(api.driver_count())]
+
+
 def constants():
     """Return values and sizes that the C compiler took from the headers."""
     return {
@@ -128,7 +132,3 @@ def constants():
         "sizeof(oxb_gemv_args)": sizeof(oxb_gemv_args),
         "sizeof(oxb_driver)": sizeof(oxb_driver),
     }
-
-
-def drivers():
-    return [api.driver_name(i).decode() for i in range(api.driver_count())]
