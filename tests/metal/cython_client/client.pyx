@@ -2,19 +2,14 @@
 """A foreign extension that uses the package through what it ships: pxd files, headers, the capsule."""
 
 cimport oxibonsai.metal as metal
+cimport oxibonsai.metal.oxb as oxb
 from cpython.pycapsule cimport PyCapsule_Import
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
 
 from oxibonsai.metal.oxb cimport (
     OXB_ABI_VERSION,
-    OXB_DEVICE_FORMAT_COUNT,
-    OXB_DEVICE_FORMAT_Q8_0,
-    OXB_FILE_FORMAT_COUNT,
-    OXB_FILE_FORMAT_PTQ1_0,
     OXB_FILE_FORMAT_Q1_0,
-    OXB_FILE_FORMAT_Q8_0,
-    OXB_FILE_FORMAT_TQ2_0,
     OXB_OK,
     OXB_STORAGE_SHARED,
     oxb_api,
@@ -22,8 +17,6 @@ from oxibonsai.metal.oxb cimport (
     oxb_buffer,
     oxb_commands,
     oxb_device,
-    oxb_driver,
-    oxb_gemv_args,
     oxb_status,
     oxb_submission,
     oxb_weight,
@@ -123,12 +116,12 @@ def drivers():
 def constants():
     """Return values and sizes that the C compiler took from the headers."""
     return {
-        "PTQ1_0": OXB_FILE_FORMAT_PTQ1_0,
-        "TQ2_0": OXB_FILE_FORMAT_TQ2_0,
-        "Q8_0": OXB_FILE_FORMAT_Q8_0,
-        "file formats": OXB_FILE_FORMAT_COUNT,
-        "device format q8_0": OXB_DEVICE_FORMAT_Q8_0,
-        "device formats": OXB_DEVICE_FORMAT_COUNT,
-        "sizeof(oxb_gemv_args)": sizeof(oxb_gemv_args),
-        "sizeof(oxb_driver)": sizeof(oxb_driver),
+        "PTQ1_0": oxb.OXB_FILE_FORMAT_PTQ1_0,
+        "TQ2_0": oxb.OXB_FILE_FORMAT_TQ2_0,
+        "Q8_0": oxb.OXB_FILE_FORMAT_Q8_0,
+        "file formats": oxb.OXB_FILE_FORMAT_COUNT,
+        "device format q8_0": oxb.OXB_DEVICE_FORMAT_Q8_0,
+        "device formats": oxb.OXB_DEVICE_FORMAT_COUNT,
+        "sizeof(oxb_gemv_args)": sizeof(oxb.oxb_gemv_args),
+        "sizeof(oxb_driver)": sizeof(oxb.oxb_driver),
     }
