@@ -28,10 +28,12 @@ class Format:
         Weights and bytes of one block.
     scale_offset : int
         Byte offset of the half scale ``d`` in a block.
-    kernel : str
-        Name of the format that kernels see, such as ``"q2_g128"``.
-    bits, group : int
-        Bits per weight and weights per scale in the kernel format.
+    device_format : str
+        Name of the device format, such as ``"q2_g128"``.
+    bits, group_size : int
+        Bits per weight and weights per scale in the device format.
+    coded : bool
+        Whether weights are codes of 1 or 2 bits with the scales apart.
     """
 
     name: str
@@ -40,9 +42,10 @@ class Format:
     block_weights: int
     block_bytes: int
     scale_offset: int
-    kernel: str
+    device_format: str
     bits: int
-    group: int
+    group_size: int
+    coded: bool
 
     def row_bytes(self, k: int) -> int:
         """Return the bytes of a row of `k` weights; ValueError unless whole blocks fill it."""
@@ -57,7 +60,7 @@ class Format:
 FORMATS: dict[str, Format] = {row[0]: Format(*row) for row in _core.format_table()}
 """All formats by canonical name."""
 
-BLOCK_FORMATS: tuple[str, ...] = tuple(name for name, f in FORMATS.items() if f.bits <= 2)
+BLOCK_FORMATS: tuple[str, ...] = tuple(name for name, f in FORMATS.items() if f.coded)
 """Names of the 1-bit and ternary formats."""
 
 _ALIASES = {"q1_0_g128": "Q1_0", "q2_0_g64": "Q2_0"}

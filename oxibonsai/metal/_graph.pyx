@@ -514,9 +514,11 @@ cdef uint64_t _round_up(uint64_t n) noexcept:
 
 
 def _check_family(what, weight, family):
-    kernel = weight_of(weight, "weight").kernel
-    if kernel is not None and not kernel.startswith(family):
-        right = {"q1": "encode_gemv", "q2": "encode_gemv_tq2"}.get(kernel[:2], "encode_qkv_phase")
+    device_format = weight_of(weight, "weight").device_format
+    if device_format is not None and not device_format.startswith(family):
+        right = {"q1": "encode_gemv", "q2": "encode_gemv_tq2"}.get(
+            device_format[:2], "encode_qkv_phase"
+        )
         raise EncodingError(f"{what}: the weight is {weight.format}: use {right}")
 
 

@@ -25,7 +25,7 @@ import numpy as np
 from oxibonsai.metal._core import format_table
 from oxibonsai.metal._errors import BufferCreationError, EncodingError
 
-# Canonical name -> (format id, name of the kernel format).
+# Canonical name -> (format id, name of the device format).
 cdef dict _FORMATS = {row[0]: (row[1], row[6]) for row in format_table()}
 
 _UPLOADS = {
@@ -42,15 +42,15 @@ cdef int _format_id(str name) except -1:
     return found[0]
 
 
-def kernel_format(str name not None):
-    """Return the name of the format that kernels see for the file format `name`."""
+def device_format(str name not None):
+    """Return the name of the device format of the file format `name`."""
     _format_id(name)
     return _FORMATS[name][1]
 
 
 def upload_for(str name not None):
     """Return the name of the MetalGraph method that uploads the file format `name`."""
-    return _UPLOADS.get(kernel_format(name), "upload_weight_soa")
+    return _UPLOADS.get(device_format(name), "upload_weight_soa")
 
 
 def reformat(data, str format not None, out=None):
@@ -135,9 +135,9 @@ cdef class WeightHandle:
         return (self.weight.n_rows, self.weight.k) if self.weight.n_rows else None
 
     @property
-    def kernel(self):
-        """Name of the format that kernels see, None for raw bytes."""
-        return None if self.raw else kernel_format(self.format)
+    def device_format(self):
+        """Name of the device format, such as ``"q1_g128"``; None for raw bytes."""
+        return None if self.raw else device_format(self.format)
 
     @property
     def closed(self):
@@ -253,7 +253,7 @@ def upload_raw(Device device not None, data):
             api.device_release(borrowed)
     weight.buffer = buffer
     weight.codes_offset = weight.n_groups = 0
-    weight.kernel = weight.n_rows = weight.k = weight.layout = 0
+    weight.device_format = weight.n_rows = weight.k = weight.layout = 0
     handle = _new_handle(device, "raw", host.nbytes, weight)
     handle.raw = True
     with nogil:
@@ -270,7 +270,7 @@ def upload_vector(Device device not None, const float[::1] data not None):
     handle.raw = False
     handle.vector = True
     handle.format = "F32"
-    handle.weight.kernel = OXB_DEVICE_FORMAT_F32
+    handle.weight.device_format = OXB_DEVICE_FORMAT_F32
     handle.weight.n_groups = data.shape[0]
     return handle
 
@@ -284,7 +284,7 @@ def upload_matrix(Device device not None, data, str format not None, shape=None)
     if shape is not None:
         n_rows, k = _matrix_shape(shape)
     # Blocks are bytes: an array of floats given here is a weight that was never quantised.
-    host = host_bytes(data, 0 if kernel_format(format) not in _UPLOADS else 1)
+    host = host_bytes(data, 0 if device_format(format) not in _UPLOADS else 1)
     cdef oxb_device *borrowed = device.borrow()
     with nogil:
         try:

@@ -38,7 +38,7 @@ def decode_codes(raw: _U8, fmt: Format, codes: _U8, scales: NDArray[np.float16])
     """Fill `codes` [n, k] and `scales` [n, k // group] from `raw` [n, row_bytes]."""
     d, payload = _split_blocks(raw, fmt)
     codes[...] = _CODE_DECODERS[fmt.name](payload).reshape(codes.shape)
-    scales[...] = np.repeat(d, fmt.block_weights // fmt.group).reshape(scales.shape)
+    scales[...] = np.repeat(d, fmt.block_weights // fmt.group_size).reshape(scales.shape)
 
 
 def _split_blocks(raw: _U8, fmt: Format) -> tuple[NDArray[np.float16], _U8]:

@@ -98,14 +98,14 @@ def codes(q: QTensor) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         If the format has no codes (``F32``, ``F16``, ``BF16``, ``Q8_0``).
     """
     fmt = _format_of(q)
-    if fmt.bits > 2:
+    if not fmt.coded:
         raise ValueError(
             f"{fmt.name} has no 1-bit or 2-bit codes: one of {', '.join(formats.BLOCK_FORMATS)}, "
             "or take dequantize(q)"
         )
     n_rows, k = q.shape
     out = np.empty((n_rows, k), np.uint8)
-    scales = np.empty((n_rows, k // fmt.group), np.float16)
+    scales = np.empty((n_rows, k // fmt.group_size), np.float16)
     for start, stop in _row_chunks(n_rows, k):
         decode_codes(q.data[start:stop], fmt, out[start:stop], scales[start:stop])
     return out, scales

@@ -11,8 +11,8 @@
 
 const oxb_file_format_info *oxb_file_format_of(oxb_file_format format) {
     static const oxb_file_format_info table[] = {
-#define X(id, name, type, weights, bytes, scale, kernel) \
-    {name, type, weights, bytes, scale, OXB_DEVICE_FORMAT_##kernel},
+#define X(id, name, type, weights, bytes, scale, device_format) \
+    {name, type, weights, bytes, scale, OXB_DEVICE_FORMAT_##device_format},
         OXB_FILE_FORMATS(X)
 #undef X
     };
@@ -21,7 +21,7 @@ const oxb_file_format_info *oxb_file_format_of(oxb_file_format format) {
 
 const oxb_device_format_info *oxb_device_format_of(oxb_device_format format) {
     static const oxb_device_format_info table[] = {
-#define X(id, name, bits, group) {name, bits, group},
+#define X(id, name, bits, group_size, coded) {name, bits, group_size, coded},
         OXB_DEVICE_FORMATS(X)
 #undef X
     };
@@ -53,15 +53,15 @@ oxb_status oxb_reformat_size(oxb_file_format format, uint64_t length, uint64_t *
                           "%s SoA reformat failed: input length %llu is not a multiple of %u",
                           label(format), (unsigned long long)length, info->block_bytes);
     }
-    const oxb_device_format_info *kernel = oxb_device_format_of(info->kernel);
-    if (kernel->bits > 2) {
+    const oxb_device_format_info *to = oxb_device_format_of(info->device_format);
+    if (!to->coded) {
         *codes_offset = 0;
         *size = length;
         return OXB_OK;
     }
-    uint64_t groups = length / info->block_bytes * (info->block_weights / kernel->group);
+    uint64_t groups = length / info->block_bytes * (info->block_weights / to->group_size);
     *codes_offset = ALIGN16(groups * 2);
-    *size = *codes_offset + groups * (kernel->group * kernel->bits / 8);
+    *size = *codes_offset + groups * (to->group_size * to->bits / 8);
     return OXB_OK;
 }
 
@@ -166,13 +166,14 @@ oxb_status oxb_reformat(oxb_file_format format, const void *source, uint64_t len
     oxb_status status = oxb_reformat_size(format, length, &size, &codes_offset);
     if (status != OXB_OK) return status;
     const oxb_file_format_info *info = oxb_file_format_of(format);
-    if (oxb_device_format_of(info->kernel)->bits > 2) {
+    const oxb_device_format_info *device = oxb_device_format_of(info->device_format);
+    if (!device->coded) {
         memcpy(to, source, length);
         return OXB_OK;
     }
     uint64_t n = length / info->block_bytes;
     formats_reformat_blocks(format, source, n, to, (uint8_t *)to + codes_offset);
-    uint64_t groups = n * (info->block_weights / oxb_device_format_of(info->kernel)->group);
+    uint64_t groups = n * (info->block_weights / device->group_size);
     memset((uint8_t *)to + 2 * groups, 0, codes_offset - 2 * groups);
     return OXB_OK;
 }
