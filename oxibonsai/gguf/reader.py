@@ -362,8 +362,8 @@ def _measure(
         if d.ggml_type == TYPE_42
     ]
     if of_42:
-        layout = TensorType.of(resolve(of_42, data, alignment, cursor.path, override))
-        types.update((t.name, layout) for t in of_42)
+        format_of_42 = TensorType.of(resolve(of_42, data, alignment, cursor.path, override))
+        types.update((t.name, format_of_42) for t in of_42)
 
     # An unknown type is measured by its room; room for one byte shows that tensors overlap.
     sizes = {

@@ -125,7 +125,10 @@ def _entry(name: str, value: Any) -> _Entry:
             f"{what} is a {type(value).__name__}; a QTensor, a float32 array or "
             "(data, shape, format) is needed"
         )
-    fmt = formats.get(format_name)
+    try:
+        fmt = formats.get(format_name)
+    except ValueError as e:
+        raise GGUFError(f"{what}: {e}") from None
     shape = tuple(int(n) for n in shape)
     if not 1 <= len(shape) <= _MAX_DIMS or min(shape) < 1 or math.prod(shape) >= 2**63:
         raise GGUFError(

@@ -15,6 +15,7 @@ cdef extern from "oxb_formats.h" nogil:
         OXB_DEVICE_FORMAT_Q2_G128
         OXB_DEVICE_FORMAT_Q2_G64
         OXB_DEVICE_FORMAT_F32
+        OXB_DEVICE_FORMAT_COUNT
 
     ctypedef struct oxb_file_format_info:
         const char *name

@@ -159,7 +159,7 @@ def test_scales_in_two_positions_in_one_file_are_refused(tmp_path):
         Tensor("a", (128, 64), 42, blocks("Q2_0_g128", 2**13)),
         Tensor("b", (128, 64), 42, blocks("TQ2_0_g128", 2**13)),
     )
-    with pytest.raises(gguf.GGUFError, match="no layout of tensor type 42 fits its scales"):
+    with pytest.raises(gguf.GGUFError, match="no format of tensor type 42 fits its scales"):
         gguf.open(path)
 
 
