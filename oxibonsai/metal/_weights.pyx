@@ -89,8 +89,8 @@ def reformat(data, format, out=None):
     Raises
     ------
     EncodingError
-        Where the format is unknown, the length is 0 or not a multiple of the block, `out` has another length, or the two
-        overlap.
+        Where the format is unknown, the length is 0 or not a multiple of the block, `out` has another
+        length, or the two overlap.
     """
     cdef oxb_file_format id = <oxb_file_format><int>weight_format(format).id
     cdef HostBytes source = host_bytes(data)
