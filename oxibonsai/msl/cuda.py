@@ -242,8 +242,9 @@ def _word(t: _Translation, i: int, depth: int) -> int | None:
         return _is_defined(t, i)
     if word == "constant" and depth == 0 and begins_statement(tokens, i):
         end = statement_end(tokens, i)
-        if any(x.text == "function_constant" for x in tokens[i:end]):
-            return _function_constant(t, i, end)
+        given = _constant_attribute(tokens, i, end)
+        if given is not None:
+            return _function_constant(t, i, given, end)
         if _declares_variable(t, i, end):
             t.out.append("static __constant__ constexpr")
             return i + 1
@@ -382,6 +383,9 @@ def _instantiation(t: _Translation, i: int) -> int:
         t.out.append(tokens[i].text)
         return i + 1
     t.out.append(newlines(tokens[i:end]))
+    if end >= len(tokens):
+        t.error(tokens[i], "an instantiation has no ';' after it")
+        return end
     found = instantiated(rest)
     if found is None or found[0] not in t.kernels:
         t.error(tokens[i], "an instantiation of what is no kernel template")
@@ -402,15 +406,24 @@ def _place_entry(t: _Translation, entry: _Entry) -> None:
     t.out.append("")
 
 
-def _function_constant(t: _Translation, i: int, end: int) -> int:
+def _constant_attribute(tokens: Sequence[Token], i: int, end: int) -> int | None:
+    """Return the position of [[function_constant(n)]] in the statement from i to `end`."""
+    for j in range(i + 1, min(end, len(tokens))):
+        if is_attribute(tokens, j) and "function_constant" in dict(read_attributes(tokens, j)[0]):
+            return j
+    return None
+
+
+def _function_constant(t: _Translation, i: int, j: int, end: int) -> int:
+    """Declare the function constant at i, with its attribute at j and its ';' at `end`."""
     tokens = t.tokens
-    j = i
-    while not is_attribute(tokens, j):
-        j += 1
     attributes, _ = read_attributes(tokens, j)
     index = integer(dict(attributes)["function_constant"])
     name = tokens[preceding(tokens, j)]
     type_name = join(tokens[i + 1 : preceding(tokens, j)]).strip()
+    if end >= len(tokens):
+        t.error(name, f"function constant '{name.text}' has no ';' after it")
+        return end
     if index is None or not 0 <= index < 65536:
         t.error(name, f"function constant '{name.text}' has no index in 0..65535")
         index = 0
@@ -428,6 +441,9 @@ def _function_constant(t: _Translation, i: int, end: int) -> int:
 
 def _is_defined(t: _Translation, i: int) -> int:
     bracket = following(t.tokens, i)
+    if text_at(t.tokens, bracket) != "(":
+        t.error(t.tokens[i], "is_function_constant_defined is not followed by (name)")
+        return bracket
     close = closing(t.tokens, bracket)
     name = join(t.tokens[bracket + 1 : close]).strip()
     constant = t.constants.get(name)

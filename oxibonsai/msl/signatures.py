@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .errors import CompileError
 from .tokens import Token, Tokens, closing, is_attribute, is_open, meaningful, read_attributes
 
 ADDRESS_SPACES = frozenset({"device", "constant", "threadgroup", "thread"})
@@ -143,6 +144,7 @@ def _shift(value: int, count: int) -> int:
     return value << count
 
 
+_INTEGERS = re.compile(r"(?:0[xX][0-9a-fA-F]+|\d+|[-+*/<|()\s])*")
 _OPERATORS: dict[type[ast.AST], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -167,6 +169,8 @@ def integer(text: str) -> int | None:
         Its value; None where it is no such expression or does not fit in 64 bits.
     """
     text = re.sub(r"(?<=[0-9a-fA-F])[uUlL]+\b", "", text.strip()).replace("/", "//")
+    if not _INTEGERS.fullmatch(text):
+        return None
 
     def value(node: ast.AST) -> int:
         if isinstance(node, ast.Constant) and type(node.value) is int:
@@ -214,6 +218,11 @@ def read_parameters(tokens: Tokens) -> list[Parameter]:
     -------
     list of Parameter
         In the order of the source; `check_kernel` fills in what their attributes say.
+
+    Raises
+    ------
+    CompileError
+        If there is an attribute without a parameter.
     """
     parameters = []
     for part in _split(tokens):
@@ -229,6 +238,9 @@ def read_parameters(tokens: Tokens) -> list[Parameter]:
             body.append(part[i])
             i += 1
         tokens_left = meaningful(body)
+        if not tokens_left:
+            token = meaningful(part)[0]
+            raise CompileError(f"{token.file}:{token.line}: error: a parameter has no type")
         words = [t.text for t in tokens_left if t.kind == "word"]
         skip = {"const", "volatile", "*", "&", *ADDRESS_SPACES}
         parameters.append(

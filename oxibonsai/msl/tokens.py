@@ -274,7 +274,7 @@ def declares_group_variable(tokens: Tokens, i: int) -> bool:
     """Return whether the word at i begins the declaration of a threadgroup variable."""
     if tokens[i].text != "threadgroup" or not begins_statement(tokens, i):
         return False
-    while tokens[i].text not in (";", "=", "{", ")"):
+    while i < len(tokens) and tokens[i].text not in (";", "=", "{", ")"):
         if tokens[i].text in ("*", "&"):
             return False
         i = closing(tokens, i) + 1 if tokens[i].text == "[" else i + 1  # a * in it is no pointer's
