@@ -27,7 +27,7 @@ class Format:
     id : int
         Number of the file format in the table, which the C functions take.
     ggml_type : int
-        Type id in a GGUF file. Not unique: 42 has three meanings.
+        Type id in a GGUF file. Not unique: 42 stands for three formats.
     block_weights, block_bytes : int
         Weights and bytes of one block; 1 weight a block in ``F32``, ``F16`` and ``BF16``.
     scale_offset : int

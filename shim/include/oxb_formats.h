@@ -27,7 +27,9 @@ typedef enum oxb_device_format {
 } oxb_device_format;
 
 /* X(id, name, ggml type, weights per block, bytes per block, byte offset of the scale, device
- * format). The type id is not unique: 42 has three meanings in files that exist. */
+ * format). A ggml type is not unique: 42 stands for three formats in files that exist.
+ *
+ * tools/generate_formats.py writes the Python table from these rows: run it after a change. */
 #define OXB_FILE_FORMATS(X)                               \
     X(Q1_0, "Q1_0", 41, 128, 18, 0, Q1_G128)              \
     X(TQ2_0_G128, "TQ2_0_g128", 42, 128, 34, 32, Q2_G128) \
