@@ -26,16 +26,14 @@ _Floats: TypeAlias = NDArray[np.float32] | array[float] | memoryview[float]
 _Storage: TypeAlias = Literal["shared", "private"]
 _Constants: TypeAlias = Mapping[int, bool | int | float]
 
-def format_table() -> list[tuple[str, int, int, int, int, int, str, int, int]]:
+def format_table() -> list[tuple[str, int, int, int, int, int, str, int, int, bool]]:
     """Return the C table of weight formats.
 
     Returns
     -------
     list of tuple
-        (name, id, ggml_type, block_weights, block_bytes, scale_offset, kernel, bits, group) for
-        each file format: its id in the C ABI, its type in a GGUF, weights and bytes of a block, the
-        byte at which the scale lies in a block; then name, bits of a weight and group_size of the
-        device format that kernels read.
+        (name, id, ggml_type, block_weights, block_bytes, scale_offset, device_format, bits,
+        group_size, coded) for each file format, as the fields of ``oxibonsai.formats.Format``.
     """
 
 @final

@@ -74,20 +74,18 @@ def format_table():
     Returns
     -------
     list of tuple
-        (name, id, ggml_type, block_weights, block_bytes, scale_offset, kernel, bits, group) for
-        each file format: its id in the C ABI, its type in a GGUF, weights and bytes of a block, the
-        byte at which the scale lies in a block; then name, bits of a weight and group_size of the
-        device format that kernels read.
+        (name, id, ggml_type, block_weights, block_bytes, scale_offset, device_format, bits,
+        group_size, coded) for each file format, as the fields of ``oxibonsai.formats.Format``.
     """
     cdef const oxb_file_format_info *f
-    cdef const oxb_device_format_info *kernel
+    cdef const oxb_device_format_info *device
     rows = []
     for i in range(<int>OXB_FILE_FORMAT_COUNT):
         f = oxb_file_format_of(<oxb_file_format>i)
-        kernel = oxb_device_format_of(f.kernel)
+        device = oxb_device_format_of(f.device_format)
         rows.append((
             f.name.decode(), i, f.ggml_type, f.block_weights, f.block_bytes, f.scale_offset,
-            kernel.name.decode(), kernel.bits, kernel.group,
+            device.name.decode(), device.bits, device.group_size, bool(device.coded),
         ))
     return rows
 

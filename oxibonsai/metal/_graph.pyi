@@ -10,6 +10,7 @@ from typing import Literal, SupportsIndex, TypeAlias
 
 from typing_extensions import Self, disjoint_base
 
+from oxibonsai.formats import Format
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._commands import Commands
 from oxibonsai.metal._core import Device, _Bytes, _Floats
@@ -119,7 +120,7 @@ class MetalGraph:
             If `data` is empty, or larger than the device's memory.
         """
     def upload_weight_soa(
-        self, data: _Matrix, format: str | None = None, shape: _Shape | None = None
+        self, data: _Matrix, format: str | Format | None = None, shape: _Shape | None = None
     ) -> WeightHandle:
         """Reformat a weight of any file format for the kernels and upload it.
 
@@ -127,8 +128,9 @@ class MetalGraph:
         ----------
         data : QTensor or buffer
             The matrix, or its bytes as a file holds them.
-        format : str, optional
-            File format of the bytes, as in ``oxibonsai.formats``; a QTensor knows its own.
+        format : str or Format, optional
+            File format of the bytes, as ``oxibonsai.formats.get`` knows it; a QTensor knows its
+            own.
         shape : tuple of int, optional
             (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
             it is used.
@@ -141,8 +143,8 @@ class MetalGraph:
         Raises
         ------
         EncodingError
-            If the length is not that of the shape or no whole number of blocks, or `format` is
-            missing or not that of the tensor.
+            If the format is unknown, missing or not that of the tensor, or the length is not that
+            of the shape or no whole number of blocks.
         """
     def upload_q1_weight_soa(self, data: _Matrix, shape: _Shape | None = None) -> WeightHandle:
         """Reformat Q1_0 blocks (18 bytes for 128 weights) and upload them.

@@ -7,36 +7,39 @@ import numpy as np
 from numpy.typing import NDArray
 from typing_extensions import Self, disjoint_base
 
+from oxibonsai.formats import Format
 from oxibonsai.metal._core import Device, _Bytes, _Floats
 
 _Out = TypeVar("_Out", bound=_Bytes)
 
-def kernel_format(name: str) -> str:
-    """Return the device format of a file format.
+def weight_format(name: str | Format) -> Format:
+    """Return the Format called `name`.
 
     Parameters
     ----------
-    name : str
-        Canonical name of a file format, such as ``"TQ2_0"``.
+    name : str or Format
+        A name that ``oxibonsai.formats.get`` knows.
 
     Returns
     -------
-    str
-        Name of the format that kernels read after an upload, such as ``"q2_g128"``.
+    Format
+        The row of the format table.
 
     Raises
     ------
     EncodingError
-        If there is no such file format; the text lists them.
+        If no format has this name; the text lists those there are.
+    TypeError
+        If `name` is neither a str nor a Format.
     """
 
-def upload_for(name: str) -> str:
-    """Return which method of MetalGraph uploads a file format.
+def upload_for(name: str | Format) -> str:
+    """Return the name of the MetalGraph method that uploads weights in a format.
 
     Parameters
     ----------
-    name : str
-        Canonical name of a file format, such as ``"TQ2_0"``.
+    name : str or Format
+        The file format.
 
     Returns
     -------
@@ -46,19 +49,19 @@ def upload_for(name: str) -> str:
     Raises
     ------
     EncodingError
-        If there is no such file format; the text lists them.
+        If no format has this name; the text lists those there are.
     """
 
 @overload
-def reformat(data: _Bytes, format: str, out: None = None) -> tuple[NDArray[np.uint8], int]:
-    """Reformat blocks of a file format to the device format that kernels read.
+def reformat(data: _Bytes, format: str | Format, out: None = None) -> tuple[NDArray[np.uint8], int]:
+    """Reformat blocks of a file format to its device format.
 
     Parameters
     ----------
     data : buffer
         Contiguous bytes, a whole number of blocks; read-only memory is fine.
-    format : str
-        File format of `data`, as in ``oxibonsai.formats``.
+    format : str or Format
+        File format of `data`: a name that ``oxibonsai.formats.get`` knows.
     out : writable buffer, optional
         Where the result goes, of exactly its length; a new uint8 array if left out.
 
@@ -66,27 +69,28 @@ def reformat(data: _Bytes, format: str, out: None = None) -> tuple[NDArray[np.ui
     -------
     tuple of (uint8 array, int)
         The bytes, `out` if it was given: float16 scales first, then the codes; and the offset in
-        bytes at which the codes start, a multiple of 16.
+        bytes at which the codes start, a multiple of 16. A dense format is copied as it is, and the
+        offset is 0.
 
     Raises
     ------
     EncodingError
-        If the length of `data` is 0 or no whole number of blocks, `out` has another length than the
-        result, or the two overlap.
+        If the format is unknown, the length of `data` is 0 or no whole number of blocks, `out` has
+        another length than the result, or the two overlap.
     ValueError
         If `out` is read-only.
     """
 
 @overload
-def reformat(data: _Bytes, format: str, out: _Out) -> tuple[_Out, int]:
-    """Reformat blocks of a file format to the device format that kernels read.
+def reformat(data: _Bytes, format: str | Format, out: _Out) -> tuple[_Out, int]:
+    """Reformat blocks of a file format to its device format.
 
     Parameters
     ----------
     data : buffer
         Contiguous bytes, a whole number of blocks; read-only memory is fine.
-    format : str
-        File format of `data`, as in ``oxibonsai.formats``.
+    format : str or Format
+        File format of `data`: a name that ``oxibonsai.formats.get`` knows.
     out : writable buffer, optional
         Where the result goes, of exactly its length; a new uint8 array if left out.
 
@@ -94,13 +98,14 @@ def reformat(data: _Bytes, format: str, out: _Out) -> tuple[_Out, int]:
     -------
     tuple of (uint8 array, int)
         The bytes, `out` if it was given: float16 scales first, then the codes; and the offset in
-        bytes at which the codes start, a multiple of 16.
+        bytes at which the codes start, a multiple of 16. A dense format is copied as it is, and the
+        offset is 0.
 
     Raises
     ------
     EncodingError
-        If the length of `data` is 0 or no whole number of blocks, `out` has another length than the
-        result, or the two overlap.
+        If the format is unknown, the length of `data` is 0 or no whole number of blocks, `out` has
+        another length than the result, or the two overlap.
     ValueError
         If `out` is read-only.
     """
@@ -145,8 +150,8 @@ class WeightHandle:
     def shape(self) -> tuple[int, ...] | None:
         """Shape of the weight: (n_rows, k), (n,) for a float32 vector, None if it is not known."""
     @property
-    def kernel(self) -> str | None:
-        """Name of the device format that kernels read, None for raw bytes."""
+    def device_format(self) -> str | None:
+        """Name of the device format, such as ``"q1_g128"``; None for raw bytes."""
     @property
     def closed(self) -> bool:
         """Whether close() was called."""
@@ -201,7 +206,10 @@ def upload_vector(device: Device, data: _Floats) -> WeightHandle:
     """
 
 def upload_matrix(
-    device: Device, data: _Bytes, format: str, shape: Sequence[SupportsIndex] | None = None
+    device: Device,
+    data: _Bytes,
+    format: str | Format,
+    shape: Sequence[SupportsIndex] | None = None,
 ) -> WeightHandle:
     """Reformat a matrix for the device's kernels and upload it.
 
@@ -211,8 +219,8 @@ def upload_matrix(
         Where the weight will live.
     data : buffer or DLPack exporter
         The blocks of the matrix, row by row.
-    format : str
-        File format of `data`.
+    format : str or Format
+        File format of `data`: a name that ``oxibonsai.formats.get`` knows.
     shape : tuple of int, optional
         (n_rows, k). With it the device may choose a layout of its own; without it the weight has
         the plain layout, and its shape is checked when an op is recorded.
