@@ -24,7 +24,7 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parent.parent
 METAL = ROOT / "oxibonsai" / "metal"
 
-DEFINITION = re.compile(r"( *)(?:cdef )?(class|def) (\w+)")
+DEFINITION = re.compile(r"( *)(?:cdef )?(class|def) (\w+)(?=[(:])")
 SIGNATURE = re.compile(r"(\w+)\((.*)\)\n--\n\s*")
 ATTRIBUTE = re.compile(r"^(\w+(?:, \w+)*) : (.*)\n((?:    .*\n?|\n)+)", re.MULTILINE)
 

@@ -153,7 +153,7 @@ cdef class Thing:
             n=None):
         """Run it.
 
-        Twice.
+        class A (in a text): twice.
         """
         return x
 
@@ -213,7 +213,7 @@ class Thing:
     def run(self, x: list[float], n: None = None) -> None:
         """Run it.
 
-        Twice.
+        class A (in a text): twice.
         """
     @overload
     def run(
@@ -221,7 +221,7 @@ class Thing:
     ) -> int:
         """Run it.
 
-        Twice.
+        class A (in a text): twice.
         """
 def count(a: dict[str, int] = {}) -> int:
     """Count."""
@@ -236,7 +236,11 @@ def test_docstrings_are_copied_into_a_stub():
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ('        """Run it.\n\n        Twice.\n        """\n', "", r"Thing\.run has no docstring"),
+        (
+            '        """Run it.\n\n        class A (in a text): twice.\n        """\n',
+            "",
+            r"Thing\.run has no docstring",
+        ),
         ("    name : str\n        Its name.\n", "", r"Thing\.name has no docstring"),
         ("Thing(size, *", "Thing(length, *", r"starts with Thing\(length, .* Thing\(size, \*"),
         ('str name="x"', 'str name="y"', r"its __init__ makes that Thing\(size, \*, name='y'"),
