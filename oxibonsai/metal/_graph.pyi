@@ -430,18 +430,18 @@ class MetalGraph:
         weight : WeightHandle
             From upload_q1_weight_soa.
         input : float32 [>= k]
-            The activations; read-only arrays are fine.
+            The activations; a read-only array is fine.
         output : float32 [>= n_rows]
-            Filled; may overlap `input`.
+            Receives the result; may overlap `input`.
         n_rows, k : int, optional
-            Left out where the handle knows its shape.
+            Shape of the matrix; may be left out if the handle knows it.
 
         Raises
         ------
         EncodingError
-            Where lengths, shape or format do not fit; nothing has run then.
+            If lengths, shape, format or device do not fit; nothing has run then.
         ExecutionError
-            Where the device failed or timed out.
+            If the device failed or timed out; `output` is as before.
         """
     def encode_gemv_tq2(
         self,
@@ -453,7 +453,23 @@ class MetalGraph:
     ) -> None:
         """Compute output[:n_rows] = W input[:k] with a ternary or 2-bit weight.
 
-        Parameters and errors as in encode_gemv; the weight is from upload_tq2_weight_soa.
+        Parameters
+        ----------
+        weight : WeightHandle
+            From upload_tq2_weight_soa.
+        input : float32 [>= k]
+            The activations; a read-only array is fine.
+        output : float32 [>= n_rows]
+            Receives the result; may overlap `input`.
+        n_rows, k : int, optional
+            Shape of the matrix; may be left out if the handle knows it.
+
+        Raises
+        ------
+        EncodingError
+            If lengths, shape, format or device do not fit; nothing has run then.
+        ExecutionError
+            If the device failed or timed out; `output` is as before.
         """
     def encode_qkv_phase(
         self,
@@ -465,8 +481,23 @@ class MetalGraph:
     ) -> None:
         """Compute the fused projection of Q, K and V: output[:n_rows] = W input[:k].
 
-        `weight` holds the rows of Q, K and V one after another, in any format. Errors as in
-        encode_gemv.
+        Parameters
+        ----------
+        input : float32 [>= k]
+            The activations; a read-only array is fine.
+        output : float32 [>= n_rows]
+            Receives the result; may overlap `input`.
+        weight : WeightHandle
+            The rows of Q, K and V one after another, in any format.
+        n_rows, k : int, optional
+            Shape of the matrix; may be left out if the handle knows it.
+
+        Raises
+        ------
+        EncodingError
+            If lengths, shape, format or device do not fit; nothing has run then.
+        ExecutionError
+            If the device failed or timed out; `output` is as before.
         """
     def encode_ffn_phase(
         self,
@@ -497,14 +528,15 @@ class MetalGraph:
             [hidden_size, k], [2 intermediate_size, hidden_size] (gate rows, then up rows) and
             [hidden_size, intermediate_size], each in any format.
         hidden_size, intermediate_size : int, optional
-            Left out where the handles know their shapes.
+            Sizes of the hidden and the intermediate vector; may be left out if the handles know
+            their shapes.
         eps : float
             Added to the mean square.
 
         Raises
         ------
         EncodingError
-            Where lengths or shapes do not fit; `hidden` is as before then.
+            If lengths, shapes or devices do not fit; `hidden` is as before.
         ExecutionError
-            Where the device failed or timed out; `hidden` is as before.
+            If the device failed or timed out; `hidden` is as before.
         """
