@@ -22,27 +22,27 @@
 
 #define CPU_TRIT_WORDS 7u /* of 128 weights */
 
-/* How `layout` holds the codes of a kernel format; CPU_CODE_COUNT where it cannot. */
-cpu_code cpu_panel_code(uint32_t format, uint32_t layout);
+/* How `layout` packs the codes of a device format; CPU_PACKING_COUNT where it does not. */
+cpu_packing cpu_panel_packing(uint32_t format, uint32_t layout);
 
 /* Tiles of a panel: how many share each table as it is loaded, where there are registers for it.
  * Trits have the largest tables. */
-static inline uint64_t cpu_panel_tiles(cpu_code code) {
-    return code == CPU_TRITS ? CPU_MAX_PANEL : 4;
+static inline uint64_t cpu_panel_tiles(cpu_packing packing) {
+    return packing == CPU_TRITS ? CPU_MAX_PANEL : 4;
 }
 
-static inline uint64_t cpu_panel_rows_of(cpu_code code) {
-    return cpu_panel_tiles(code) * CPU_LANES;
+static inline uint64_t cpu_panel_rows_of(cpu_packing packing) {
+    return cpu_panel_tiles(packing) * CPU_LANES;
 }
 
 /* Words of a group. */
-static inline uint64_t cpu_panel_words(cpu_code code, uint64_t group) {
-    return code == CPU_BITS ? group / 32 : code == CPU_PAIRS ? group / 16 : CPU_TRIT_WORDS;
+static inline uint64_t cpu_panel_words(cpu_packing packing, uint64_t group) {
+    return packing == CPU_BITS ? group / 32 : packing == CPU_PAIRS ? group / 16 : CPU_TRIT_WORDS;
 }
 
 /* Bytes of an n_rows x k matrix, and of the scales that come first; UINT64_MAX where that does not
  * fit. */
-uint64_t cpu_panel_bytes(cpu_code code, uint64_t group, uint64_t n_rows, uint64_t k,
+uint64_t cpu_panel_bytes(cpu_packing packing, uint64_t group, uint64_t n_rows, uint64_t k,
                          uint64_t *codes_offset);
 
 /* A matrix in panels. */
@@ -52,12 +52,12 @@ typedef struct cpu_panels {
     uint64_t n_groups; /* of a row */
     uint64_t words;    /* of a group */
     uint32_t group;    /* weights */
-    cpu_code code;
+    cpu_packing packing;
 } cpu_panels;
 
 /* Where a group of a tile lies, counted in tiles. */
 static inline uint64_t cpu_tile_at(const cpu_panels *p, uint64_t tile, uint64_t group) {
-    const uint64_t tiles = cpu_panel_tiles(p->code);
+    const uint64_t tiles = cpu_panel_tiles(p->packing);
     return (tile / tiles * p->n_groups + group) * tiles + tile % tiles;
 }
 
@@ -93,7 +93,8 @@ void cpu_panel_weights(const cpu_panels *p, uint64_t row, uint64_t group, float 
 
 /* Pack a matrix in a file format, on up to `threads` threads. Returns 0 where a code does not fit.
  */
-int cpu_pack(const cpu_isa *isa, oxb_file_format format, oxb_layout layout, const void *from,
-             uint64_t n_rows, uint64_t k, void *to, uint32_t threads);
+int cpu_pack(const cpu_isa *isa, oxb_reformat_blocks_fn *reformat, oxb_file_format format,
+             uint32_t layout, const void *from, uint64_t n_rows, uint64_t k, void *to,
+             uint32_t threads);
 
 #endif

@@ -31,12 +31,12 @@
 #define CPU_FLUSH     2048u /* weights added in float32 before they are added in float64 */
 
 /* How the words of a tile hold the codes of a row (panels.h). */
-typedef enum cpu_code {
+typedef enum cpu_packing {
     CPU_BITS,  /* 1 bit, 32 weights a word */
     CPU_PAIRS, /* 2 bits, 16 weights a word */
     CPU_TRITS, /* 5 bits for three weights, 7 words for 128 weights */
-    CPU_CODE_COUNT
-} cpu_code;
+    CPU_PACKING_COUNT
+} cpu_packing;
 
 #define CPU_MOST_TOGETHER \
     4u /* vectors that share the codes of a row as they are shifted, the most */
@@ -54,14 +54,14 @@ typedef struct cpu_tiles {
     int streams;        /* cpu_streams() */
 } cpu_tiles;
 
-typedef struct cpu_code_kernels {
+typedef struct cpu_packing_kernels {
     /* Tables of what each field of a word contributes before the scale, for n_groups groups of x,
      * which is vector v of n_vectors: their tables of a field lie side by side. */
     void (*tables)(float *tables, const float *x, uint64_t n_groups, uint32_t group, uint32_t v,
                    uint32_t n_vectors);
     /* sums[v * stride + 16 i + lane]: row `lane` of tile i, times vector v. */
     void (*rows)(const cpu_tiles *tiles, const float *tables, double *sums);
-} cpu_code_kernels;
+} cpu_packing_kernels;
 
 #define CPU_INT8_BLOCK 16u /* activations that share a scale */
 
@@ -93,8 +93,8 @@ typedef struct cpu_int8_kernels {
     void (*quantize)(const float *x, uint64_t k, uint32_t group, void *to);
     /* The codes of some groups of a tile as bytes of value (code), four weights a word; the groups
      * are `stride` words apart. */
-    void (*expand[CPU_CODE_COUNT])(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
-                                   uint64_t stride, uint32_t group);
+    void (*expand[CPU_PACKING_COUNT])(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
+                                      uint64_t stride, uint32_t group);
     void (*rows)(const cpu_int8_tiles *tiles, double *sums);
 } cpu_int8_kernels;
 
@@ -130,14 +130,14 @@ typedef struct cpu_pack_rows {
     uint64_t scale_stride;
     uint64_t n_groups;
     uint32_t group; /* weights */
-    cpu_code code;
+    cpu_packing packing;
     int no_three; /* a code of 3 stands for 1, which is 0 times the scale */
     uint16_t *to_scales;
     uint32_t *to_codes;
 } cpu_pack_rows;
 
 typedef struct cpu_float_kernels {
-    cpu_code_kernels code[CPU_CODE_COUNT]; /* NULL: the layout is not used */
+    cpu_packing_kernels packing[CPU_PACKING_COUNT]; /* NULL: the layout is not used */
     /* sums[i] = row i, `stride` bytes apart, times x: F32, F16, BF16 and Q8_0. */
     void (*dense)(uint32_t format, const uint8_t *rows, uint64_t stride, uint64_t n, const float *x,
                   uint64_t k, double *sums);

@@ -168,8 +168,9 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
 
 /* Some tiles times some vectors, `n` and `v` of them known to the compiler. */
 SIMD_INLINE void rows_of_tiles(const cpu_tiles *w, unsigned first, unsigned n, unsigned v,
-                               cpu_code code, uint32_t group, const float *tables, double *sums) {
-    const uint64_t n_words = cpu_panel_words(code, group);
+                               cpu_packing packing, uint32_t group, const float *tables,
+                               double *sums) {
+    const uint64_t n_words = cpu_panel_words(packing, group);
     const uint32_t *codes = w->codes + first * n_words * LANES;
     const uint16_t *scales = w->scales + first * LANES;
     int add = w->add;
@@ -185,7 +186,7 @@ SIMD_INLINE void rows_of_tiles(const cpu_tiles *w, unsigned first, unsigned n, u
             for (unsigned t = 0; t < n; t += 2)
                 __builtin_prefetch((const char *)(scales + t * LANES) + PREFETCH_SCALES);
 #if SIMD_TRITS
-            if (code == CPU_TRITS)
+            if (packing == CPU_TRITS)
                 tables = add_trits(sum, codes, n, v, tables, w->streams);
             else
 #endif
@@ -196,8 +197,8 @@ SIMD_INLINE void rows_of_tiles(const cpu_tiles *w, unsigned first, unsigned n, u
                 for (unsigned t = 0; t < n; t++)
                     total[i * n + t] = lanes_fma(
                         sum[i * n + t], lanes_of_halves(scales + t * LANES), total[i * n + t]);
-            codes += cpu_panel_tiles(code) * n_words * LANES;
-            scales += cpu_panel_tiles(code) * LANES;
+            codes += cpu_panel_tiles(packing) * n_words * LANES;
+            scales += cpu_panel_tiles(packing) * LANES;
         }
         for (unsigned i = 0; i < v; i++)
             for (unsigned t = 0; t < n; t++)
@@ -206,23 +207,24 @@ SIMD_INLINE void rows_of_tiles(const cpu_tiles *w, unsigned first, unsigned n, u
     }
 }
 
-SIMD_INLINE void rows_of_vectors(const cpu_tiles *w, unsigned together, unsigned v, cpu_code code,
-                                 uint32_t group, const float *tables, double *sums) {
+SIMD_INLINE void rows_of_vectors(const cpu_tiles *w, unsigned together, unsigned v,
+                                 cpu_packing packing, uint32_t group, const float *tables,
+                                 double *sums) {
     unsigned tile = 0;
     for (; tile + together <= w->n_tiles; tile += together)
-        rows_of_tiles(w, tile, together, v, code, group, tables, sums);
-    for (; tile < w->n_tiles; tile++) rows_of_tiles(w, tile, 1, v, code, group, tables, sums);
+        rows_of_tiles(w, tile, together, v, packing, group, tables, sums);
+    for (; tile < w->n_tiles; tile++) rows_of_tiles(w, tile, 1, v, packing, group, tables, sums);
 }
 
-SIMD_INLINE void rows_of_panel(const cpu_tiles *w, cpu_code code, uint32_t group,
+SIMD_INLINE void rows_of_panel(const cpu_tiles *w, cpu_packing packing, uint32_t group,
                                const float *tables, double *sums) {
     if (w->n_vectors == 1)
-        rows_of_vectors(w, code == CPU_TRITS ? CPU_MAX_PANEL : SIMD_TILES, 1, code, group, tables,
-                        sums);
+        rows_of_vectors(w, packing == CPU_TRITS ? CPU_MAX_PANEL : SIMD_TILES, 1, packing, group,
+                        tables, sums);
     else if (w->n_vectors == 2)
-        rows_of_vectors(w, SIMD_TILES_OF_TWO, 2, code, group, tables, sums);
+        rows_of_vectors(w, SIMD_TILES_OF_TWO, 2, packing, group, tables, sums);
     else
-        rows_of_vectors(w, SIMD_TILES_OF_FOUR, 4, code, group, tables, sums);
+        rows_of_vectors(w, SIMD_TILES_OF_FOUR, 4, packing, group, tables, sums);
 }
 
 SIMD_TARGET static void rows_of_bits(const cpu_tiles *w, const float *tables, double *sums) {
@@ -245,9 +247,9 @@ SIMD_TARGET static void rows_of_trits(const cpu_tiles *w, const float *tables, d
 #define TRIT_KERNELS
 #endif
 
-#define CODE_KERNELS                                         \
-    .code = {[CPU_BITS] = {tables_of_bits, rows_of_bits},    \
-             [CPU_PAIRS] = {tables_of_pairs, rows_of_pairs}, \
-             TRIT_KERNELS}
+#define PACKING_KERNELS                                         \
+    .packing = {[CPU_BITS] = {tables_of_bits, rows_of_bits},    \
+                [CPU_PAIRS] = {tables_of_pairs, rows_of_pairs}, \
+                TRIT_KERNELS}
 
 #endif

@@ -23,8 +23,8 @@ uint64_t cpu_weight_bytes(const cpu_kernel *kernel, uint64_t codes_offset, uint6
     if (n_rows == 0 || k == 0 || k % group != 0) return CPU_BAD_ARGS;
     if (kernel->layout != OXB_LAYOUT_PLAIN) {
         uint64_t expected;
-        const cpu_code code = cpu_panel_code(format, kernel->layout);
-        const uint64_t bytes = cpu_panel_bytes(code, group, n_rows, k, &expected);
+        const cpu_packing packing = cpu_panel_packing(format, kernel->layout);
+        const uint64_t bytes = cpu_panel_bytes(packing, group, n_rows, k, &expected);
         return codes_offset == expected ? bytes : CPU_BAD_ARGS;
     }
     const uint64_t groups = cpu_mul(n_rows, k / group);

@@ -38,10 +38,11 @@ static void multiply_tiles(const cpu_int8_kernels *kernels, const cpu_panels *p,
     for (uint64_t group = 0; group < p->n_groups; group += step) {
         const uint64_t count = p->n_groups - group < step ? p->n_groups - group : step;
         const uint64_t at = cpu_tile_at(p, tile, group);
-        const uint64_t tiles = cpu_panel_tiles(p->code);
+        const uint64_t tiles = cpu_panel_tiles(p->packing);
         for (uint32_t t = 0; t < n_tiles; t++)
-            kernels->expand[p->code](bytes + t * tile_words, p->codes + (at + t) * p->words * LANES,
-                                     count, tiles * p->words * LANES, p->group);
+            kernels->expand[p->packing](bytes + t * tile_words,
+                                        p->codes + (at + t) * p->words * LANES, count,
+                                        tiles * p->words * LANES, p->group);
         const cpu_int8_tiles job = {.codes = bytes,
                                     .scales = p->scales + at * LANES,
                                     .code_stride = tile_words,

@@ -5,8 +5,8 @@
 
 /* Groups whose tables are made at once; a multiple of what is added in float32. */
 static uint64_t groups_of_tables(const cpu_panels *p, uint32_t n_vectors) {
-    static const uint64_t weights[CPU_CODE_COUNT] = {24576, 12288, 16384};
-    const uint64_t each = weights[p->code] / n_vectors;
+    static const uint64_t weights[CPU_PACKING_COUNT] = {24576, 12288, 16384};
+    const uint64_t each = weights[p->packing] / n_vectors;
     return each / CPU_FLUSH * CPU_FLUSH / p->group;
 }
 
@@ -52,10 +52,10 @@ void cpu_repair_rows(const cpu_panels *p, const cpu_matrix *m, uint64_t first, u
 }
 
 /* Tiles [first, last) over some groups, to out[v * stride ...]. */
-static void add_tiles(const cpu_code_kernels *kernels, const cpu_panels *p, uint64_t group,
+static void add_tiles(const cpu_packing_kernels *kernels, const cpu_panels *p, uint64_t group,
                       uint64_t n_groups, uint64_t first, uint64_t last, uint32_t n_vectors,
                       const float *tables, double *out, uint64_t stride) {
-    const uint64_t tiles_of_panel = cpu_panel_tiles(p->code);
+    const uint64_t tiles_of_panel = cpu_panel_tiles(p->packing);
     const int streams = cpu_streams();
     for (uint64_t tile = first, n; tile < last; tile += n) {
         const uint64_t rest = tiles_of_panel - tile % tiles_of_panel;
@@ -78,7 +78,7 @@ cpu_sums cpu_panel_rows(const cpu_call *call, const cpu_matrix *m, const uint64_
                         uint32_t n_parts, uint64_t n, int again, double *out, float *tables) {
     const cpu_panels p =
         cpu_panels_at(m->weight, m->codes_offset, m->format, call->kernel->layout, m->k);
-    const cpu_code_kernels *kernels = &call->isa->f32->code[p.code];
+    const cpu_packing_kernels *kernels = &call->isa->f32->packing[p.packing];
     const uint64_t step = groups_of_tables(&p, m->n_vectors);
     const uint64_t part_stride = n + 2 * CPU_LANES;
     cpu_sums sums = {.stride = n_parts * part_stride};
