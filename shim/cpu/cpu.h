@@ -143,9 +143,10 @@ typedef struct cpu_matrix {
     uint32_t format;
 } cpu_matrix;
 
-#define CPU_TILE 2048u /* rows that share one set of tables */
+#define CPU_TABLE_ROWS 2048u /* rows that share one set of tables, the most */
 
-/* One vector, n rows of each part, n_parts * n <= CPU_TILE: sums[p * n + i] is row (first[p] + i).
+/* One vector, n rows of each part, n_parts * n <= CPU_TABLE_ROWS: sums[p * n + i] is row (first[p]
+ * + i).
  */
 void cpu_codes_rows(const cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
                     double *sums, void *scratch);

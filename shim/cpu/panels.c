@@ -7,7 +7,7 @@
 
 #define LANES       CPU_LANES
 #define LINE        64u
-#define MAX_GROUPS  8u  /* groups of a row that are reformatted together */
+#define MAX_GROUPS  8u  /* scale groups of a row that are reformatted together */
 #define GROUP_BYTES 32u /* of plain codes, the most */
 
 cpu_packing cpu_panel_packing(uint32_t format, uint32_t layout) {
@@ -22,28 +22,29 @@ cpu_packing cpu_panel_packing(uint32_t format, uint32_t layout) {
     }
 }
 
-uint64_t cpu_panel_bytes(cpu_packing packing, uint64_t group, uint64_t n_rows, uint64_t k,
+uint64_t cpu_panel_bytes(cpu_packing packing, uint64_t group_size, uint64_t n_rows, uint64_t k,
                          uint64_t *codes_offset) {
     const uint64_t rows = cpu_panel_rows_of(packing);
-    const uint64_t tile_rows = cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group));
-    *codes_offset = cpu_mul(tile_rows, sizeof(uint16_t));
+    const uint64_t strip_rows =
+        cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group_size));
+    *codes_offset = cpu_mul(strip_rows, sizeof(uint16_t));
     return cpu_add(*codes_offset,
-                   cpu_mul(tile_rows, cpu_panel_words(packing, group) * sizeof(uint32_t)));
+                   cpu_mul(strip_rows, cpu_panel_words(packing, group_size) * sizeof(uint32_t)));
 }
 
 cpu_panels cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t format,
                          uint32_t layout, uint64_t k) {
     const cpu_packing packing = cpu_panel_packing(format, layout);
-    const uint32_t group = cpu_group(format);
+    const uint32_t group_size = cpu_group(format);
     return (cpu_panels){.scales = weight,
                         .codes = (const void *)((const char *)weight + codes_offset),
-                        .n_groups = k / group,
-                        .words = cpu_panel_words(packing, group),
-                        .group = group,
+                        .n_groups = k / group_size,
+                        .words = cpu_panel_words(packing, group_size),
+                        .group_size = group_size,
                         .packing = packing};
 }
 
-/* The code of weight i of a row of a tile, whose words are LANES apart. 1-bit codes as 0 and 2. */
+/* The code of weight i of a row of a strip, whose words are LANES apart. 1-bit codes as 0 and 2. */
 static int code_at(cpu_packing packing, const uint32_t *words, unsigned i) {
     static const int power_of_three[3] = {1, 3, 9};
     if (packing == CPU_BITS)
@@ -59,10 +60,10 @@ static int code_at(cpu_packing packing, const uint32_t *words, unsigned i) {
 }
 
 void cpu_panel_weights(const cpu_panels *p, uint64_t row, uint64_t group, float *weights) {
-    const uint64_t tile = cpu_tile_at(p, row / LANES, group);
-    const float scale = cpu_float_of_half(p->scales[tile * LANES + row % LANES]);
-    const uint32_t *words = p->codes + tile * p->words * LANES + row % LANES;
-    for (unsigned i = 0; i < p->group; i++)
+    const uint64_t strip = cpu_strip_at(p, row / LANES, group);
+    const float scale = cpu_float_of_half(p->scales[strip * LANES + row % LANES]);
+    const uint32_t *words = p->codes + strip * p->words * LANES + row % LANES;
+    for (unsigned i = 0; i < p->group_size; i++)
         weights[i] = (float)(code_at(p->packing, words, i) - 1) * scale;
 }
 
@@ -78,27 +79,27 @@ typedef struct pack_job {
     atomic_int *failed;
 } pack_job;
 
-/* Plain codes of some groups, of formats whose blocks hold them in another order. */
+/* Plain codes of some scale groups, of formats whose blocks hold them in another order. */
 typedef struct plain_rows {
     uint8_t scales[LANES][MAX_GROUPS * 2];
     uint8_t codes[LANES][MAX_GROUPS * GROUP_BYTES];
 } plain_rows;
 
-/* The rows of groups [group, group + n) of a tile. */
-static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64_t n,
+/* The rows of scale groups [group, group + n) of a strip. */
+static void find_rows(const pack_job *job, uint64_t strip, uint64_t group, uint64_t n,
                       plain_rows *plain, cpu_pack_rows *r) {
     static const uint8_t zeros[MAX_GROUPS * (GROUP_BYTES + 2)];
     const oxb_file_format_info *info = oxb_file_format_of(job->format);
     const int ordered =
         job->format != OXB_FILE_FORMAT_PTQ1_0 && job->format != OXB_FILE_FORMAT_TQ2_0;
     const uint64_t row_bytes = job->k / info->block_weights * info->block_bytes;
-    const uint64_t groups = info->block_weights / r->group; /* of a block */
+    const uint64_t groups = info->block_weights / r->group_size; /* of a block */
     r->code_stride = ordered ? info->block_bytes : GROUP_BYTES;
     r->scale_stride = ordered ? info->block_bytes : 2;
     for (uint64_t lane = 0; lane < LANES; lane++) {
-        const uint64_t row = tile * LANES + lane;
+        const uint64_t row = strip * LANES + lane;
         const uint8_t *block = job->blocks + row * row_bytes + group / groups * info->block_bytes;
-        /* The next groups: so many rows at once are more than the processor follows by itself. */
+        /* The next scale groups: the processor's own prefetcher does not follow so many rows. */
         const uint64_t bytes = n / groups * info->block_bytes;
         for (uint64_t i = bytes; row < job->n_rows && i < 2 * bytes + LINE; i += LINE)
             __builtin_prefetch(block + i);
@@ -117,24 +118,24 @@ static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64
 
 static void pack_panels(const cpu_call *call, uint64_t first, uint64_t last) {
     const pack_job *job = call->args;
-    const uint32_t group_weights = cpu_group(oxb_file_format_of(job->format)->kernel);
-    const uint64_t n_groups = job->k / group_weights;
-    const uint64_t words = cpu_panel_words(job->packing, group_weights);
-    const uint64_t tiles = cpu_panel_tiles(job->packing);
+    const uint32_t group_size = cpu_group(oxb_file_format_of(job->format)->kernel);
+    const uint64_t n_groups = job->k / group_size;
+    const uint64_t words = cpu_panel_words(job->packing, group_size);
+    const uint64_t strips = cpu_panel_strips(job->packing);
     const cpu_panels p = {.n_groups = n_groups, .packing = job->packing};
-    cpu_pack_rows r = {.group = group_weights,
+    cpu_pack_rows r = {.group_size = group_size,
                        .packing = job->packing,
                        .no_three = job->format == OXB_FILE_FORMAT_TQ2_0_G128};
     uint64_t codes_offset;
     plain_rows plain;
-    (void)cpu_panel_bytes(job->packing, group_weights, job->n_rows, job->k, &codes_offset);
-    for (uint64_t tile = first * tiles; tile < last * tiles; tile++)
+    (void)cpu_panel_bytes(job->packing, group_size, job->n_rows, job->k, &codes_offset);
+    for (uint64_t strip = first * strips; strip < last * strips; strip++)
         for (uint64_t group = 0; group < n_groups; group += MAX_GROUPS) {
-            const uint64_t at = cpu_tile_at(&p, tile, group);
+            const uint64_t at = cpu_strip_at(&p, strip, group);
             r.n_groups = n_groups - group < MAX_GROUPS ? n_groups - group : MAX_GROUPS;
             r.to_scales = (uint16_t *)job->to + at * LANES;
             r.to_codes = (uint32_t *)(void *)((char *)job->to + codes_offset) + at * words * LANES;
-            find_rows(job, tile, group, r.n_groups, &plain, &r);
+            find_rows(job, strip, group, r.n_groups, &plain, &r);
             if (atomic_load_explicit(job->failed, memory_order_relaxed)) return;
             if (!job->isa->f32->pack(&r))
                 atomic_store_explicit(job->failed, 1, memory_order_relaxed);

@@ -104,32 +104,42 @@ oxb_status front_weight_layouts(const oxb_device *device, oxb_device_format form
     return OXB_OK;
 }
 
-/* A matrix and heads that every driver takes. */
-#define PROBE_ROWS 256u
-#define PROBE_K    512u
+/* A matrix and vectors that every driver takes. */
+#define PROBE_ROWS    256u
+#define PROBE_K       512u
+#define PROBE_VECTORS 64u
+
+/* The ops on a matrix, those of int8 vectors last, and the other ops. */
+static const struct {
+    oxb_op op;
+    uint64_t x, y; /* extent */
+} matrix_ops[] = {{OXB_OP_GEMV, PROBE_ROWS, 1},
+                  {OXB_OP_SWIGLU, PROBE_ROWS / 2, 1},
+                  {OXB_OP_GEMM, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_SWIGLU_GEMM, PROBE_ROWS / 2, PROBE_VECTORS},
+                  {OXB_OP_EMBED, PROBE_K, PROBE_VECTORS},
+                  {OXB_OP_GEMM_INT8, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_QUANTIZE, PROBE_VECTORS, 1}};
+#define N_INT8_OPS 2u
+static const oxb_op other_ops[] = {
+    OXB_OP_RMSNORM,   OXB_OP_ADD,     OXB_OP_QK_NORM_ROPE,  OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
+    OXB_OP_ATTENTION, OXB_OP_COMBINE, OXB_OP_ARGMAX_BLOCKS, OXB_OP_ARGMAX,   OXB_OP_ADVANCE};
+#define COUNT(array) (sizeof(array) / sizeof(array)[0])
+_Static_assert(COUNT(matrix_ops) + COUNT(other_ops) == OXB_OP_COUNT, "every op is asked for");
 
 static oxb_status check_matrix_tiles(const oxb_device *device, oxb_op_shape shape) {
-    static const oxb_op ops[] = {OXB_OP_GEMV, OXB_OP_SWIGLU, OXB_OP_GEMM, OXB_OP_SWIGLU_GEMM,
-                                 OXB_OP_EMBED};
-    const uint64_t vectors = 64;
-    oxb_tile tile;
+    const int int8 = device->abilities.int8_products &&
+                     device->driver->int8_vector_bytes(device->impl, shape.format, shape.layout,
+                                                       shape.k, PROBE_VECTORS) != 0;
+    const size_t n = COUNT(matrix_ops) - (int8 ? 0 : N_INT8_OPS);
     oxb_status status = OXB_OK;
-    for (unsigned i = 0; i < sizeof ops / sizeof ops[0] && status == OXB_OK; i++) {
-        const int batch = ops[i] != OXB_OP_GEMV && ops[i] != OXB_OP_SWIGLU;
-        shape.extent[0] = PROBE_ROWS;
-        shape.extent[1] = batch ? vectors : 1;
-        status = front_tile(device, ops[i], &shape, &tile);
+    for (size_t i = 0; i < n && status == OXB_OK; i++) {
+        oxb_tile tile;
+        shape.extent[0] = matrix_ops[i].x;
+        shape.extent[1] = matrix_ops[i].y;
+        status = front_tile(device, matrix_ops[i].op, &shape, &tile);
     }
-    if (status != OXB_OK || !device->abilities.int8_products ||
-        !device->driver->int8_vector_bytes(device->impl, shape.format, shape.layout, shape.k,
-                                           vectors))
-        return status;
-    shape.extent[1] = vectors;
-    status = front_tile(device, OXB_OP_GEMM_INT8, &shape, &tile);
-    if (status != OXB_OK) return status;
-    shape.extent[0] = vectors;
-    shape.extent[1] = 1;
-    return front_tile(device, OXB_OP_QUANTIZE, &shape, &tile);
+    return status;
 }
 
 static oxb_status check_matrices(const oxb_device *device) {
@@ -153,12 +163,6 @@ static oxb_status check_matrices(const oxb_device *device) {
 }
 
 oxb_status front_check_device(const oxb_device *device) {
-    static const oxb_op ops[] = {OXB_OP_RMSNORM,  OXB_OP_ADD,           OXB_OP_QK_NORM_ROPE,
-                                 OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,  OXB_OP_ATTENTION,
-                                 OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS, OXB_OP_ARGMAX,
-                                 OXB_OP_ADVANCE};
-    /* The ops of a matrix that check_matrices() asks for are the other seven. */
-    _Static_assert(sizeof ops / sizeof ops[0] + 7 == OXB_OP_COUNT, "every op is looked at");
     static const oxb_attention_shape heads = {
         .n_heads = 8, .n_kv_heads = 2, .head_dim = 64, .max_seq = 1024, .kv_f16 = 1, .n_tokens = 1};
     const oxb_op_shape shape = {
@@ -170,10 +174,10 @@ oxb_status front_check_device(const oxb_device *device) {
                           device->driver->name);
     }
     oxb_status status = check_matrices(device);
-    for (unsigned i = 0; i < sizeof ops / sizeof ops[0] && status == OXB_OK; i++) {
+    for (size_t i = 0; i < COUNT(other_ops) && status == OXB_OK; i++) {
         oxb_tile tile;
-        if (ops[i] == OXB_OP_QKV_TO_CACHE && !device->abilities.fused_cache_store) continue;
-        status = front_tile(device, ops[i], &shape, &tile);
+        if (other_ops[i] == OXB_OP_QKV_TO_CACHE && !device->abilities.fused_cache_store) continue;
+        status = front_tile(device, other_ops[i], &shape, &tile);
     }
     return status == OXB_OK ? OXB_OK : OXB_DEVICE_NOT_FOUND; /* the message says more */
 }

@@ -175,7 +175,8 @@ oxb_status oxb_weight_check(const oxb_weight *weight, uint64_t n_rows, uint64_t 
     }
     if (n_rows * (k / kernel->group) != weight->n_groups) {
         return front_fail(OXB_ENCODING_FAILED,
-                          "%s: %llu x %llu takes %llu groups of %u weights, the weight holds %llu",
+                          "%s: %llu x %llu takes %llu scale groups of %u weights, the weight holds "
+                          "%llu",
                           what, (unsigned long long)n_rows, (unsigned long long)k,
                           (unsigned long long)(n_rows * (k / kernel->group)), kernel->group,
                           (unsigned long long)weight->n_groups);

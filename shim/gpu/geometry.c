@@ -14,14 +14,13 @@
 
 /* At most 256 threads, which every pipeline takes. A SIMD-group computes several rows of a matrix,
  * or one head of qk_norm_rope; embed and residual_add give each thread several elements. */
-#define GEMV_ROWS         4u
-#define GEMV_SIMDGROUPS   4u
-#define SWIGLU_ROWS       2u
-#define SWIGLU_SIMDGROUPS 4u
-#define LOOKUP_SIMDGROUPS 8u /* shaders/lookup.h */
-#define LOOKUP_THREADGROUPS \
-    256u /* enough for the largest GPUs: more rows to a lane from there on */
-#define GEMM_ROWS            64u /* shaders/gemm.h; half of them gate's and half up's in swiglu */
+#define GEMV_ROWS            4u
+#define GEMV_SIMDGROUPS      4u
+#define SWIGLU_ROWS          2u
+#define SWIGLU_SIMDGROUPS    4u
+#define LOOKUP_SIMDGROUPS    8u   /* shaders/lookup.h */
+#define LOOKUP_THREADGROUPS  256u /* fill the largest GPUs: from there on, more rows to a lane */
+#define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
 #define GEMM_SIMDGROUPS      4u
 #define HEAD_SIMDGROUPS      4u
 #define ATTENTION_SIMDGROUPS 4u

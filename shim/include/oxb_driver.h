@@ -96,25 +96,25 @@ typedef struct oxb_op_shape {
 
 /* The part of an op's output that one threadgroup computes, and what the kernel is told of it. */
 typedef struct oxb_tile {
-    uint32_t size[3]; /* of the extent, along x, y and z. ATTENTION: query heads that share a
-                         key-value head and divide their number evenly; tokens; 1 */
-    uint32_t threads; /* of a threadgroup */
-    const char
-        *suffix;     /* of the kernel's name, for a layout or a variant of its own; "" for none */
-    uint32_t column; /* `column` of the argument struct, for ops on a matrix */
-    uint32_t splits; /* ATTENTION: into so many splits, 1 to OXB_MAX_SPLITS; extent z */
+    uint32_t size[3];   /* of the extent, along x, y and z. ATTENTION: query heads that share a
+                           key-value head and divide their number evenly; tokens; 1 */
+    uint32_t threads;   /* of a threadgroup */
+    const char *suffix; /* of the kernel's name, for a layout or a variant; "" for none; static */
+    uint32_t column;    /* `column` of the argument struct, for ops on a matrix */
+    uint32_t splits;    /* ATTENTION: of the positions, 1 to OXB_MAX_SPLITS; the extent along z */
     uint32_t n_constants;
     oxb_constant constants[OXB_TILE_CONSTANTS]; /* function constants of the kernel */
 } oxb_tile;
 
 /* What a device can do beyond the ops that every driver has. */
 typedef struct oxb_abilities {
-    uint32_t fused_norm; /* bit f: GEMV and SWIGLU kernels of device format f normalise their
-                            input themselves: "_norm" in the kernel's name */
-    uint32_t
-        fused_cache_store;  /* 1: has QKV_TO_CACHE; else QK_NORM_ROPE and KV_STORE run in turn */
-    uint32_t int8_products; /* 1: has QUANTIZE and GEMM_INT8, for the matrices for which
-                               int8_vector_bytes() is not 0 */
+    /* Bit f: GEMV and SWIGLU kernels of device format f normalise their input themselves; their
+     * names have "_norm" in them. */
+    uint32_t fused_norm;
+    /* 1: has QKV_TO_CACHE; else QK_NORM_ROPE and KV_STORE run in turn. */
+    uint32_t fused_cache_store;
+    /* 1: has QUANTIZE and GEMM_INT8, for matrices for which int8_vector_bytes() is not 0. */
+    uint32_t int8_products;
     uint32_t pad;
 } oxb_abilities;
 

@@ -6,7 +6,7 @@
 #include "dense.h"
 #include "int8.h"
 #include "pack.h"
-#include "tiles.h"
+#include "strips.h"
 
 const cpu_float_kernels cpu_avx2_f32 = {PACKING_KERNELS, VECTOR_KERNELS, DENSE_KERNELS,
                                         PACK_KERNELS};

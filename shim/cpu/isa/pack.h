@@ -1,4 +1,4 @@
-/* Packing a tile: what each variant compiles for its registers. Included after its simd_*.h.
+/* Packing a strip: what each variant compiles for its registers. Included after its simd_*.h.
  *
  * 16 bytes of 16 rows are turned into four vectors of words; then the bits of each word are put
  * where panels.h says.
@@ -103,7 +103,7 @@ SIMD_INLINE int pack_trits(uint32_t *to, const words *plain) {
 
 SIMD_INLINE int pack_groups(const cpu_pack_rows *r, cpu_packing packing, unsigned bytes) {
     const uint64_t n_words = cpu_panel_words(packing, packing == CPU_BITS ? 8 * bytes : 4 * bytes);
-    const uint64_t tiles = cpu_panel_tiles(packing);
+    const uint64_t strips = cpu_panel_strips(packing);
     uint16_t *scales = r->to_scales;
     uint32_t *codes = r->to_codes;
     for (uint64_t g = 0; g < r->n_groups; g++) {
@@ -124,21 +124,21 @@ SIMD_INLINE int pack_groups(const cpu_pack_rows *r, cpu_packing packing, unsigne
             for (unsigned i = 0; i < bytes / 4; i++)
                 words_store(codes + i * CPU_LANES,
                             packing == CPU_BITS ? spread_bits(plain[i]) : spread_pairs(plain[i]));
-        scales += tiles * CPU_LANES;
-        codes += tiles * n_words * CPU_LANES;
+        scales += strips * CPU_LANES;
+        codes += strips * n_words * CPU_LANES;
     }
     return 1;
 }
 
-SIMD_TARGET static int pack_tile(const cpu_pack_rows *r) {
+SIMD_TARGET static int pack_strip(const cpu_pack_rows *r) {
     switch (r->packing) {
     case CPU_BITS: return pack_groups(r, CPU_BITS, 16);
     case CPU_PAIRS:
-        return r->group == 64 ? pack_groups(r, CPU_PAIRS, 16) : pack_groups(r, CPU_PAIRS, 32);
+        return r->group_size == 64 ? pack_groups(r, CPU_PAIRS, 16) : pack_groups(r, CPU_PAIRS, 32);
     default: return pack_groups(r, CPU_TRITS, 32);
     }
 }
 
-#define PACK_KERNELS .pack = pack_tile
+#define PACK_KERNELS .pack = pack_strip
 
 #endif

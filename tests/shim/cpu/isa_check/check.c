@@ -73,7 +73,7 @@ static void check_rows(const cpu_call *call, const cpu_matrix *m, uint64_t first
     double error[MAX_VECTORS] = {0}, norm[MAX_VECTORS] = {0}, size[MAX_VECTORS] = {0};
     for (uint64_t row = 0; row < n; row++) {
         for (uint64_t g = 0; g < p.n_groups; g++)
-            cpu_panel_weights(&p, first + row, g, weights + g * p.group);
+            cpu_panel_weights(&p, first + row, g, weights + g * p.group_size);
         for (uint32_t v = 0; v < m->n_vectors; v++) {
             const float *x = m->x + v * m->k;
             double expected = 0, sizes = 0;
@@ -121,7 +121,7 @@ static void check_product(const cpu_isa *isa, oxb_file_format format, uint32_t l
     const uint64_t bytes = cpu_int8_bytes(k, group);
     for (uint64_t v = 0; v < MAX_VECTORS; v++)
         isa->int8->quantize(x + v * k, k, group, (char *)quantized + v * bytes);
-    /* Parts that start and end inside a tile. */
+    /* Parts that start and end inside a strip. */
     for (uint64_t first = 0; fits && first < n_rows; first += 133) {
         cpu_matrix m = {
             .weight = packed, .codes_offset = codes_offset, .k = k, .x = x, .format = info->kernel};
