@@ -1,4 +1,4 @@
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from typing_extensions import disjoint_base
 
@@ -17,6 +17,14 @@ class PipelineInfo(NamedTuple):
     simd_width: int
     static_threadgroup_memory: int
 
+class Argument(NamedTuple):
+    kind: Literal["buffer", "struct", "threadgroup"]
+    index: int
+    size: int
+    alignment: int
+    writable: bool | None
+    optional: bool
+
 @disjoint_base
 class Pipeline:
     def __init__(
@@ -33,4 +41,6 @@ class Pipeline:
     def function(self) -> str: ...
     @property
     def info(self) -> PipelineInfo: ...
+    @property
+    def arguments(self) -> tuple[Argument, ...]: ...
     def close(self) -> None: ...

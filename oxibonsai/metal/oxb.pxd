@@ -70,6 +70,11 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t threads
         const char *variant
 
+    ctypedef struct oxb_size:
+        uint32_t x
+        uint32_t y
+        uint32_t z
+
     ctypedef struct oxb_device_info:
         char name[128]
         char driver[16]
@@ -81,6 +86,8 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t max_buffer_length
         uint64_t max_threadgroup_memory
         uint64_t recommended_working_set
+        oxb_size max_threads
+        oxb_size max_threadgroups
 
     ctypedef struct oxb_device_stats:
         uint64_t buffers
@@ -104,20 +111,34 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t type
         oxb_constant_value value
 
+    ctypedef enum oxb_argument_kind:
+        OXB_ARGUMENT_BUFFER
+        OXB_ARGUMENT_STRUCT
+        OXB_ARGUMENT_THREADGROUP
+
+    ctypedef enum oxb_access:
+        OXB_ACCESS_UNKNOWN
+        OXB_ACCESS_READ
+        OXB_ACCESS_WRITE
+
+    ctypedef struct oxb_argument:
+        uint32_t kind
+        uint32_t index
+        uint32_t size
+        uint32_t alignment
+        uint32_t access
+        uint32_t optional
+
     ctypedef struct oxb_pipeline_info:
         uint32_t max_threads
         uint32_t simd_width
         uint64_t static_threadgroup_memory
-        uint32_t written
+        uint32_t n_arguments
+        oxb_argument arguments[32]  # OXB_MAX_ARGUMENTS
 
     ctypedef struct oxb_binding:
         oxb_buffer *buffer
         uint64_t offset
-
-    ctypedef struct oxb_size:
-        uint32_t x
-        uint32_t y
-        uint32_t z
 
     ctypedef struct oxb_times:
         double start
@@ -193,7 +214,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t (*commands_length)(oxb_commands *commands) noexcept nogil
         oxb_status (*commands_dispatch)(
             oxb_commands *commands, oxb_pipeline *pipeline, const oxb_binding *bindings,
-            uint32_t n_bindings, const void *args, uint32_t args_size, oxb_size threadgroups,
+            uint32_t n_bindings, const void *args, uint64_t args_size, oxb_size threadgroups,
             oxb_size threads, uint32_t threadgroup_memory) noexcept nogil
         oxb_status (*commands_submit)(
             oxb_commands *commands, oxb_submission **submission) noexcept nogil
@@ -250,3 +271,6 @@ cdef extern from "oxb_shim.h" nogil:
         const char *(*device_variant)(const char *driver, uint32_t index) noexcept nogil
         oxb_status (*commands_activations)(
             oxb_commands *commands, oxb_activations activations) noexcept nogil
+        oxb_status (*commands_describe)(
+            oxb_commands *commands, uint32_t index, char *text, uint64_t size,
+            uint64_t *length) noexcept nogil

@@ -23,7 +23,7 @@
 #define CPU_TABLES              393216u /* bytes of tables: they stay in the second-level cache */
 #define CPU_SCRATCH             (CPU_TABLES + 69632u) /* bytes per thread, aligned to 64 */
 #define CPU_SHARE               32768u /* bytes to work on that are worth a thread of their own */
-#define CPU_BAD_ARGS            UINT64_MAX
+#define CPU_BAD_ARGS            OXB_BAD_ARGS
 
 /* Clang contracts a * b + c by default and gcc does not under -std=c11: both round twice here. */
 #if defined(__clang__)

@@ -161,6 +161,11 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     return OXB_OK;
 }
 
+/* Three limits that follow each other. */
+static oxb_size size_of(const int *limits) {
+    return (oxb_size){(uint32_t)limits[0], (uint32_t)limits[1], (uint32_t)limits[2]};
+}
+
 static void device_info(void *device, oxb_device_info *info) {
     cuda_device *self = device;
     *info =
@@ -170,7 +175,9 @@ static void device_info(void *device, oxb_device_info *info) {
                           .unified_memory = self->integrated,
                           .max_buffer_length = self->memory,
                           .max_threadgroup_memory = (uint64_t)self->limits[CUDA_MAX_SHARED_MEMORY],
-                          .recommended_working_set = self->memory};
+                          .recommended_working_set = self->memory,
+                          .max_threads = size_of(self->limits + CUDA_MAX_BLOCK_X),
+                          .max_threadgroups = size_of(self->limits + CUDA_MAX_GRID_X)};
     snprintf(info->name, sizeof info->name, "%s", self->name);
     snprintf(info->variant, sizeof info->variant, "sm_%d", self->arch);
 }

@@ -44,7 +44,6 @@ typedef struct metal_device {
     id<MTLCommandQueue> queue;  /* +1 */
     id<MTLLibrary> precompiled; /* +1; nil where there is no metallib beside this library */
     uint32_t index;
-    MTLSize max_threads;
     uint64_t max_threadgroup_memory;
     pthread_mutex_t library_lock;
     pthread_cond_t library_change;
@@ -52,20 +51,9 @@ typedef struct metal_device {
     metal_family families[]; /* as msl_families; guarded by library_lock */
 } metal_device;
 
-typedef struct metal_argument {
-    uint64_t index;
-    uint64_t size; /* bytes that have to be bound at least */
-    uint64_t alignment;
-    bool writable;
-} metal_argument;
-
 typedef struct metal_pipeline {
     id<MTLComputePipelineState> state; /* +1 */
     NSString *name;                    /* +1 */
-    uint64_t static_memory;
-    bool dynamic_memory; /* takes threadgroup(0) */
-    uint32_t n_arguments;
-    metal_argument arguments[OXB_MAX_BINDINGS];
 } metal_pipeline;
 
 /* metal.m */
@@ -102,7 +90,7 @@ id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
 id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device);
 /* Owned by the caller, or NULL with the reason, +0. */
 metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> function, NSString *name,
-                                    NSString **reason);
+                                    oxb_pipeline_info *info, NSString **reason);
 
 oxb_status metal_library_new(void *device, const char *source, size_t length, void **library);
 oxb_status metal_pipeline_new(void *device, void *library, const char *function,

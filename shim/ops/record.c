@@ -17,10 +17,6 @@ oxb_status ops_check_operands(const char *op, const ops_operand *operands, uint3
                               op, operands[i].name, (unsigned long long)operands[i].bytes,
                               (unsigned long long)length);
         }
-        if (operands[i].written && buffer->read_only) {
-            return front_fail(OXB_ENCODING_FAILED, "%s: %s is a buffer over read-only memory", op,
-                              operands[i].name);
-        }
         if (offset % 4) {
             return front_fail(OXB_ENCODING_FAILED,
                               "%s: %s starts at byte %llu: offsets must be multiples of 4", op,
@@ -70,11 +66,19 @@ oxb_status ops_record(oxb_commands *commands, const oxb_tile *tile, const char *
         front_shipped_pipeline(device, kernel, tile->constants, tile->n_constants, &pipeline);
     if (status != OXB_OK) return status;
     oxb_binding bindings[MAX_OPERANDS];
-    for (uint32_t i = 0; i < n; i++) bindings[i] = operands[i].binding;
-    oxb_size threadgroups = {groups_of(units[0], tile->units[0]),
-                             groups_of(units[1], tile->units[1]),
-                             groups_of(units[2], tile->units[2])};
-    oxb_size threads = {tile->threads, 1, 1};
-    return oxb_commands_dispatch(commands, pipeline, bindings, n, args, args_size, threadgroups,
-                                 threads, 0);
+    front_role roles[MAX_OPERANDS];
+    for (uint32_t i = 0; i < n; i++) {
+        bindings[i] = operands[i].binding;
+        roles[i] = (front_role){operands[i].name, operands[i].written};
+    }
+    const front_dispatch dispatch = {.bindings = bindings,
+                                     .roles = roles,
+                                     .args = args,
+                                     .args_size = args_size,
+                                     .n_bindings = n,
+                                     .threadgroups = {groups_of(units[0], tile->units[0]),
+                                                      groups_of(units[1], tile->units[1]),
+                                                      groups_of(units[2], tile->units[2])},
+                                     .threads = {tile->threads, 1, 1}};
+    return front_record_dispatch(commands, pipeline, &dispatch);
 }
