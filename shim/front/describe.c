@@ -48,7 +48,7 @@ static void put_dispatch(text *t, const oxb_commands *commands, uint32_t i, cons
     put_constants(t, r->pipeline);
     put(t, ": %u x %u x %u threadgroups of %u x %u x %u threads", r->threadgroups.x,
         r->threadgroups.y, r->threadgroups.z, r->threads.x, r->threads.y, r->threads.z);
-    put(t, ", %llu bytes of threadgroup memory, %u bytes of arguments",
+    put(t, "%s%llu bytes of threadgroup memory, %u bytes of arguments", separator,
         (unsigned long long)(info->static_threadgroup_memory + r->threadgroup_memory),
         r->args_size);
     for (uint32_t b = 0; b < r->n_bindings; b++) {

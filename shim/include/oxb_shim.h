@@ -327,8 +327,8 @@ typedef struct oxb_attention_shape {
      * OXB_ENCODING_FAILED where the device has no such kernels. */                                \
     X(oxb_status, commands_activations, (oxb_commands * commands, oxb_activations activations))    \
                                                                                                    \
-    /* Describe recorded dispatch `index`: a line of kernel, function constants, grid, threadgroup \
-     * memory and argument struct, then an indented line for each binding. Writes up to `size`     \
+    /* Describe recorded dispatch `index`: a line of kernel, function constants and grid, then     \
+     * indented lines: threadgroup memory and arguments, and each binding. Writes up to `size`     \
      * bytes with the NUL, as snprintf does; `length` is that of the whole text. */                \
     X(oxb_status, commands_describe,                                                               \
       (oxb_commands * commands, uint32_t index, char *text, uint64_t size, uint64_t *length))

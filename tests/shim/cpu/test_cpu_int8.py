@@ -233,7 +233,7 @@ def test_the_portable_kernels_refuse_it():
     with metal.Device("cpu", variant="portable") as device:
         with pytest.raises(EncodingError, match="the portable kernels of the cpu device do not"):
             device.commands(activations="int8")
-        with pytest.raises(CompilationError, match="portable variant .* no kernel 'quantize_int8'"):
+        with pytest.raises(CompilationError, match="has no kernel 'quantize_int8'"):
             device.pipeline("quantize_int8")
 
 

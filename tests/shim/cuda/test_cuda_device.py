@@ -265,9 +265,11 @@ def test_what_is_bound_is_held_against_the_kernel(device):
                 commands.dispatch(library.pipeline(function), bindings, args, threadgroups=1)
             assert len(commands) == 0
     pipeline = library.pipeline("by_value")
-    with device.commands() as commands:
-        with pytest.raises(EncodingError, match="a grid of 1 x 65536 x 1 threadgroups, at most"):
-            commands.dispatch(pipeline, [y, add], bytes(8), threadgroups=(1, 65536))
+    with (
+        device.commands() as commands,
+        pytest.raises(EncodingError, match="a grid of 1 x 65536 x 1 threadgroups, at most"),
+    ):
+        commands.dispatch(pipeline, [y, add], bytes(8), threadgroups=(1, 65536))
 
 
 CONSTANTS = """
