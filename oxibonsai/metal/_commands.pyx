@@ -121,7 +121,8 @@ cdef class Commands:
         if not self.handle:
             raise EncodingError("the commands are closed: record new ones")
         if self.busy:
-            raise EncodingError("the commands are in use by another thread: give each thread its own")
+            raise EncodingError(
+                "the commands are in use by another thread: give each thread its own")
         self.device.open_handle()
         return self.handle
 
@@ -206,8 +207,8 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where what is bound is not what the kernel takes (`pipeline.arguments`), where a limit of
-            the pipeline or the device is passed, where an object belongs to another device or is
+            Where what is bound is not what the kernel takes (`pipeline.arguments`), where a limit
+            of the pipeline or the device is passed, where an object belongs to another device or is
             closed, or where the commands were submitted and are sealed. Nothing is recorded then.
         TypeError
             Where an operand is none, or a number no integer.
@@ -220,8 +221,8 @@ cdef class Commands:
         # The shim refuses more bindings than there is room for here.
         bind_all(operands[:<int>OXB_MAX_BINDINGS], bound)
         check(api.commands_dispatch(
-            self.recording(), pipeline.open_handle(), bound, <uint32_t>len(operands), struct.address,
-            struct.nbytes, grid, group, memory,
+            self.recording(), pipeline.open_handle(), bound, <uint32_t>len(operands),
+            struct.address, struct.nbytes, grid, group, memory,
         ))
 
     cdef int drain(self, int keep, double timeout) except -1 nogil:
@@ -267,7 +268,8 @@ cdef class Commands:
         EncodingError
             Where nothing is recorded, the commands are closed or another thread is inside them.
         ExecutionError
-            Where the device refused the work, or an earlier submission failed that nobody waited for.
+            Where the device refused the work, or an earlier submission failed that nobody waited
+            for.
         """
         cdef int n = _times(times)
         self.enter()
@@ -290,9 +292,11 @@ cdef class Commands:
         Raises
         ------
         ExecutionError
-            Where the device failed, or did not finish in time; the buffers stay alive until it does.
+            Where the device failed, or did not finish in time; the buffers stay alive until it
+            does.
         EncodingError
-            For a negative `keep`, or where the commands are closed or another thread is inside them.
+            For a negative `keep`, or where the commands are closed or another thread is inside
+            them.
         ValueError
             For a timeout that is negative or no number of seconds.
         """
@@ -323,7 +327,8 @@ cdef class Commands:
         EncodingError
             Where nothing is recorded, the commands are closed or another thread is inside them.
         ExecutionError
-            Where the device failed, or did not finish in time; the buffers stay alive until it does.
+            Where the device failed, or did not finish in time; the buffers stay alive until it
+            does.
         ValueError
             For a timeout that is negative or no number of seconds.
         """
@@ -362,10 +367,11 @@ cdef class Commands:
     def describe(self):
         """Describe the recording: each dispatch, and under it what it uses.
 
-        The first line of a dispatch has its number, kernel, function constants {index: value} and grid;
-        the second the bytes of threadgroup memory, static and dynamic, and of the argument struct. Then
-        a line for each binding: index, role in the op that recorded it, "r", "rw" or "?" for what the
-        kernel does with it, and the bytes that the kernel sees, their offset and the buffer's length.
+        The first line of a dispatch has its number, kernel, function constants {index: value} and
+        grid; the second the bytes of threadgroup memory, static and dynamic, and of the argument
+        struct. Then a line for each binding: index, role in the op that recorded it, "r", "rw" or
+        "?" for what the kernel does with it, and the bytes that the kernel sees, their offset and
+        the buffer's length.
 
         Returns
         -------
@@ -388,13 +394,14 @@ cdef class Commands:
         """
         cdef oxb_commands *handle = self.recording()
         cdef uint32_t i, n = api.commands_length(handle)
-        lines = [f"{n} dispatch{'' if n == 1 else 'es'} on {self.device.driver}:{self.device.index}"]
+        name = f"{self.device.driver}:{self.device.index}"
+        lines = [f"{n} dispatch{'' if n == 1 else 'es'} on {name}"]
         for i in range(n):
             lines.append(f"{i} {_described(handle, i)}")
         return "\n".join(lines)
 
-    # Each op converts its numbers first and reads open handles last: a conversion may run code that closes
-    # one of them.
+    # Each op converts its numbers first and reads open handles last: a conversion may run code
+    # that closes one of them.
 
     def gemv(self, weight, x, y, n_rows=None, k=None, *, residual=False, n_vectors=1, y_stride=None,
              norm=None, eps=1e-6):
@@ -424,8 +431,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         TypeError
             Where an operand is none, or a number no integer.
         """
@@ -465,8 +473,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         TypeError
             Where an operand is none, or a number no integer.
         """
@@ -502,8 +511,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         TypeError
             Where an operand is none, or a number no integer.
         """
@@ -528,8 +538,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         TypeError
             Where an operand is none, or a number no integer.
         """
@@ -559,8 +570,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         TypeError
             Where an operand is none, or a number no integer.
         """
@@ -578,7 +590,8 @@ cdef class Commands:
         Parameters
         ----------
         qkv : operand
-            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each token.
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
         q_norm, k_norm : operand
             float32 [head_dim].
         rope : operand
@@ -609,8 +622,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         ValueError
             For another kv_dtype.
         TypeError
@@ -631,7 +645,8 @@ cdef class Commands:
         Parameters
         ----------
         qkv : operand
-            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each token.
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
         state : operand
@@ -654,8 +669,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         ValueError
             For another kv_dtype.
         TypeError
@@ -676,7 +692,8 @@ cdef class Commands:
         Parameters
         ----------
         qkv : operand
-            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each token.
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
         q_norm, k_norm : operand
             float32 [head_dim].
         rope : operand
@@ -705,8 +722,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         ValueError
             For another kv_dtype.
         TypeError
@@ -728,13 +746,15 @@ cdef class Commands:
         Parameters
         ----------
         qkv : operand
-            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each token.
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
         state : operand
             16 bytes, the position as uint32 first.
         out : operand
-            float32 [n_tokens, n_heads, head_dim]; NaN for a token past max_seq. It does not overlap qkv.
+            float32 [n_tokens, n_heads, head_dim]; NaN for a token past max_seq. It does not overlap
+            qkv.
         n_heads : int
             Query heads, a multiple of n_kv_heads.
         n_kv_heads : int
@@ -750,16 +770,17 @@ cdef class Commands:
         n_tokens : int
             Tokens in flight, at the state's position and after it.
         max_length : int, optional
-            The most positions that a replay will meet, max_seq where left out: it decides into how many
-            splits the positions of one token are divided, and nothing else.
+            The most positions that a replay will meet, max_seq where left out: it decides into how
+            many splits the positions of one token are divided, and nothing else.
         scale : float, optional
             Factor of the scores; 1 / sqrt(head_dim) where left out.
 
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         ValueError
             For another kv_dtype.
         TypeError
@@ -792,8 +813,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         TypeError
             Where an operand is none, or a number no integer.
         """
@@ -825,8 +847,9 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            Where a shape does not fit its operands, operands overlap that may not, an object belongs to
-            another device or is closed, or the commands are sealed. Nothing is recorded then.
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
         TypeError
             Where an operand is none, or a number no integer.
         """
@@ -840,7 +863,8 @@ cdef class Commands:
     def __repr__(self):
         if not self.handle:
             return "<Commands closed>"
-        return f"<Commands of {api.commands_length(self.handle)} dispatches, {self.n_flight} in flight>"
+        n = api.commands_length(self.handle)
+        return f"<Commands of {n} dispatches, {self.n_flight} in flight>"
 
 
 cdef str _described(oxb_commands *handle, uint32_t index):

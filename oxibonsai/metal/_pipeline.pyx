@@ -146,8 +146,8 @@ class Argument(NamedTuple):
     kind : {"buffer", "struct", "threadgroup"}
         A buffer, in whose place the argument struct may stand where the kernel only reads it; the
         argument struct and nothing else; or dynamic threadgroup memory.
-    index : int
-        Of the binding. The argument struct follows the last buffer.
+    binding : int
+        Index at which it is bound. The argument struct follows the last buffer.
     size : int
         Bytes: of a struct exactly, of what a buffer is bound to at least.
     alignment : int
@@ -159,7 +159,7 @@ class Argument(NamedTuple):
     """
 
     kind: str
-    index: int
+    binding: int
     size: int
     alignment: int
     writable: bool | None

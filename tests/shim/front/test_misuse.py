@@ -53,14 +53,14 @@ def test_a_pipeline_lists_what_its_kernel_takes(faulty):
     )
     assert without.arguments == ()
     memory = faulty.pipeline("takes_memory").arguments[1]
-    assert (memory.kind, memory.index) == ("threadgroup", 0)
+    assert (memory.kind, memory.binding) == ("threadgroup", 0)
     unknown, optional = faulty.pipeline("takes_any").arguments
     assert (unknown.writable, optional.optional) == (None, True)
 
 
 def test_the_shipped_kernels_list_their_arguments(device):
     arguments = device.pipeline("residual_add").arguments
-    assert [(a.index, a.writable) for a in arguments] == [(0, False), (1, True), (2, False)]
+    assert [(a.binding, a.writable) for a in arguments] == [(0, False), (1, True), (2, False)]
     assert arguments[2].size == 16
     assert all(a.alignment == 4 for a in arguments[:2])
     if device.driver == "metal":  # a reference and a pointer are the same to it

@@ -295,7 +295,7 @@ def every_misuse_is_refused_as_on_other_devices(sim: Simulation) -> None:
 def a_pipeline_lists_what_metals_reflection_says(sim: Simulation) -> None:
     with adder() as one:
         arguments = one.pipeline.arguments
-        assert [(a.kind, a.index, a.size, a.writable) for a in arguments] == [
+        assert [(a.kind, a.binding, a.size, a.writable) for a in arguments] == [
             ("buffer", 0, 4, False),
             ("buffer", 1, 4, True),
             ("buffer", 2, 16, False),
