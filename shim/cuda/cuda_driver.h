@@ -160,7 +160,7 @@ struct nvrtc_api {
 };
 
 extern struct cuda_api cuda;
-extern struct nvrtc_api nvrtc;
+extern struct nvrtc_api cuda_nvrtc;
 extern const oxb_host *cuda_host;
 
 #define cuda_fail(...) (cuda_host->fail(__VA_ARGS__))
@@ -168,7 +168,7 @@ extern const oxb_host *cuda_host;
 /* Load libcuda and count the GPUs; a text says what is missing. */
 oxb_status cuda_load(int *gpus);
 /* Load an NVRTC that this driver can run the code of; a text says what is missing. */
-oxb_status nvrtc_load(void);
+oxb_status cuda_load_nvrtc(void);
 
 #define CUDA_TEXT_BYTES 512
 /* What `call` gave: its name, the error's name and text, and what to do where the context is lost.

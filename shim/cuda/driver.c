@@ -10,10 +10,9 @@
 #include "cuda_driver.h"
 #include "front/front.h"
 
-#define MIN_ARCH                                                                     \
-    70 /* independent thread scheduling, which the kernels' shuffles are written for \
-        */
-#define SPIN_SECONDS 2e-4 /* a decode step is longer, a copy of some kilobytes is not */
+/* Compute capability 7.0: the kernels' shuffles need independent thread scheduling. */
+#define MIN_ARCH     70
+#define SPIN_SECONDS 2e-4 /* longer than a copy of some kilobytes, shorter than a decode step */
 
 static oxb_status device_count(uint32_t *count) {
     int gpus = 0;
@@ -48,7 +47,7 @@ cuda_result cuda_wait_event(cuda_event event, double seconds) {
     }
 }
 
-/* What the device was given so far. */
+/* Free what the device holds, also where opening it failed half way. */
 void cuda_device_free(cuda_device *self) {
     if (self->context) {
         if (cuda.CtxPushCurrent(self->context) == CUDA_OK) {
@@ -119,9 +118,9 @@ static oxb_status open_device(cuda_device *self) {
                          self->index, self->name, self->arch / 10, self->arch % 10, MIN_ARCH / 10,
                          MIN_ARCH % 10);
     }
-    oxb_status status = nvrtc_load();
+    oxb_status status = cuda_load_nvrtc();
     if (status != OXB_OK) return status;
-    /* The one that other libraries of the process share. */
+    /* The primary context, which other CUDA libraries in the process share. */
     result = cuda.DevicePrimaryCtxRetain(&self->context, self->gpu);
     if (result != CUDA_OK) {
         self->context = NULL;

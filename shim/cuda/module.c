@@ -8,7 +8,7 @@
 #include "cuda_driver.h"
 #include "gpu/msl_sources.h"
 
-/* Of oxibonsai/msl/cuda.py. */
+/* Written by oxibonsai/msl/cuda.py. */
 #define MARK          "// Translated from Metal Shading Language for shim/cuda/prelude, version 1\n"
 #define TABLE_VERSION 1u
 
@@ -37,7 +37,7 @@ oxb_status cuda_library_new(void *device, const char *source, size_t length, voi
     memcpy(text, source, length);
     text[length] = '\0';
     *made = (library){text, length};
-    /* All kernels once, so that what is wrong with the source shows here. */
+    /* Compile all kernels once, so that errors in the source are reported here. */
     cuda_code code;
     oxb_status status = strlen(text) == length
                             ? cuda_compile(self, "library", text, length, NULL, 0, &code)
@@ -104,7 +104,7 @@ static oxb_status find_source(const library *from, const char *function, const c
                      function);
 }
 
-/* The macro that gives a function constant its value, by its bits where it is a float. */
+/* The macro that defines a function constant; a float is passed by its bits. */
 static void constant_option(const oxb_constant *constant, char *option, size_t size) {
     unsigned index = constant->index;
     oxb_constant_value value = constant->value;
@@ -140,8 +140,8 @@ static oxb_status compile_kernel(const cuda_device *self, const library *from, c
     return cuda_compile(self, function, source, length, options, n + 2, code);
 }
 
-/* Hold the constants that were given against those that the kernel has: rows of index, type,
- * required. */
+/* Check the given constants against those that the kernel declares, in rows of index, type,
+ * required. Only the compiled code knows them, so that this check is the driver's. */
 static oxb_status check_constants(const char *name, const uint32_t *rows, uint32_t n_rows,
                                   const oxb_constant *constants, uint32_t n) {
     static const char *const types[] = {"a bool", "a uint", "an int", "a float"};
@@ -249,7 +249,7 @@ static cuda_result load_function(cuda_pipeline *pipeline, const cuda_code *code,
     return result;
 }
 
-/* With the context entered. */
+/* Called with the context entered. */
 static oxb_status load(cuda_device *self, cuda_pipeline *pipeline, const cuda_code *code,
                        const oxb_constant *constants, uint32_t n, oxb_pipeline_info *info) {
     char text[CUDA_TEXT_BYTES];

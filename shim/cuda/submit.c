@@ -8,10 +8,10 @@
 #include "base/clock.h"
 #include "cuda_driver.h"
 
-#define SPIN_SECONDS 2e-4 /* then the waiter sleeps in the driver, and wakes some 30 us late */
+#define SPIN_SECONDS 2e-4 /* then the waiter sleeps in libcuda, which wakes it some 30 us late */
 
 typedef struct replay {
-    bool placed; /* `args` is made */
+    bool placed; /* place_args() was called */
     bool submitted;
     cuda_graph_exec graph; /* NULL until the second submission */
     cuda_address args; /* argument structs that kernels take by a pointer; 0 where there is none */
@@ -68,7 +68,8 @@ static oxb_status place_args(cuda_device *self, replay *r, const oxb_driver_disp
     return status;
 }
 
-/* The entry's parameters of one dispatch: both calls that take them copy what they point to. */
+/* The entry's parameters for one dispatch. cuLaunchKernel and cuGraphAddKernelNode copy what
+ * `pointers` point to. */
 typedef struct entry_parameters {
     cuda_address addresses[OXB_MAX_BINDINGS + 1];
     void *pointers[OXB_MAX_BINDINGS + 1];
@@ -142,7 +143,7 @@ static cuda_result make_graph(cuda_device *self, replay *r, const oxb_driver_dis
     return result;
 }
 
-/* Flights */
+/* Submissions in flight */
 
 static cuda_flight *take_flight(cuda_device *self, cuda_result *result) {
     pthread_mutex_lock(&self->flight_lock);
@@ -173,7 +174,7 @@ static void give_flight(cuda_device *self, cuda_flight *flight) {
     pthread_mutex_unlock(&self->flight_lock);
 }
 
-/* With flight_lock held, so that the flights queue in the stream's order. */
+/* Called with flight_lock held, so that flights are queued in the stream's order. */
 static cuda_result fly(cuda_device *self, const replay *r, const oxb_driver_dispatch *list,
                        uint32_t n, cuda_flight *flight, const char **call) {
     *call = "cuEventRecord";
@@ -203,7 +204,7 @@ static cuda_result fly(cuda_device *self, const replay *r, const oxb_driver_disp
     return CUDA_OK;
 }
 
-/* With the context entered. */
+/* Called with the context entered. */
 static oxb_status submit(cuda_device *self, const oxb_driver_dispatch *list, uint32_t n, replay *r,
                          oxb_driver_done done, void *context) {
     char text[CUDA_TEXT_BYTES];
@@ -255,7 +256,7 @@ static cuda_result wait_for(const cuda_flight *flight) {
     return result == CUDA_NOT_READY ? cuda.EventSynchronize(flight->end) : result;
 }
 
-/* Report the end of a flight; what `done` frees may be the device itself. */
+/* Report the end of a flight; `done` may close the device. */
 static void land(cuda_device *self, cuda_flight *flight) {
     char text[CUDA_TEXT_BYTES];
     float milliseconds = 0;
@@ -291,7 +292,7 @@ static void *wait_in_order(void *device) {
         land(self, flight);
         pthread_mutex_lock(&self->flight_lock);
     }
-    bool alone = !self->waiting; /* closed by a `done` on this thread: nobody joins it */
+    bool alone = !self->waiting; /* a `done` on this thread closed the device: nobody joins */
     pthread_mutex_unlock(&self->flight_lock);
     if (entered) cuda_leave();
     if (alone) cuda_device_free(self);

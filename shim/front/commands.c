@@ -276,8 +276,8 @@ static void submission_done(void *context, oxb_status status, const char *text, 
                          clock_now() - submission->begun, times);
     leave_flight(submission->device);
     atomic_fetch_sub_explicit(&commands->in_flight, 1, memory_order_release);
-    /* Before anybody is woken: who has waited and let go of everything else finds the memory free.
-     */
+    /* Released before a waiter wakes, so that a caller who has released everything else finds the
+     * memory freed. */
     submission->commands = NULL;
     oxb_commands_release(commands);
     pthread_mutex_lock(&submission->lock);

@@ -113,7 +113,8 @@ void oxb_pipeline_release(oxb_pipeline *pipeline) {
     if (!cached) oxb_device_release(device);
 }
 
-/* A list, newest first: a device has some tens of pipelines. */
+/* A linked list, newest first: a device has some tens of shipped pipelines, and looks one up only
+ * when it records. */
 struct front_pipeline_entry {
     struct front_pipeline_entry *next;
     oxb_pipeline *pipeline;
@@ -141,7 +142,7 @@ oxb_status front_shipped_pipeline(oxb_device *device, const char *function,
         *out = found;
         return OXB_OK;
     }
-    /* Compiled outside the lock; of two threads that compile one pipeline the second's is dropped.
+    /* Compiled outside the lock: where two threads compile one pipeline, the second's is dropped.
      */
     oxb_pipeline *made = NULL;
     oxb_status status = oxb_pipeline_new(device, NULL, function, constants, n_constants, &made);

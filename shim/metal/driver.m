@@ -18,7 +18,7 @@ const oxb_host *metal_host;
  * framework of which nothing is used. */
 __attribute__((used)) static CGDirectDisplayID (*const keep_core_graphics)(void) = CGMainDisplayID;
 
-/* What `text` says, for a message; valid until the pool ends. */
+/* The UTF-8 bytes of `text`, for a message; valid until the pool is drained. */
 const char *metal_utf8(NSString *text) {
     const char *bytes = [text UTF8String]; /* +0 */
     return bytes != NULL ? bytes : "no text";
@@ -55,19 +55,19 @@ void metal_object_free(void *device, void *object) {
     });
 }
 
-/* Waiting, for what this file waits for itself: the probe and blits. */
+/* Waiting inside the driver, for the probe and for blits; the front waits for submissions. */
 
 typedef struct outcome {
     pthread_mutex_t lock;
     pthread_cond_t finished;
     /* Guarded by lock. */
-    bool left; /* waiter or handler has let go: after a timeout the handler still comes */
+    bool left; /* waiter or handler has released it: after a timeout the handler still runs */
     bool done;
     bool ok;
     char text[512];
 } outcome;
 
-/* With the lock held, which it gives back. */
+/* Called with the lock held; unlocks it. */
 static void leave_outcome(outcome *o) {
     bool last = o->left;
     o->left = true;
@@ -78,7 +78,7 @@ static void leave_outcome(outcome *o) {
     free(o);
 }
 
-/* nil where a finished command buffer did its work, else the reason, +0. */
+/* nil where a finished command buffer completed, else the reason, +0. */
 NSString *metal_failure(id<MTLCommandBuffer> commands) {
     MTLCommandBufferStatus status = [commands status];
     NSError *error = [commands error]; /* +0 */
@@ -89,7 +89,7 @@ NSString *metal_failure(id<MTLCommandBuffer> commands) {
     return metal_text("%@ (%@ %ld)", metal_why(error), [error domain], (long)[error code]);
 }
 
-/* Commit, and wait for the end; nil, or the reason, +0. */
+/* Commit and wait until completion; nil, or the reason, +0. */
 NSString *metal_run(id<MTLCommandBuffer> commands, double seconds) {
     outcome *o = calloc(1, sizeof *o);
     if (o == NULL) return @"out of memory";
@@ -179,8 +179,8 @@ static NSString *run_probe(metal_device *self, metal_pipeline *pipeline) {
     return reason;
 }
 
-/* Compile and run a small kernel: virtual machines under-report what their device can do, so it is
- * admitted by what it does and not by its family. nil, or why it is refused, +0. */
+/* Compile and run a small kernel. Virtual machines under-report the GPU family, so a device is
+ * admitted by running the kernel and not by its family. nil, or why it is refused, +0. */
 static NSString *probe(metal_device *self) {
     NSString *reason = nil, *name = @"oxb_probe";
     id<MTLLibrary> library =
@@ -283,7 +283,7 @@ static void device_info(void *device, oxb_device_info *info) {
 
 /* Submission */
 
-/* `memory` is the length that threadgroup(0) has by now: it stays set from dispatch to dispatch. */
+/* `memory` is the current length of threadgroup(0), which an encoder keeps between dispatches. */
 static void encode_dispatch(id<MTLComputeCommandEncoder> encoder, const oxb_driver_dispatch *d,
                             uint32_t *memory) {
     const metal_pipeline *p = d->pipeline;
@@ -327,7 +327,7 @@ static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t
                 if (grouped) [encoder popDebugGroup];
             }
         } @finally {
-            [encoder endEncoding]; /* Metal does not allow an encoder to go without */
+            [encoder endEncoding]; /* Metal requires it of every encoder, also after an exception */
         }
         [commands addCompletedHandler:^(id<MTLCommandBuffer> finished) {
             @autoreleasepool {

@@ -15,7 +15,7 @@
 
 /* Libraries */
 
-/* +1, or nil with the reason, +0. Never raises: others may wait for the end of it. */
+/* +1, or nil with the reason, +0. Never raises: other threads may be waiting for the result. */
 id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **reason) {
     id<MTLLibrary> library = nil;
     @try {
@@ -35,8 +35,8 @@ id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **
     return library;
 }
 
-/* The library of a family of kernels that ship: the device's own reference, or nil with the reason.
- * Compiled on first use, once; who comes meanwhile waits for it. */
+/* The library of a family of shipped kernels: the device's own reference, or nil with the reason.
+ * The first caller compiles it; callers that come meanwhile wait. */
 static id<MTLLibrary> family_library(metal_device *self, unsigned index, NSString **reason) {
     metal_family *family = self->families + index;
     pthread_mutex_lock(&self->library_lock);
@@ -59,7 +59,8 @@ static id<MTLLibrary> family_library(metal_device *self, unsigned index, NSStrin
     return library;
 }
 
-/* +1: "oxibonsai.metallib" beside the file that holds this code, or nil: the sources do as well. */
+/* +1: "oxibonsai.metallib" beside the library that holds this code, or nil: the sources are then
+ * compiled instead. */
 id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device) {
     Dl_info where;
     char path[PATH_MAX];
