@@ -422,6 +422,8 @@ class Commands:
     ) -> None:
         """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
 
+        `layer` and `kv_dtype` are those of the caches; they change nothing here.
+
         Parameters
         ----------
         qkv : operand
@@ -449,10 +451,6 @@ class Commands:
             Tokens in flight, at the state's position and after it.
         eps : float
             Of the norms; finite and not negative.
-
-        Notes
-        -----
-        `layer` and `kv_dtype` are those of the caches; they change nothing here.
 
         Raises
         ------

@@ -587,6 +587,8 @@ cdef class Commands:
                      layer, kv_dtype, n_tokens=1, eps=1e-6):
         """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
 
+        `layer` and `kv_dtype` are those of the caches; they change nothing here.
+
         Parameters
         ----------
         qkv : operand
@@ -614,10 +616,6 @@ cdef class Commands:
             Tokens in flight, at the state's position and after it.
         eps : float
             Of the norms; finite and not negative.
-
-        Notes
-        -----
-        `layer` and `kv_dtype` are those of the caches; they change nothing here.
 
         Raises
         ------

@@ -175,7 +175,7 @@ cdef object _argument(const oxb_argument *a):
 
 cdef int _fill_constant(oxb_constant *c, index, value) except -1:
     number = PyNumber_Index(index)
-    if not 0 <= number <= 65535:
+    if not 0 <= number <= 0xffffffff:  # the shim refuses those past 65535
         raise CompilationError(f"function constant {number}: indices are 0 to 65535")
     memset(c, 0, sizeof(oxb_constant))
     c.index = number

@@ -4,6 +4,8 @@
 
 #include "front.h"
 
+#define MAX_CONSTANT_INDEX 65535u /* Metal's */
+
 oxb_status oxb_library_new(oxb_device *device, const char *source, size_t length,
                            oxb_library **out) {
     oxb_library *library = calloc(1, sizeof *library);
@@ -43,6 +45,11 @@ static oxb_status check_constants(const char *function, const oxb_constant *cons
                               "%s: function constant %u is of type %u: an oxb_constant_type is "
                               "0 to %u",
                               function, constants[i].index, constants[i].type, OXB_CONSTANT_F32);
+        }
+        if (constants[i].index > MAX_CONSTANT_INDEX) {
+            return front_fail(OXB_COMPILATION_FAILED,
+                              "%s: function constant %u: indices are 0 to %u", function,
+                              constants[i].index, MAX_CONSTANT_INDEX);
         }
         for (uint32_t j = 0; j < i; j++) {
             if (constants[j].index != constants[i].index) continue;

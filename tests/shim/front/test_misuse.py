@@ -229,6 +229,7 @@ def test_an_argument_struct_may_lie_at_any_address(fault, api, raw):
     [
         ([(3, 4)], "f: function constant 3 is of type 4: an oxb_constant_type is 0 to 3"),
         ([(1, 0), (2, 0), (1, 1)], "f: function constant 1 is given twice"),
+        ([(65535, 0), (65536, 0)], "f: function constant 65536: indices are 0 to 65535"),
         ([(i, 0) for i in range(17)], "f: 17 function constants, at most 16 are allowed"),
     ],
 )
