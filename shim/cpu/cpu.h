@@ -24,7 +24,7 @@
 #define CPU_TABLES              393216u /* bytes of tables: they stay in the second-level cache */
 #define CPU_SCRATCH             (CPU_TABLES + 69632u) /* bytes per thread, aligned to 64 */
 #define CPU_SHARE               32768u /* bytes to work on that are worth a thread of their own */
-#define CPU_BAD_ARGS            UINT64_MAX
+#define CPU_BAD_ARGS            OXB_BAD_ARGS
 
 /* The layouts of weights beside the plain one: panels.h. */
 enum { CPU_LAYOUT_PANELS = 1, CPU_LAYOUT_TRITS = 2 };
