@@ -402,8 +402,8 @@ cdef class Commands:
         Parameters
         ----------
         qkv : Buffer or (Buffer, int)
-            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim], of the tokens at the state's position
-            and after it.
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim], of the tokens at the state's
+            position and after it.
         q_norm, k_norm : Buffer, (Buffer, int), WeightHandle or None
             float32 [head_dim]; both None for heads without a norm.
         rope : Buffer or (Buffer, int)
@@ -417,8 +417,8 @@ cdef class Commands:
         eps : float
             Added to the mean square of a head.
         rotary_dim : int
-            Elements of a head that are rotated, the first ones, after the norm of the whole head: even,
-            0 for all of them.
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
         rope_style : {"neox", "interleaved"}
             The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
 
@@ -462,7 +462,8 @@ cdef class Commands:
         _set_rope(&shape, rotary_dim, rope_style)
         b[5].buffer = b[6].buffer = NULL
         bind_all(_with_norms(q_norm, k_norm, (
-            ("qkv", qkv), ("rope", rope), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)
+            ("qkv", qkv), ("rope", rope), ("k_cache", k_cache), ("v_cache", v_cache),
+            ("state", state),
         )), b)
         check(api.op_qkv_to_cache(
             self.recording(), b[0], b[5], b[6], b[1], b[2], b[3], b[4], &shape, epsilon))
