@@ -1,4 +1,4 @@
-// The heads of the tokens in flight: norm and rotation of queries and keys, and the store into the
+// The heads of the tokens in flight: RMSNorm and RoPE of queries and keys, and the store into the
 // caches.
 #include <metal_stdlib>
 using namespace metal;
@@ -70,15 +70,15 @@ kernel void qk_norm_rope(device float *qkv [[buffer(0)]], device const float *q_
                          device const float *rope [[buffer(3)]],
                          device const oxb_decode_state *state [[buffer(4)]],
                          constant oxb_qk_norm_rope_args &args [[buffer(5)]],
-                         uint2 group [[threadgroup_position_in_grid]],
+                         uint2 tile [[threadgroup_position_in_grid]],
                          uint simdgroup [[simdgroup_index_in_threadgroup]],
                          uint simdgroups [[simdgroups_per_threadgroup]],
                          uint lane [[thread_index_in_simdgroup]]) {
-    const uint head = group.x * simdgroups + simdgroup;
-    const ulong position = ulong(state->position) + group.y;
+    const uint head = tile.x * simdgroups + simdgroup;
+    const ulong position = ulong(state->position) + tile.y;
     if (head >= args.n_heads + args.n_kv_heads || position >= args.max_seq) return;
     device float *at =
-        qkv + (ulong(group.y) * (args.n_heads + 2u * args.n_kv_heads) + head) * args.head_dim;
+        qkv + (ulong(tile.y) * (args.n_heads + 2u * args.n_kv_heads) + head) * args.head_dim;
     norm_and_rotate(at, head < args.n_heads ? q_norm : k_norm, rope + position * args.rotary_dim,
                     at, form_of(args), lane);
 }
@@ -94,15 +94,15 @@ template <typename T>
                          device T *v_cache [[buffer(2)]],
                          device const oxb_decode_state *state [[buffer(3)]],
                          constant oxb_kv_store_args &args [[buffer(4)]],
-                         uint2 group [[threadgroup_position_in_grid]],
+                         uint2 tile [[threadgroup_position_in_grid]],
                          uint2 thread_index [[thread_position_in_threadgroup]],
                          uint2 n_threads [[threads_per_threadgroup]]) {
-    const ulong position = ulong(state->position) + group.y;
+    const ulong position = ulong(state->position) + tile.y;
     if (position >= args.max_seq) return;
     const ulong n = args.head_dim;
     device const float *k =
-        qkv + (ulong(group.y) * (args.n_heads + 2u * args.n_kv_heads) + args.n_heads + group.x) * n;
-    const ulong at = args.layer_offset + (ulong(group.x) * args.max_seq + position) * n;
+        qkv + (ulong(tile.y) * (args.n_heads + 2u * args.n_kv_heads) + args.n_heads + tile.x) * n;
+    const ulong at = args.layer_offset + (ulong(tile.x) * args.max_seq + position) * n;
     store_head(k, k_cache + at, args.head_dim, thread_index.x, n_threads.x);
     store_head(k + args.n_kv_heads * n, v_cache + at, args.head_dim, thread_index.x, n_threads.x);
 }
@@ -110,23 +110,23 @@ template <typename T>
 OXB_KERNEL("kv_store_f16", kv_store<half>)
 OXB_KERNEL("kv_store_f32", kv_store<float>)
 
-// Both at once: a SIMD-group per head of q, k and v; y counts tokens. Queries stay where they are,
-// keys and values go to the caches only.
+// qk_norm_rope and kv_store in one: a SIMD-group per head of q, k and v; y counts tokens. Queries
+// are changed in place, keys and values go to the caches only.
 template <typename T>
 [[kernel]] void qkv_to_cache(
     device float *qkv [[buffer(0)]], device const float *q_norm [[buffer(1)]],
     device const float *k_norm [[buffer(2)]], device const float *rope [[buffer(3)]],
     device T *k_cache [[buffer(4)]], device T *v_cache [[buffer(5)]],
     device const oxb_decode_state *state [[buffer(6)]],
-    constant oxb_qkv_to_cache_args &args [[buffer(7)]],
-    uint2 group [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    constant oxb_qkv_to_cache_args &args [[buffer(7)]], uint2 tile [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
-    const uint head = group.x * simdgroups + simdgroup;
+    const uint head = tile.x * simdgroups + simdgroup;
     const uint n_heads = args.n_heads + 2u * args.n_kv_heads;
-    const ulong position = ulong(state->position) + group.y;
+    const ulong position = ulong(state->position) + tile.y;
     if (head >= n_heads || position >= args.max_seq) return;
     const ulong n = args.head_dim;
-    device float *from = qkv + (ulong(group.y) * n_heads + head) * n;
+    device float *from = qkv + (ulong(tile.y) * n_heads + head) * n;
     device const float *cosine = rope + position * args.rotary_dim;
     const uint kv_head = (head - args.n_heads) % args.n_kv_heads; // of a key or value
     const ulong at = args.layer_offset + (ulong(kv_head) * args.max_seq + position) * n;

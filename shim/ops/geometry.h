@@ -7,24 +7,24 @@
 
 /* The operations, each with the units that its grid counts along x, y and z. */
 typedef enum oxb_op {
-    OXB_OP_GEMV,         /* row of the output */
-    OXB_OP_SWIGLU,       /* row of the output */
-    OXB_OP_GEMM,         /* row of the output; vector */
-    OXB_OP_SWIGLU_GEMM,  /* row of the output; vector */
-    OXB_OP_GEMM_INT8,    /* row of the output; vector: either of these, of quantised vectors */
-    OXB_OP_QUANTIZE,     /* vector */
-    OXB_OP_EMBED,        /* element of the row; token */
-    OXB_OP_RMSNORM,      /* vector */
-    OXB_OP_ADD,          /* element */
-    OXB_OP_BIAS,         /* element of the bias; vector */
-    OXB_OP_QK_NORM_ROPE, /* query or key head; token */
-    OXB_OP_KV_STORE,     /* key-value head; token */
-    OXB_OP_QKV_TO_CACHE, /* query, key or value head; token */
-    OXB_OP_ATTENTION,    /* `heads` query heads; token; part of the positions */
-    OXB_OP_COMBINE,      /* head of a token */
-    OXB_OP_ARGMAX_PARTS, /* logit; vector */
-    OXB_OP_ARGMAX,       /* vector */
-    OXB_OP_ADVANCE,      /* submission */
+    OXB_OP_GEMV,          /* row of the output */
+    OXB_OP_SWIGLU,        /* row of the output */
+    OXB_OP_GEMM,          /* row of the output; vector */
+    OXB_OP_SWIGLU_GEMM,   /* row of the output; vector */
+    OXB_OP_GEMM_INT8,     /* row of the output; vector: either of these, of quantised vectors */
+    OXB_OP_QUANTIZE,      /* vector */
+    OXB_OP_EMBED,         /* element of the row; token */
+    OXB_OP_RMSNORM,       /* vector */
+    OXB_OP_ADD,           /* element */
+    OXB_OP_BIAS,          /* element of the bias; vector */
+    OXB_OP_QK_NORM_ROPE,  /* query or key head; token */
+    OXB_OP_KV_STORE,      /* key-value head; token */
+    OXB_OP_QKV_TO_CACHE,  /* query, key or value head; token */
+    OXB_OP_ATTENTION,     /* `heads` query heads; token; part of the positions */
+    OXB_OP_COMBINE,       /* head of a token */
+    OXB_OP_ARGMAX_BLOCKS, /* logit; vector */
+    OXB_OP_ARGMAX,        /* vector */
+    OXB_OP_ADVANCE,       /* submission */
     OXB_OP_COUNT
 } oxb_op;
 

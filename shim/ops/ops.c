@@ -294,20 +294,21 @@ oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64
     return ops_record(commands, &tile, kernel, operands, 4, &args, sizeof args, units);
 }
 
-/* Record the best of each part of the logits, and give where they are. */
-static oxb_status record_argmax_parts(oxb_commands *commands, const ops_operand *logits, uint64_t n,
-                                      uint64_t n_vectors, ops_operand *best, uint32_t *n_parts) {
-    *n_parts = (uint32_t)((n + OXB_ARGMAX_PART - 1) / OXB_ARGMAX_PART);
-    uint64_t bytes = n_vectors * *n_parts * sizeof(struct oxb_best);
+/* Record the best of each block of logits, and give where they are. */
+static oxb_status record_argmax_blocks(oxb_commands *commands, const ops_operand *logits,
+                                       uint64_t n, uint64_t n_vectors, ops_operand *best,
+                                       uint32_t *n_blocks) {
+    *n_blocks = (uint32_t)((n + OXB_ARGMAX_BLOCK - 1) / OXB_ARGMAX_BLOCK);
+    uint64_t bytes = n_vectors * *n_blocks * sizeof(struct oxb_best);
     oxb_buffer *buffer = NULL;
     oxb_status status = front_commands_scratch(commands, bytes, &buffer);
     if (status != OXB_OK) return status;
     *best = (ops_operand){"best", {buffer, 0}, bytes, 0};
     const ops_operand operands[] = {*logits, *best};
-    struct oxb_argmax_parts_args args = {(oxb_u32)n, (oxb_u32)n_vectors, *n_parts, 0};
-    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_ARGMAX_PARTS);
+    struct oxb_argmax_blocks_args args = {(oxb_u32)n, (oxb_u32)n_vectors, *n_blocks, 0};
+    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_ARGMAX_BLOCKS);
     const uint64_t units[3] = {n, n_vectors, 1};
-    return ops_record(commands, &tile, "argmax_parts", operands, 2, &args, sizeof args, units);
+    return ops_record(commands, &tile, "argmax_blocks", operands, 2, &args, sizeof args, units);
 }
 
 oxb_status oxb_op_argmax(oxb_commands *commands, oxb_binding logits, oxb_binding out, uint64_t n,
@@ -323,7 +324,7 @@ oxb_status oxb_op_argmax(oxb_commands *commands, oxb_binding logits, oxb_binding
     const uint32_t mark = oxb_commands_length(commands);
     struct oxb_argmax_args args = {.n_vectors = (oxb_u32)n_vectors};
     const ops_operand from = operands[0];
-    status = record_argmax_parts(commands, &from, n, n_vectors, operands, &args.n_parts);
+    status = record_argmax_blocks(commands, &from, n, n_vectors, operands, &args.n_blocks);
     if (status == OXB_OK) {
         oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_ARGMAX);
         const uint64_t units[3] = {n_vectors, 1, 1};
@@ -350,7 +351,7 @@ oxb_status oxb_op_advance(oxb_commands *commands, oxb_binding logits, oxb_bindin
                                     .n_tokens = (oxb_u32)n_tokens};
     const ops_operand from = operands[0];
     if (greedy) {
-        status = record_argmax_parts(commands, &from, n, 1, operands, &args.n_parts);
+        status = record_argmax_blocks(commands, &from, n, 1, operands, &args.n_blocks);
     } else {
         operands[0] = ops_state_operand(state, 0); /* not read */
     }

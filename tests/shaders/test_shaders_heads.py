@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
-from shader_runs import SENTINEL, Placed, every_order, groups_for, run, state
+from shader_runs import SENTINEL, Placed, every_order, run, state, tiles_for
 
 EPS = 1e-6
 
@@ -177,7 +177,7 @@ def test_kv_store_past_max_seq_writes_nothing(cache, position):
     np.testing.assert_array_equal(after[1], before[1])
 
 
-def attention_args(heads, n_tokens=1, splits=1, per_group=1, tokens=1, layer_offset=None):
+def attention_args(heads, n_tokens=1, splits=1, tile_heads=1, tokens=1, layer_offset=None):
     return struct.pack(
         "<QIIIIfIIIII",
         heads.layer_offset if layer_offset is None else layer_offset,
@@ -185,7 +185,7 @@ def attention_args(heads, n_tokens=1, splits=1, per_group=1, tokens=1, layer_off
         heads.head_dim**-0.5,
         n_tokens,
         splits,
-        per_group,
+        tile_heads,
         tokens,
         0,
     )
@@ -202,7 +202,7 @@ def attention(
     simdgroups=3,
     mode="check",
     queries=1,
-    per_group=1,
+    tile_heads=1,
     splits=1,
     width=None,
 ):
@@ -219,12 +219,16 @@ def attention(
     width = (2 if n % 4 else 4) if width is None else width
     qkv = np.full((n_tokens, heads.n_qkv, n), np.nan, np.float32)
     qkv[:, : heads.n_heads] = batch
-    width = n if splits == 1 else splits * (n + 2)
+    out_width = n if splits == 1 else splits * (n + 2)
     out = run(
         f"attention_{cache}",
-        [qkv, *caches, state(position), np.full((n_tokens, heads.n_heads, width), SENTINEL)],
-        attention_args(heads, n_tokens, splits, per_group, queries // per_group),
-        groups=(heads.n_heads // per_group, groups_for(n_tokens, queries // per_group), splits),
+        [qkv, *caches, state(position), np.full((n_tokens, heads.n_heads, out_width), SENTINEL)],
+        attention_args(heads, n_tokens, splits, tile_heads, queries // tile_heads),
+        groups=(
+            heads.n_heads // tile_heads,
+            tiles_for(n_tokens, queries // tile_heads),
+            splits,
+        ),
         threads=32 * simdgroups,
         constants={0: queries, 1: width, 2: int(n > 128)},
         order=order,
@@ -301,9 +305,9 @@ def test_attention_matches_the_definition(cache, order, shape):
 
 @every_cache
 @every_order
-@pytest.mark.parametrize(("queries", "per_group"), [(2, 2), (2, 1), (4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize(("queries", "tile_heads"), [(2, 2), (2, 1), (4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("dim", [64, 128, 30])
-def test_queries_that_share_the_caches_match_the_definition(cache, order, queries, per_group, dim):
+def test_queries_that_share_the_caches_match_the_definition(cache, order, queries, tile_heads, dim):
     heads = Heads(8, 2, dim, 80, layer=1)
     for n_tokens, length in ((1, 1), (1, 70), (3, 3), (5, 34), (5, 70)):
         _, k, v = random_heads(heads, cache, length)
@@ -319,7 +323,7 @@ def test_queries_that_share_the_caches_match_the_definition(cache, order, querie
                 length - n_tokens,
                 order,
                 queries=queries,
-                per_group=per_group,
+                tile_heads=tile_heads,
                 width=width,
             )
             assert relative_error(y, expected) < 1e-6
@@ -328,13 +332,13 @@ def test_queries_that_share_the_caches_match_the_definition(cache, order, querie
 @every_cache
 @every_order
 @pytest.mark.parametrize("splits", [2, 3, 7])
-def test_parts_of_the_positions_are_put_together(cache, order, splits):
-    # More parts than blocks of positions, too: empty parts count for nothing.
+def test_splits_of_the_positions_are_added_up(cache, order, splits):
+    # More splits than blocks of positions, too: empty splits count for nothing.
     heads = Heads(4, 2, 64, 130, layer=1)
     for length in (1, 32, 33, 64, 65, 130):
         q, k, v = random_heads(heads, cache, length)
         y = attention(
-            heads, cache, q, k, v, length - 1, order, queries=2, per_group=2, splits=splits
+            heads, cache, q, k, v, length - 1, order, queries=2, tile_heads=2, splits=splits
         )
         assert relative_error(y, reference.attention(q[None], k, v)[0]) < 1e-6
 
@@ -355,7 +359,7 @@ def test_tokens_of_a_batch_past_max_seq_are_nan_and_the_others_are_not():
     heads = Heads(2, 1, 64, 40)
     _, k, v = random_heads(heads, "f32", 40)
     q = activations(4 * 2 * 64).reshape(4, 2, 64)
-    y = attention(heads, "f32", q, k, v, 38, queries=4, per_group=2)
+    y = attention(heads, "f32", q, k, v, 38, queries=4, tile_heads=2)
     assert relative_error(y[:2], reference.attention(q[:2], k, v)) < 1e-6
     assert np.isnan(y[2:]).all()
 

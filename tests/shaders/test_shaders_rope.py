@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
-from shader_runs import every_order, groups_for, run, state
+from shader_runs import every_order, run, state, tiles_for
 from test_shaders_heads import CACHES, Heads, every_cache, every_shape
 
 
@@ -63,7 +63,7 @@ def qk_norm_rope(heads, qkv, position, order="random", eps=1e-5, simdgroups=4, o
         "qk_norm_rope",
         [qkv, *norms, rope_table(heads.max_seq, options.rows(heads)), state(position)],
         options.pack(heads, eps, n_tokens) + bytes(12),
-        groups=(groups_for(heads.n_heads + heads.n_kv_heads, simdgroups), n_tokens),
+        groups=(tiles_for(heads.n_heads + heads.n_kv_heads, simdgroups), n_tokens),
         threads=32 * simdgroups,
         order=order,
     )[0]
@@ -182,7 +182,7 @@ def qkv_to_cache(heads, cache, qkv, position, order="random", simdgroups=3, opti
             state(position),
         ],
         struct.pack("<Q", heads.layer_offset) + options.pack(heads, 1e-5, n_tokens) + bytes(4),
-        groups=(groups_for(heads.n_qkv, simdgroups), n_tokens),
+        groups=(tiles_for(heads.n_qkv, simdgroups), n_tokens),
         threads=32 * simdgroups,
         order=order,
     )

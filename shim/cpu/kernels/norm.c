@@ -50,9 +50,9 @@ void cpu_residual_add(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_add_args *a = call->args;
     const float *x = call->bindings[0].address;
     float *y = call->bindings[1].address;
-    const uint64_t groups = a->n / CPU_ELEMENTS + 1;
-    const uint64_t end = last < groups ? last * CPU_ELEMENTS : a->n;
-    if (first >= groups) return;
+    const uint64_t blocks = a->n / CPU_ELEMENTS + 1;
+    const uint64_t end = last < blocks ? last * CPU_ELEMENTS : a->n;
+    if (first >= blocks) return;
     for (uint64_t i = first * CPU_ELEMENTS; i < end && i < a->n; i++) y[i] += x[i];
 }
 
