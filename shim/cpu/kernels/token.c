@@ -33,7 +33,7 @@ static void embed_row(const cpu_call *call, uint64_t row, float *y) {
         const cpu_panels p = cpu_panels_at(call->bindings[0].address, a->codes_offset, format,
                                            call->kernel->layout, a->k);
         for (uint64_t group = 0; group < p.n_groups; group++)
-            cpu_panel_weights(&p, row, group, y + group * p.group);
+            cpu_panel_weights(&p, row, group, y + group * p.group_size);
         return;
     }
     const uint64_t groups = a->k / cpu_group(format);
