@@ -1,3 +1,5 @@
+"""Recorded command sequences."""
+
 from collections.abc import Iterable
 from typing import Literal, SupportsIndex, TypeAlias
 
@@ -37,6 +39,11 @@ class Commands:
         of 16 that share a scale, with an error of about 5e-3 of the result's norm. It applies to
         matrices of 1 and 2 bits on the cpu device; all others, and fewer vectors, stay float32.
 
+    Attributes
+    ----------
+    device : Device
+        Where the sequence runs.
+
     Raises
     ------
     ValueError
@@ -50,7 +57,8 @@ class Commands:
         self, device: Device, *, activations: Literal["float32", "int8"] = "float32"
     ) -> None: ...
     @property
-    def device(self) -> Device: ...
+    def device(self) -> Device:
+        """Where the sequence runs."""
     @property
     def closed(self) -> bool:
         """Whether close() was called.
@@ -366,6 +374,35 @@ class Commands:
         TypeError
             Where an operand is none, or a number no integer.
         """
+    def add_bias(
+        self,
+        bias: _Binding,
+        y: _Binding,
+        n: SupportsIndex,
+        n_vectors: SupportsIndex = 1,
+        *,
+        y_stride: SupportsIndex | None = None,
+    ) -> None:
+        """Record y[v, i] += bias[i] for each of n_vectors rows of n floats.
+
+        Parameters
+        ----------
+        bias : Buffer, (Buffer, int) or WeightHandle
+            float32 [n].
+        y : Buffer or (Buffer, int)
+            float32 [n_vectors, n], changed in place; it shares no byte with bias.
+        n : int
+            Elements of the bias.
+        n_vectors : int
+            Rows of y.
+        y_stride : int, optional
+            Elements from one row of y to the next, n or more; n where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where a buffer is too short, or the two overlap; nothing is recorded then.
+        """
     def embed(
         self,
         weight: WeightHandle,
@@ -406,8 +443,8 @@ class Commands:
     def qk_norm_rope(
         self,
         qkv: _Binding,
-        q_norm: _Binding,
-        k_norm: _Binding,
+        q_norm: _Binding | None,
+        k_norm: _Binding | None,
         rope: _Binding,
         state: _Binding,
         *,
@@ -419,8 +456,10 @@ class Commands:
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
+        rotary_dim: SupportsIndex = 0,
+        rope_style: Literal["neox", "interleaved"] = "neox",
     ) -> None:
-        """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
+        """Record RMSNorm and RoPE of the heads of q and k, in place.
 
         `layer` and `kv_dtype` are those of the caches; they change nothing here.
 
@@ -429,10 +468,10 @@ class Commands:
         qkv : operand
             float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
             token.
-        q_norm, k_norm : operand
-            float32 [head_dim].
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
         rope : operand
-            float32 [max_seq, 2, head_dim / 2]: cosines, then sines, of each position.
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         state : operand
             16 bytes, the position as uint32 first.
         n_heads : int
@@ -451,6 +490,11 @@ class Commands:
             Tokens in flight, at the state's position and after it.
         eps : float
             Of the norms; finite and not negative.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
 
         Raises
         ------
@@ -518,8 +562,8 @@ class Commands:
     def qkv_to_cache(
         self,
         qkv: _Binding,
-        q_norm: _Binding,
-        k_norm: _Binding,
+        q_norm: _Binding | None,
+        k_norm: _Binding | None,
         rope: _Binding,
         k_cache: _Binding,
         v_cache: _Binding,
@@ -533,6 +577,8 @@ class Commands:
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
+        rotary_dim: SupportsIndex = 0,
+        rope_style: Literal["neox", "interleaved"] = "neox",
     ) -> None:
         """Record qk_norm_rope() and kv_store() in one.
 
@@ -543,10 +589,10 @@ class Commands:
         qkv : operand
             float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
             token.
-        q_norm, k_norm : operand
-            float32 [head_dim].
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
         rope : operand
-            float32 [max_seq, 2, head_dim / 2]: cosines, then sines, of each position.
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
         state : operand
@@ -567,6 +613,11 @@ class Commands:
             Tokens in flight, at the state's position and after it.
         eps : float
             Of the norms; finite and not negative.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
 
         Raises
         ------

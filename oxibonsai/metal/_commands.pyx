@@ -11,6 +11,8 @@ from oxibonsai.metal.oxb cimport (
     OXB_ACTIVATIONS_INT8,
     OXB_MAX_BINDINGS,
     OXB_OK,
+    OXB_ROPE_INTERLEAVED,
+    OXB_ROPE_NEOX,
     oxb_attention_shape,
     oxb_binding,
     oxb_commands,
@@ -57,7 +59,17 @@ cdef oxb_attention_shape _attention_shape(
     shape.max_length = 0 if max_length is None else _u32(max_length, "max_length")
     if max_length is not None and shape.max_length == 0:
         raise EncodingError(f"max_length = 0 must lie in 1..{shape.max_seq}, the max_seq")
+    shape.rotary_dim = 0
+    shape.rope_style = OXB_ROPE_NEOX
     return shape
+
+
+cdef int _set_rope(oxb_attention_shape *shape, rotary_dim, rope_style) except -1:
+    if rope_style not in ("neox", "interleaved"):
+        raise EncodingError(f"rope_style = {rope_style!r} must be 'neox' or 'interleaved'")
+    shape.rotary_dim = _u32(rotary_dim, "rotary_dim")
+    shape.rope_style = OXB_ROPE_INTERLEAVED if rope_style == "interleaved" else OXB_ROPE_NEOX
+    return 0
 
 
 @cython.no_gc_clear
@@ -555,6 +567,33 @@ cdef class Commands:
         bind_all((("x", x), ("y", y)), b)
         check(api.op_add(self.recording(), b[0], b[1], size))
 
+    def add_bias(self, bias, y, n, n_vectors=1, *, y_stride=None):
+        """Record y[v, i] += bias[i] for each of n_vectors rows of n floats.
+
+        Parameters
+        ----------
+        bias : Buffer, (Buffer, int) or WeightHandle
+            float32 [n].
+        y : Buffer or (Buffer, int)
+            float32 [n_vectors, n], changed in place; it shares no byte with bias.
+        n : int
+            Elements of the bias.
+        n_vectors : int
+            Rows of y.
+        y_stride : int, optional
+            Elements from one row of y to the next, n or more; n where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where a buffer is too short, or the two overlap; nothing is recorded then.
+        """
+        cdef oxb_binding b[2]
+        cdef uint64_t size = count_of(n, "n"), vectors = count_of(n_vectors, "n_vectors")
+        cdef uint64_t stride = size if y_stride is None else count_of(y_stride, "y_stride")
+        bind_all((("bias", bias), ("y", y)), b)
+        check(api.op_add_bias(self.recording(), b[0], b[1], size, vectors, stride))
+
     def embed(self, weight, tokens, state, y, n_rows=None, k=None, *, n_tokens=1):
         """Record y[t] = row tokens[position + t] of the weight; NaN where either is out of range.
 
@@ -590,8 +629,8 @@ cdef class Commands:
         check(api.op_embed(self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count))
 
     def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim, max_seq,
-                     layer, kv_dtype, n_tokens=1, eps=1e-6):
-        """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
+                     layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0, rope_style="neox"):
+        """Record RMSNorm and RoPE of the heads of q and k, in place.
 
         `layer` and `kv_dtype` are those of the caches; they change nothing here.
 
@@ -600,10 +639,10 @@ cdef class Commands:
         qkv : operand
             float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
             token.
-        q_norm, k_norm : operand
-            float32 [head_dim].
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
         rope : operand
-            float32 [max_seq, 2, head_dim / 2]: cosines, then sines, of each position.
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         state : operand
             16 bytes, the position as uint32 first.
         n_heads : int
@@ -622,6 +661,11 @@ cdef class Commands:
             Tokens in flight, at the state's position and after it.
         eps : float
             Of the norms; finite and not negative.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
 
         Raises
         ------
@@ -638,9 +682,10 @@ cdef class Commands:
         cdef oxb_attention_shape shape = _attention_shape(
             n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
         cdef float epsilon = eps
-        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
-                  ("state", state)), b)
-        check(api.op_qk_norm_rope(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, epsilon))
+        _set_rope(&shape, rotary_dim, rope_style)
+        b[3].buffer = b[4].buffer = NULL
+        bind_all(_with_norms(q_norm, k_norm, (("qkv", qkv), ("rope", rope), ("state", state))), b)
+        check(api.op_qk_norm_rope(self.recording(), b[0], b[3], b[4], b[1], b[2], &shape, epsilon))
 
     def kv_store(self, qkv, k_cache, v_cache, state, *, n_heads, n_kv_heads, head_dim, max_seq,
                  layer, kv_dtype, n_tokens=1):
@@ -688,7 +733,8 @@ cdef class Commands:
         check(api.op_kv_store(self.recording(), b[0], b[1], b[2], b[3], &shape))
 
     def qkv_to_cache(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, *, n_heads, n_kv_heads,
-                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6):
+                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0,
+                     rope_style="neox"):
         """Record qk_norm_rope() and kv_store() in one.
 
         The queries are left in qkv for attention(); what is left there of the keys is not defined.
@@ -698,10 +744,10 @@ cdef class Commands:
         qkv : operand
             float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
             token.
-        q_norm, k_norm : operand
-            float32 [head_dim].
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
         rope : operand
-            float32 [max_seq, 2, head_dim / 2]: cosines, then sines, of each position.
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
         state : operand
@@ -722,6 +768,11 @@ cdef class Commands:
             Tokens in flight, at the state's position and after it.
         eps : float
             Of the norms; finite and not negative.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
 
         Raises
         ------
@@ -738,10 +789,14 @@ cdef class Commands:
         cdef oxb_attention_shape shape = _attention_shape(
             n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
         cdef float epsilon = eps
-        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
-                  ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
+        _set_rope(&shape, rotary_dim, rope_style)
+        b[5].buffer = b[6].buffer = NULL
+        bind_all(_with_norms(q_norm, k_norm, (
+            ("qkv", qkv), ("rope", rope), ("k_cache", k_cache), ("v_cache", v_cache),
+            ("state", state),
+        )), b)
         check(api.op_qkv_to_cache(
-            self.recording(), b[0], b[1], b[2], b[3], b[4], b[5], b[6], &shape, epsilon))
+            self.recording(), b[0], b[5], b[6], b[1], b[2], b[3], b[4], &shape, epsilon))
 
     def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim, max_seq,
                   layer, kv_dtype, n_tokens=1, max_length=None, scale=None):
@@ -884,6 +939,13 @@ cdef str _described(oxb_commands *handle, uint32_t index):
 
 cdef tuple _with_norm(norm, tuple operands):
     return operands if norm is None else (*operands, ("norm", norm))
+
+
+cdef tuple _with_norms(q_norm, k_norm, tuple operands):
+    if (q_norm is None) != (k_norm is None):
+        given, missing = ("q_norm", "k_norm") if k_norm is None else ("k_norm", "q_norm")
+        raise EncodingError(f"{given} without {missing}: give both norms, or None for both")
+    return operands if q_norm is None else (*operands, ("q_norm", q_norm), ("k_norm", k_norm))
 
 
 cdef int _times(object times) except -1:

@@ -1,3 +1,5 @@
+"""Libraries and pipelines: kernels made ready to run."""
+
 from typing import Literal, NamedTuple
 
 from typing_extensions import disjoint_base
@@ -15,6 +17,11 @@ class Library:
     source : str
         The program.
 
+    Attributes
+    ----------
+    device : Device
+        Whose compiler was used.
+
     Raises
     ------
     CompilationError
@@ -23,7 +30,8 @@ class Library:
 
     def __init__(self, device: Device, source: str) -> None: ...
     @property
-    def device(self) -> Device: ...
+    def device(self) -> Device:
+        """Whose compiler was used."""
     def close(self) -> None:
         """Release the library; its pipelines stay.
 
@@ -111,6 +119,13 @@ class Pipeline:
     library : Library, optional
         Where the kernel is; left out, the kernels that ship.
 
+    Attributes
+    ----------
+    device : Device
+        Where it runs.
+    function : str
+        Name of the kernel.
+
     Raises
     ------
     CompilationError
@@ -128,9 +143,11 @@ class Pipeline:
         library: Library | None = None,
     ) -> None: ...
     @property
-    def device(self) -> Device: ...
+    def device(self) -> Device:
+        """Where it runs."""
     @property
-    def function(self) -> str: ...
+    def function(self) -> str:
+        """Name of the kernel."""
     @property
     def info(self) -> PipelineInfo:
         """Limits of the pipeline.

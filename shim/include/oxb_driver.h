@@ -67,6 +67,7 @@ typedef struct oxb_host {
     X(EMBED, "embed")                 /* element of the row; token */                     \
     X(RMSNORM, "rmsnorm")             /* vector */                                        \
     X(ADD, "add")                     /* element */                                       \
+    X(BIAS, "bias")                   /* element of the bias; vector */                   \
     X(QK_NORM_ROPE, "qk_norm_rope")   /* query or key head; token */                      \
     X(KV_STORE, "kv_store")           /* key-value head; token */                         \
     X(QKV_TO_CACHE, "qkv_to_cache")   /* query, key or value head; token */               \
