@@ -68,6 +68,19 @@ class Commands:
         norm: _Binding | None = None,
         eps: float = 1e-6,
     ) -> None: ...
+    def feed_forward(
+        self,
+        attn: _Binding,
+        hidden: _Binding,
+        activated: _Binding,
+        *,
+        attn_proj: WeightHandle,
+        norm: _Binding,
+        gate_up: WeightHandle,
+        down: WeightHandle,
+        n_vectors: SupportsIndex = 1,
+        eps: float = 1e-6,
+    ) -> None: ...
     def rmsnorm(
         self,
         x: _Binding,

@@ -2,6 +2,7 @@
 
 cimport cython
 from cpython.number cimport PyNumber_Index
+from libc.math cimport isfinite
 from libc.stdint cimport uint32_t, uint64_t
 
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
@@ -329,6 +330,74 @@ cdef class Commands:
         check(api.op_gate_up_swiglu(self.recording(), w.matrix("gate_up_swiglu"), rows, columns,
                                     &normalise if norm is not None else NULL, b[0], b[1], vectors))
 
+    def feed_forward(self, attn, hidden, activated, *, attn_proj, norm, gate_up, down, n_vectors=1,
+                     eps=1e-6):
+        """Record the second half of a transformer layer for each of n_vectors rows, `hidden` in place.
+
+        hidden += attn_proj attn; activated = silu(gate n) * (up n) with
+        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
+
+        Parameters
+        ----------
+        attn : Buffer or (Buffer, int)
+            float32 [n_vectors, k of attn_proj]: the attention's output.
+        hidden : Buffer or (Buffer, int)
+            float32 [n_vectors, hidden_size]: the residual stream, read and written.
+        activated : Buffer or (Buffer, int)
+            float32 [n_vectors, intermediate_size]: overwritten.
+        attn_proj, gate_up, down : WeightHandle
+            [hidden_size, k], [2 intermediate_size, hidden_size] (gate rows, then up rows) and
+            [hidden_size, intermediate_size], uploaded with their shapes, each in any format.
+        norm : WeightHandle or Buffer
+            float32 [hidden_size].
+        n_vectors : int
+            Rows.
+        eps : float
+            Added to the mean square.
+
+        Raises
+        ------
+        EncodingError
+            Where shapes do not fit one another or their buffers; nothing is recorded then.
+        """
+        cdef FeedForward f
+        cdef oxb_binding b[4]
+        cdef WeightHandle proj = weight_of(attn_proj, "attn_proj")
+        cdef WeightHandle gate = weight_of(gate_up, "gate_up")
+        cdef WeightHandle last = weight_of(down, "down")
+        for what, handle in (("attn_proj", proj), ("gate_up", gate), ("down", last)):
+            (<WeightHandle>handle).matrix(f"feed_forward: {what}")
+        f.n_vectors = count_of(n_vectors, "n_vectors")
+        f.hidden_size, f.attn_size = shape_of(proj, None, None)
+        f.intermediate_size = shape_of(last, None, None)[1]
+        f.eps = eps
+        bind_all((("attn", attn), ("hidden", hidden), ("activated", activated), ("norm", norm)), b)
+        f.attn, f.hidden, f.activated, f.norm = b[0], b[1], b[2], b[3]
+        f.normed.buffer = NULL
+        f.normed.offset = 0
+        f.attn_proj = proj.matrix("feed_forward: attn_proj")
+        f.gate_up = gate.matrix("feed_forward: gate_up")
+        f.down = last.matrix("feed_forward: down")
+        # The first op checks itself before it is recorded. What can be wrong with the others is checked
+        # here, so that an error leaves the recording as it was.
+        check(api.weight_check(f.gate_up, 2 * f.intermediate_size, f.hidden_size, b"feed_forward: gate_up"))
+        check(api.weight_check(f.down, f.hidden_size, f.intermediate_size, b"feed_forward: down"))
+        if not 1 <= f.n_vectors <= 0x7fffffff:
+            raise EncodingError(f"feed_forward: n_vectors = {f.n_vectors} must lie in 1..2**31 - 1")
+        if not (isfinite(f.eps) and f.eps >= 0):
+            raise EncodingError(f"feed_forward: eps = {eps} must be finite and not negative")
+        for what, value in (("gate_up", gate), ("down", last), ("activated", activated), ("norm", norm)):
+            owner = value[0] if isinstance(value, tuple) else value
+            if owner.device is not self.device:
+                raise EncodingError(f"feed_forward: {what} belongs to another device than the commands")
+        _check_room("activated", f.activated, f.n_vectors, f.intermediate_size)
+        _check_room("norm", f.norm, 1, f.hidden_size)
+        rows = int(f.n_vectors)  # sizes below in Python's integers: they cannot wrap
+        _check_apart("hidden and activated", f.hidden, rows * f.hidden_size, f.activated,
+                     rows * f.intermediate_size)
+        _check_apart("norm and activated", f.norm, f.hidden_size, f.activated, rows * f.intermediate_size)
+        record_feed_forward(self.recording(), &f)
+
     def rmsnorm(self, x, weight, y, n, *, eps=1e-6, n_vectors=1):
         """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats."""
         cdef oxb_binding b[3]
@@ -442,6 +511,42 @@ cdef class Commands:
 
 cdef tuple _with_norm(norm, tuple operands):
     return operands if norm is None else (*operands, ("norm", norm))
+
+
+cdef int _check_room(str what, oxb_binding binding, uint64_t n_rows, uint64_t width) except -1:
+    need = 4 * int(n_rows) * width
+    if binding.offset % 4:
+        raise EncodingError(f"feed_forward: the offset of {what}, {binding.offset}, must divide by 4")
+    if need > int(api.buffer_length(binding.buffer)) - binding.offset:
+        raise EncodingError(
+            f"feed_forward: {what} needs {need} bytes from offset {binding.offset} on, its buffer has "
+            f"{api.buffer_length(binding.buffer)}"
+        )
+    return 0
+
+
+cdef int _check_apart(str what, oxb_binding a, a_floats, oxb_binding b, b_floats) except -1:
+    if a.buffer == b.buffer and a.offset < b.offset + 4 * b_floats and b.offset < a.offset + 4 * a_floats:
+        raise EncodingError(f"feed_forward: {what} overlap: give them places of their own")
+    return 0
+
+
+cdef int record_feed_forward(oxb_commands *commands, const FeedForward *f) except -1 nogil:
+    cdef oxb_norm norm
+    norm.weight = f.norm
+    norm.eps = f.eps
+    cdef const oxb_norm *own_norm = &norm
+    cdef oxb_binding inner = f.hidden
+    check(api.op_gemv(commands, f.attn_proj, f.hidden_size, f.attn_size, NULL, f.attn, f.hidden,
+                      f.n_vectors, 0, 1))
+    if f.normed.buffer:
+        check(api.op_rmsnorm(commands, f.hidden, f.norm, f.normed, f.hidden_size, f.n_vectors, f.eps))
+        inner = f.normed
+        own_norm = NULL
+    check(api.op_gate_up_swiglu(commands, f.gate_up, 2 * f.intermediate_size, f.hidden_size, own_norm,
+                                inner, f.activated, f.n_vectors))
+    return check(api.op_gemv(commands, f.down, f.hidden_size, f.intermediate_size, NULL, f.activated,
+                             f.hidden, f.n_vectors, 0, 1))
 
 
 cdef int _times(object times) except -1:

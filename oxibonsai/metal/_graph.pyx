@@ -440,11 +440,11 @@ cdef class MetalGraph:
                 )
             hidden_size = shape[0] if hidden_size is None else hidden_size
             intermediate_size = shape[1] if intermediate_size is None else intermediate_size
-        f.hidden_size = _dimension(hidden_size, "hidden_size")
-        f.intermediate_size = _dimension(intermediate_size, "intermediate_size")
-        f.attn_size = proj.shape[1] if proj.shape is not None else max(attn_out.shape[0], 1)
-        f.eps = eps
-        if not (isfinite(f.eps) and f.eps >= 0):
+        f.ops.hidden_size = _dimension(hidden_size, "hidden_size")
+        f.ops.intermediate_size = _dimension(intermediate_size, "intermediate_size")
+        f.ops.attn_size = proj.shape[1] if proj.shape is not None else max(attn_out.shape[0], 1)
+        f.ops.eps = eps
+        if not (isfinite(f.ops.eps) and f.ops.eps >= 0):
             raise EncodingError(f"{what}: eps = {eps} must be finite and not negative")
         if not isinstance(norm_weight, WeightHandle):
             norm_weight = upload_vector(self.device, norm_weight)
@@ -453,30 +453,32 @@ cdef class MetalGraph:
             raise EncodingError(f"{what}: norm_weight must be a float32 vector, got {norm!r}")
         norm._check_open(f"{what}: norm_weight")
         self._check_device(f"{what}: norm_weight", norm)
-        _check_length("norm_weight", norm.weight.n_groups, f.hidden_size)
+        _check_length("norm_weight", norm.weight.n_groups, f.ops.hidden_size)
         for name, handle, rows, columns in (
-            ("attn_proj", proj, f.hidden_size, f.attn_size),
-            ("gate_up", gate, 2 * f.intermediate_size, f.hidden_size),
-            ("down", last, f.hidden_size, f.intermediate_size),
+            ("attn_proj", proj, f.ops.hidden_size, f.ops.attn_size),
+            ("gate_up", gate, 2 * f.ops.intermediate_size, f.ops.hidden_size),
+            ("down", last, f.ops.hidden_size, f.ops.intermediate_size),
         ):
             label = f"{what}: {name}"
             self._check_device(label, handle)
             check(api.weight_check((<WeightHandle>handle).matrix(label), rows, columns, label.encode()))
-        _check_length("hidden", hidden.shape[0], f.hidden_size)
-        _check_length("attn_out", attn_out.shape[0], f.attn_size)
+        _check_length("hidden", hidden.shape[0], f.ops.hidden_size)
+        _check_length("attn_out", attn_out.shape[0], f.ops.attn_size)
+        f.ops.n_vectors = 1
+        f.ops.norm.offset = 0
         f.hidden = &hidden[0]
         f.attn_out = &attn_out[0]
-        f.norm = f.attn_proj.buffer = f.gate_up.buffer = f.down.buffer = NULL
+        f.ops.norm.buffer = f.attn_proj.buffer = f.gate_up.buffer = f.down.buffer = NULL
         try:
             # Held from here on, whatever other threads close.
             proj.borrow(what, &f.attn_proj)
             gate.borrow(what, &f.gate_up)
             last.borrow(what, &f.down)
             api.buffer_retain(norm.vector_buffer(what))
-            f.norm = norm.weight.buffer
+            f.ops.norm.buffer = norm.weight.buffer
             while retired:
                 held = self.pool.acquire(
-                    (f.hidden_size, f.attn_size, f.hidden_size, f.intermediate_size))
+                    (f.ops.hidden_size, f.ops.attn_size, f.ops.hidden_size, f.ops.intermediate_size))
                 with nogil:
                     retired = ffn_phase(held, &f, timeout)
                 if retired:
@@ -485,7 +487,7 @@ cdef class MetalGraph:
             self.pool.retire(held)
             raise
         finally:
-            api.buffer_release(f.norm)
+            api.buffer_release(f.ops.norm.buffer)
             api.buffer_release(f.attn_proj.buffer)
             api.buffer_release(f.gate_up.buffer)
             api.buffer_release(f.down.buffer)

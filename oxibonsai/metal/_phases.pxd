@@ -1,5 +1,6 @@
 from libc.stdint cimport uint64_t
 
+from oxibonsai.metal._commands cimport FeedForward
 from oxibonsai.metal._core cimport Device
 from oxibonsai.metal.oxb cimport oxb_buffer, oxb_commands, oxb_weight
 
@@ -29,16 +30,12 @@ cdef class BufferPool:
 
 
 cdef struct FFN:
+    FeedForward ops  # its weights are the three below; the phase binds the set's buffers
     oxb_weight attn_proj
     oxb_weight gate_up
     oxb_weight down
-    oxb_buffer *norm
     float *hidden
     const float *attn_out
-    uint64_t hidden_size
-    uint64_t intermediate_size
-    uint64_t attn_size
-    float eps
     # Seconds each step took; the lock was got at `acquired`.
     double acquired
     double upload

@@ -8,6 +8,7 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from oxibonsai.metal._buffer cimport Buffer
+from oxibonsai.metal._commands cimport record_feed_forward
 from oxibonsai.metal._core cimport Device, api, check
 from oxibonsai.metal.oxb cimport (
     OXB_OK,
@@ -185,23 +186,20 @@ cdef int _gemv_locked(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint
 
 cdef int _ffn_locked(BufferSet held, FFN *f, double timeout) except -1 nogil:
     # Buffers of the set: hidden, attention output, normed, activated.
-    cdef oxb_commands *c = held.commands
-    cdef oxb_binding hidden = _at(held.raw[0]), attn = _at(held.raw[1])
-    cdef oxb_binding normed = _at(held.raw[2]), activated = _at(held.raw[3])
+    cdef uint64_t hidden_bytes = 4 * f.ops.hidden_size
     cdef double t0 = clock_now()
-    check(api.buffer_write(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
-    check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.attn_size))
+    check(api.buffer_write(held.raw[0], 0, f.hidden, hidden_bytes))
+    check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.ops.attn_size))
     cdef double t1 = clock_now()
-    check(api.commands_reset(c))
-    check(api.op_gemv(c, &f.attn_proj, f.hidden_size, f.attn_size, NULL, attn, hidden, 1, 0, 1))
-    check(api.op_rmsnorm(c, hidden, _at(f.norm), normed, f.hidden_size, 1, f.eps))
-    check(api.op_gate_up_swiglu(
-        c, &f.gate_up, 2 * f.intermediate_size, f.hidden_size, NULL, normed, activated, 1))
-    check(api.op_gemv(c, &f.down, f.hidden_size, f.intermediate_size, NULL, activated, hidden, 1, 0, 1))
+    f.ops.attn_proj, f.ops.gate_up, f.ops.down = &f.attn_proj, &f.gate_up, &f.down
+    f.ops.hidden, f.ops.attn = _at(held.raw[0]), _at(held.raw[1])
+    f.ops.normed, f.ops.activated = _at(held.raw[2]), _at(held.raw[3])
+    check(api.commands_reset(held.commands))
+    record_feed_forward(held.commands, &f.ops)
     cdef double t2 = clock_now()
     _run(held, timeout)
     cdef double t3 = clock_now()
-    check(api.buffer_read(held.raw[0], 0, f.hidden, 4 * f.hidden_size))
+    check(api.buffer_read(held.raw[0], 0, f.hidden, hidden_bytes))
     f.upload = t1 - t0
     f.encode = t2 - t1
     f.wait = t3 - t2

@@ -5,35 +5,29 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.model import statefile
-from oxibonsai.model.asynchronous import in_thread
-from oxibonsai.model.cache import KVDtype
-from oxibonsai.model.decoder import Decoder
-from oxibonsai.model.generation import (
-    Generation,
-    GenerationOptions,
-    LogitsCallback,
-    SessionFullError,
-    full_error,
-)
-from oxibonsai.model.scoring import log_probabilities
-from oxibonsai.model.stopping import Stop
+from oxibonsai.model.generation import Generation, GenerationOptions, LogitsCallback
+from oxibonsai.model.generation.asynchronous import in_thread
+from oxibonsai.model.generation.scoring import log_probabilities
+from oxibonsai.model.generation.stopping import Stop
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.runtime import statefile
+from oxibonsai.model.runtime.cache import KVDtype
+from oxibonsai.model.runtime.decoder import Decoder
+from oxibonsai.model.runtime.profile import Profile
+from oxibonsai.model.timeline import Timeline
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Unpack
 
-    from oxibonsai.model.model import Model
-    from oxibonsai.model.profile import Profile
-
-__all__ = ["DEFAULT_CHUNK", "Session", "SessionFullError"]
+__all__ = ["DEFAULT_CHUNK", "Session", "check_chunk"]
 
 DEFAULT_CHUNK = 128
 Progress = Callable[[int, int], object]
@@ -49,7 +43,7 @@ class Session:
 
     Attributes
     ----------
-    model : Model
+    model : LoadedModel
         Whose weights are used.
     max_seq : int
         Positions the KV cache can grow to.
@@ -61,35 +55,36 @@ class Session:
 
     def __init__(
         self,
-        model: Model,
+        model: LoadedModel,
         max_seq: int,
         kv_dtype: KVDtype,
         chunk: int = DEFAULT_CHUNK,
         profile: bool = False,
     ) -> None:
+        max_seq = operator.index(max_seq)
+        limit = model.config.context_length
+        if not 1 <= max_seq <= limit:
+            raise ValueError(
+                f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"
+            )
+        if kv_dtype not in ("f16", "f32"):
+            raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
-        self.chunk = chunk
-        self._profiled = profile
+        self.chunk = check_chunk(chunk)
         self._decoder = Decoder(model, max_seq, kv_dtype, profile)
-        self._closed = False
-        self._tokens: list[int] = []
-        # Whether the device's choice of the next token lies at the position: it survives steps that
-        # run ahead, unlike the logits.
-        self._chosen = False
-        # Counts what moved the text: a generation that was left sees that it did.
-        self._epoch = 0
+        self._timeline = Timeline(self._decoder, max_seq)
 
     @property
     def position(self) -> int:
         """Tokens in the context."""
-        return len(self._tokens)
+        return self._timeline.position
 
     @property
     def tokens(self) -> list[int]:
         """The tokens in the context."""
-        return list(self._tokens)
+        return self._timeline.tokens
 
     @property
     def profile(self) -> Profile | None:
@@ -144,9 +139,8 @@ class Session:
             rows = np.empty((len(fed), self.model.config.vocab_size), np.float32)
             self._feed_all(fed, chunk, progress, _into(rows))
             return rows
-        with self._feeding(fed, chunk) as chunks:
-            for start, stop in chunks:
-                self._decoder.feed(fed[start:stop], 1 if stop == len(fed) else 0)
+        with self._feeding(fed, chunk, all_rows=False) as batches:
+            for _, stop in batches:
                 if progress is not None:
                     progress(stop, len(fed))
         return self._decoder.logits() if logits == "last" else None
@@ -184,11 +178,9 @@ class Session:
         """
         fed = self._check(ids)
         found = np.full(len(fed), np.nan)
-        if self._tokens:
-            self._settle()
-            if self._decoder.logits_end != self.position:
-                self._decoder.rerun(self.position)
-            found[0] = log_probabilities(self._decoder.logits()[None], fed[:1])[0]
+        if self.position:
+            self._timeline.settle()
+            found[0] = log_probabilities(self._timeline.logits()[None], fed[:1])[0]
 
         def score(at: int, logits: npt.NDArray[np.float32]) -> None:
             following = fed[at + 1 : at + 1 + len(logits)]
@@ -208,32 +200,21 @@ class Session:
         argmax: bool = False,
     ) -> None:
         """Feed tokens and give `take` all their logits, or choices, a piece at a time."""
-        with self._feeding(fed, chunk) as chunks:
-            for start, stop in chunks:
-                self._decoder.feed(fed[start:stop], stop - start)
+        with self._feeding(fed, chunk, all_rows=True) as batches:
+            for start, stop in batches:
                 for row, piece in self._decoder.head(stop - start, argmax=argmax):
                     take(start + row, piece)
                 if progress is not None:
                     progress(stop, len(fed))
 
-    @contextmanager
-    def _feeding(self, fed: list[int], chunk: int | None) -> Iterator[list[tuple[int, int]]]:
-        """Give the bounds of the batches, and take all of them back on any exception."""
+    def _feeding(
+        self, fed: list[int], chunk: int | None, *, all_rows: bool
+    ) -> AbstractContextManager[Iterator[tuple[int, int]]]:
         size = self.chunk if chunk is None else check_chunk(chunk)
-        self._settle()
-        before = self.position
-        self._decoder.reserve(before + len(fed))
-        self._chosen = False
-        try:
-            yield [(i, min(i + size, len(fed))) for i in range(0, len(fed), size)]
-        except BaseException:
-            self._decoder.seek(before)
-            raise
-        self._tokens += fed
-        self._chosen = True
+        return self._timeline.feeding(fed, size, all_rows=all_rows)
 
     def _check(self, ids: Sequence[int]) -> list[int]:
-        self._check_open()
+        self._timeline.check_open()
         fed = [operator.index(i) for i in ids]
         vocab = self.model.config.vocab_size
         if not fed:
@@ -243,8 +224,7 @@ class Session:
                 raise ValueError(
                     f"token {token} at {i} is outside the vocabulary: ids are 0 to {vocab - 1}"
                 )
-        if self.position + len(fed) > self.max_seq:
-            raise full_error(self, len(fed))
+        self._timeline.check_room(len(fed))
         return fed
 
     # Generating
@@ -298,7 +278,8 @@ class Session:
             Where nothing was fed, or an argument is out of its range.
         """
         return Generation(
-            self,
+            self._timeline,
+            self.model,
             max_tokens,
             temperature,
             ignore_eos=ignore_eos,
@@ -322,7 +303,9 @@ class Session:
 
         No piece holds a stop text or a part of one. The arguments are those of generate().
         """
-        return Generation(self, max_tokens, temperature, text=True, **options).text()
+        return Generation(
+            self._timeline, self.model, max_tokens, temperature, text=True, **options
+        ).text()
 
     def agenerate(
         self,
@@ -337,46 +320,23 @@ class Session:
         """
         return in_thread(self.generate(max_tokens, temperature, **options))
 
-    # What a Generation calls
-
-    def _settle(self) -> int:
-        """Drop what ran ahead of the context; return the new epoch."""
-        self._check_open()
-        self._decoder.seek(self.position)
-        self._epoch += 1
-        return self._epoch
-
-    def _commit(self, token: int) -> None:
-        """Take a token whose step has run into the context."""
-        self._tokens.append(token)
-        if self._decoder.logits_end == self.position:
-            self._chosen = True
-
     # Moving
 
     def rewind(self, position: int) -> None:
         """Forget all tokens from `position` on; ValueError unless it lies in 0..self.position."""
-        self._check_open()
-        position = operator.index(position)
-        if not 0 <= position <= self.position:
-            raise ValueError(f"cannot rewind to {position}: the session is at {self.position}")
-        if position < self.position:
-            self._decoder.finish()
-            del self._tokens[position:]
-            self._chosen = False
-            self._settle()
+        self._timeline.rewind(operator.index(position))
 
     def copy(self) -> Session:
         """Return a session of its own that holds the same text and goes on in the same way."""
-        self._settle()
-        twin = Session(self.model, self.max_seq, self.kv_dtype, self.chunk, self._profiled)
+        self._timeline.settle()
+        twin = Session(
+            self.model, self.max_seq, self.kv_dtype, self.chunk, self.profile is not None
+        )
         try:
-            twin._decoder.copy_from(self._decoder, self.position)
+            twin._timeline.copy_from(self._timeline)
         except BaseException:
             twin.close()
             raise
-        twin._tokens = self.tokens
-        twin._chosen = self._chosen
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -385,26 +345,46 @@ class Session:
         The file is in the format safetensors. It takes the place of an older one when it is
         complete, and never before.
         """
-        self._settle()
-        statefile.save(self, path)
+        self._timeline.settle()
+        statefile.save(path, self._timeline, self._decoder, chunk=self.chunk)
+
+    @classmethod
+    def restore(
+        cls,
+        model: LoadedModel,
+        path: str | os.PathLike[str],
+        *,
+        max_seq: int | None = None,
+        chunk: int | None = None,
+        profile: bool = False,
+    ) -> Session:
+        """Return a session from a file that save() wrote; see ``Model.restore_session``."""
+        name = os.fspath(path)
+        with open(path, "rb") as file:
+            state = statefile.read_header(file, name, model)
+            max_seq = state.max_seq if max_seq is None else operator.index(max_seq)
+            if state.n_tokens > max_seq:
+                raise ValueError(f"max_seq = {max_seq}: the saved text has {state.n_tokens} tokens")
+            chunk = state.chunk if chunk is None else chunk
+            session = cls(model, max_seq, state.kv_dtype, chunk, profile)
+            try:
+                statefile.load(file, name, state, session._timeline, session._decoder)
+            except BaseException:
+                session.close()
+                raise
+            return session
 
     @property
     def closed(self) -> bool:
         """Whether close() was called, here or on the model."""
-        return self._closed or self.model.closed
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("the session is closed: make a new one with model.session()")
+        return self._decoder.closed
 
     def close(self) -> None:
         """Release the KV cache and the buffers; idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._decoder.close()
+        self._decoder.close()
 
     def __enter__(self) -> Session:
-        self._check_open()
+        self._timeline.check_open()
         return self
 
     def __exit__(

@@ -16,7 +16,7 @@ from tiny_models import Tensors, Tiny, chain, random_tensors, write, write_chain
 
 from oxibonsai import metal
 from oxibonsai.model import Model, Session, SessionFullError
-from oxibonsai.model.stopping import StopScanner, stop_sequences
+from oxibonsai.model.generation.stopping import StopScanner, stop_sequences
 
 TINY = Tiny(context=128)
 IDS = [5, 17, 76, 0, 33]

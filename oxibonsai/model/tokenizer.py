@@ -30,14 +30,14 @@ _USER_DEFINED: Final = 4
 _END_NAMES: Final = ("<|im_end|>", "<|endoftext|>")
 
 
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """Return the character that stands for each byte in a byte-level vocabulary (from GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF: Final = _byte_characters()
+_BYTE_OF: Final = byte_characters()
 
 
 class StreamDecoder:
@@ -54,7 +54,9 @@ class StreamDecoder:
 
     def push(self, token: int) -> str:
         """Return the text that `token` completes, often empty in the middle of a character."""
-        return self._utf8.decode(self._tokenizer._text_bytes(token, self._skip_special))
+        return self._utf8.decode(
+            self._tokenizer.token_bytes(token, skip_special=self._skip_special)
+        )
 
     def flush(self) -> str:
         """Return what is left of an unfinished character, as U+FFFD, and start anew."""
@@ -74,6 +76,8 @@ class Tokenizer:
         Id of the token that starts a text, where the file names one.
     add_bos : bool
         Whether the file asks for `bos_id` before a prompt. `encode` never adds it.
+    eos_id : int or None
+        Id of the token that ends a text, where the file names one.
     eos_ids : frozenset of int
         Ids that end a text: those the file names, ``<|im_end|>`` and ``<|endoftext|>``.
     special_ids : frozenset of int
@@ -90,6 +94,7 @@ class Tokenizer:
         pre: str,
         token_types: npt.ArrayLike | None = None,
         bos_id: int | None = None,
+        eos_id: int | None = None,
         end_ids: Iterable[int] = (),
         add_bos: bool = False,
         chat_template: str | None = None,
@@ -104,9 +109,10 @@ class Tokenizer:
         self._merges = merges
         self.pre = pre
         self.bos_id = bos_id
+        self.eos_id = eos_id
         self.add_bos = add_bos
         self.chat_template = chat_template
-        ends = set(end_ids)
+        ends = set(end_ids) | ({eos_id} if eos_id is not None else set())
         for number in ends | ({bos_id} if bos_id is not None else set()):
             if not 0 <= number < len(self._tokens):
                 raise GGUFError(
@@ -154,12 +160,13 @@ class Tokenizer:
                     f"{file.path}: tokenizer.ggml.{key} is missing or no array of strings"
                 )
             lists.append(value)
-        ends = (get(f"ggml.{name}_token_id", int) for name in ("eos", "eot", "eom"))
+        ends = (get(f"ggml.{name}_token_id", int) for name in ("eot", "eom"))
         return cls(
             *lists,
             pre=get("ggml.pre", str, "default"),
             token_types=get("ggml.token_type", np.ndarray),
             bos_id=get("ggml.bos_token_id", int),
+            eos_id=get("ggml.eos_token_id", int),
             end_ids=[i for i in ends if i is not None],
             add_bos=get("ggml.add_bos_token", bool, False),
             chat_template=get("chat_template", str),
@@ -227,21 +234,15 @@ class Tokenizer:
         Control tokens give nothing, or their names with ``skip_special=False``. ValueError for an
         id outside the vocabulary.
         """
-        raw = b"".join(self._text_bytes(i, skip_special) for i in ids)
+        raw = b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids)
         return raw.decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
         """Return the bytes that `token` stands for.
 
         Of a control token these are the bytes of its name, or none with ``skip_special=True``.
+        ValueError for an id outside the vocabulary.
         """
-        return self._text_bytes(token, skip_special)
-
-    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
-        """Return a decoder for tokens that come one by one."""
-        return StreamDecoder(self, skip_special=skip_special)
-
-    def _text_bytes(self, token: int, skip_special: bool) -> bytes:
         token = int(token)
         if not 0 <= token < len(self._tokens):
             raise ValueError(
@@ -256,6 +257,10 @@ class Tokenizer:
             except KeyError:
                 pass  # not written in byte characters: the token is its own text
         return text.encode("utf-8", "surrogateescape")
+
+    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
+        """Return a decoder for tokens that come one by one."""
+        return StreamDecoder(self, skip_special=skip_special)
 
     @cached_property
     def _added_set(self) -> frozenset[int]:

@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from oxibonsai.metal import BufferCreationError, Commands
-from oxibonsai.model.cache import KVCache, KVDtype, length_bucket
-from oxibonsai.model.profile import Profile, Run
+from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.rope import rope_table
-from oxibonsai.model.steps import (
+from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket
+from oxibonsai.model.runtime.profile import Profile, Run
+from oxibonsai.model.runtime.recordings import Recordings
+from oxibonsai.model.runtime.steps import (
     HeadStep,
-    Recordings,
     Step,
     TextBuffers,
     Workspace,
@@ -25,19 +25,15 @@ from oxibonsai.model.steps import (
     working_buffer,
 )
 
-if TYPE_CHECKING:
-    from oxibonsai.model.model import Model
+__all__ = ["Decoder"]
 
-__all__ = ["MAX_IN_FLIGHT", "Decoder"]
-
-MAX_IN_FLIGHT = 16
 _HEAD_ROWS = 32  # logits of a batch that exist at one time
 _STATE_BYTES = 16  # struct oxb_decode_state
 _UNKNOWN = -1
 
 
 class Decoder:
-    """Runs tokens on the device; knows nothing of what they mean.
+    """Runs tokens on the device for a Timeline, which knows which of them are the text.
 
     Attributes
     ----------
@@ -53,12 +49,13 @@ class Decoder:
         Keys and values; grows by steps up to max_seq.
     """
 
-    def __init__(self, model: Model, max_seq: int, kv_dtype: KVDtype, profile: bool) -> None:
+    def __init__(self, model: LoadedModel, max_seq: int, kv_dtype: KVDtype, profile: bool) -> None:
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
         self.profile = Profile() if profile else None
-        self._device = model.graph.device
+        self._device = model.device
+        self._closed = False
         self._recordings = Recordings()
         self._flying: Commands | None = None
         self._flying_step = Step(1, 1, 0)
@@ -88,7 +85,7 @@ class Decoder:
         cache = KVCache(device, c, self.kv_dtype, capacity)
         text = TextBuffers(
             rope=device.upload(
-                rope_table(c.head_dim, capacity, c.rope_theta, c.rope_scaling),
+                rope_table(c.rotary_dim, capacity, c.rope_theta, c.rope_scaling),
                 storage=device.working_storage,
             ),
             state=working_buffer(device, _STATE_BYTES),
@@ -97,6 +94,11 @@ class Decoder:
             logits=working_buffer(device, 4 * c.vocab_size),
         )
         return cache, text
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called, here or on the model."""
+        return self._closed or self.model.closed
 
     # What the host writes and reads
 
@@ -317,7 +319,10 @@ class Decoder:
             )
 
     def close(self) -> None:
-        """Wait for what is in flight and release everything."""
+        """Wait for what is in flight and release everything; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         if self._flying is not None:
             self._drain(self._flying)
         self._recordings.clear()
