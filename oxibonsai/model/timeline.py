@@ -257,7 +257,7 @@ class Timeline:
     # Going on from it
 
     def logits(self) -> npt.NDArray[np.float32]:
-        """Return the logits of the token before the cursor, which runs again where they are lost."""
+        """Return the logits of the token before the cursor; where they are lost it runs again."""
         if self._runner.logits_end != self.cursor:
             self._runner.rerun(self.cursor)
         return self._runner.logits()
@@ -279,7 +279,7 @@ class Timeline:
         runner, at = self._runner, self.cursor
         if not self._chosen:
             runner.rerun(at)
-            self._chosen = True
+            self._chosen = not self._held  # held ones may be the host's choices
         token = runner.token(at)
         if token == 0 and runner.logits_end != at:
             # The device also takes 0 where nothing can be taken. Only the logits tell the two

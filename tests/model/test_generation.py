@@ -297,6 +297,14 @@ def test_generation_left_while_tokens_are_held_back_drops_them(session):
     assert bytes(session.generate(2)) == b"ef"
 
 
+def test_text_moved_between_pieces_that_came_together_is_gone_on_from(session):
+    generation = session.generate(60, stop=["defX"])
+    assert bytes(next(generation) for _ in range(3)) == b"bcd"  # "g" has let "ef" go, too
+    session.forward([ord("p")], logits=None)
+    assert bytes(next(generation) for _ in range(2)) == b"qr"
+    assert text(session) == "abcdpqr"
+
+
 @pytest.mark.parametrize("stop", ["", [""], [[]], ["a", []]], ids=repr)
 def test_empty_stop_sequence_is_refused(session, stop):
     if stop == "":
