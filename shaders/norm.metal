@@ -1,4 +1,4 @@
-// RMSNorm and residual addition.
+// RMSNorm, residual addition and biases.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -40,4 +40,14 @@ kernel void residual_add(device const float *x [[buffer(0)]], device float *y [[
     for (ulong i = ulong(group) * n_threads + thread_index; i < args.n;
          i += ulong(groups) * n_threads)
         y[i] += x[i];
+}
+
+// Any grid: each thread takes every n-th element of every m-th vector.
+kernel void bias_add(device const float *bias [[buffer(0)]], device float *y [[buffer(1)]],
+                     constant oxb_bias_args &args [[buffer(2)]],
+                     uint2 at [[thread_position_in_grid]], uint2 size [[threads_per_grid]]) {
+    for (uint v = at.y; v < args.n_vectors; v += size.y) {
+        device float *to = y + v * args.y_stride;
+        for (uint i = at.x; i < args.n; i += size.x) to[i] += bias[i];
+    }
 }

@@ -92,6 +92,15 @@ class Commands:
         n_vectors: SupportsIndex = 1,
     ) -> None: ...
     def add(self, x: _Binding, y: _Binding, n: SupportsIndex) -> None: ...
+    def add_bias(
+        self,
+        bias: _Binding,
+        y: _Binding,
+        n: SupportsIndex,
+        n_vectors: SupportsIndex = 1,
+        *,
+        y_stride: SupportsIndex | None = None,
+    ) -> None: ...
     def embed(
         self,
         weight: WeightHandle,
@@ -106,8 +115,8 @@ class Commands:
     def qk_norm_rope(
         self,
         qkv: _Binding,
-        q_norm: _Binding,
-        k_norm: _Binding,
+        q_norm: _Binding | None,
+        k_norm: _Binding | None,
         rope: _Binding,
         state: _Binding,
         *,
@@ -119,6 +128,8 @@ class Commands:
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
+        rotary_dim: SupportsIndex = 0,
+        rope_style: Literal["neox", "interleaved"] = "neox",
     ) -> None: ...
     def kv_store(
         self,
@@ -138,8 +149,8 @@ class Commands:
     def qkv_to_cache(
         self,
         qkv: _Binding,
-        q_norm: _Binding,
-        k_norm: _Binding,
+        q_norm: _Binding | None,
+        k_norm: _Binding | None,
         rope: _Binding,
         k_cache: _Binding,
         v_cache: _Binding,
@@ -153,6 +164,8 @@ class Commands:
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
+        rotary_dim: SupportsIndex = 0,
+        rope_style: Literal["neox", "interleaved"] = "neox",
     ) -> None: ...
     def attention(
         self,

@@ -6,12 +6,15 @@ from libc.math cimport isfinite
 from libc.stdint cimport uint32_t, uint64_t
 
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
+from oxibonsai.metal._phases cimport FeedForward, record_feed_forward
 from oxibonsai.metal._pipeline cimport Pipeline
 from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
     OXB_ACTIVATIONS_INT8,
     OXB_MAX_BINDINGS,
     OXB_OK,
+    OXB_ROPE_INTERLEAVED,
+    OXB_ROPE_NEOX,
     oxb_attention_shape,
     oxb_binding,
     oxb_commands,
@@ -58,7 +61,17 @@ cdef oxb_attention_shape _attention_shape(
     shape.max_length = 0 if max_length is None else _u32(max_length, "max_length")
     if max_length is not None and shape.max_length == 0:
         raise EncodingError(f"max_length = 0 must lie in 1..{shape.max_seq}, the max_seq")
+    shape.rotary_dim = 0
+    shape.rope_style = OXB_ROPE_NEOX
     return shape
+
+
+cdef int _set_rope(oxb_attention_shape *shape, rotary_dim, rope_style) except -1:
+    if rope_style not in ("neox", "interleaved"):
+        raise EncodingError(f"rope_style = {rope_style!r} must be 'neox' or 'interleaved'")
+    shape.rotary_dim = _u32(rotary_dim, "rotary_dim")
+    shape.rope_style = OXB_ROPE_INTERLEAVED if rope_style == "interleaved" else OXB_ROPE_NEOX
+    return 0
 
 
 @cython.no_gc_clear
@@ -413,6 +426,33 @@ cdef class Commands:
         bind_all((("x", x), ("y", y)), b)
         check(api.op_add(self.recording(), b[0], b[1], size))
 
+    def add_bias(self, bias, y, n, n_vectors=1, *, y_stride=None):
+        """Record y[v, i] += bias[i] for each of n_vectors rows of n floats.
+
+        Parameters
+        ----------
+        bias : Buffer, (Buffer, int) or WeightHandle
+            float32 [n].
+        y : Buffer or (Buffer, int)
+            float32 [n_vectors, n], changed in place; it shares no byte with bias.
+        n : int
+            Elements of the bias.
+        n_vectors : int
+            Rows of y.
+        y_stride : int, optional
+            Elements from one row of y to the next, n or more; n where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where a buffer is too short, or the two overlap; nothing is recorded then.
+        """
+        cdef oxb_binding b[2]
+        cdef uint64_t size = count_of(n, "n"), vectors = count_of(n_vectors, "n_vectors")
+        cdef uint64_t stride = size if y_stride is None else count_of(y_stride, "y_stride")
+        bind_all((("bias", bias), ("y", y)), b)
+        check(api.op_add_bias(self.recording(), b[0], b[1], size, vectors, stride))
+
     def embed(self, weight, tokens, state, y, n_rows=None, k=None, *, n_tokens=1):
         """Record y[t] = row tokens[position + t] of the weight; NaN where either is out of range.
 
@@ -426,20 +466,45 @@ cdef class Commands:
         check(api.op_embed(self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count))
 
     def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim, max_seq,
-                     layer, kv_dtype, n_tokens=1, eps=1e-6):
-        """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
+                     layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0, rope_style="neox"):
+        """Record RMSNorm and RoPE of the heads of q and k, in place.
 
-        qkv: float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim], of the tokens at the state's position
-        and after it; rope: float32 [max_seq, 2, head_dim / 2], cosines then sines. Layer and kv_dtype are
-        those of the cache and change nothing here.
+        Parameters
+        ----------
+        qkv : Buffer or (Buffer, int)
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim], of the tokens at the state's
+            position and after it.
+        q_norm, k_norm : Buffer, (Buffer, int), WeightHandle or None
+            float32 [head_dim]; both None for heads without a norm.
+        rope : Buffer or (Buffer, int)
+            float32 [max_seq, 2, rotary_dim / 2], cosines then sines.
+        state : Buffer or (Buffer, int)
+            16 bytes, the position as uint32 first.
+        n_heads, n_kv_heads, head_dim, max_seq, n_tokens : int
+            The shape. Tokens past max_seq stay as they are.
+        layer, kv_dtype
+            Those of the cache; they change nothing here.
+        eps : float
+            Added to the mean square of a head.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+
+        Raises
+        ------
+        EncodingError
+            Where a buffer is too short or an option is out of its range; nothing is recorded then.
         """
         cdef oxb_binding b[5]
         cdef oxb_attention_shape shape = _attention_shape(
             n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
         cdef float epsilon = eps
-        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
-                  ("state", state)), b)
-        check(api.op_qk_norm_rope(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, epsilon))
+        _set_rope(&shape, rotary_dim, rope_style)
+        b[3].buffer = b[4].buffer = NULL
+        bind_all(_with_norms(q_norm, k_norm, (("qkv", qkv), ("rope", rope), ("state", state))), b)
+        check(api.op_qk_norm_rope(self.recording(), b[0], b[3], b[4], b[1], b[2], &shape, epsilon))
 
     def kv_store(self, qkv, k_cache, v_cache, state, *, n_heads, n_kv_heads, head_dim, max_seq,
                  layer, kv_dtype, n_tokens=1):
@@ -454,8 +519,9 @@ cdef class Commands:
         check(api.op_kv_store(self.recording(), b[0], b[1], b[2], b[3], &shape))
 
     def qkv_to_cache(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, *, n_heads, n_kv_heads,
-                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6):
-        """Record qk_norm_rope and kv_store in one.
+                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0,
+                     rope_style="neox"):
+        """Record qk_norm_rope and kv_store in one, with the parameters of both.
 
         The queries are left in qkv for attention(); what is left there of the keys is not defined.
         """
@@ -463,10 +529,14 @@ cdef class Commands:
         cdef oxb_attention_shape shape = _attention_shape(
             n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
         cdef float epsilon = eps
-        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
-                  ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
+        _set_rope(&shape, rotary_dim, rope_style)
+        b[5].buffer = b[6].buffer = NULL
+        bind_all(_with_norms(q_norm, k_norm, (
+            ("qkv", qkv), ("rope", rope), ("k_cache", k_cache), ("v_cache", v_cache),
+            ("state", state),
+        )), b)
         check(api.op_qkv_to_cache(
-            self.recording(), b[0], b[1], b[2], b[3], b[4], b[5], b[6], &shape, epsilon))
+            self.recording(), b[0], b[5], b[6], b[1], b[2], b[3], b[4], &shape, epsilon))
 
     def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim, max_seq,
                   layer, kv_dtype, n_tokens=1, max_length=None, scale=None):
@@ -513,6 +583,13 @@ cdef tuple _with_norm(norm, tuple operands):
     return operands if norm is None else (*operands, ("norm", norm))
 
 
+cdef tuple _with_norms(q_norm, k_norm, tuple operands):
+    if (q_norm is None) != (k_norm is None):
+        given, missing = ("q_norm", "k_norm") if k_norm is None else ("k_norm", "q_norm")
+        raise EncodingError(f"{given} without {missing}: give both norms, or None for both")
+    return operands if q_norm is None else (*operands, ("q_norm", q_norm), ("k_norm", k_norm))
+
+
 cdef int _check_room(str what, oxb_binding binding, uint64_t n_rows, uint64_t width) except -1:
     need = 4 * int(n_rows) * width
     if binding.offset % 4:
@@ -529,24 +606,6 @@ cdef int _check_apart(str what, oxb_binding a, a_floats, oxb_binding b, b_floats
     if a.buffer == b.buffer and a.offset < b.offset + 4 * b_floats and b.offset < a.offset + 4 * a_floats:
         raise EncodingError(f"feed_forward: {what} overlap: give them places of their own")
     return 0
-
-
-cdef int record_feed_forward(oxb_commands *commands, const FeedForward *f) except -1 nogil:
-    cdef oxb_norm norm
-    norm.weight = f.norm
-    norm.eps = f.eps
-    cdef const oxb_norm *own_norm = &norm
-    cdef oxb_binding inner = f.hidden
-    check(api.op_gemv(commands, f.attn_proj, f.hidden_size, f.attn_size, NULL, f.attn, f.hidden,
-                      f.n_vectors, 0, 1))
-    if f.normed.buffer:
-        check(api.op_rmsnorm(commands, f.hidden, f.norm, f.normed, f.hidden_size, f.n_vectors, f.eps))
-        inner = f.normed
-        own_norm = NULL
-    check(api.op_gate_up_swiglu(commands, f.gate_up, 2 * f.intermediate_size, f.hidden_size, own_norm,
-                                inner, f.activated, f.n_vectors))
-    return check(api.op_gemv(commands, f.down, f.hidden_size, f.intermediate_size, NULL, f.activated,
-                             f.hidden, f.n_vectors, 0, 1))
 
 
 cdef int _times(object times) except -1:

@@ -1,4 +1,5 @@
-"""Intermediate buffers, and the phases of MetalGraph that run on them without the GIL.
+"""The half-layer that MetalGraph and the models record, and MetalGraph's phases, which run without the
+GIL on intermediate buffers of their own.
 
 Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL, and
 so is the device.
@@ -8,13 +9,13 @@ cimport cython
 from libc.stdint cimport uint64_t
 
 from oxibonsai.metal._buffer cimport Buffer
-from oxibonsai.metal._commands cimport record_feed_forward
 from oxibonsai.metal._core cimport Device, api, check
 from oxibonsai.metal.oxb cimport (
     OXB_OK,
     oxb_binding,
     oxb_buffer,
     oxb_commands,
+    oxb_norm,
     oxb_status,
     oxb_submission,
     oxb_weight,
@@ -173,6 +174,24 @@ cdef oxb_binding _at(oxb_buffer *buffer) noexcept nogil:
     binding.buffer = buffer
     binding.offset = 0
     return binding
+
+
+cdef int record_feed_forward(oxb_commands *commands, const FeedForward *f) except -1 nogil:
+    cdef oxb_norm norm
+    norm.weight = f.norm
+    norm.eps = f.eps
+    cdef const oxb_norm *own_norm = &norm
+    cdef oxb_binding inner = f.hidden
+    check(api.op_gemv(commands, f.attn_proj, f.hidden_size, f.attn_size, NULL, f.attn, f.hidden,
+                      f.n_vectors, 0, 1))
+    if f.normed.buffer:
+        check(api.op_rmsnorm(commands, f.hidden, f.norm, f.normed, f.hidden_size, f.n_vectors, f.eps))
+        inner = f.normed
+        own_norm = NULL
+    check(api.op_gate_up_swiglu(commands, f.gate_up, 2 * f.intermediate_size, f.hidden_size, own_norm,
+                                inner, f.activated, f.n_vectors))
+    return check(api.op_gemv(commands, f.down, f.hidden_size, f.intermediate_size, NULL, f.activated,
+                             f.hidden, f.n_vectors, 0, 1))
 
 
 cdef int _gemv_locked(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,

@@ -136,6 +136,10 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_binding weight
         float eps
 
+    ctypedef enum oxb_rope_style:
+        OXB_ROPE_NEOX
+        OXB_ROPE_INTERLEAVED
+
     ctypedef struct oxb_attention_shape:
         uint32_t n_heads
         uint32_t n_kv_heads
@@ -145,6 +149,8 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t kv_f16
         uint32_t n_tokens
         uint32_t max_length
+        uint32_t rotary_dim
+        uint32_t rope_style
 
     ctypedef struct oxb_api:
         uint32_t abi_version
@@ -250,3 +256,6 @@ cdef extern from "oxb_shim.h" nogil:
         const char *(*device_variant)(const char *driver, uint32_t index) noexcept nogil
         oxb_status (*commands_activations)(
             oxb_commands *commands, oxb_activations activations) noexcept nogil
+        oxb_status (*op_add_bias)(
+            oxb_commands *commands, oxb_binding bias, oxb_binding y, uint64_t n, uint64_t n_vectors,
+            uint64_t y_stride) noexcept nogil

@@ -85,6 +85,15 @@ struct oxb_add_args {
 };
 OXB_ARGS_SIZE(oxb_add_args, 16);
 
+/* y[v][i] += bias[i] for i < n, in each of n_vectors rows of y that are y_stride elements apart.
+ * Bindings: bias, y. */
+struct oxb_bias_args {
+    oxb_u64 y_stride;
+    oxb_u32 n;
+    oxb_u32 n_vectors;
+};
+OXB_ARGS_SIZE(oxb_bias_args, 16);
+
 /* What changes from submission to submission, in a small device buffer that every replay reads. */
 struct oxb_decode_state {
     oxb_u32 position; /* of the first token in flight; tokens[position] is that token */
@@ -105,19 +114,24 @@ struct oxb_embed_args {
 };
 OXB_ARGS_SIZE(oxb_embed_args, 32);
 
-/* RMSNorm of each head of q and k, then RoPE on halves (NeoX), in place in the fused qkv
- * [n_tokens][n_heads + 2 n_kv_heads][head_dim]. Bindings: qkv, q_norm, k_norm, rope, state.
- * rope: float32 [position][2][head_dim / 2], cosines then sines. */
+/* RMSNorm of each head of q and k where has_norm, then RoPE of its first rotary_dim elements, in
+ * place in the fused qkv [n_tokens][n_heads + 2 n_kv_heads][head_dim]. The pair that rotates by
+ * angle i is elements i and i + rotary_dim / 2 (NeoX), or 2 i and 2 i + 1 where interleaved.
+ * Bindings: qkv, q_norm, k_norm, rope, state; without a norm q_norm and k_norm are not read. rope:
+ * float32 [position][2][rotary_dim / 2], cosines then sines. */
 struct oxb_qk_norm_rope_args {
     oxb_u32 n_heads;
     oxb_u32 n_kv_heads;
     oxb_u32 head_dim;
+    oxb_u32 rotary_dim;  /* even, 2..head_dim */
+    oxb_u32 interleaved; /* 0 or 1 */
+    oxb_u32 has_norm;    /* 0 or 1 */
     oxb_f32 eps;
     oxb_u32 max_seq; /* positions of rope; tokens past them stay as they are */
     oxb_u32 n_tokens;
-    oxb_u32 pad[2];
+    oxb_u32 pad[3];
 };
-OXB_ARGS_SIZE(oxb_qk_norm_rope_args, 32);
+OXB_ARGS_SIZE(oxb_qk_norm_rope_args, 48);
 
 /* Store k and v of the tokens in flight into the caches; nothing of a token past max_seq. Bindings:
  * qkv, k cache, v cache, state. Cache: [layer][kv head][position][head_dim], elements f16 or f32 by
@@ -133,18 +147,22 @@ struct oxb_kv_store_args {
 };
 OXB_ARGS_SIZE(oxb_kv_store_args, 32);
 
-/* Both of these: queries in place, keys and values to the caches only. Bindings: qkv, q_norm,
- * k_norm, rope, k cache, v cache, state. */
+/* qk_norm_rope and kv_store in one: queries in place, keys and values to the caches only. Bindings:
+ * qkv, q_norm, k_norm, rope, k cache, v cache, state. */
 struct oxb_qkv_to_cache_args {
     oxb_u64 layer_offset;
     oxb_u32 n_heads;
     oxb_u32 n_kv_heads;
     oxb_u32 head_dim;
+    oxb_u32 rotary_dim;
+    oxb_u32 interleaved;
+    oxb_u32 has_norm;
     oxb_f32 eps;
     oxb_u32 max_seq;
     oxb_u32 n_tokens;
+    oxb_u32 pad;
 };
-OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 32);
+OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 48);
 
 /* out[t][n_heads][head_dim] = softmax(q k / sqrt(head_dim)) v over positions 0..state.position + t,
  * NaN for a token past max_seq. Bindings: qkv (queries first), k cache, v cache, state, out. A unit

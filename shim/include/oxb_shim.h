@@ -152,6 +152,9 @@ typedef struct oxb_norm {
     uint32_t pad;
 } oxb_norm;
 
+/* Which elements of a head RoPE rotates together: i and i + rotary_dim / 2, or 2 i and 2 i + 1. */
+typedef enum oxb_rope_style { OXB_ROPE_NEOX = 0, OXB_ROPE_INTERLEAVED = 1 } oxb_rope_style;
+
 typedef struct oxb_attention_shape {
     uint32_t n_heads;
     uint32_t n_kv_heads;
@@ -162,6 +165,9 @@ typedef struct oxb_attention_shape {
     uint32_t n_tokens;   /* in flight, at the state's position and after it */
     uint32_t max_length; /* the most positions that attention will meet, for the cut of the work; 0:
                             max_seq */
+    uint32_t
+        rotary_dim; /* elements of a head that RoPE rotates, the first ones; even; 0: head_dim */
+    uint32_t rope_style; /* oxb_rope_style */
 } oxb_attention_shape;
 
 /* Every function of the ABI, once: X(return type, name, parameters). The list makes the prototypes
@@ -265,6 +271,8 @@ typedef struct oxb_attention_shape {
     X(oxb_status, op_embed,                                                                        \
       (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,             \
        oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens))                   \
+    /* q_norm and k_norm: float32 [head_dim], or both without a buffer, for heads without a norm.  \
+     * rope: float32 [max_seq][2][rotary_dim / 2], cosines then sines. */                          \
     X(oxb_status, op_qk_norm_rope,                                                                 \
       (oxb_commands * commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,           \
        oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape, float eps))          \
@@ -297,7 +305,13 @@ typedef struct oxb_attention_shape {
                                                                                                    \
     /* What matrix products of 8 or more vectors that are recorded from here on make of them.      \
      * OXB_ENCODING_FAILED where the device has no such kernels. */                                \
-    X(oxb_status, commands_activations, (oxb_commands * commands, oxb_activations activations))
+    X(oxb_status, commands_activations, (oxb_commands * commands, oxb_activations activations))    \
+                                                                                                   \
+    /* y += bias, float32 [n], in each of n_vectors rows that are y_stride elements apart (0: n).  \
+     */                                                                                            \
+    X(oxb_status, op_add_bias,                                                                     \
+      (oxb_commands * commands, oxb_binding bias, oxb_binding y, uint64_t n, uint64_t n_vectors,   \
+       uint64_t y_stride))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

@@ -16,6 +16,7 @@ typedef enum oxb_op {
     OXB_OP_EMBED,        /* element of the row; token */
     OXB_OP_RMSNORM,      /* vector */
     OXB_OP_ADD,          /* element */
+    OXB_OP_BIAS,         /* element of the bias; vector */
     OXB_OP_QK_NORM_ROPE, /* query or key head; token */
     OXB_OP_KV_STORE,     /* key-value head; token */
     OXB_OP_QKV_TO_CACHE, /* query, key or value head; token */

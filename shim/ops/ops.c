@@ -109,17 +109,22 @@ static oxb_status record_quantize(oxb_commands *commands, const product *p, cons
     return ops_record(commands, &tile, "quantize_int8", operands, 2, &args, sizeof args, units);
 }
 
+/* Rows of y have n elements and are y_stride apart; 0 stands for n. */
+static oxb_status check_stride(const char *op, uint64_t y_stride, uint64_t n, uint64_t *stride) {
+    *stride = y_stride ? y_stride : n;
+    if (*stride >= n && *stride <= OPS_MAX_COUNT) return OXB_OK;
+    return front_fail(OXB_ENCODING_FAILED,
+                      "%s: y_stride = %llu must lie in %llu..%u, from the rows on", op,
+                      (unsigned long long)*stride, (unsigned long long)n, OPS_MAX_COUNT);
+}
+
 static oxb_status record_product(oxb_commands *commands, const product *p) {
     oxb_status status = oxb_weight_check(p->weight, p->n_rows, p->k, p->op);
     if (status == OXB_OK) status = ops_check_count(p->op, "n_vectors", p->n_vectors, OPS_MAX_COUNT);
     if (status == OXB_OK && p->norm) status = ops_check_eps(p->op, p->norm->eps);
     if (status != OXB_OK) return status;
-    uint64_t stride = p->y_stride ? p->y_stride : p->n_out;
-    if (stride < p->n_out || stride > OPS_MAX_COUNT) {
-        return front_fail(OXB_ENCODING_FAILED,
-                          "%s: y_stride = %llu must lie in %llu..%u, from the rows on", p->op,
-                          (unsigned long long)stride, (unsigned long long)p->n_out, OPS_MAX_COUNT);
-    }
+    uint64_t stride;
+    if ((status = check_stride(p->op, p->y_stride, p->n_out, &stride)) != OXB_OK) return status;
     /* Both factors are below 2^31. */
     const ops_operand x = {"input", p->x, p->n_vectors * p->k * 4, 0};
     const ops_operand y = {"output", p->y, ((p->n_vectors - 1) * stride + p->n_out) * 4, 1};
@@ -242,6 +247,24 @@ oxb_status oxb_op_add(oxb_commands *commands, oxb_binding x, oxb_binding y, uint
     oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_ADD);
     const uint64_t units[3] = {n, 1, 1};
     return ops_record(commands, &tile, "residual_add", operands, 2, &args, sizeof args, units);
+}
+
+oxb_status oxb_op_add_bias(oxb_commands *commands, oxb_binding bias, oxb_binding y, uint64_t n,
+                           uint64_t n_vectors, uint64_t y_stride) {
+    const char *op = "add_bias";
+    uint64_t stride;
+    oxb_status status = ops_check_count(op, "n", n, OPS_MAX_COUNT);
+    if (status == OXB_OK) status = ops_check_count(op, "n_vectors", n_vectors, OPS_MAX_COUNT);
+    if (status == OXB_OK) status = check_stride(op, y_stride, n, &stride);
+    if (status != OXB_OK) return status;
+    ops_operand operands[] = {{"bias", bias, n * 4, 0},
+                              {"output", y, ((n_vectors - 1) * stride + n) * 4, 1}};
+    if ((status = ops_check_operands(op, operands, 2)) != OXB_OK) return status;
+    if ((status = ops_check_apart(op, operands, operands + 1)) != OXB_OK) return status;
+    struct oxb_bias_args args = {stride, (oxb_u32)n, (oxb_u32)n_vectors};
+    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_BIAS);
+    const uint64_t units[3] = {n, n_vectors, 1};
+    return ops_record(commands, &tile, "bias_add", operands, 2, &args, sizeof args, units);
 }
 
 oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows,

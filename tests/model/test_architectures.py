@@ -54,18 +54,6 @@ def write_toy(path: Path, tensors: dict[str, Any]) -> Path:
     return write(path, TINY, tensors, {**theirs, **ours, "general.architecture": "toy"})
 
 
-def rope_interleaved(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rotate elements 2 i and 2 i + 1 of x [t, heads, dim] by position * theta^(-2 i / dim)."""
-    angle = np.arange(len(x))[:, None, None] * np.array(
-        [
-            reference.rope_frequency(i, x.shape[-1], TINY.rope_theta, {"type": "none"})
-            for i in range(x.shape[-1] // 2)
-        ]
-    )
-    turned = (x[..., ::2] + 1j * x[..., 1::2]) * np.exp(1j * angle)
-    return np.stack([turned.real, turned.imag], axis=-1).reshape(x.shape)
-
-
 def toy_logits(tensors: dict[str, Any], ids: list[int]) -> NDArray[np.float64]:
     """Return the float64 logits [t, vocab] of the toy, from its definition."""
     weights = weights64(tensors)
@@ -82,7 +70,11 @@ def toy_logits(tensors: dict[str, Any], ids: list[int]) -> NDArray[np.float64]:
             (h @ w[f"attn_{part}.weight"].T + w[f"attn_{part}.bias"]).reshape(t, -1, dim)
             for part in "qkv"
         )
-        mixed = reference.attention(rope_interleaved(q), rope_interleaved(k), v)
+        q, k = (
+            reference.rope(heads, np.arange(t), TINY.rope_theta, style="interleaved")
+            for heads in (q, k)
+        )
+        mixed = reference.attention(q, k, v)
         x = x + mixed.reshape(t, -1) @ w["attn_output.weight"].T
         h = reference.rmsnorm(x, w["ffn_norm.weight"], eps)
         x = x + (

@@ -1,7 +1,7 @@
-"""The kernels of shaders/ that normalise, add and attend, each run alone with every access checked.
+"""The kernels of shaders/ that normalise, add, store and attend, each run alone.
 
-The threads of a dispatch run in three orders, and threadgroups are of other sizes than the op
-layer's.
+Every access is checked. The threads of a dispatch run in three orders, and threadgroups are of
+other sizes than the op layer's.
 """
 
 from __future__ import annotations
@@ -81,6 +81,21 @@ def test_residual_add_of_a_buffer_to_itself_doubles_it():
     np.testing.assert_array_equal(y, x + x)
 
 
+@every_order
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
+@pytest.mark.parametrize(("n_vectors", "stride"), [(1, 0), (3, 0), (3, 7)])
+def test_bias_add_is_exact_for_any_grid(order, n, n_vectors, stride):
+    bias, y = activations(n), activations(n_vectors * (n + stride)).reshape(n_vectors, -1)
+    bias[0], y[-1, n - 1] = np.inf, np.nan
+    args = struct.pack("<QII", n + stride, n, n_vectors)
+    expected = y.copy()
+    expected[:, :n] = reference.add_bias(y[:, :n], bias)
+    for groups in ((1, 1), (3, 1), (1, 2), (2, 3)):
+        after = run("bias_add", [bias, y], args, groups=groups, threads=32, order=order)
+        np.testing.assert_array_equal(after[0], bias)
+        np.testing.assert_array_equal(after[1], expected)
+
+
 # Heads
 
 
@@ -104,60 +119,6 @@ class Heads(NamedTuple):
 
 SHAPES = [(4, 2, 64), (6, 2, 128), (3, 1, 2), (5, 5, 30), (1, 1, 512)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def rope_table(positions, dim):
-    angle = np.arange(positions)[:, None] * 1e6 ** (-2 * np.arange(dim // 2) / dim)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
-
-
-def qk_norm_rope(heads, qkv, position, order="random", eps=1e-5, simdgroups=4):
-    norms = 1 + activations(heads.head_dim, 4) / 4, 1 + activations(heads.head_dim, 5) / 4
-    y = run(
-        "qk_norm_rope",
-        [qkv, *norms, rope_table(heads.max_seq, heads.head_dim), state(position)],
-        struct.pack("<IIIfIIII", *heads[:3], eps, heads.max_seq, len(qkv) // heads.n_qkv, 0, 0),
-        groups=(groups_for(heads.n_heads + heads.n_kv_heads, simdgroups), len(qkv) // heads.n_qkv),
-        threads=32 * simdgroups,
-        order=order,
-    )[0]
-    return y, *norms
-
-
-@every_shape
-@every_order
-@pytest.mark.parametrize("size", [1e-30, 2, 1e30])
-def test_qk_norm_rope_matches_the_definition(shape, order, size):
-    heads = Heads(*shape, 6)
-    n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
-    qkv = activations(heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim) * np.float32(size)
-    eps = 0.0 if size < 1 else 1e-5
-    y, q_norm, k_norm = qk_norm_rope(heads, qkv, 5, order, eps)
-    for got, rows, norm in (
-        (y[:n_q], qkv[:n_q], q_norm),
-        (y[n_q:n_qk], qkv[n_q:n_qk], k_norm),
-    ):
-        expected = reference.rope_neox(reference.rmsnorm(rows, norm, eps), 5, 1e6)
-        assert relative_error(got, expected) < 1e-6
-    np.testing.assert_array_equal(y[n_qk:], qkv[n_qk:])
-
-
-@every_order
-def test_qk_norm_rope_of_a_batch_takes_each_token_to_its_position(order):
-    heads = Heads(4, 2, 64, 6)
-    qkv = activations(4 * 8 * 64).reshape(-1, 64)
-    y = qk_norm_rope(heads, qkv, 3, order)[0].reshape(4, 8, 64)
-    for t in range(3):
-        alone = qk_norm_rope(heads, qkv.reshape(4, 8, 64)[t].copy(), 3 + t)[0]
-        np.testing.assert_array_equal(y[t], alone)
-    np.testing.assert_array_equal(y[3], qkv.reshape(4, 8, 64)[3])  # past the last position
-
-
-@pytest.mark.parametrize("position", [6, 7, 2**32 - 1])
-def test_qk_norm_rope_past_the_last_position_does_nothing(position):
-    qkv = activations(8 * 64).reshape(8, 64)
-    y = qk_norm_rope(Heads(4, 2, 64, 6), qkv, position)[0]
-    np.testing.assert_array_equal(y, qkv)
 
 
 CACHES = {"f16": np.float16, "f32": np.float32}
@@ -206,41 +167,6 @@ def test_kv_store_of_a_batch_fills_neighbouring_positions(cache, order):
         before[1][1, :, 5 + t] = qkv.reshape(3, 8, 64)[t, 6:8].astype(CACHES[cache])
     np.testing.assert_array_equal(after[0], before[0])
     np.testing.assert_array_equal(after[1], before[1])
-
-
-def qkv_to_cache(heads, cache, qkv, position, order="random", simdgroups=3):
-    n_tokens = len(qkv) // heads.n_qkv
-    shape = (heads.layer + 2, heads.n_kv_heads, heads.max_seq, heads.head_dim)
-    norms = 1 + activations(heads.head_dim, 4) / 4, 1 + activations(heads.head_dim, 5) / 4
-    before = [np.full(shape, fill, CACHES[cache]) for fill in (3, -3)]
-    after = run(
-        f"qkv_to_cache_{cache}",
-        [qkv, *norms, rope_table(heads.max_seq, heads.head_dim), *before, state(position)],
-        struct.pack("<QIIIfII", heads.layer_offset, *heads[:3], 1e-5, heads.max_seq, n_tokens),
-        groups=(groups_for(heads.n_qkv, simdgroups), n_tokens),
-        threads=32 * simdgroups,
-        order=order,
-    )
-    return before, after
-
-
-@every_cache
-@every_order
-@every_shape
-@pytest.mark.parametrize("n_tokens", [1, 3])
-def test_qkv_to_cache_is_norm_rope_and_store(cache, order, shape, n_tokens):
-    heads = Heads(*shape, 7, layer=1)
-    n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
-    qkv = activations(n_tokens * heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim)
-    before, after = qkv_to_cache(heads, cache, qkv, 5, order)
-    turned = qk_norm_rope(heads, qkv, 5)[0].reshape(n_tokens, heads.n_qkv, heads.head_dim)
-    queries = after[0].reshape(turned.shape)[:, :n_q]
-    np.testing.assert_array_equal(queries, turned[:, :n_q])
-    for t in range(min(n_tokens, 2)):  # a third has no place
-        before[0][1, :, 5 + t] = turned[t, n_q:n_qk].astype(CACHES[cache])
-        before[1][1, :, 5 + t] = turned[t, n_qk:].astype(CACHES[cache])
-    np.testing.assert_array_equal(after[4], before[0])
-    np.testing.assert_array_equal(after[5], before[1])
 
 
 @every_cache

@@ -81,6 +81,8 @@ static const cpu_kernel kernels[] = {
      sizeof(struct oxb_quantize_args), 1, 0, 0, 1},
     {"residual_add", cpu_residual_add, cpu_residual_add_need, 2, WRITES(1),
      sizeof(struct oxb_add_args), 4, 0, 0, 0},
+    {"bias_add", cpu_bias_add, cpu_bias_add_need, 2, WRITES(1), sizeof(struct oxb_bias_args), 4, 0,
+     0, 0},
     {"qk_norm_rope", cpu_qk_norm_rope, cpu_qk_norm_rope_need, 5, WRITES(0),
      sizeof(struct oxb_qk_norm_rope_args), 8, 0, 0, 0},
     {"attention_combine", cpu_combine, cpu_combine_need, 2, WRITES(1),
