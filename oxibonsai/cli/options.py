@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from oxibonsai import demo_model, metal
+from oxibonsai import demo_model, formats, gguf, metal
 from oxibonsai.model import Model
 
 __all__ = ["add_model", "add_sampling", "add_session", "add_type42", "load", "sampling"]
@@ -66,7 +66,8 @@ def add_type42(parser: argparse.ArgumentParser) -> None:
     """Add ``--type42``."""
     parser.add_argument(
         "--type42",
-        choices=("Q2_0", "Q2_0_g128", "TQ2_0_g128"),
+        type=formats.argument,
+        choices=[f.name for f in gguf.FORMATS_OF_42],
         help="what tensor type 42 means, for files in which the data does not say",
     )
 
