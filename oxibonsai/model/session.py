@@ -6,14 +6,14 @@ import operator
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from oxibonsai.model.generation import Generation, GenerationOptions, LogitsCallback
 from oxibonsai.model.generation.asynchronous import in_thread
-from oxibonsai.model.generation.scoring import log_probabilities
+from oxibonsai.model.generation.scoring import Perplexity, log_probabilities
 from oxibonsai.model.generation.stopping import Stop
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime import statefile
@@ -33,6 +33,44 @@ DEFAULT_CHUNK = 128
 Progress = Callable[[int, int], object]
 
 
+class SessionModel(LoadedModel, Protocol):
+    """A loaded model with what its users call; sessions know theirs by it."""
+
+    def session(
+        self,
+        max_seq: int | None = None,
+        kv_dtype: KVDtype = "f16",
+        *,
+        chunk: int = DEFAULT_CHUNK,
+        profile: bool = False,
+    ) -> Session:
+        """Return a new text on this model."""
+
+    def restore_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_seq: int | None = None,
+        chunk: int | None = None,
+        profile: bool = False,
+    ) -> Session:
+        """Return a session from a file that ``Session.save`` wrote."""
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        window: int | None = None,
+        kv_dtype: KVDtype = "f16",
+        chunk: int = DEFAULT_CHUNK,
+        progress: Progress | None = None,
+    ) -> Perplexity:
+        """Return how well the model predicts a text."""
+
+    def close(self) -> None:
+        """Release the weights and the file."""
+
+
 class Session:
     """One text on a model, made by ``Model.session``.
 
@@ -43,7 +81,7 @@ class Session:
 
     Attributes
     ----------
-    model : LoadedModel
+    model : Model
         Whose weights are used.
     max_seq : int
         Positions the KV cache can grow to.
@@ -55,7 +93,7 @@ class Session:
 
     def __init__(
         self,
-        model: LoadedModel,
+        model: SessionModel,
         max_seq: int,
         kv_dtype: KVDtype,
         chunk: int = DEFAULT_CHUNK,
@@ -351,7 +389,7 @@ class Session:
     @classmethod
     def restore(
         cls,
-        model: LoadedModel,
+        model: SessionModel,
         path: str | os.PathLike[str],
         *,
         max_seq: int | None = None,
