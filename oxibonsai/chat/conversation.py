@@ -112,7 +112,7 @@ class Chat:
                 "max_seq"
             )
         common = 0
-        # The last one is fed anew in any case: the answer begins with its logits.
+        # The last token is always fed again: the answer begins with its logits.
         for held, wanted in zip(session.tokens, ids[:-1], strict=False):
             if held != wanted:
                 break

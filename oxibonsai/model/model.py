@@ -145,7 +145,7 @@ class Model:
             Elements of the KV cache. Half rounds K and V, about 4e-4 of the logits' norm on the
             demo model.
         chunk : int
-            Tokens of a prompt that run as one batch, 1 to 4096. Another size rounds in other
+            Tokens of a prompt that run in one submission, 1 to 4096. Another size rounds in other
             places; 1 gives the bits of generation.
         profile : bool
             Whether `Session.profile` keeps, and the logger ``oxibonsai.model`` tells at level INFO,

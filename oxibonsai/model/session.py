@@ -74,10 +74,9 @@ class SessionModel(LoadedModel, Protocol):
 class Session:
     """One text on a model, made by ``Model.session``.
 
-    Tokens of a prompt are fed in batches; each step of generation is a sequence that was recorded
-    once and is replayed. Position and tokens lie in small device buffers, so that a replay needs
-    nothing from the host. One thread uses a session at a time; sessions of one model are
-    independent.
+    A prompt is fed in chunks. Each step of generation replays a sequence that was recorded once:
+    position and tokens lie in small device buffers, so that a replay needs nothing from the host.
+    One thread uses a session at a time; sessions of one model are independent.
 
     Attributes
     ----------
@@ -88,7 +87,7 @@ class Session:
     kv_dtype : str
         ``"f16"`` or ``"f32"``.
     chunk : int
-        Tokens of a prompt that run as one batch.
+        Tokens of a prompt that run in one submission.
     """
 
     def __init__(
@@ -153,22 +152,27 @@ class Session:
         logits : {"all", "last"} or None
             Which to return: float32 [len(ids), vocab], float32 [vocab], or None.
         chunk : int, optional
-            Tokens that run as one batch; the session's own where left out. Another size gives
-            logits that differ by rounding, and 1 gives the bits of generation.
+            Tokens that run in one submission; the session's `chunk` where left out. Another size
+            gives logits that differ by rounding, and 1 gives the bits of generation.
         progress : callable, optional
-            Called with the tokens fed so far and their number, after each batch. What it raises
-            ends the call.
+            Called after each chunk with the number of tokens fed so far and the number of all. An
+            exception from it ends the call.
+
+        Returns
+        -------
+        float32 array or None
+            The logits asked for.
 
         Raises
         ------
         SessionFullError
-            Where the tokens do not fit; nothing is fed then.
+            If the tokens do not fit; nothing is fed then.
         ValueError
-            For a token outside the vocabulary.
+            For no tokens, a token outside the vocabulary, or a closed session.
 
         Notes
         -----
-        Any exception in between, Ctrl-C included, takes the whole call back.
+        Any exception during the call, Ctrl-C included, leaves the session as it was before it.
         """
         if logits not in ("all", "last", None):
             raise ValueError(f"logits = {logits!r}: 'all', 'last' or None")
@@ -177,8 +181,8 @@ class Session:
             rows = np.empty((len(fed), self.model.config.vocab_size), np.float32)
             self._feed_all(fed, chunk, progress, _into(rows))
             return rows
-        with self._feeding(fed, chunk, all_rows=False) as batches:
-            for _, stop in batches:
+        with self._feeding(fed, chunk, all_rows=False) as chunks:
+            for _, stop in chunks:
                 if progress is not None:
                     progress(stop, len(fed))
         return self._decoder.logits() if logits == "last" else None
@@ -190,11 +194,25 @@ class Session:
         chunk: int | None = None,
         progress: Progress | None = None,
     ) -> npt.NDArray[np.int64]:
-        """Feed tokens and return the most probable token after each, int64 [len(ids)].
+        """Feed tokens and return the most probable token after each.
 
-        Where ids are a guess of what the model would generate, the guess holds up to the first
-        place in which ``verify(ids)[i] != ids[i + 1]``; rewind() to it. Only the choices leave the
-        device. The arguments are those of forward().
+        If `ids` are a guess of what the model would generate, the guess holds up to the first i
+        with ``verify(ids)[i] != ids[i + 1]``; rewind() to there. Only the choices leave the device.
+
+        Parameters
+        ----------
+        ids, chunk, progress
+            As of forward().
+
+        Returns
+        -------
+        int64 [len(ids)]
+            The tokens.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of forward().
         """
         fed = self._check(ids)
         found = np.empty(len(fed), np.int64)
@@ -210,9 +228,21 @@ class Session:
     ) -> npt.NDArray[np.float64]:
         """Feed tokens and return the natural logarithm of the probability of each.
 
-        float64 [len(ids)], given all tokens before; of the first token of an empty session, which
-        nothing comes before, NaN. Logits of 32 tokens at most exist at one time. The arguments are
-        those of forward().
+        Parameters
+        ----------
+        ids, chunk, progress
+            As of forward().
+
+        Returns
+        -------
+        float64 [len(ids)]
+            Of each token given all before it; NaN for the first token of an empty session. The
+            logits of at most 32 tokens exist at one time.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of forward().
         """
         fed = self._check(ids)
         found = np.full(len(fed), np.nan)
@@ -237,9 +267,9 @@ class Session:
         *,
         argmax: bool = False,
     ) -> None:
-        """Feed tokens and give `take` all their logits, or choices, a piece at a time."""
-        with self._feeding(fed, chunk, all_rows=True) as batches:
-            for start, stop in batches:
+        """Feed tokens and pass their logits, or choices, to `take` in pieces."""
+        with self._feeding(fed, chunk, all_rows=True) as chunks:
+            for start, stop in chunks:
                 for row, piece in self._decoder.head(stop - start, argmax=argmax):
                     take(start + row, piece)
                 if progress is not None:
@@ -284,36 +314,33 @@ class Session:
     ) -> Iterator[int]:
         """Yield tokens that continue what was fed; each is in the context when it is yielded.
 
-        The iterator may be left at any time: the context then ends with the last token that it
-        yielded.
+        You may stop iterating at any time: the context then ends with the last yielded token.
 
         Parameters
         ----------
         max_tokens : int
-            The most to yield.
+            The maximum to yield.
         temperature, top_k, top_p, min_p, repetition_penalty, seed
             See Sampler; temperature 0 takes the most probable token.
         ignore_eos : bool
-            Go on past the end of the text. By default generation stops before a token that ends it
-            (EOS, EOT).
+            Continue past tokens that end a text (EOS, EOT). By default generation stops before one.
         stop : str or sequence of str and lists of int
-            Texts and runs of tokens that end the generation. Tokens that may become one are held
-            back, and what belongs to one is neither yielded nor in the context. A token in whose
-            middle a text begins belongs to it; ``stream`` gives its beginning.
+            Texts and token sequences that end the generation. Tokens that may begin one are held
+            back; those of a complete one are neither yielded nor in the context. A token in whose
+            middle a stop text begins belongs to it; `stream` yields the characters before it.
         logits_callback : callable, optional
-            Called with the float32 [vocab] logits of each token before it is chosen. It may change
-            them in place: the choice is made from what it leaves.
+            Called with the float32 [vocab] logits before each token is chosen. It may change them
+            in place; the choice is made from the result.
         lookahead : int, optional
-            Steps of greedy generation that run before their tokens are read, 1 to 16, so that the
-            device never waits for the host. Left out, 16, and 1 on a device that runs on the
-            host's own threads and gains nothing.
+            Greedy steps in flight, 1 to 16, so that the device never waits for the host. Default:
+            16, or 1 on the cpu device, which runs on the host's threads and gains nothing.
 
         Raises
         ------
         SessionFullError
-            Where the next token does not fit; what was generated stays.
+            If the next token does not fit; what was generated stays.
         ValueError
-            Where nothing was fed, or an argument is out of its range.
+            If nothing was fed, an argument is out of its range, or every logit is NaN or -inf.
         """
         return Generation(
             self._timeline,
@@ -339,7 +366,8 @@ class Session:
     ) -> Iterator[str]:
         """Yield the text of generate() in pieces of whole characters.
 
-        No piece holds a stop text or a part of one. The arguments are those of generate().
+        No piece contains a stop text or the beginning of one. Parameters and errors are those of
+        generate().
         """
         return Generation(
             self._timeline, self.model, max_tokens, temperature, text=True, **options
@@ -353,19 +381,36 @@ class Session:
     ) -> AsyncIterator[int]:
         """Yield the tokens of generate() to ``async for``.
 
-        A thread of its own waits for the device. A task that is cancelled ends once the step that
-        runs has finished, and the session stays usable. The arguments are those of generate().
+        A separate thread waits for the device. A cancelled task ends when the running step has
+        finished; the session stays usable. Parameters and errors are those of generate().
         """
         return in_thread(self.generate(max_tokens, temperature, **options))
 
     # Moving
 
     def rewind(self, position: int) -> None:
-        """Forget all tokens from `position` on; ValueError unless it lies in 0..self.position."""
+        """Drop all tokens from `position` on.
+
+        Parameters
+        ----------
+        position : int
+            Tokens to keep.
+
+        Raises
+        ------
+        ValueError
+            If it is not in 0..self.position.
+        """
         self._timeline.rewind(operator.index(position))
 
     def copy(self) -> Session:
-        """Return a session of its own that holds the same text and goes on in the same way."""
+        """Return an independent session with the same text, settings, keys and values.
+
+        Raises
+        ------
+        BufferCreationError
+            If the device has no memory for a second cache.
+        """
         self._timeline.settle()
         twin = Session(
             self.model, self.max_seq, self.kv_dtype, self.chunk, self.profile is not None
@@ -380,8 +425,17 @@ class Session:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the text with its keys and values to a file, for ``Model.restore_session``.
 
-        The file is in the format safetensors. It takes the place of an older one when it is
-        complete, and never before.
+        The file is in the format safetensors and replaces an existing one only once it is complete.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Where it goes.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; an existing file is unchanged then.
         """
         self._timeline.settle()
         statefile.save(path, self._timeline, self._decoder, chunk=self.chunk)
@@ -447,7 +501,7 @@ def _into(rows: npt.NDArray[Any]) -> Callable[[int, npt.NDArray[Any]], None]:
 
 
 def check_chunk(chunk: int) -> int:
-    """Return a number of tokens for a batch; ValueError unless it lies in 1..4096."""
+    """Return the size of a chunk; ValueError unless it is in 1..4096."""
     chunk = operator.index(chunk)
     if not 1 <= chunk <= 4096:
         raise ValueError(f"chunk = {chunk} must lie in 1..4096")

@@ -65,7 +65,7 @@ class Runner(Protocol):
         """Wait for what is in flight, and let the next step begin at `position`."""
 
     def feed(self, ids: Sequence[int], rows: int) -> None:
-        """Run tokens from the position on as one batch, with logits of the last `rows`."""
+        """Run tokens from the position on in one submission, with logits of the last `rows`."""
 
     def submit(self) -> None:
         """Start a step of the token at the position, and do not wait for it."""
@@ -178,29 +178,29 @@ class Timeline:
     def feeding(
         self, ids: Sequence[int], chunk: int, *, all_rows: bool
     ) -> Iterator[Iterator[tuple[int, int]]]:
-        """Feed tokens for the body of a with statement, which any exception takes back whole.
+        """Feed tokens in the body of a with statement; any exception there takes all of them back.
 
         Parameters
         ----------
         ids : sequence of int
             Tokens that fit, of the vocabulary.
         chunk : int
-            Tokens that run as one batch.
+            Tokens that run in one submission.
         all_rows : bool
             Whether the runner makes logits of every token; else of the last alone.
 
         Yields
         ------
         iterator of (int, int)
-            Each step of it runs the next batch and gives its bounds in `ids`. The body goes through
-            all of them.
+            Each step of it runs the next chunk and gives its bounds in `ids`. The body must exhaust
+            it.
         """
         self.settle()
         before = self.position
         self._runner.reserve(before + len(ids))
         self._chosen = False
 
-        def batches() -> Iterator[tuple[int, int]]:
+        def chunks() -> Iterator[tuple[int, int]]:
             for start in range(0, len(ids), chunk):
                 stop = min(start + chunk, len(ids))
                 rows = stop - start if all_rows else int(stop == len(ids))
@@ -208,7 +208,7 @@ class Timeline:
                 yield start, stop
 
         try:
-            yield batches()
+            yield chunks()
         except BaseException:
             self._runner.seek(before)
             raise

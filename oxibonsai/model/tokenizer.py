@@ -59,7 +59,7 @@ class StreamDecoder:
         )
 
     def flush(self) -> str:
-        """Return what is left of an unfinished character, as U+FFFD, and start anew."""
+        """Return U+FFFD for an unfinished character, or nothing, and reset the decoder."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest

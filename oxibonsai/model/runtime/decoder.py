@@ -27,7 +27,7 @@ from oxibonsai.model.runtime.steps import (
 
 __all__ = ["Decoder"]
 
-_HEAD_ROWS = 32  # logits of a batch that exist at one time
+_HEAD_ROWS = 32  # tokens of a chunk whose logits exist at one time
 _STATE_BYTES = 16  # struct oxb_decode_state
 _UNKNOWN = -1
 
@@ -70,7 +70,7 @@ class Decoder:
         self.device_time: float | None = None
 
     def _refuse_too_long(self) -> None:
-        """Raise where a cache of max_seq positions could never be made, though none is made yet."""
+        """Raise if a cache of max_seq positions, to which it may grow, could never be allocated."""
         nbytes = KVCache.nbytes_of(self.model.config, self.kv_dtype, self.max_seq)
         limit = self._device.info.max_buffer_length
         if nbytes > limit:
@@ -120,7 +120,7 @@ class Decoder:
             part.close()
 
     def seek(self, position: int) -> None:
-        """Go on at `position`, once what is in flight has ended."""
+        """Wait for what is in flight, and let the next step begin at `position`."""
         self.finish()
         if position != self.position:
             self.position = _UNKNOWN
@@ -170,9 +170,9 @@ class Decoder:
     # What the device does
 
     def feed(self, ids: Sequence[int], rows: int) -> None:
-        """Run tokens as one batch; see Step for `rows`."""
+        """Run tokens in one submission; see Step for `rows`."""
         n_tokens = len(ids)
-        # Not earlier: the step before chose a token and left it here.
+        # Only now: the step before has left its choice here.
         self.write_tokens(ids, self.position)
         if n_tokens > self._work.n_tokens:
             self._resize(n_tokens)
@@ -181,9 +181,9 @@ class Decoder:
     def head(
         self, n_tokens: int, *, argmax: bool
     ) -> Iterator[tuple[int, npt.NDArray[np.float32] | npt.NDArray[np.uint32]]]:
-        """Yield pieces of the logits of the n_tokens just fed, or of their largest, with the row.
+        """Yield (first row, logits or their argmax) in pieces for the n_tokens just fed.
 
-        After feed() with as many rows as tokens.
+        They must have been fed with as many rows as tokens.
         """
         vocab = self.model.config.vocab_size
         if n_tokens == 1:
@@ -276,7 +276,7 @@ class Decoder:
         self._measure(commands, step, time.perf_counter() - started, encoded - started)
 
     def _drain(self, commands: Commands) -> None:
-        """Wait for the rest of what has failed: its errors are that one's, and are reported."""
+        """Wait for the other submissions after one failed, whose error is the one to report."""
         while commands.in_flight:
             with suppress(RuntimeError):
                 commands.wait()
@@ -285,7 +285,7 @@ class Decoder:
 
     def _step(self, n_tokens: int, rows: int) -> Step:
         bucket = length_bucket(self.position + n_tokens, self.max_seq)
-        # A batch is not cut by the length.
+        # Only the attention of a single row is split by the length.
         return Step(n_tokens, rows, bucket if rows == 1 else self.cache.capacity)
 
     def _recorded(self, step: Step | HeadStep) -> Commands:

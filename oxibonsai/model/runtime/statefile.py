@@ -99,7 +99,7 @@ def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, 
     header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    # In the same folder: a rename is whole only within a file system.
+    # In the same folder: a rename is atomic only within one file system.
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with open(handle, "wb") as file:
@@ -140,13 +140,13 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
         (n_tokens,) = header["tokens"]["shape"]
         dtype = header["k"]["dtype"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise refuse("no session file: its header is another one's") from None
+        raise refuse("no session file: its header has another format") from None
     if version != _VERSION:
         raise refuse(f"version {version!r} of the format; this package reads {_VERSION!r}")
     if fingerprint != model.fingerprint:
         raise refuse(
             f"the session belongs to another model, {about.get('name')!r}: load that one, or feed "
-            "the text anew"
+            "the text again"
         )
     kinds = [kind for kind, name in _DTYPES.items() if name == dtype]
     limit = model.config.context_length

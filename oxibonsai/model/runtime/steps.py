@@ -23,7 +23,7 @@ __all__ = [
 
 
 class Step(NamedTuple):
-    """Feed tokens: what is recorded for them.
+    """A recording that feeds tokens.
 
     The last `rows` of them go through the rest of the last layer: none where nobody wants their
     logits, because later tokens need their keys and values alone. One row goes on through the head,
@@ -41,7 +41,7 @@ class Step(NamedTuple):
 
 
 class HeadStep(NamedTuple):
-    """Logits of some of the tokens that a step with several rows has left, or their largest."""
+    """A recording of the head for some tokens of a step with several rows: logits, or argmax."""
 
     first: int
     n_tokens: int
@@ -59,7 +59,7 @@ def working_buffer(device: Device, nbytes: int) -> Buffer:
 
 
 class TextBuffers:
-    """What a text needs on the device, whatever the size of a step.
+    """Device buffers of a text, of a size that does not depend on the step.
 
     Attributes
     ----------
@@ -190,7 +190,7 @@ class _Recorder:
                 layer.record_rest(at)
         if step.rows == 1:
             if n > 1:
-                self._advance(n - 1)  # to the last token, whose row alone goes on
+                self._advance(n - 1)  # to the last token, the only row that goes on
                 self.weights.layers[last].record_rest(
                     self._layer_step(last, n - 1, 1, step.max_length)
                 )
