@@ -1,3 +1,5 @@
+"""Recorded command sequences."""
+
 from collections.abc import Iterable
 from typing import Literal, SupportsIndex, TypeAlias
 
@@ -13,18 +15,57 @@ _Extents: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
 
 @disjoint_base
 class Commands:
+    """A recorded sequence of dispatches that can be submitted any number of times.
+
+    Record with dispatch() or with the ops (gemv(), rmsnorm(), ...), then submit() and wait(), or
+    replay() for both. Each dispatch sees what the ones before it wrote. The recording keeps its
+    buffers and pipelines alive. Once submitted it is sealed until reset().
+
+    One thread uses a Commands at a time; different ones may run in different threads.
+
+    Parameters
+    ----------
+    device : Device
+        Where the sequence runs.
+    activations : {"float32", "int8"}
+        What gemv() and gate_up_swiglu() of 8 or more vectors make of them: int8 rounds them to 8 bits
+        in blocks of 16 that share a scale, about 5e-3 of the result's norm. For matrices of 1 and 2
+        bits on the cpu device; others stay float32, as fewer vectors do.
+
+    Attributes
+    ----------
+    device : Device
+        Where the sequence runs.
+
+    Raises
+    ------
+    ValueError
+        For other activations.
+    EncodingError
+        For int8 on a device without such kernels: a GPU, or the portable ones.
+    """
     def __init__(
         self, device: Device, *, activations: Literal["float32", "int8"] = "float32"
     ) -> None: ...
     @property
-    def device(self) -> Device: ...
+    def device(self) -> Device:
+        """Where the sequence runs."""
     @property
-    def closed(self) -> bool: ...
-    def close(self) -> None: ...
+    def closed(self) -> bool:
+        """Whether close() was called."""
+    def close(self) -> None:
+        """Let go of the recording. Work in flight ends by itself. Idempotent."""
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
     def __len__(self) -> int: ...
-    def reset(self) -> None: ...
+    def reset(self) -> None:
+        """Forget the recording, to record another.
+
+        Raises
+        ------
+        EncodingError
+            While a submission is in flight.
+        """
     def dispatch(
         self,
         pipeline: Pipeline,
@@ -34,14 +75,56 @@ class Commands:
         threadgroups: _Extents,
         threads: _Extents = 1,
         threadgroup_memory: SupportsIndex = 0,
-    ) -> None: ...
-    def submit(self, times: SupportsIndex = 1) -> None: ...
-    def wait(self, timeout: float | None = None, *, keep: SupportsIndex = 0) -> None: ...
-    def replay(self, times: SupportsIndex = 1, timeout: float | None = None) -> None: ...
+    ) -> None:
+        """Record one run of `pipeline`.
+
+        Parameters
+        ----------
+        pipeline : Pipeline
+            The kernel.
+        bindings : sequence of Buffer or (Buffer, int)
+            Buffers for the indices from 0 on, each with an offset in bytes where a pair is given.
+        args : buffer
+            The argument struct (at most 4096 bytes), bound after the last buffer.
+        threadgroups, threads : int or tuple of up to 3 ints
+            Threadgroups of the grid, and threads of a threadgroup.
+        threadgroup_memory : int
+            Bytes of dynamic threadgroup memory.
+
+        Raises
+        ------
+        EncodingError
+            Where a limit of the device is passed; nothing is recorded then.
+        """
+    def submit(self, times: SupportsIndex = 1) -> None:
+        """Submit the recording `times` times, in order, and return without waiting.
+
+        At most 16 submissions are in flight: past that it waits for the oldest. The cpu device runs
+        them before it returns.
+        """
+    def wait(self, timeout: float | None = None, *, keep: SupportsIndex = 0) -> None:
+        """Wait until everything submitted has finished, or all but the last `keep` submissions.
+
+        Parameters
+        ----------
+        timeout : float, optional
+            Seconds for each submission; without end where left out.
+        keep : int
+            How many submissions may still be in flight: 0 waits for all of them.
+
+        Raises
+        ------
+        ExecutionError
+            Where the device failed, or did not finish in time; the buffers stay alive until it does.
+        """
+    def replay(self, times: SupportsIndex = 1, timeout: float | None = None) -> None:
+        """Submit the recording `times` times and wait for all of them, without Python in between."""
     @property
-    def in_flight(self) -> int: ...
+    def in_flight(self) -> int:
+        """Submissions that nobody has waited for."""
     @property
-    def device_time(self) -> float | None: ...
+    def device_time(self) -> float | None:
+        """Seconds the device took for the last submission waited for; None before the first."""
     def gemv(
         self,
         weight: WeightHandle,
@@ -55,7 +138,13 @@ class Commands:
         y_stride: SupportsIndex | None = None,
         norm: _Binding | None = None,
         eps: float = 1e-6,
-    ) -> None: ...
+    ) -> None:
+        """Record y = W x, or y += W x, for each of n_vectors rows of x.
+
+        x: float32 [n_vectors, k], y: float32 [n_vectors, n_rows], in Buffers. The rows of y are y_stride
+        elements apart, n_rows where left out. With `norm`, float32 [k], x is taken as
+        x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() computes it.
+        """
     def gate_up_swiglu(
         self,
         weight: WeightHandle,
@@ -67,7 +156,11 @@ class Commands:
         n_vectors: SupportsIndex = 1,
         norm: _Binding | None = None,
         eps: float = 1e-6,
-    ) -> None: ...
+    ) -> None:
+        """Record y = silu(W[:h] x) * (W[h:] x), h = n_rows / 2, for each of n_vectors rows of x.
+
+        x: float32 [n_vectors, k], y: float32 [n_vectors, h]. Norm and eps as in gemv().
+        """
     def feed_forward(
         self,
         attn: _Binding,
@@ -80,7 +173,35 @@ class Commands:
         down: WeightHandle,
         n_vectors: SupportsIndex = 1,
         eps: float = 1e-6,
-    ) -> None: ...
+    ) -> None:
+        """Record the second half of a transformer layer for each of n_vectors rows, `hidden` in place.
+
+        hidden += attn_proj attn; activated = silu(gate n) * (up n) with
+        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
+
+        Parameters
+        ----------
+        attn : Buffer or (Buffer, int)
+            float32 [n_vectors, k of attn_proj]: the attention's output.
+        hidden : Buffer or (Buffer, int)
+            float32 [n_vectors, hidden_size]: the residual stream, read and written.
+        activated : Buffer or (Buffer, int)
+            float32 [n_vectors, intermediate_size]: overwritten.
+        attn_proj, gate_up, down : WeightHandle
+            [hidden_size, k], [2 intermediate_size, hidden_size] (gate rows, then up rows) and
+            [hidden_size, intermediate_size], uploaded with their shapes, each in any format.
+        norm : WeightHandle or Buffer
+            float32 [hidden_size].
+        n_vectors : int
+            Rows.
+        eps : float
+            Added to the mean square.
+
+        Raises
+        ------
+        EncodingError
+            Where shapes do not fit one another or their buffers; nothing is recorded then.
+        """
     def rmsnorm(
         self,
         x: _Binding,
@@ -90,8 +211,10 @@ class Commands:
         *,
         eps: float = 1e-6,
         n_vectors: SupportsIndex = 1,
-    ) -> None: ...
-    def add(self, x: _Binding, y: _Binding, n: SupportsIndex) -> None: ...
+    ) -> None:
+        """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats."""
+    def add(self, x: _Binding, y: _Binding, n: SupportsIndex) -> None:
+        """Record y += x over n floats."""
     def add_bias(
         self,
         bias: _Binding,
@@ -100,7 +223,27 @@ class Commands:
         n_vectors: SupportsIndex = 1,
         *,
         y_stride: SupportsIndex | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Record y[v, i] += bias[i] for each of n_vectors rows of n floats.
+
+        Parameters
+        ----------
+        bias : Buffer, (Buffer, int) or WeightHandle
+            float32 [n].
+        y : Buffer or (Buffer, int)
+            float32 [n_vectors, n], changed in place; it shares no byte with bias.
+        n : int
+            Elements of the bias.
+        n_vectors : int
+            Rows of y.
+        y_stride : int, optional
+            Elements from one row of y to the next, n or more; n where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where a buffer is too short, or the two overlap; nothing is recorded then.
+        """
     def embed(
         self,
         weight: WeightHandle,
@@ -111,7 +254,11 @@ class Commands:
         k: SupportsIndex | None = None,
         *,
         n_tokens: SupportsIndex = 1,
-    ) -> None: ...
+    ) -> None:
+        """Record y[t] = row tokens[position + t] of the weight; NaN where either is out of range.
+
+        tokens: uint32; state: 16 bytes, the position as uint32 first; y: float32 [n_tokens, k].
+        """
     def qk_norm_rope(
         self,
         qkv: _Binding,
@@ -130,7 +277,37 @@ class Commands:
         n_tokens: SupportsIndex = 1,
         rotary_dim: SupportsIndex = 0,
         rope_style: Literal["neox", "interleaved"] = "neox",
-    ) -> None: ...
+    ) -> None:
+        """Record RMSNorm and RoPE of the heads of q and k, in place.
+
+        Parameters
+        ----------
+        qkv : Buffer or (Buffer, int)
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim], of the tokens at the state's
+            position and after it.
+        q_norm, k_norm : Buffer, (Buffer, int), WeightHandle or None
+            float32 [head_dim]; both None for heads without a norm.
+        rope : Buffer or (Buffer, int)
+            float32 [max_seq, 2, rotary_dim / 2], cosines then sines.
+        state : Buffer or (Buffer, int)
+            16 bytes, the position as uint32 first.
+        n_heads, n_kv_heads, head_dim, max_seq, n_tokens : int
+            The shape. Tokens past max_seq stay as they are.
+        layer, kv_dtype
+            Those of the cache; they change nothing here.
+        eps : float
+            Added to the mean square of a head.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+
+        Raises
+        ------
+        EncodingError
+            Where a buffer is too short or an option is out of its range; nothing is recorded then.
+        """
     def kv_store(
         self,
         qkv: _Binding,
@@ -145,7 +322,11 @@ class Commands:
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
-    ) -> None: ...
+    ) -> None:
+        """Record the store of k and v at the tokens' positions.
+
+        Caches: [layer, n_kv_heads, max_seq, head_dim] of kv_dtype, "f16" or "f32".
+        """
     def qkv_to_cache(
         self,
         qkv: _Binding,
@@ -166,7 +347,11 @@ class Commands:
         n_tokens: SupportsIndex = 1,
         rotary_dim: SupportsIndex = 0,
         rope_style: Literal["neox", "interleaved"] = "neox",
-    ) -> None: ...
+    ) -> None:
+        """Record qk_norm_rope and kv_store in one, with the parameters of both.
+
+        The queries are left in qkv for attention(); what is left there of the keys is not defined.
+        """
     def attention(
         self,
         qkv: _Binding,
@@ -184,10 +369,20 @@ class Commands:
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
-    ) -> None: ...
+    ) -> None:
+        """Record causal attention of each token over all positions up to its own.
+
+        out: float32 [n_tokens, n_heads, head_dim]; scale: 1 / sqrt(head_dim) where left out. Caches as in
+        kv_store. max_length is the most positions that a replay will meet, max_seq where left out: it
+        decides into how many parts the work of one token is cut, and nothing else.
+        """
     def argmax(
         self, logits: _Binding, out: _Binding, n: SupportsIndex, *, n_vectors: SupportsIndex = 1
-    ) -> None: ...
+    ) -> None:
+        """Record out[v] = the index of the largest of row v of logits [n_vectors, n].
+
+        out: uint32 [n_vectors]. The lowest index of equal ones, and 0 where all are NaN.
+        """
     def advance(
         self,
         logits: _Binding,
@@ -198,4 +393,5 @@ class Commands:
         *,
         n_tokens: SupportsIndex = 1,
         greedy: bool = True,
-    ) -> None: ...
+    ) -> None:
+        """Record position += n_tokens and, where greedy, tokens[position] = argmax of n logits."""

@@ -1,8 +1,8 @@
 """The half-layer that MetalGraph and the models record, and MetalGraph's phases, which run without the
 GIL on intermediate buffers of their own.
 
-Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL, and
-so is the device.
+Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL,
+and so is the device.
 """
 
 cimport cython
