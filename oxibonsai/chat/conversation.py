@@ -73,9 +73,25 @@ class Chat:
     ) -> Generator[str, None, None]:
         """Send a message of the role "user" and yield the answer in pieces.
 
-        The message is fed at the call; what of the answer has come is in the history once the
-        iterator ends or is closed. The arguments are those of ``Session.generate``, and of
-        ``Session.forward`` for `progress`.
+        The call feeds the message; the iterator adds the answer to the history as it comes.
+
+        Parameters
+        ----------
+        text : str
+            The message.
+        max_tokens : int
+            The maximum of tokens of the answer.
+        temperature : float
+            As of ``Session.generate``.
+        progress : callable, optional
+            As of ``Session.forward``.
+        **options
+            The other parameters of ``Session.generate``.
+
+        Returns
+        -------
+        generator of str
+            Pieces of the answer. Close it to stop the answer.
 
         Raises
         ------
@@ -121,11 +137,17 @@ class Chat:
         session.forward(ids[common:], logits=None, progress=progress)
 
     def reset(self) -> None:
-        """Forget the conversation but the system's message."""
+        """Drop all messages but the system's."""
         self.messages[:] = self._system
 
     def undo(self) -> bool:
-        """Forget the last message of the user and what came after; False where there is none."""
+        """Drop the user's last message and everything after it.
+
+        Returns
+        -------
+        bool
+            Whether there was one.
+        """
         for i in reversed(range(len(self.messages))):
             if self.messages[i].get("role") == "user":
                 del self.messages[i:]

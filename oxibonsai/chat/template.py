@@ -62,7 +62,23 @@ class ChatTemplate:
 
     @classmethod
     def of(cls, model: LoadedModel) -> ChatTemplate:
-        """Return the template in a model's file; ChatTemplateError where it has none."""
+        """Return the template in a model's file.
+
+        Parameters
+        ----------
+        model : Model
+            The model.
+
+        Returns
+        -------
+        ChatTemplate
+            Its template.
+
+        Raises
+        ------
+        ChatTemplateError
+            If it has none.
+        """
         tokenizer = model.tokenizer
         if tokenizer.chat_template is None:
             raise ChatTemplateError(
@@ -84,9 +100,26 @@ class ChatTemplate:
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """Return the text of a conversation, up to where the answer begins.
+        """Return the text of a conversation.
 
-        `variables` go to the template, such as ``enable_thinking``.
+        Parameters
+        ----------
+        messages : sequence of Message
+            The conversation.
+        add_generation_prompt : bool
+            Whether the text ends where the answer begins.
+        **variables
+            For the template, such as ``enable_thinking``.
+
+        Returns
+        -------
+        str
+            The text.
+
+        Raises
+        ------
+        ChatTemplateError
+            If the template does not take these messages.
         """
         return str(
             self._wrap(
@@ -104,11 +137,28 @@ class ChatTemplate:
     ) -> list[int]:
         """Return the tokens of a conversation.
 
-        Special tokens come from the template alone. Where a message holds the name of one, such as
-        ``<|im_end|>``, that is text and stays text: it is veiled while the template runs, so that
-        everything else is as if the message had been rendered as it is. In what the model itself
-        has said, tokens that are part of the text (user-defined ones, such as ``<think>``) are
-        read as such.
+        Only the template makes special tokens. The name of one in a message, such as
+        ``<|im_end|>``, stays text: a placeholder hides it while the template runs. In the model's
+        own messages user-defined tokens, such as ``<think>``, are read as tokens.
+
+        Parameters
+        ----------
+        messages : sequence of Message
+            As of render().
+        add_generation_prompt : bool
+            As of render().
+        **variables
+            As of render().
+
+        Returns
+        -------
+        list of int
+            The tokens.
+
+        Raises
+        ------
+        ChatTemplateError
+            As of render().
         """
         tokenizer = self._tokenizer
         veil = _Veil(tokenizer)

@@ -84,6 +84,16 @@ class ModelConfig:
         Each key begins with the file's ``general.architecture``. What one architecture asks beyond
         them, its own file in ``oxibonsai.model.architectures`` checks.
 
+        Parameters
+        ----------
+        file : GGUFFile
+            The open file.
+
+        Returns
+        -------
+        ModelConfig
+            The shape.
+
         Raises
         ------
         GGUFError

@@ -28,10 +28,10 @@ _DEFAULT_MAX_SEQ = 2048
 class Model:
     """A model on a device, made by ``Model.load``.
 
-    Attributes
+    Parameters
     ----------
-    path : str
-        The file.
+    file : GGUFFile
+        The open file, which the model closes.
     config : ModelConfig
         The shape.
     graph : MetalGraph
@@ -39,7 +39,14 @@ class Model:
     weights : ModelWeights
         The weights on the device.
     activations : {"float32", "int8"}
-        What prompts are multiplied in.
+        The type that prompts are multiplied in.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    config, graph, weights, activations
+        As given.
     name : str
         The model's name in the file, else the file's.
     """
@@ -87,13 +94,18 @@ class Model:
             activations to 8 bits in blocks of 16, on the cpu device alone; it is faster with most
             processors and formats. Smaller batches, so all that is generated, stay float32.
 
+        Returns
+        -------
+        Model
+            The loaded model; close() it, or use it in a with statement.
+
         Raises
         ------
         GGUFError
             For a file that is damaged, of another architecture, or with tensors that are missing,
             unknown, of another shape or of an unsupported type.
         DeviceNotFoundError, BufferCreationError
-            From the device.
+            If there is no such device, or not enough memory on it.
         ValueError, EncodingError
             For other activations, and for those that the device has no kernels for.
         """
@@ -151,6 +163,11 @@ class Model:
             Whether `Session.profile` keeps, and the logger ``oxibonsai.model`` tells at level INFO,
             where the time of each step goes.
 
+        Returns
+        -------
+        Session
+            An empty text.
+
         Raises
         ------
         ValueError
@@ -182,6 +199,11 @@ class Model:
         profile : bool
             As of session().
 
+        Returns
+        -------
+        Session
+            The restored session.
+
         Raises
         ------
         SessionFileError
@@ -210,10 +232,22 @@ class Model:
         window : int, optional
             A longer text is cut into windows of that many tokens, each read on its own; its first
             token is not predicted. Left out, 2048 or the context_length, whichever is less.
-        kv_dtype, chunk
+        kv_dtype : {"f16", "f32"}
+            As of session().
+        chunk : int
             As of session().
         progress : callable, optional
-            Called with the tokens done so far and their number, after each window.
+            Called after each window with the number of tokens read so far and the number of all.
+
+        Returns
+        -------
+        Perplexity
+            Its mean and what it is made of.
+
+        Raises
+        ------
+        ValueError
+            For fewer than two tokens, a token outside the vocabulary, or a window out of range.
         """
         self._check_open()
         ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)

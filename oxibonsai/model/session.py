@@ -78,16 +78,23 @@ class Session:
     position and tokens lie in small device buffers, so that a replay needs nothing from the host.
     One thread uses a session at a time; sessions of one model are independent.
 
-    Attributes
+    Parameters
     ----------
     model : Model
         Whose weights are used.
     max_seq : int
         Positions the KV cache can grow to.
-    kv_dtype : str
-        ``"f16"`` or ``"f32"``.
+    kv_dtype : {"f16", "f32"}
+        Elements of the KV cache.
     chunk : int
         Tokens of a prompt that run in one submission.
+    profile : bool
+        Whether `profile` keeps what runs.
+
+    Attributes
+    ----------
+    model : Model
+        As given, as are max_seq, kv_dtype and chunk.
     """
 
     def __init__(
@@ -201,7 +208,11 @@ class Session:
 
         Parameters
         ----------
-        ids, chunk, progress
+        ids : sequence of int
+            As of forward().
+        chunk : int, optional
+            As of forward().
+        progress : callable, optional
             As of forward().
 
         Returns
@@ -230,7 +241,11 @@ class Session:
 
         Parameters
         ----------
-        ids, chunk, progress
+        ids : sequence of int
+            As of forward().
+        chunk : int, optional
+            As of forward().
+        progress : callable, optional
             As of forward().
 
         Returns
@@ -320,8 +335,14 @@ class Session:
         ----------
         max_tokens : int
             The maximum to yield.
-        temperature, top_k, top_p, min_p, repetition_penalty, seed
-            See Sampler; temperature 0 takes the most probable token.
+        temperature : float
+            As of Sampler; 0 takes the most probable token.
+        top_k : int
+            As of Sampler.
+        top_p, min_p, repetition_penalty : float
+            As of Sampler.
+        seed : int, optional
+            As of Sampler.
         ignore_eos : bool
             Continue past tokens that end a text (EOS, EOT). By default generation stops before one.
         stop : str or sequence of str and lists of int
@@ -334,6 +355,11 @@ class Session:
         lookahead : int, optional
             Greedy steps in flight, 1 to 16, so that the device never waits for the host. Default:
             16, or 1 on the cpu device, which runs on the host's threads and gains nothing.
+
+        Returns
+        -------
+        iterator of int
+            The tokens.
 
         Raises
         ------
@@ -366,8 +392,26 @@ class Session:
     ) -> Iterator[str]:
         """Yield the text of generate() in pieces of whole characters.
 
-        No piece contains a stop text or the beginning of one. Parameters and errors are those of
-        generate().
+        No piece contains a stop text or the beginning of one.
+
+        Parameters
+        ----------
+        max_tokens : int
+            As of generate().
+        temperature : float
+            As of generate().
+        **options
+            The other parameters of generate().
+
+        Returns
+        -------
+        iterator of str
+            The pieces, which joined are the text.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of generate().
         """
         return Generation(
             self._timeline, self.model, max_tokens, temperature, text=True, **options
@@ -382,7 +426,26 @@ class Session:
         """Yield the tokens of generate() to ``async for``.
 
         A separate thread waits for the device. A cancelled task ends when the running step has
-        finished; the session stays usable. Parameters and errors are those of generate().
+        finished; the session stays usable.
+
+        Parameters
+        ----------
+        max_tokens : int
+            As of generate().
+        temperature : float
+            As of generate().
+        **options
+            The other parameters of generate().
+
+        Returns
+        -------
+        asynchronous iterator of int
+            The tokens.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of generate().
         """
         return in_thread(self.generate(max_tokens, temperature, **options))
 
@@ -405,6 +468,11 @@ class Session:
 
     def copy(self) -> Session:
         """Return an independent session with the same text, settings, keys and values.
+
+        Returns
+        -------
+        Session
+            The copy.
 
         Raises
         ------
@@ -450,7 +518,31 @@ class Session:
         chunk: int | None = None,
         profile: bool = False,
     ) -> Session:
-        """Return a session from a file that save() wrote; see ``Model.restore_session``."""
+        """Return a session from a file that save() wrote.
+
+        Parameters
+        ----------
+        model : Model
+            The model whose session was saved.
+        path : str or path-like
+            The file.
+        max_seq, chunk : int, optional
+            As of ``Model.session``; those of the saved session where left out.
+        profile : bool
+            As of ``Model.session``.
+
+        Returns
+        -------
+        Session
+            It continues where the saved one was.
+
+        Raises
+        ------
+        SessionFileError
+            If the file is damaged, of another format, or of another model.
+        ValueError
+            If the text does not fit max_seq.
+        """
         name = os.fspath(path)
         with open(path, "rb") as file:
             state = statefile.read_header(file, name, model)

@@ -66,7 +66,26 @@ class StreamDecoder:
 
 
 class Tokenizer:
-    """The tokenizer of a model file.
+    """The tokenizer of a model file, made by `from_gguf`.
+
+    Parameters
+    ----------
+    tokens, merges : iterable of str
+        The vocabulary in byte characters, and the merges of BPE, as GGUF holds them.
+    pre : str
+        Name of the split into words.
+    token_types : array of int, optional
+        GGUF's type of each token; without it the ids below are the control tokens.
+    bos_id, eos_id : int, optional
+        Ids of the tokens that start and end a text.
+    end_ids : iterable of int
+        Further ids that end a text.
+    add_bos : bool
+        Whether the file asks for `bos_id` before a prompt.
+    chat_template : str, optional
+        Jinja template of the file.
+    source : str
+        What messages name as the origin.
 
     Attributes
     ----------
@@ -136,7 +155,23 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Tokenizer:
-        """Return the tokenizer of `file`; GGUFError where it has none or one of another kind."""
+        """Return the tokenizer of a file.
+
+        Parameters
+        ----------
+        file : GGUFFile
+            The open file.
+
+        Returns
+        -------
+        Tokenizer
+            Its tokenizer.
+
+        Raises
+        ------
+        GGUFError
+            If it has none, or one of another kind than byte-level BPE.
+        """
 
         def get(key: str, kind: type, default: Any = None) -> Any:
             value = file.metadata.get(f"tokenizer.{key}", default)
@@ -184,11 +219,23 @@ class Tokenizer:
         Parameters
         ----------
         text : str
-            Any text without lone surrogates (those are a ValueError).
+            Any text without lone surrogates.
         parse_special : bool
             Read the names of control and user-defined tokens, such as ``<|im_end|>``, as those
             tokens. Only for text that a chat template made: by default they are ordinary text, so
             that what a user types cannot act as a special token.
+
+        Returns
+        -------
+        list of int
+            The ids.
+
+        Raises
+        ------
+        ValueError
+            For lone surrogates, which UTF-8 cannot hold.
+        ImportError
+            If the package tokenizers is missing.
         """
         if not isinstance(text, str):
             raise TypeError(f"text is a {type(text).__name__}, not a str")
@@ -209,7 +256,16 @@ class Tokenizer:
     def split_special(self, text: str) -> list[tuple[str, int | None]]:
         """Return the parts of `text`, each with the id where it is a special token's name.
 
-        Special are control and user-defined tokens; what lies between them comes with None.
+        Parameters
+        ----------
+        text : str
+            A text.
+
+        Returns
+        -------
+        list of (str, int or None)
+            Names of control and user-defined tokens with their ids; the text between them with
+            None.
         """
         parts: list[tuple[str, int | None]] = []
         end = 0
@@ -221,7 +277,18 @@ class Tokenizer:
         return [(part, special) for part, special in parts if part]
 
     def special_names(self, *, user_defined: bool = True) -> list[str]:
-        """Return the names of control tokens, and of user-defined ones unless told not to."""
+        """Return the names of special tokens.
+
+        Parameters
+        ----------
+        user_defined : bool
+            Whether user-defined tokens are included, besides control tokens.
+
+        Returns
+        -------
+        list of str
+            The names.
+        """
         return [
             name
             for name, i in self._special_by_name.items()
@@ -231,8 +298,22 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
-        Control tokens give nothing, or their names with ``skip_special=False``. ValueError for an
-        id outside the vocabulary.
+        Parameters
+        ----------
+        ids : iterable of int
+            The tokens.
+        skip_special : bool
+            Whether control tokens are left out; otherwise they give their names.
+
+        Returns
+        -------
+        str
+            The text.
+
+        Raises
+        ------
+        ValueError
+            For an id outside the vocabulary.
         """
         raw = b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids)
         return raw.decode("utf-8", errors="replace")
@@ -240,8 +321,22 @@ class Tokenizer:
     def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
         """Return the bytes that `token` stands for.
 
-        Of a control token these are the bytes of its name, or none with ``skip_special=True``.
-        ValueError for an id outside the vocabulary.
+        Parameters
+        ----------
+        token : int
+            The token.
+        skip_special : bool
+            Whether a control token gives no bytes; otherwise it gives its name.
+
+        Returns
+        -------
+        bytes
+            The bytes; a token may hold part of a character.
+
+        Raises
+        ------
+        ValueError
+            For an id outside the vocabulary.
         """
         token = int(token)
         if not 0 <= token < len(self._tokens):
@@ -259,7 +354,18 @@ class Tokenizer:
         return text.encode("utf-8", "surrogateescape")
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
-        """Return a decoder for tokens that come one by one."""
+        """Return a decoder for tokens that come one by one.
+
+        Parameters
+        ----------
+        skip_special : bool
+            As of decode().
+
+        Returns
+        -------
+        StreamDecoder
+            The decoder.
+        """
         return StreamDecoder(self, skip_special=skip_special)
 
     @cached_property
