@@ -187,11 +187,14 @@ class Commands:
             float32 [n_vectors, hidden_size]: the residual stream, read and written.
         activated : Buffer or (Buffer, int)
             float32 [n_vectors, intermediate_size]: overwritten.
-        attn_proj, gate_up, down : WeightHandle
-            [hidden_size, k], [2 intermediate_size, hidden_size] (gate rows, then up rows) and
-            [hidden_size, intermediate_size], uploaded with their shapes, each in any format.
+        attn_proj : WeightHandle
+            [hidden_size, k], as all weights here uploaded with its shape, in any format.
         norm : WeightHandle or Buffer
             float32 [hidden_size].
+        gate_up : WeightHandle
+            [2 intermediate_size, hidden_size]: gate rows, then up rows.
+        down : WeightHandle
+            [hidden_size, intermediate_size].
         n_vectors : int
             Rows.
         eps : float
