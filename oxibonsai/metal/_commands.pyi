@@ -174,7 +174,7 @@ class Commands:
         n_vectors: SupportsIndex = 1,
         eps: float = 1e-6,
     ) -> None:
-        """Record the second half of a transformer layer for each of n_vectors rows, `hidden` in place.
+        """Record the second half of a transformer layer for n_vectors rows, `hidden` in place.
 
         hidden += attn_proj attn; activated = silu(gate n) * (up n) with
         n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.

@@ -351,7 +351,7 @@ cdef class Commands:
 
     def feed_forward(self, attn, hidden, activated, *, attn_proj, norm, gate_up, down, n_vectors=1,
                      eps=1e-6):
-        """Record the second half of a transformer layer for each of n_vectors rows, `hidden` in place.
+        """Record the second half of a transformer layer for n_vectors rows, `hidden` in place.
 
         hidden += attn_proj attn; activated = silu(gate n) * (up n) with
         n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
@@ -400,24 +400,31 @@ cdef class Commands:
         f.attn_proj = proj.matrix("feed_forward: attn_proj")
         f.gate_up = gate.matrix("feed_forward: gate_up")
         f.down = last.matrix("feed_forward: down")
-        # The first op checks itself before it is recorded. What can be wrong with the others is checked
-        # here, so that an error leaves the recording as it was.
-        check(api.weight_check(f.gate_up, 2 * f.intermediate_size, f.hidden_size, b"feed_forward: gate_up"))
-        check(api.weight_check(f.down, f.hidden_size, f.intermediate_size, b"feed_forward: down"))
+        # The first op checks itself before it is recorded. What can be wrong with the others is
+        # checked here, so that an error leaves the recording as it was.
+        check(api.weight_check(
+            f.gate_up, 2 * f.intermediate_size, f.hidden_size, b"feed_forward: gate_up"))
+        check(api.weight_check(
+            f.down, f.hidden_size, f.intermediate_size, b"feed_forward: down"))
         if not 1 <= f.n_vectors <= 0x7fffffff:
             raise EncodingError(f"feed_forward: n_vectors = {f.n_vectors} must lie in 1..2**31 - 1")
         if not (isfinite(f.eps) and f.eps >= 0):
             raise EncodingError(f"feed_forward: eps = {eps} must be finite and not negative")
-        for what, value in (("gate_up", gate), ("down", last), ("activated", activated), ("norm", norm)):
+        for what, value in (
+            ("gate_up", gate), ("down", last), ("activated", activated), ("norm", norm)
+        ):
             owner = value[0] if isinstance(value, tuple) else value
             if owner.device is not self.device:
-                raise EncodingError(f"feed_forward: {what} belongs to another device than the commands")
+                raise EncodingError(
+                    f"feed_forward: {what} belongs to another device than the commands"
+                )
         _check_room("activated", f.activated, f.n_vectors, f.intermediate_size)
         _check_room("norm", f.norm, 1, f.hidden_size)
         rows = int(f.n_vectors)  # sizes below in Python's integers: they cannot wrap
         _check_apart("hidden and activated", f.hidden, rows * f.hidden_size, f.activated,
                      rows * f.intermediate_size)
-        _check_apart("norm and activated", f.norm, f.hidden_size, f.activated, rows * f.intermediate_size)
+        _check_apart("norm and activated", f.norm, f.hidden_size, f.activated,
+                     rows * f.intermediate_size)
         record_feed_forward(self.recording(), &f)
 
     def rmsnorm(self, x, weight, y, n, *, eps=1e-6, n_vectors=1):
@@ -602,17 +609,23 @@ cdef tuple _with_norms(q_norm, k_norm, tuple operands):
 cdef int _check_room(str what, oxb_binding binding, uint64_t n_rows, uint64_t width) except -1:
     need = 4 * int(n_rows) * width
     if binding.offset % 4:
-        raise EncodingError(f"feed_forward: the offset of {what}, {binding.offset}, must divide by 4")
+        raise EncodingError(
+            f"feed_forward: the offset of {what}, {binding.offset}, must be a multiple of 4"
+        )
     if need > int(api.buffer_length(binding.buffer)) - binding.offset:
         raise EncodingError(
-            f"feed_forward: {what} needs {need} bytes from offset {binding.offset} on, its buffer has "
-            f"{api.buffer_length(binding.buffer)}"
+            f"feed_forward: {what} needs {need} bytes from offset {binding.offset} on, its buffer "
+            f"has {api.buffer_length(binding.buffer)}"
         )
     return 0
 
 
 cdef int _check_apart(str what, oxb_binding a, a_floats, oxb_binding b, b_floats) except -1:
-    if a.buffer == b.buffer and a.offset < b.offset + 4 * b_floats and b.offset < a.offset + 4 * a_floats:
+    if (
+        a.buffer == b.buffer
+        and a.offset < b.offset + 4 * b_floats
+        and b.offset < a.offset + 4 * a_floats
+    ):
         raise EncodingError(f"feed_forward: {what} overlap: give them places of their own")
     return 0
 

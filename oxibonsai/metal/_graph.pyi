@@ -1,7 +1,7 @@
 """MetalGraph: the fused phases of a transformer layer on one device.
 
-Every check is made before anything runs. The phases themselves, in _phases.pyx, run without the GIL;
-the uploads are in _uploads.pyx.
+Every check is made before anything runs. The phases themselves, in _phases.pyx, run without the
+GIL; the uploads are in _uploads.pyx.
 """
 
 from contextlib import AbstractContextManager

@@ -1,7 +1,7 @@
 """MetalGraph: the fused phases of a transformer layer on one device.
 
-Every check is made before anything runs. The phases themselves, in _phases.pyx, run without the GIL;
-the uploads are in _uploads.pyx.
+Every check is made before anything runs. The phases themselves, in _phases.pyx, run without the
+GIL; the uploads are in _uploads.pyx.
 """
 
 cimport cython
@@ -218,7 +218,9 @@ cdef class MetalGraph(WeightUploads):
 
     def _check_device(self, what, WeightHandle weight):
         if weight.device is not self.device:
-            raise EncodingError(f"{what}: the weight belongs to another device: upload it to this one")
+            raise EncodingError(
+                f"{what}: the weight belongs to another device: upload it to this one"
+            )
 
     def encode_gemv(self, weight, const float[::1] input not None, float[::1] output not None,
                     n_rows=None, k=None):
@@ -332,6 +334,7 @@ cdef class MetalGraph(WeightUploads):
         cdef FFN f
         cdef BufferSet held
         cdef WeightHandle norm, proj, gate, last
+        cdef const oxb_weight *matrix
         cdef double timeout = self.timeout_s
         cdef double started = clock_now()
         cdef int retired = 1
@@ -346,7 +349,8 @@ cdef class MetalGraph(WeightUploads):
         if hidden_size is None or intermediate_size is None:
             if shape is None:
                 raise EncodingError(
-                    f"{what}: down was uploaded without a shape: give hidden_size and intermediate_size"
+                    f"{what}: down was uploaded without a shape: give hidden_size and "
+                    "intermediate_size"
                 )
             hidden_size = shape[0] if hidden_size is None else hidden_size
             intermediate_size = shape[1] if intermediate_size is None else intermediate_size
@@ -371,7 +375,8 @@ cdef class MetalGraph(WeightUploads):
         ):
             label = f"{what}: {name}"
             self._check_device(label, handle)
-            check(api.weight_check((<WeightHandle>handle).matrix(label), rows, columns, label.encode()))
+            matrix = (<WeightHandle>handle).matrix(label)
+            check(api.weight_check(matrix, rows, columns, label.encode()))
         _check_length("hidden", hidden.shape[0], f.ops.hidden_size)
         _check_length("attn_out", attn_out.shape[0], f.ops.attn_size)
         f.ops.n_vectors = 1
@@ -387,8 +392,9 @@ cdef class MetalGraph(WeightUploads):
             api.buffer_retain(norm.vector_buffer(what))
             f.ops.norm.buffer = norm.weight.buffer
             while retired:
-                held = self.pool.acquire(
-                    (f.ops.hidden_size, f.ops.attn_size, f.ops.hidden_size, f.ops.intermediate_size))
+                held = self.pool.acquire((
+                    f.ops.hidden_size, f.ops.attn_size, f.ops.hidden_size, f.ops.intermediate_size
+                ))
                 with nogil:
                     retired = ffn_phase(held, &f, timeout)
                 if retired:

@@ -102,7 +102,8 @@ cdef class BufferPool:
                 held = self.sets.setdefault(key, made)
                 # Freed after the lock: freeing waits for the device.
                 dropped = [
-                    self.sets.pop(oldest) for oldest in list(self.sets)[:max(len(self.sets) - MAX_SETS, 0)]
+                    self.sets.pop(oldest)
+                    for oldest in list(self.sets)[:max(len(self.sets) - MAX_SETS, 0)]
                 ]
             del dropped
         if held.owner == <unsigned long>threading.get_ident():
@@ -186,19 +187,23 @@ cdef int record_feed_forward(oxb_commands *commands, const FeedForward *f) excep
     check(api.op_gemv(commands, f.attn_proj, f.hidden_size, f.attn_size, NULL, f.attn, f.hidden,
                       f.n_vectors, 0, 1))
     if f.normed.buffer:
-        check(api.op_rmsnorm(commands, f.hidden, f.norm, f.normed, f.hidden_size, f.n_vectors, f.eps))
+        check(api.op_rmsnorm(
+            commands, f.hidden, f.norm, f.normed, f.hidden_size, f.n_vectors, f.eps))
         inner = f.normed
         own_norm = NULL
-    check(api.op_gate_up_swiglu(commands, f.gate_up, 2 * f.intermediate_size, f.hidden_size, own_norm,
-                                inner, f.activated, f.n_vectors))
-    return check(api.op_gemv(commands, f.down, f.hidden_size, f.intermediate_size, NULL, f.activated,
-                             f.hidden, f.n_vectors, 0, 1))
+    check(api.op_gate_up_swiglu(
+        commands, f.gate_up, 2 * f.intermediate_size, f.hidden_size, own_norm, inner, f.activated,
+        f.n_vectors))
+    return check(api.op_gemv(
+        commands, f.down, f.hidden_size, f.intermediate_size, NULL, f.activated, f.hidden,
+        f.n_vectors, 0, 1))
 
 
 cdef int _gemv_locked(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
                       const float *x, float *y, double timeout) except -1 nogil:
     check(api.commands_reset(held.commands))
-    check(api.op_gemv(held.commands, w, n_rows, k, NULL, _at(held.raw[0]), _at(held.raw[1]), 1, 0, 0))
+    check(api.op_gemv(
+        held.commands, w, n_rows, k, NULL, _at(held.raw[0]), _at(held.raw[1]), 1, 0, 0))
     check(api.buffer_write(held.raw[0], 0, x, 4 * k))
     _run(held, timeout)
     return check(api.buffer_read(held.raw[1], 0, y, 4 * n_rows))

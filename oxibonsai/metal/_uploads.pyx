@@ -370,11 +370,13 @@ def _check_hit(kind, key, handle, data, shape):
     length = host_bytes(data).nbytes
     if length != handle.byte_len:
         raise EncodingError(
-            f"weight {key} ({kind}) is cached with {handle.byte_len} bytes, the call gives {length}: "
-            "use another key, or evict() it first"
+            f"weight {key} ({kind}) is cached with {handle.byte_len} bytes, the call gives "
+            f"{length}: use another key, or evict() it first"
         )
     if format is not None and format != handle.format:
-        raise EncodingError(f"weight {key} ({kind}) is cached as {handle.format}, the call gives {format}")
+        raise EncodingError(
+            f"weight {key} ({kind}) is cached as {handle.format}, the call gives {format}"
+        )
     if shape is not None and tuple(shape) != handle.shape:
         raise EncodingError(
             f"weight {key} ({kind}) is cached as {handle.shape}, the call gives {tuple(shape)}"
