@@ -15,8 +15,8 @@ The invariant, between any two calls:
 
 1. ``position <= cursor <= max_seq``, and the keys and values of the text's tokens lie on the device
    at the positions 0 to position - 1.
-2. Only settle() and what calls it change the text other than by commit(); each such change gives a
-   new epoch, by which a generation that was left sees that the text is no longer its own.
+2. A generation changes the text by commit() alone. Every other change, and settle(), gives a new
+   epoch, by which a generation that was left sees that the text is no longer its own.
 3. After settle() nothing is held or in flight: ``position == cursor == runner.position``.
 4. Where `chosen` is set, the token buffer holds the device's own choice at every place from
    position to cursor. A choice outlives the logits it was made from, which later steps overwrite.
