@@ -317,6 +317,50 @@ class Commands:
         TypeError
             Where an operand is none, or a number no integer.
         """
+    def feed_forward(
+        self,
+        attn: _Binding,
+        hidden: _Binding,
+        activated: _Binding,
+        *,
+        attn_proj: WeightHandle,
+        norm: _Binding,
+        gate_up: WeightHandle,
+        down: WeightHandle,
+        n_vectors: SupportsIndex = 1,
+        eps: float = 1e-6,
+    ) -> None:
+        """Record the second half of a transformer layer for n_vectors rows, `hidden` in place.
+
+        hidden += attn_proj attn; activated = silu(gate n) * (up n) with
+        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
+
+        Parameters
+        ----------
+        attn : Buffer or (Buffer, int)
+            float32 [n_vectors, k of attn_proj]: the attention's output.
+        hidden : Buffer or (Buffer, int)
+            float32 [n_vectors, hidden_size]: the residual stream, read and written.
+        activated : Buffer or (Buffer, int)
+            float32 [n_vectors, intermediate_size]: overwritten.
+        attn_proj : WeightHandle
+            [hidden_size, k], as all weights here uploaded with its shape, in any format.
+        norm : WeightHandle or Buffer
+            float32 [hidden_size].
+        gate_up : WeightHandle
+            [2 intermediate_size, hidden_size]: gate rows, then up rows.
+        down : WeightHandle
+            [hidden_size, intermediate_size].
+        n_vectors : int
+            Rows.
+        eps : float
+            Added to the mean square.
+
+        Raises
+        ------
+        EncodingError
+            Where shapes do not fit one another or their buffers; nothing is recorded then.
+        """
     def rmsnorm(
         self,
         x: _Binding,
