@@ -74,13 +74,34 @@ MSL_TAKEN_1(sin)
 MSL_TAKEN_1(cos)
 MSL_TAKEN_1(tan)
 MSL_TAKEN_1(asin)
-MSL_TAKEN_1(acos) MSL_TAKEN_1(atan) MSL_TAKEN_1(sinh) MSL_TAKEN_1(cosh) MSL_TAKEN_1(tanh)
-    MSL_TAKEN_1(asinh) MSL_TAKEN_1(acosh) MSL_TAKEN_1(atanh) MSL_TAKEN_1(exp) MSL_TAKEN_1(exp2)
-        MSL_TAKEN_1(log) MSL_TAKEN_1(log2) MSL_TAKEN_1(log10) MSL_TAKEN_1(sqrt) MSL_TAKEN_1(floor)
-            MSL_TAKEN_1(ceil) MSL_TAKEN_1(trunc) MSL_TAKEN_1(round) MSL_TAKEN_1(rint)
-                MSL_TAKEN_1(fabs) MSL_TAKEN_2(pow) MSL_TAKEN_2(fmod) MSL_TAKEN_2(atan2)
-                    MSL_TAKEN_2(copysign) MSL_TAKEN_2(fmin) MSL_TAKEN_2(fmax)
-                        MSL_TAKEN_2(fdim) using ::fma;
+MSL_TAKEN_1(acos)
+MSL_TAKEN_1(atan)
+MSL_TAKEN_1(sinh)
+MSL_TAKEN_1(cosh)
+MSL_TAKEN_1(tanh)
+MSL_TAKEN_1(asinh)
+MSL_TAKEN_1(acosh)
+MSL_TAKEN_1(atanh)
+MSL_TAKEN_1(exp)
+MSL_TAKEN_1(exp2)
+MSL_TAKEN_1(log)
+MSL_TAKEN_1(log2)
+MSL_TAKEN_1(log10)
+MSL_TAKEN_1(sqrt)
+MSL_TAKEN_1(floor)
+MSL_TAKEN_1(ceil)
+MSL_TAKEN_1(trunc)
+MSL_TAKEN_1(round)
+MSL_TAKEN_1(rint)
+MSL_TAKEN_1(fabs)
+MSL_TAKEN_2(pow)
+MSL_TAKEN_2(fmod)
+MSL_TAKEN_2(atan2)
+MSL_TAKEN_2(copysign)
+MSL_TAKEN_2(fmin)
+MSL_TAKEN_2(fmax)
+MSL_TAKEN_2(fdim)
+using ::fma;
 MSL_FN half fma(half a, half b, half c) {
     half r;
     asm("fma.rn.f16 %0, %1, %2, %3;"
@@ -153,7 +174,9 @@ MSL_SMALL(char)
 MSL_SMALL(uchar)
 MSL_SMALL(short)
 MSL_SMALL(ushort)
-MSL_VECTOR_2(min) MSL_VECTOR_2(max) template <class T>
+MSL_VECTOR_2(min)
+MSL_VECTOR_2(max)
+template <class T>
 MSL_FN MSL_NUMBER(T) min3(T a, T b, T c) {
     return min(a, min(b, c));
 }
@@ -171,18 +194,44 @@ MSL_FN half abs(half x) { return half(fabsf(float(x))); }
 MSL_VECTOR_1(abs)
 
 #define MSL_USE(F) using metal::F;
-#define MSL_PRECISE                                                                              \
-    MSL_USE(exp)                                                                                 \
-    MSL_USE(exp2)                                                                                \
-    MSL_USE(exp10)                                                                               \
-    MSL_USE(log)                                                                                 \
-    MSL_USE(log2) MSL_USE(log10) MSL_USE(sqrt) MSL_USE(rsqrt) MSL_USE(sin) MSL_USE(cos)          \
-        MSL_USE(tan) MSL_USE(sinh) MSL_USE(cosh) MSL_USE(tanh) MSL_USE(asin) MSL_USE(acos)       \
-            MSL_USE(atan) MSL_USE(atan2) MSL_USE(pow) MSL_USE(powr) MSL_USE(fmod) MSL_USE(round) \
-                MSL_USE(rint) MSL_USE(trunc) MSL_USE(floor) MSL_USE(ceil) MSL_USE(fma)           \
-                    MSL_USE(fabs) MSL_USE(abs) MSL_USE(min) MSL_USE(max) MSL_USE(fmin)           \
-                        MSL_USE(fmax) MSL_USE(clamp) MSL_USE(saturate) MSL_USE(sign)             \
-                            MSL_USE(divide)
+#define MSL_PRECISE   \
+    MSL_USE(exp)      \
+    MSL_USE(exp2)     \
+    MSL_USE(exp10)    \
+    MSL_USE(log)      \
+    MSL_USE(log2)     \
+    MSL_USE(log10)    \
+    MSL_USE(sqrt)     \
+    MSL_USE(rsqrt)    \
+    MSL_USE(sin)      \
+    MSL_USE(cos)      \
+    MSL_USE(tan)      \
+    MSL_USE(sinh)     \
+    MSL_USE(cosh)     \
+    MSL_USE(tanh)     \
+    MSL_USE(asin)     \
+    MSL_USE(acos)     \
+    MSL_USE(atan)     \
+    MSL_USE(atan2)    \
+    MSL_USE(pow)      \
+    MSL_USE(powr)     \
+    MSL_USE(fmod)     \
+    MSL_USE(round)    \
+    MSL_USE(rint)     \
+    MSL_USE(trunc)    \
+    MSL_USE(floor)    \
+    MSL_USE(ceil)     \
+    MSL_USE(fma)      \
+    MSL_USE(fabs)     \
+    MSL_USE(abs)      \
+    MSL_USE(min)      \
+    MSL_USE(max)      \
+    MSL_USE(fmin)     \
+    MSL_USE(fmax)     \
+    MSL_USE(clamp)    \
+    MSL_USE(saturate) \
+    MSL_USE(sign)     \
+    MSL_USE(divide)
 namespace precise {
 MSL_PRECISE
 }

@@ -40,11 +40,16 @@ MSL_TRAIT(is_integral_v, bool)
 MSL_TRAIT(is_integral_v, char)
 MSL_TRAIT(is_integral_v, signed char)
 MSL_TRAIT(is_integral_v, uchar)
-MSL_TRAIT(is_integral_v, short) MSL_TRAIT(is_integral_v, ushort) MSL_TRAIT(is_integral_v, int)
-    MSL_TRAIT(is_integral_v, uint) MSL_TRAIT(is_integral_v, long) MSL_TRAIT(is_integral_v, ulong)
-        MSL_TRAIT(is_floating_point_v, float)
-            MSL_TRAIT(is_floating_point_v, ::half) template <class T>
-            struct msl_same {
+MSL_TRAIT(is_integral_v, short)
+MSL_TRAIT(is_integral_v, ushort)
+MSL_TRAIT(is_integral_v, int)
+MSL_TRAIT(is_integral_v, uint)
+MSL_TRAIT(is_integral_v, long)
+MSL_TRAIT(is_integral_v, ulong)
+MSL_TRAIT(is_floating_point_v, float)
+MSL_TRAIT(is_floating_point_v, ::half)
+template <class T>
+struct msl_same {
     typedef T type;
 };
 template <class T>
@@ -376,9 +381,21 @@ MSL_VECTORS(char)
 MSL_VECTORS(uchar)
 MSL_VECTORS(short)
 MSL_VECTORS(ushort)
-MSL_VECTORS(int) MSL_VECTORS(uint) MSL_VECTORS(long) MSL_VECTORS(ulong) MSL_VECTORS(half)
-    MSL_VECTORS(float) MSL_VECTORS(bool) MSL_PACKED(char) MSL_PACKED(uchar) MSL_PACKED(short)
-        MSL_PACKED(ushort) MSL_PACKED(int) MSL_PACKED(uint) MSL_PACKED(half) MSL_PACKED(float)
+MSL_VECTORS(int)
+MSL_VECTORS(uint)
+MSL_VECTORS(long)
+MSL_VECTORS(ulong)
+MSL_VECTORS(half)
+MSL_VECTORS(float)
+MSL_VECTORS(bool)
+MSL_PACKED(char)
+MSL_PACKED(uchar)
+MSL_PACKED(short)
+MSL_PACKED(ushort)
+MSL_PACKED(int)
+MSL_PACKED(uint)
+MSL_PACKED(half)
+MSL_PACKED(float)
 #define char2   msl_char2
 #define char3   msl_char3
 #define char4   msl_char4
