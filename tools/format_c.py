@@ -62,8 +62,8 @@ def main(arguments: list[str] | None = None) -> int:
             continue
         changed += 1
         if options.check:
-            lines = [text.splitlines(keepends=True), want.splitlines(keepends=True)]
-            sys.stdout.writelines(difflib.unified_diff(*lines, str(path), "formatted"))
+            before, after = (t.splitlines(keepends=True) for t in (text, want))
+            sys.stdout.writelines(difflib.unified_diff(before, after, str(path), "formatted"))
         else:
             path.write_text(want, encoding="utf-8")
     print(f"{len(paths)} files, {changed} {'not in the style' if options.check else 'formatted'}")

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_files import Q1_MODEL
 from tiny_models import (
+    ANSWER,
     CHATML,
+    FOLLOWS,
     IM_END,
     IM_START,
     THINK,
     byte_vocabulary,
-    chain,
     chat_vocabulary,
     write_chain,
 )
@@ -28,10 +29,6 @@ from oxibonsai import metal
 from oxibonsai.chat import Chat, ChatTemplate, ChatTemplateError
 from oxibonsai.model import Model, SessionFullError
 from oxibonsai.tokenizer import Tokenizer
-
-# After the line that opens an answer the model says this, and ends its turn.
-FOLLOWS = {**chain("\nHeard!"), ord("!"): IM_END}
-ANSWER = "Heard!"
 
 
 @pytest.fixture
