@@ -151,8 +151,21 @@ $(VENV)/.extra-%: $(VENV)/.installed
 	@$(PIP) 'oxibonsai[$*]'
 	@touch $@
 
+# The wheels of the peers first, in a folder: .ci/run makes them while tests run in $(VENV).
+$(VENV)/.wheels-peers: $(VENV)/.installed
+	@echo "Building the wheels of oxibonsai[peers]" >&2
+	@$(PY) -c 'from importlib.metadata import requires; \
+	    print(*[r.split(";")[0] for r in requires("oxibonsai") if "peers" in r], sep="\n")' >$(VENV)/peers.txt
+	@$(PY) -m pip wheel --quiet --wheel-dir $(VENV)/wheels --requirement $(VENV)/peers.txt
+	@touch $@
+
+$(VENV)/.extra-peers: $(VENV)/.wheels-peers
+	@echo "Installing the packages of oxibonsai[peers]" >&2
+	@$(PIP) --find-links $(VENV)/wheels 'oxibonsai[peers]'
+	@touch $@
+
 # libllama alone: without the command-line helpers and the image models, in less than half the time.
 # Not for this very processor: pip keeps the wheel.
-$(VENV)/.extra-peers: export CMAKE_ARGS = -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
+$(VENV)/.wheels-peers: export CMAKE_ARGS = -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
     -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_lean.cmake
-$(VENV)/.extra-peers: export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+$(VENV)/.wheels-peers: export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
