@@ -66,6 +66,8 @@ lint-imports: $(VENV)/.extra-dev
 	PYTHONPATH=. $(VENV)/bin/lint-imports --no-cache
 
 lint-stubs: $(BUILT) $(VENV)/.extra-dev
+	$(PY) tools/generate_pxd.py --check && $(PY) tools/generate_stubs.py --check
+	$(PY) tools/check_docstrings.py
 	$(PY) -m mypy.stubtest --ignore-unused-allowlist \
 	    --allowlist tools/stubtest_allowlist.txt oxibonsai.metal
 

@@ -397,7 +397,8 @@ def test_missing_tokenizers_package_is_named_with_its_extra(tmp_path):
     out, err = run("generate", status=1, PYTHONPATH=with_block)
     assert out == ""
     assert err == (
-        'oxibonsai: encoding text needs the package tokenizers: pip install "oxibonsai[model]"\n'
+        "oxibonsai: encoding text needs the package tokenizers: "
+        "pip install tokenizers jinja2 rich\n"
     )
     out, _ = run("info", Q1_MODEL, PYTHONPATH=with_block)
     assert "Q1_0" in out

@@ -49,7 +49,7 @@ def random_matrix(name: str, n_rows: int, k: int) -> Matrix:
 def columns(name, m):
     """Return the matrix with its scales and units of codes column by column."""
     n_rows, k = m.w64.shape
-    group = formats.get(FORMATS[name]).group
+    group = formats.get(FORMATS[name]).group_size
     bits = formats.get(FORMATS[name]).bits
     scales = m.data[: n_rows * (k // group) * 2].reshape(n_rows, -1, 2).transpose(1, 0, 2)
     units = m.data[m.codes_offset :].reshape(n_rows, -1, 16).transpose(1, 0, 2)

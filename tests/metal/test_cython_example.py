@@ -51,9 +51,7 @@ def test_the_example_checks_what_it_is_given(built: Path, monkeypatch: pytest.Mo
     for _ in range(2):
         matrix.multiply(x, y)
         np.testing.assert_allclose(y, dense(weight) @ x, rtol=1e-4, atol=1e-3)
-    with pytest.raises(
-        ValueError, match="511 and 50 elements, the matrix is 50 x 512"
-    ):
+    with pytest.raises(ValueError, match="511 and 50 elements, the matrix is 50 x 512"):
         matrix.multiply(x[1:], y)
     with pytest.raises(product.metal.MetalGraphError, match="a 50 x 640 weight in Q1_0 takes"):
         product.Matrix(weight.data, 640)

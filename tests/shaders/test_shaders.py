@@ -479,7 +479,7 @@ def test_every_kernel_of_the_table_is_there_and_no_other():
         expected |= {f"{op}_f16", f"{op}_f32"}
     for name in CODES:
         expected |= {f"gemv_{name}_norm", f"fused_gate_up_swiglu_{name}_norm"}
-    for name in {formats.get(file_format).kernel for file_format in formats.FORMATS}:
+    for name in {formats.get(file_format).device_format for file_format in formats.FORMATS}:
         expected |= {f"gemv_{name}", f"gemv_{name}_residual", f"fused_gate_up_swiglu_{name}"}
         expected |= {f"gemm_{name}", f"gemm_{name}_residual", f"fused_gate_up_swiglu_gemm_{name}"}
         expected.add(f"embed_{name}")
