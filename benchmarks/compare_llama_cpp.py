@@ -26,6 +26,7 @@ import llama_cpp
 import numpy as np
 import probes
 
+from oxibonsai import formats
 from oxibonsai.metal import Device
 from oxibonsai.model import Model, Session
 
@@ -125,7 +126,7 @@ def compare(path: Path, name: str, threads: int, rounds: int) -> list[str]:
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--format", nargs="+", default=["Q1_0", "TQ2_0"])
+    parser.add_argument("--format", type=formats.argument, nargs="+", default=["Q1_0", "TQ2_0"])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()

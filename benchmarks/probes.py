@@ -90,7 +90,7 @@ def upload_copies(graph: metal.MetalGraph, q: QTensor, copies: int) -> list[meta
 
 def encoder(graph: metal.MetalGraph, name: str) -> Callable[..., Any]:
     """Return the GEMV of MetalGraph that takes a weight in the format `name`."""
-    one_bit = formats.get(name).kernel.startswith("q1")
+    one_bit = formats.get(name).device_format.startswith("q1")
     return graph.encode_gemv if one_bit else graph.encode_gemv_tq2
 
 

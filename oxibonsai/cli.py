@@ -14,7 +14,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from oxibonsai import __version__, gguf, metal
+from oxibonsai import __version__, formats, gguf, metal
 
 if TYPE_CHECKING:
     from oxibonsai.model import Model
@@ -127,7 +127,8 @@ def _add_device(parser: argparse.ArgumentParser) -> None:
 def _add_type42(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--type42",
-        choices=("Q2_0", "Q2_0_g128", "TQ2_0_g128"),
+        type=formats.argument,
+        choices=[f.name for f in gguf.FORMATS_OF_42],
         help="what tensor type 42 means, for files in which the data does not say",
     )
 

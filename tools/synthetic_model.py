@@ -24,7 +24,6 @@ from oxibonsai.formats import Format
 CHUNK_BYTES = 2**22
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NORMAL, CONTROL = 1, 3
-HALF_FORMATS = ("F16", "BF16", "F32", "Q8_0")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def blocks(n: int, k: int, fmt: Format, rng: np.random.Generator) -> npt.NDArray
             return (values.view("<u4") >> 16).astype("<u2")
         return values.astype("<f4" if fmt.name == "F32" else "<f2")
     raw = np.frombuffer(rng.bytes(n * fmt.block_bytes), np.uint8)
-    two_bit_codes = fmt.bits == 2 and fmt.name != "PTQ1_0"  # any byte is five digits there
+    two_bit_codes = fmt.bits == 2 and fmt.name != "PTQ1_0"  # there any byte is five digits
     raw = (_TERNARY[raw] if two_bit_codes else raw.copy()).reshape(n, fmt.block_bytes)
     scale = (0.5 + rng.random((n, 1), np.float32)) / np.float32(np.sqrt(k))
     if fmt.name == "Q8_0":
@@ -168,11 +167,14 @@ def metadata(name: str, shape: Shape) -> dict[str, Any]:
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=SHAPES, default="bonsai-1.7b")
-    parser.add_argument("--format", choices=formats.BLOCK_FORMATS, default="Q1_0")
+    parser.add_argument(
+        "--format", type=formats.argument, choices=formats.BLOCK_FORMATS, default="Q1_0"
+    )
     parser.add_argument("--head", choices=("tied", "untied"), default="tied")
     parser.add_argument(
         "--embedding-format",
-        choices=(*formats.BLOCK_FORMATS, *HALF_FORMATS),
+        type=formats.argument,
+        choices=list(formats.FORMATS),
         help="format of embedding and head; default: that of the other matrices",
     )
     parser.add_argument("--layers", type=int, help="number of layers, instead of the shape's")

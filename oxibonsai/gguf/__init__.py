@@ -11,12 +11,14 @@ from oxibonsai.gguf.cursor import Strings
 from oxibonsai.gguf.errors import GGUFError
 from oxibonsai.gguf.metadata import Metadata
 from oxibonsai.gguf.reader import GGUFFile, TensorInfo, check_supported, hadamard_keys
+from oxibonsai.gguf.type42 import FORMATS_OF_42
 from oxibonsai.gguf.types import Typed, ValueType
 from oxibonsai.gguf.writer import write
 
 open = GGUFFile
 
 __all__ = [
+    "FORMATS_OF_42",
     "GGUFError",
     "GGUFFile",
     "Metadata",

@@ -1,7 +1,7 @@
 """A bounded cursor over the bytes of a GGUF file.
 
-Every length and count is compared with the bytes that are left before anything is allocated, so a
-file cannot ask for more memory than a small multiple of its own size.
+Every length and count is compared with the bytes left in the file before memory is allocated, so
+reading takes at most a small multiple of the file's size.
 """
 
 from __future__ import annotations
@@ -41,16 +41,23 @@ _U64: Final = struct.Struct("<Q")
 
 
 class Strings(Sequence[str]):
-    """The strings of a metadata array, decoded when they are asked for.
+    """The strings of a metadata array, decoded on access.
 
-    Bytes that are not UTF-8 become lone surrogates (``errors="surrogateescape"``), so that every
-    string gives its bytes back; `raw` returns them directly.
+    Bytes that are not UTF-8 become lone surrogates (``errors="surrogateescape"``), so encoding a
+    string the same way gives its bytes back; `raw` returns them directly.
+
+    Parameters
+    ----------
+    raw : bytes
+        The strings as a file holds them, each after its length in 8 bytes.
+    bounds : array of int
+        Byte offset in `raw` of each string's length, then the length of `raw`.
     """
 
     __slots__ = ("_bounds", "_list", "_raw")
 
     def __init__(self, raw: bytes, bounds: array[int]) -> None:
-        # String i, behind its length of 8 bytes, is raw[bounds[i] + 8 : bounds[i + 1]].
+        # String i is raw[bounds[i] + 8 : bounds[i + 1]], after its length of 8 bytes.
         self._raw = raw
         self._bounds = bounds
         self._list: list[str] | None = None
@@ -59,18 +66,34 @@ class Strings(Sequence[str]):
         return len(self._bounds) - 1
 
     def raw(self, index: int) -> bytes:
-        """Return the bytes of string `index`, 0 <= index < len."""
+        """Return the bytes of a string.
+
+        Parameters
+        ----------
+        index : int
+            Number of the string, from 0; negative numbers are not taken.
+
+        Returns
+        -------
+        bytes
+            As the file holds them.
+
+        Raises
+        ------
+        IndexError
+            If there is no string `index`.
+        """
         if not 0 <= index < len(self):
             raise IndexError(f"string {index} of an array of {len(self)}")
         return self._raw[self._bounds[index] + 8 : self._bounds[index + 1]]
 
     @property
     def packed(self) -> bytes:
-        """All strings with their lengths, the bytes of the array in a GGUF file."""
+        """All strings, each after its length in 8 bytes: what the file holds (bytes)."""
         return self._raw
 
     def tolist(self) -> list[str]:
-        """Return all strings as a new list."""
+        """Return all strings as a new list of str."""
         if self._list is None:
             raw, bounds = self._raw, self._bounds
             self._list = [
@@ -106,14 +129,28 @@ class Strings(Sequence[str]):
 
 
 class Cursor:
-    """Read little-endian values in order from `buffer`, never past its end.
+    """Read little-endian values in order from a buffer, never past its end.
+
+    Each method that reads takes `what`, the name of the thing in error texts, moves `pos` past what
+    it returns, and raises GGUFError where the file ends before it or holds no valid value.
 
     Parameters
     ----------
     buffer : mmap or bytes
         The whole file.
+    size : int
+        Bytes of the file.
     path : str
         The file's name, for error texts.
+
+    Attributes
+    ----------
+    size : int
+        Bytes of the file.
+    path : str
+        The file's name.
+    pos : int
+        Byte offset of the next value.
     """
 
     def __init__(self, buffer: Any, size: int, path: str) -> None:
@@ -123,11 +160,24 @@ class Cursor:
         self.pos = 0
 
     def error(self, text: str) -> GGUFError:
-        """Return a GGUFError that starts with the file's name."""
+        """Return a GGUFError with `text` after the file's name."""
         return GGUFError(f"{self.path}: {text}")
 
     def need(self, count: int, item_bytes: int, what: str) -> None:
-        """Raise unless `count` items of at least `item_bytes` fit in the rest of the file."""
+        """Check that items fit in the rest of the file.
+
+        Parameters
+        ----------
+        count, item_bytes : int
+            How many items there are, and the least bytes that one takes.
+        what : str
+            Name of the items in the error text.
+
+        Raises
+        ------
+        GGUFError
+            If fewer than ``count * item_bytes`` bytes are left.
+        """
         left = self.size - self.pos
         if count * item_bytes > left:
             raise self.error(
@@ -136,7 +186,7 @@ class Cursor:
             )
 
     def take(self, count: int, what: str) -> bytes:
-        """Return a copy of the next `count` bytes."""
+        """Return a copy of the next `count` bytes (bytes)."""
         self.need(count, 1, what)
         self.pos += count
         return bytes(self._buffer[self.pos - count : self.pos])
@@ -150,7 +200,7 @@ class Cursor:
         return int(_U64.unpack(self.take(8, what))[0])
 
     def name(self, what: str) -> str:
-        """Return the next string, a key or a tensor's name, which must be UTF-8."""
+        """Return the next string: a key or the name of a tensor, which must be UTF-8."""
         raw = self.take(self.u64(f"the length of {what}"), what)
         try:
             return raw.decode("utf-8")
@@ -170,7 +220,7 @@ class Cursor:
             ) from None
 
     def value(self, kind: ValueType, what: str) -> Any:
-        """Return the next value of type `kind`, not an array."""
+        """Return the next value of type `kind`, which is not ARRAY, as bool, int, float or str."""
         if kind is ValueType.STRING:
             raw = self.take(self.u64(f"the length of {what}"), what)
             return raw.decode("utf-8", "surrogateescape")
@@ -181,9 +231,27 @@ class Cursor:
         return scalar.unpack(raw)[0]
 
     def array(self, what: str, depth: int = 1) -> tuple[ValueType, Any]:
-        """Return the element type and the elements of the next array.
+        """Return the next array.
 
-        Strings come as `Strings`, numbers and bools as a read-only NumPy array, arrays as a list.
+        Parameters
+        ----------
+        what : str
+            Name of the array in error texts.
+        depth : int
+            1 for an array that is in no other, 2 for its elements, and so on.
+
+        Returns
+        -------
+        kind : ValueType
+            Type of the elements.
+        elements : Strings, ndarray or list
+            Strings as `Strings`, numbers and bools as a read-only 1-D array, arrays as a list.
+
+        Raises
+        ------
+        GGUFError
+            If the file ends before the array does, a bool is neither 0 nor 1, or arrays nest too
+            deep.
         """
         if depth > _MAX_DEPTH:
             raise self.error(f"{what} nests arrays deeper than {_MAX_DEPTH}")

@@ -6,7 +6,7 @@ __all__ = ["GGUFError"]
 
 
 class GGUFError(ValueError):
-    """Report a file that is not a GGUF this package can read or write.
+    """A file that this package cannot read, or values that it cannot write, as GGUF.
 
-    The message holds the file's name, the thing that is wrong, its value and the limit.
+    The message names the file, what is wrong with it, the value and the limit.
     """

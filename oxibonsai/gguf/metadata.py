@@ -18,6 +18,13 @@ class Metadata(Mapping[str, Any]):
 
     Values are bool, int, float or str; an array is a `Strings` sequence, a read-only NumPy array,
     or a list of those where arrays nest. They stay valid after the file is closed.
+
+    Parameters
+    ----------
+    values : dict of str to value
+        The value of each key.
+    types : dict of str to ValueType
+        The type of each value in the file; for an array, that of its elements.
     """
 
     def __init__(self, values: dict[str, Any], types: dict[str, ValueType]) -> None:
@@ -37,12 +44,46 @@ class Metadata(Mapping[str, Any]):
         return f"Metadata({self._values!r})"
 
     def typed(self, key: str) -> Typed:
-        """Return the value of `key` with its type in the file, as the writer takes it."""
+        """Return a value with its type in the file, as `write` takes it.
+
+        Parameters
+        ----------
+        key : str
+            A key of the mapping.
+
+        Returns
+        -------
+        Typed
+            The value and its type.
+
+        Raises
+        ------
+        KeyError
+            If there is no such key.
+        """
         return Typed(self._types[key], self._values[key])
 
 
 def read_metadata(cursor: Cursor, count: int) -> Metadata:
-    """Read `count` pairs of key and value; GGUFError for anything that does not hold."""
+    """Read the metadata of a file.
+
+    Parameters
+    ----------
+    cursor : Cursor
+        At the first key; it is left after the last value.
+    count : int
+        Pairs of key and value in the file.
+
+    Returns
+    -------
+    Metadata
+        All pairs.
+
+    Raises
+    ------
+    GGUFError
+        If the file ends before the metadata does, a key comes twice, or a value is not valid.
+    """
     cursor.need(count, _MIN_PAIR_BYTES, "the metadata")
     values: dict[str, Any] = {}
     types: dict[str, ValueType] = {}

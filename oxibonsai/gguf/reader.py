@@ -1,8 +1,8 @@
 """Read GGUF files, trusting nothing in them.
 
-The layout is that of docs/gguf.md in https://github.com/ggml-org/ggml, versions 2 and 3,
-little-endian: a header, metadata, tensor descriptions, then the aligned tensor data, which is only
-mapped. Every count, length and offset is compared with the file before anything is allocated.
+Source: docs/gguf.md in https://github.com/ggml-org/ggml, versions 2 and 3, little-endian. A file
+holds a header, metadata, tensor descriptions and the aligned tensor data, which is only mapped.
+Every count, length and offset is compared with the file's size before memory is allocated.
 """
 
 from __future__ import annotations
@@ -49,13 +49,13 @@ class TensorInfo:
     ggml_type : int
         Type id in the file.
     type_name : str
-        The type's name, for error texts, also where `format` is None.
+        Name of the type, for error texts; known for more types than `format`.
     format : str or None
         Canonical name in ``oxibonsai.formats``; None where this package cannot compute with it.
     offset : int
         Bytes from the start of the file.
     nbytes : int
-        Bytes of the data, without padding. For an unknown type id, the bytes up to the next tensor.
+        Bytes of the data, without padding; for an unknown type id, bytes up to the next tensor.
     """
 
     name: str
@@ -81,16 +81,17 @@ class _Described:
 class GGUFFile:
     """A GGUF file, mapped read-only.
 
-    Opening reads the metadata and the tensor descriptions; tensor data is touched only where type
-    42 has to be told apart, a few kilobytes a tensor. A file that is cut short by another process
-    while it is mapped ends this process with SIGBUS, as with any mapping.
+    Opening reads the metadata and the tensor descriptions. Tensor data is read only to decide which
+    format type 42 stands for, a few kilobytes per tensor. If another process truncates the file
+    while it is mapped, access ends this process with SIGBUS, as with any mapping.
 
     Parameters
     ----------
     path : str or path-like
         The file.
     type42 : {"Q2_0", "Q2_0_g128", "TQ2_0_g128"}, optional
-        What tensor type 42 means in this file, for files in which the data does not say.
+        The format that tensor type 42 stands for in this file, for files whose data fit several;
+        a name that ``oxibonsai.formats.get`` knows.
 
     Attributes
     ----------
@@ -110,12 +111,14 @@ class GGUFFile:
     Raises
     ------
     GGUFError
-        For a file that is not a whole, consistent GGUF.
+        If the file is not a complete, consistent GGUF, or `type42` contradicts its data.
+    ValueError
+        If `type42` is no format of type 42.
     FileNotFoundError, PermissionError
         From the operating system.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, type42: str | None = None) -> None:
+    def __init__(self, path: str | os.PathLike[str], *, type42: str | Format | None = None) -> None:
         self.path = os.fspath(path)
         self._map: mmap.mmap | None = None
         override = parse_override(type42)
@@ -158,17 +161,17 @@ class GGUFFile:
 
     @property
     def closed(self) -> bool:
-        """True after `close`."""
+        """Whether `close` was called."""
         return self._map is None
 
     def close(self) -> None:
-        """Give the mapping up; again is harmless. Metadata and tensor descriptions stay.
+        """Give the mapping up; idempotent. Metadata and tensor descriptions stay readable.
 
-        Views from `tensor_data` stay valid: the memory is unmapped with the last of them.
+        Views from `tensor_data` stay valid: the memory is unmapped when the last of them goes.
         """
         mapping, self._map = self._map, None
         if mapping is not None:
-            # A view that is still held refuses this, and unmaps the memory when it goes.
+            # Raises BufferError while a view exists; the memory is unmapped when the last one goes.
             with contextlib.suppress(BufferError):
                 mapping.close()
 
@@ -186,15 +189,49 @@ class GGUFFile:
             ) from None
 
     def tensor_data(self, name: str) -> npt.NDArray[np.uint8]:
-        """Return the bytes of tensor `name`, uint8 [nbytes], read-only, without a copy."""
+        """Return the bytes of a tensor, without a copy.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+
+        Returns
+        -------
+        ndarray of uint8, shape [nbytes]
+            A read-only view of the mapped file.
+
+        Raises
+        ------
+        KeyError
+            If the file has no such tensor.
+        ValueError
+            If the file is closed.
+        """
         mapping = self._open_map()
         info = self._info(name)
         return np.frombuffer(mapping, np.uint8, info.nbytes, info.offset)
 
     def joined_data(self, name: str, *others: str) -> npt.NDArray[np.uint8]:
-        """Return the bytes of tensors one after another, read-only.
+        """Return the bytes of tensors, one after another.
 
-        Without a copy where the file holds them so.
+        Parameters
+        ----------
+        name, *others : str
+            Keys of `tensors`, in the order of the result.
+
+        Returns
+        -------
+        ndarray of uint8, shape [sum of nbytes]
+            Read-only: a view of the mapped file where it holds the tensors in this order without
+            gaps, else a copy.
+
+        Raises
+        ------
+        KeyError
+            If the file has no such tensor.
+        ValueError
+            If the file is closed.
         """
         names = (name, *others)
         infos = [self._info(name) for name in names]
@@ -206,9 +243,21 @@ class GGUFFile:
         return joined
 
     def release(self, name: str) -> None:
-        """Drop the pages of tensor `name` from memory; the next access reads them again.
+        """Drop the pages of a tensor from memory; the next access reads them from the file again.
 
-        Only whole pages inside the tensor go. Does nothing where the system has no ``madvise``.
+        Only whole pages inside the tensor are dropped. Does nothing on systems without ``madvise``.
+
+        Parameters
+        ----------
+        name : str
+            A key of `tensors`.
+
+        Raises
+        ------
+        KeyError
+            If the file has no such tensor.
+        ValueError
+            If the file is closed.
         """
         mapping = self._open_map()
         info = self._info(name)
@@ -225,15 +274,34 @@ def _drop_pages(mapping: mmap.mmap, first: int, end: int) -> None:
 
 
 def hadamard_keys(file: GGUFFile) -> list[str]:
-    """Return the metadata keys of an activation transform, ``prism.hadamard.*``."""
+    """Return the metadata keys that describe an activation transform.
+
+    Parameters
+    ----------
+    file : GGUFFile
+        May be closed.
+
+    Returns
+    -------
+    list of str
+        Keys that start with ``prism.hadamard.``; empty where the file needs no transform.
+    """
     return [key for key in file.metadata if key.startswith(_HADAMARD)]
 
 
 def check_supported(file: GGUFFile) -> None:
-    """Raise GGUFError for a file whose weights this package cannot compute with.
+    """Check that this package can compute with the weights of a file.
 
-    Such are files that need an activation transform (`hadamard_keys`), whose weights without it
-    give fluent nonsense, and tensors of a type outside ``oxibonsai.formats``.
+    Parameters
+    ----------
+    file : GGUFFile
+        May be closed.
+
+    Raises
+    ------
+    GGUFError
+        If the file needs an activation transform (`hadamard_keys`), without which its weights give
+        fluent nonsense, or a tensor has a type that is not in ``oxibonsai.formats``.
     """
     keys = hadamard_keys(file)
     if keys:
@@ -362,10 +430,10 @@ def _measure(
         if d.ggml_type == TYPE_42
     ]
     if of_42:
-        layout = TensorType.of(resolve(of_42, data, alignment, cursor.path, override))
-        types.update((t.name, layout) for t in of_42)
+        format_of_42 = TensorType.of(resolve(of_42, data, alignment, cursor.path, override))
+        types.update((t.name, format_of_42) for t in of_42)
 
-    # An unknown type is measured by its room; room for one byte shows that tensors overlap.
+    # The size of an unknown type is its span, at least 1 so that overlapping tensors are found.
     sizes = {
         d.name: d.weights // t.block_weights * t.block_bytes
         if (t := types[d.name])

@@ -1,10 +1,10 @@
-"""Tell the three meanings of tensor type 42 apart.
+"""Tell the three formats of tensor type 42 apart.
 
 Upstream ggml gives 42 to ``Q2_0`` (64 weights in 18 bytes), legacy Prism files to a ``Q2_0`` of 128
-weights in 34 bytes with the scale first, and OxiBonsai files to ``TQ2_0_g128``, also 34 bytes, with
-the scale last. Nothing in the metadata says which, so the tensors must: first by the room that each
-has in the file, then by its scales, which every quantiser writes finite and not negative. One
-layout has to stand and the others have to fall; all else is refused.
+weights in 34 bytes with the scale first (here ``Q2_0_g128``), and OxiBonsai files to
+``TQ2_0_g128``, also 34 bytes, with the scale last. No metadata says which, so the tensors must:
+first the size of each one's data span, then the scales, which every quantiser writes finite and
+not negative. The file is read only where one format fits and the others do not.
 """
 
 from __future__ import annotations
@@ -20,16 +20,34 @@ from oxibonsai.formats import FORMATS, Format
 from oxibonsai.gguf.errors import GGUFError
 from oxibonsai.gguf.types import TYPE_42
 
-__all__ = ["LAYOUTS", "Tensor42", "parse_override", "resolve"]
+__all__ = ["FORMATS_OF_42", "Tensor42", "parse_override", "resolve"]
 
-LAYOUTS: Final[tuple[Format, ...]] = tuple(f for f in FORMATS.values() if f.ggml_type == TYPE_42)
+FORMATS_OF_42: Final[tuple[Format, ...]] = tuple(
+    f for f in FORMATS.values() if f.ggml_type == TYPE_42
+)
+"""The formats that type 42 stands for in files that exist."""
+
 _SAMPLE_BLOCKS: Final = 128
-_HELP: Final = "name it: GGUFFile(path, type42=" + " | ".join(f'"{f.name}"' for f in LAYOUTS) + ")"
+_HELP: Final = (
+    "name it: GGUFFile(path, type42=" + " | ".join(f'"{f.name}"' for f in FORMATS_OF_42) + ")"
+)
 
 
 @dataclass(frozen=True)
 class Tensor42:
-    """A tensor of type 42: `weights` in rows of `k`, `span` bytes from `offset` to what follows."""
+    """A tensor of type 42, before its format is known.
+
+    Attributes
+    ----------
+    name : str
+        The tensor's name.
+    k, weights : int
+        Weights of a row, and of the tensor.
+    offset : int
+        First byte of the data, from the start of the file.
+    span : int
+        Bytes from `offset` to the next tensor or the end of the file.
+    """
 
     name: str
     k: int
@@ -37,26 +55,55 @@ class Tensor42:
     offset: int
     span: int
 
-    def nbytes(self, layout: Format) -> int:
-        """Return the bytes of the tensor in `layout`, whose blocks must divide its rows."""
-        return self.weights // layout.block_weights * layout.block_bytes
+    def nbytes(self, fmt: Format) -> int:
+        """Return the size of the tensor in a format.
+
+        Parameters
+        ----------
+        fmt : Format
+            A format whose blocks fill rows of `k` weights.
+
+        Returns
+        -------
+        int
+            Bytes, without padding.
+        """
+        return self.weights // fmt.block_weights * fmt.block_bytes
 
 
-def parse_override(name: str | None) -> Format | None:
-    """Return the layout called `name`; ValueError unless it is a meaning of type 42."""
+def parse_override(name: str | Format | None) -> Format | None:
+    """Return the format that a caller names for type 42.
+
+    Parameters
+    ----------
+    name : str or Format or None
+        A name that ``oxibonsai.formats.get`` knows; None where the file shall tell.
+
+    Returns
+    -------
+    Format or None
+        The format; None for None.
+
+    Raises
+    ------
+    TypeError
+        If `name` is of another type.
+    ValueError
+        If no format has this name, or it is none of `FORMATS_OF_42`.
+    """
     if name is None:
         return None
     found = formats.get(name)
-    if found not in LAYOUTS:
-        names = ", ".join(f.name for f in LAYOUTS)
-        raise ValueError(f"type42={name!r} is not a layout of tensor type 42: one of {names}")
+    if found not in FORMATS_OF_42:
+        names = ", ".join(f.name for f in FORMATS_OF_42)
+        raise ValueError(f"type42={name!r} is not a format of tensor type 42: one of {names}")
     return found
 
 
 def resolve(
     tensors: Sequence[Tensor42], data: Any, alignment: int, path: str, override: Format | None
 ) -> Format:
-    """Return the one layout of all `tensors` of a file; GGUFError where it is not certain.
+    """Return the one format of all tensors of type 42 in a file.
 
     Parameters
     ----------
@@ -65,10 +112,22 @@ def resolve(
     data : buffer
         The file's bytes.
     alignment : int
-        The file's tensor alignment, which bounds the padding behind a tensor.
-    override : Format, optional
-        The layout that the caller names. It decides between layouts that the spans allow, and
-        stands in for the look at the scales.
+        The file's tensor alignment in bytes, which bounds the padding behind a tensor.
+    path : str
+        The file's name, for error texts.
+    override : Format or None
+        The format that the caller names. It decides between formats that the spans allow, and
+        replaces the check of the scales.
+
+    Returns
+    -------
+    Format
+        One of `FORMATS_OF_42`.
+
+    Raises
+    ------
+    GGUFError
+        If the spans or scales fit no format or several, or the spans contradict `override`.
     """
     allowed = _by_span(tensors, alignment, path)
     if override is not None:
@@ -88,27 +147,29 @@ def resolve(
             f"{len(tensors)} tensors (first {tensors[0].name!r}); {_HELP}"
         )
     why = "; ".join(f"{f.name}: {text}" for f, text in refuted.items())
-    raise GGUFError(f"{path}: no layout of tensor type 42 fits its scales ({why}); {_HELP}")
+    raise GGUFError(f"{path}: no format of tensor type 42 fits its scales ({why}); {_HELP}")
 
 
-def _names(layouts: Sequence[Format]) -> str:
-    return " or ".join(f.name for f in layouts)
+def _names(found: Sequence[Format]) -> str:
+    return " or ".join(f.name for f in found)
 
 
 def _by_span(tensors: Sequence[Tensor42], alignment: int, path: str) -> list[Format]:
-    """Return the layouts whose size agrees with the span of every tensor."""
-    allowed = list(LAYOUTS)
+    """Return the formats whose size agrees with the span of every tensor."""
+    allowed = list(FORMATS_OF_42)
     for t in tensors:
-        possible = [f for f in LAYOUTS if t.k % f.block_weights == 0 and t.nbytes(f) <= t.span]
+        filling = [f for f in FORMATS_OF_42 if t.k % f.block_weights == 0]
+        possible = [f for f in filling if t.nbytes(f) <= t.span]
         if not possible:
-            least = min(t.nbytes(f) for f in LAYOUTS if t.k % f.block_weights == 0)
+            least = min(t.nbytes(f) for f in filling)
             raise GGUFError(
                 f"{path}: tensor {t.name!r} of type 42 has {t.weights} weights, at least {least} "
                 f"bytes, but only {t.span} bytes from byte {t.offset} to the next tensor or the "
                 "end of the file"
             )
-        # A writer pads to the alignment and no further. Small tensors can agree with both block
-        # sizes; where a file leaves wider gaps than that, only a too small span says anything.
+        # Writers pad to the alignment and no further, so the right size leaves a gap below it; a
+        # small tensor can fit both block sizes so. In a file with wider gaps no size does, and only
+        # a span that is too small rules a format out.
         exact = [f for f in possible if t.span - t.nbytes(f) < alignment]
         here = exact or possible
         remaining = [f for f in allowed if f in here]
@@ -122,18 +183,17 @@ def _by_span(tensors: Sequence[Tensor42], alignment: int, path: str) -> list[For
     return allowed
 
 
-def _refute(layout: Format, tensors: Sequence[Tensor42], data: Any) -> str | None:
-    """Return why the scales of the sampled blocks rule `layout` out, or None.
+def _refute(fmt: Format, tensors: Sequence[Tensor42], data: Any) -> str | None:
+    """Return why the scales of the first blocks of each tensor rule `fmt` out, or None.
 
-    The first blocks of every tensor are enough, and nothing is lost by not reading the rest: no
-    block of a file that really has this layout refutes it, so where one layout falls and the other
-    stands, no block left unread could turn the answer to the one that fell.
+    Reading more blocks could not change which format is chosen: no block of a file in `fmt` rules
+    `fmt` out, so a format that is ruled out once is wrong.
     """
     for t in tensors:
-        blocks = min(t.weights // layout.block_weights, _SAMPLE_BLOCKS)
-        raw = np.frombuffer(data, np.uint8, blocks * layout.block_bytes, t.offset)
-        at = layout.scale_offset
-        scale = raw.reshape(blocks, layout.block_bytes)[:, at : at + 2].copy().view("<f2")[:, 0]
+        blocks = min(t.weights // fmt.block_weights, _SAMPLE_BLOCKS)
+        raw = np.frombuffer(data, np.uint8, blocks * fmt.block_bytes, t.offset)
+        at = fmt.scale_offset
+        scale = raw.reshape(blocks, fmt.block_bytes)[:, at : at + 2].copy().view("<f2")[:, 0]
         bad = np.flatnonzero(~(np.isfinite(scale) & (scale >= 0)))
         if bad.size:
             i = int(bad[0])

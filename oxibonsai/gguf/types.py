@@ -34,18 +34,31 @@ class ValueType(enum.IntEnum):
     F64 = 12
 
     def __call__(self, value: Any) -> Typed:
-        """Return `value` marked to be written with this type: ``ValueType.U64(5)``.
+        """Return a value with this type, as `write` takes it: ``ValueType.U64(5)``.
 
-        A list, tuple or NumPy array becomes an array whose elements have this type.
+        Parameters
+        ----------
+        value : object
+            A scalar, or a list, tuple or 1-D array whose elements have this type.
+
+        Returns
+        -------
+        Typed
+            The value and its type.
         """
         return Typed(self, value)
 
 
 @dataclass(frozen=True)
 class Typed:
-    """A metadata value with the type that it has in a file.
+    """A metadata value with its type in a file.
 
-    For an array, `type` is the type of the elements.
+    Attributes
+    ----------
+    type : ValueType
+        The type; for an array, that of its elements.
+    value : object
+        The value.
     """
 
     type: ValueType
@@ -67,12 +80,22 @@ NUMPY_TYPES: Final[dict[ValueType, np.dtype[Any]]] = {
 }
 
 TYPE_42: Final = 42
-"""The type id with three meanings: Q2_0, legacy Q2_0 of 128 weights, and TQ2_0_g128."""
+"""The type id that stands for three formats: Q2_0, Q2_0_g128 (legacy) and TQ2_0_g128."""
 
 
 @dataclass(frozen=True)
 class TensorType:
-    """Block size of a ggml type; `format` is None where this package cannot compute with it."""
+    """What the reader knows of a ggml tensor type.
+
+    Attributes
+    ----------
+    name : str
+        The type's name in ggml.
+    block_weights, block_bytes : int
+        Weights and bytes of one block.
+    format : str or None
+        Canonical name in ``oxibonsai.formats``; None where this package cannot compute with it.
+    """
 
     name: str
     block_weights: int
@@ -85,7 +108,7 @@ class TensorType:
         return cls(f.name, f.block_weights, f.block_bytes, f.name)
 
 
-# Types that the reader measures and names but nothing computes with.
+# Types whose tensors the reader names and measures, but no kernel computes with.
 _OTHER: Final[dict[int, tuple[str, int, int]]] = {
     2: ("Q4_0", 32, 18),
     3: ("Q4_1", 32, 20),
@@ -123,5 +146,16 @@ _TYPES: Final[dict[int, TensorType]] = {i: TensorType(*row) for i, row in _OTHER
 
 
 def tensor_type(ggml_type: int) -> TensorType | None:
-    """Return what is known of `ggml_type`; None for 42 (see type42.py) and for unknown ids."""
+    """Return what is known of a tensor type.
+
+    Parameters
+    ----------
+    ggml_type : int
+        Type id in a file.
+
+    Returns
+    -------
+    TensorType or None
+        None for an unknown id, and for 42, which type42.py resolves.
+    """
     return _TYPES.get(ggml_type)

@@ -42,12 +42,12 @@ def write(
     *,
     alignment: int = 32,
 ) -> None:
-    """Write a GGUF file at `path`, through a temporary file beside it that is renamed at the end.
+    """Write a GGUF file, through a temporary file in the same folder that is renamed at the end.
 
     Parameters
     ----------
     path : str or path-like
-        The file; an existing one is replaced when the new one is whole.
+        The file; an existing one is replaced once the new one is complete.
     metadata : mapping of str to value
         bool, str or bytes, int (as U32), float (as F32), or a list, tuple, `Strings` or NumPy
         array of them (ints in a list as I32, a NumPy array by its dtype). ``ValueType.U64(5)`` and
@@ -56,14 +56,18 @@ def write(
         A tensor is an object with ``.data`` (uint8), ``.shape`` and ``.format``, such as a
         ``quant.QTensor``; a float32 or float16 array; or a tuple ``(data, shape, format)``, where
         data is a bytes-like object, an iterable of such chunks, or a callable that returns either.
-        Shapes are rows first. Chunks are written as they come, so a large file needs little memory.
+        Shapes are rows first; formats are named as ``oxibonsai.formats.get`` knows them. Chunks are
+        written as they come, so a large file needs little memory.
     alignment : int
         Alignment of tensor data in bytes, a power of two and at least 8.
 
     Raises
     ------
     GGUFError
-        For a value that GGUF cannot hold, or data of another size than its shape and format say.
+        If GGUF cannot hold a value, a format is unknown, or data has another size than its shape
+        and format give.
+    OSError
+        If the file cannot be written; a file that was at `path` is unchanged.
     """
     if alignment < 8 or alignment & (alignment - 1):
         raise GGUFError(f"alignment is {alignment}; it must be a power of two and at least 8")
@@ -125,7 +129,10 @@ def _entry(name: str, value: Any) -> _Entry:
             f"{what} is a {type(value).__name__}; a QTensor, a float32 array or "
             "(data, shape, format) is needed"
         )
-    fmt = formats.get(format_name)
+    try:
+        fmt = formats.get(format_name)
+    except ValueError as e:
+        raise GGUFError(f"{what}: {e}") from None
     shape = tuple(int(n) for n in shape)
     if not 1 <= len(shape) <= _MAX_DIMS or min(shape) < 1 or math.prod(shape) >= 2**63:
         raise GGUFError(
@@ -183,7 +190,7 @@ def _string(text: str | bytes, what: str) -> bytes:
 
 
 def _value(value: Any, what: str) -> bytes:
-    """Return the type id and the bytes of a metadata value."""
+    """Return a metadata value as a file holds it: the type id, then the bytes."""
     kind: ValueType | None = None
     if isinstance(value, Typed):
         kind, value = value.type, value.value

@@ -70,16 +70,16 @@ cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff:
 
 def format_table():
     """Return the weight formats as tuples (name, id, ggml_type, block_weights, block_bytes,
-    scale_offset, kernel, bits, group)."""
+    scale_offset, device_format, bits, group_size, coded)."""
     cdef const oxb_file_format_info *f
-    cdef const oxb_device_format_info *kernel
+    cdef const oxb_device_format_info *device
     rows = []
     for i in range(<int>OXB_FILE_FORMAT_COUNT):
         f = oxb_file_format_of(<oxb_file_format>i)
-        kernel = oxb_device_format_of(f.kernel)
+        device = oxb_device_format_of(f.device_format)
         rows.append((
             f.name.decode(), i, f.ggml_type, f.block_weights, f.block_bytes, f.scale_offset,
-            kernel.name.decode(), kernel.bits, kernel.group,
+            device.name.decode(), device.bits, device.group_size, bool(device.coded),
         ))
     return rows
 

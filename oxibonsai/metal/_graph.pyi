@@ -4,6 +4,7 @@ from typing import Literal, SupportsIndex, TypeAlias
 
 from typing_extensions import Self, disjoint_base
 
+from oxibonsai.formats import Format
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._commands import Commands
 from oxibonsai.metal._core import Device, _Bytes, _Floats
@@ -32,7 +33,7 @@ class MetalGraph:
     def commands(self, *, activations: Literal["float32", "int8"] = "float32") -> Commands: ...
     def upload_weight(self, data: _Matrix) -> WeightHandle: ...
     def upload_weight_soa(
-        self, data: _Matrix, format: str | None = None, shape: _Shape | None = None
+        self, data: _Matrix, format: str | Format | None = None, shape: _Shape | None = None
     ) -> WeightHandle: ...
     def upload_q1_weight_soa(self, data: _Matrix, shape: _Shape | None = None) -> WeightHandle: ...
     def upload_tq2_weight_soa(self, data: _Matrix, shape: _Shape | None = None) -> WeightHandle: ...

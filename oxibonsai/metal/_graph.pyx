@@ -24,6 +24,7 @@ from oxibonsai.metal._weights import (
     upload_matrix,
     upload_raw,
     upload_vector,
+    weight_format,
 )
 
 
@@ -166,21 +167,22 @@ cdef class MetalGraph:
         ----------
         data : QTensor or buffer
             The matrix, or its bytes as a file holds them.
-        format : str, optional
-            Format of the bytes, as in ``oxibonsai.formats``; a QTensor knows its own.
+        format : str or Format, optional
+            Format of the bytes, as ``oxibonsai.formats.get`` knows it; a QTensor knows its own.
         shape : tuple of int, optional
             (n_rows, k). Without it the handle is plain SoA, checked when it is encoded.
 
         Raises
         ------
         EncodingError
-            Where the length is not that of the shape, or not a whole number of blocks.
+            Where the format is unknown, or the length is not that of the shape, or not a whole number
+            of blocks.
         """
         self.check_open()
         data, found, shape = _split(data, format, shape)
         if found is None:
             raise EncodingError("upload_weight_soa: give the format of the bytes")
-        if format is not None and format != found:
+        if format is not None and weight_format(format).name != weight_format(found).name:
             raise EncodingError(f"upload_weight_soa: the tensor is {found}, not {format}")
         return upload_matrix(self.device, data, found, shape)
 
@@ -514,9 +516,11 @@ cdef uint64_t _round_up(uint64_t n) noexcept:
 
 
 def _check_family(what, weight, family):
-    kernel = weight_of(weight, "weight").kernel
-    if kernel is not None and not kernel.startswith(family):
-        right = {"q1": "encode_gemv", "q2": "encode_gemv_tq2"}.get(kernel[:2], "encode_qkv_phase")
+    device_format = weight_of(weight, "weight").device_format
+    if device_format is not None and not device_format.startswith(family):
+        right = {"q1": "encode_gemv", "q2": "encode_gemv_tq2"}.get(
+            device_format[:2], "encode_qkv_phase"
+        )
         raise EncodingError(f"{what}: the weight is {weight.format}: use {right}")
 
 

@@ -7,6 +7,7 @@ from libc.stdint cimport uint64_t, uintptr_t
 from oxibonsai.metal._buffer cimport buffer_of
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
 from oxibonsai.metal.oxb cimport (
+    OXB_DEVICE_FORMAT_COUNT,
     OXB_DEVICE_FORMAT_F32,
     OXB_STORAGE_PRIVATE,
     OXB_STORAGE_SHARED,
@@ -22,46 +23,60 @@ import threading
 
 import numpy as np
 
-from oxibonsai.metal._core import format_table
+from oxibonsai import formats
 from oxibonsai.metal._errors import BufferCreationError, EncodingError
 
-# Canonical name -> (format id, name of the kernel format).
-cdef dict _FORMATS = {row[0]: (row[1], row[6]) for row in format_table()}
-
-_UPLOADS = {
-    "q1_g128": "upload_q1_weight_soa",
-    "q2_g128": "upload_tq2_weight_soa",
-    "q2_g64": "upload_tq2_weight_soa",
-}
+# Bits of a code -> the MetalGraph method that uploads formats of such codes.
+_UPLOADS = {1: "upload_q1_weight_soa", 2: "upload_tq2_weight_soa"}
 
 
-cdef int _format_id(str name) except -1:
-    found = _FORMATS.get(name)
-    if found is None:
-        raise EncodingError(f"unknown weight format {name!r}: one of {', '.join(_FORMATS)}")
-    return found[0]
+def weight_format(name):
+    """Return the Format called `name`.
+
+    Parameters
+    ----------
+    name : str or Format
+        A name that ``oxibonsai.formats.get`` knows.
+
+    Raises
+    ------
+    EncodingError
+        If no format has this name.
+    TypeError
+        If `name` is neither a str nor a Format.
+    """
+    try:
+        return formats.get(name)
+    except ValueError as e:
+        raise EncodingError(str(e)) from None
 
 
-def kernel_format(str name not None):
-    """Return the name of the format that kernels see for the file format `name`."""
-    _format_id(name)
-    return _FORMATS[name][1]
+def upload_for(name):
+    """Return the name of the MetalGraph method that uploads weights in a format.
+
+    Parameters
+    ----------
+    name : str or Format
+        The file format.
+
+    Raises
+    ------
+    EncodingError
+        If no format has this name.
+    """
+    fmt = weight_format(name)
+    return _UPLOADS[fmt.bits] if fmt.coded else "upload_weight_soa"
 
 
-def upload_for(str name not None):
-    """Return the name of the MetalGraph method that uploads the file format `name`."""
-    return _UPLOADS.get(kernel_format(name), "upload_weight_soa")
-
-
-def reformat(data, str format not None, out=None):
-    """Reformat blocks as files hold them to what kernels see.
+def reformat(data, format, out=None):
+    """Reformat blocks of a file format to its device format.
 
     Parameters
     ----------
     data : buffer
         Contiguous bytes, a whole number of blocks; read-only memory is fine.
-    format : str
-        Name of the format of `data`, as in ``oxibonsai.formats``.
+    format : str or Format
+        File format of `data`: a name that ``oxibonsai.formats.get`` knows.
     out : writable buffer, optional
         Where the result goes, of exactly the right length; made where left out.
 
@@ -69,15 +84,15 @@ def reformat(data, str format not None, out=None):
     -------
     tuple of (uint8 array, int)
         The bytes, half scales first, and the offset in bytes at which the codes start (a multiple
-        of 16).
+        of 16). A dense format is copied as it is, and the offset is 0.
 
     Raises
     ------
     EncodingError
-        Where the length is 0 or not a multiple of the block, `out` has another length, or the two
-        overlap.
+        Where the format is unknown, the length is 0 or not a multiple of the block, `out` has another
+        length, or the two overlap.
     """
-    cdef oxb_file_format id = <oxb_file_format>_format_id(format)
+    cdef oxb_file_format id = <oxb_file_format><int>weight_format(format).id
     cdef HostBytes source = host_bytes(data)
     cdef HostBytes target
     cdef uint64_t size = 0, codes_offset = 0
@@ -135,9 +150,9 @@ cdef class WeightHandle:
         return (self.weight.n_rows, self.weight.k) if self.weight.n_rows else None
 
     @property
-    def kernel(self):
-        """Name of the format that kernels see, None for raw bytes."""
-        return None if self.raw else kernel_format(self.format)
+    def device_format(self):
+        """Name of the device format, such as ``"q1_g128"``; None for raw bytes."""
+        return None if self.raw else formats.FORMATS[self.format].device_format
 
     @property
     def closed(self):
@@ -253,7 +268,8 @@ def upload_raw(Device device not None, data):
             api.device_release(borrowed)
     weight.buffer = buffer
     weight.codes_offset = weight.n_groups = 0
-    weight.kernel = weight.n_rows = weight.k = weight.layout = 0
+    weight.device_format = OXB_DEVICE_FORMAT_COUNT  # none: no op takes raw bytes
+    weight.n_rows = weight.k = weight.layout = 0
     handle = _new_handle(device, "raw", host.nbytes, weight)
     handle.raw = True
     with nogil:
@@ -270,28 +286,29 @@ def upload_vector(Device device not None, const float[::1] data not None):
     handle.raw = False
     handle.vector = True
     handle.format = "F32"
-    handle.weight.kernel = OXB_DEVICE_FORMAT_F32
+    handle.weight.device_format = OXB_DEVICE_FORMAT_F32
     handle.weight.n_groups = data.shape[0]
     return handle
 
 
-def upload_matrix(Device device not None, data, str format not None, shape=None):
+def upload_matrix(Device device not None, data, format, shape=None):
     """Upload `data`, bytes in `format`, for the kernels; shape is (n_rows, k) or None."""
-    cdef oxb_file_format id = <oxb_file_format>_format_id(format)
+    fmt = weight_format(format)
+    cdef oxb_file_format id = <oxb_file_format><int>fmt.id
     cdef HostBytes host
     cdef uint64_t n_rows = 0, k = 0
     cdef oxb_weight weight
     if shape is not None:
         n_rows, k = _matrix_shape(shape)
     # Blocks are bytes: an array of floats given here is a weight that was never quantised.
-    host = host_bytes(data, 0 if kernel_format(format) not in _UPLOADS else 1)
+    host = host_bytes(data, 1 if fmt.coded else 0)
     cdef oxb_device *borrowed = device.borrow()
     with nogil:
         try:
             check(api.weight_upload(borrowed, id, host.address, host.nbytes, n_rows, k, &weight))
         finally:
             api.device_release(borrowed)
-    return _new_handle(device, format, host.nbytes, weight)
+    return _new_handle(device, fmt.name, host.nbytes, weight)
 
 
 cdef tuple _matrix_shape(shape):

@@ -15,6 +15,7 @@ cdef extern from "oxb_formats.h" nogil:
         OXB_DEVICE_FORMAT_Q2_G128
         OXB_DEVICE_FORMAT_Q2_G64
         OXB_DEVICE_FORMAT_F32
+        OXB_DEVICE_FORMAT_COUNT
 
     ctypedef struct oxb_file_format_info:
         const char *name
@@ -22,12 +23,13 @@ cdef extern from "oxb_formats.h" nogil:
         unsigned int block_weights
         unsigned int block_bytes
         unsigned int scale_offset
-        oxb_device_format kernel
+        oxb_device_format device_format
 
     ctypedef struct oxb_device_format_info:
         const char *name
         unsigned int bits
-        unsigned int group
+        unsigned int group_size
+        unsigned int coded
 
 
 cdef extern from "oxb_shim.h" nogil:
@@ -127,7 +129,7 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_buffer *buffer
         uint64_t codes_offset
         uint64_t n_groups
-        uint32_t kernel
+        uint32_t device_format
         uint32_t n_rows
         uint32_t k
         uint32_t layout

@@ -1,4 +1,4 @@
-"""Which function constants a kernel uses."""
+"""Find the function constants that each kernel uses."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _WORD = re.compile(r"[A-Za-z_]\w*")
 
 
 def _declared_names(tokens: Tokens) -> set[str]:
-    """Names that a program-scope declaration may give something: guesses err on too many."""
+    """Return the names that a declaration may declare: rather too many than too few."""
     words = meaningful(tokens)
     names = set()
     for i, token in enumerate(words[:-1]):
@@ -34,7 +34,19 @@ def constants_of_kernels(
 ) -> dict[str, list[FunctionConstant]]:
     """Find the function constants that each kernel uses, directly or through what it names.
 
-    Macros are seen through where the text is not preprocessed.
+    Parameters
+    ----------
+    tokens : sequence of Token
+        The whole program. Where it is not preprocessed, uses in the bodies of macros count too.
+    kernels : iterable of str
+        Names of the kernel functions.
+    constants : iterable of FunctionConstant
+        The program's function constants.
+
+    Returns
+    -------
+    dict of str to list of FunctionConstant
+        For each kernel what it uses, in the order of `constants`.
     """
     uses: dict[str, set[str]] = {}
     for token in tokens:
@@ -61,7 +73,7 @@ def constants_of_kernels(
 
 
 def _plain(tokens: Tokens) -> list[Token]:
-    """Leave out attributes, which hide the declared name."""
+    """Return the tokens without attributes, which hide the declared name."""
     out: list[Token] = []
     i = 0
     while i < len(tokens):
@@ -74,7 +86,7 @@ def _plain(tokens: Tokens) -> list[Token]:
 
 
 def _declarations(tokens: Tokens) -> list[tuple[int, int]]:
-    """Give the extents of the program's declarations."""
+    """Return the first token and the end, exclusive, of each declaration at program scope."""
     found = []
     begin = i = 0
     while i < len(tokens):

@@ -5,18 +5,20 @@
 The source is not preprocessed: conditions and macros stay as they are, and every line keeps its
 number. What changes:
 
-- Address spaces go, since a CUDA pointer finds its own. A threadgroup variable becomes
-  ``__shared__``, a constant of the program ``__constant__ constexpr``.
-- A value that is read through a cast, ``*(device const T*)p``, is read as a whole where it lies
-  aligned, since a packed vector would take a load for each of its elements.
+- Address spaces are removed: CUDA pointers are generic. A threadgroup variable becomes
+  ``__shared__``, a program-scope constant ``__constant__ constexpr``.
+- A value read through a cast, ``*(device const T*)p``, is read by one load where it is aligned; a
+  packed vector would take one load per element.
 - A function constant takes its value from the macro ``MSL_CONSTANT_<index>``.
-- Behind each kernel, and in place of each instance of a kernel template, stands an entry
-  ``msl_entry_<name>``: it takes the bound arguments and gives the kernel its thread positions. The
-  constant reference at the last buffer index, where hosts put their argument struct, is passed by
-  value. ``msl_table_<name>`` tells the driver what the entry takes (shim/cuda/module.c).
-- A macro with a kernel in it, such as OXB_KERNEL, is expanded here, because its name is the host's.
+- After each kernel, and in place of each instantiation of a kernel template, comes an entry
+  ``msl_entry_<name>``, which takes the bound arguments and passes them with the thread positions
+  to the kernel. The constant reference at the last buffer index, where hosts put their argument
+  struct, is passed by value. ``msl_table_<name>`` tells the driver what the entry takes
+  (shim/cuda/module.c).
+- A macro that defines a kernel, such as OXB_KERNEL, is expanded here, since it gives the kernel the
+  name that the host uses.
 
-With ``MSL_ONE`` defined only the entries named by ``MSL_ONE_<name>`` are compiled.
+With ``MSL_ONE`` defined, only the entries named by ``MSL_ONE_<name>`` are compiled.
 """
 
 from __future__ import annotations
@@ -54,7 +56,7 @@ from .tokens import (
     without_attributes,
 )
 
-# The first line of a translation; the driver compiles nothing else.
+# The first line of a translation; the driver compiles no source without it.
 MARK = "// Translated from Metal Shading Language for shim/cuda/prelude, version 1"
 
 _COMMENT = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)
@@ -75,14 +77,14 @@ class _Macro:
 
 @dataclass
 class _Entry:
-    """A kernel by its host's name, and the text that stands for its entry until the end."""
+    """A kernel that the host can name, and where its entry goes in the output."""
 
     name: str
     expression: str
     kernel: Kernel
-    line: int  # on which what follows it stands
+    line: int  # of the text after the entry
     token: Token
-    place: int = 0  # in the output
+    place: int = 0  # index in the output
 
 
 @dataclass
@@ -102,12 +104,24 @@ class _Translation:
 
 
 def translate(source: str, name: str) -> str:
-    """Return the CUDA C++ of a program in Metal Shading Language; `name` is its file in messages.
+    """Translate a program in Metal Shading Language to CUDA C++.
+
+    Parameters
+    ----------
+    source : str
+        The program, its quoted includes inlined.
+    name : str
+        Its file name in messages.
+
+    Returns
+    -------
+    str
+        The program for NVRTC, after the prelude; its first line is `MARK`.
 
     Raises
     ------
     CompileError
-        Where a kernel cannot be given to the driver; what else is wrong the compiler says.
+        If the driver could not run a kernel of the program. Other errors are left to the compiler.
     """
     text = _COMMENT.sub(_without_comment, source)
     text = re.sub(r"^[ \t]+#", "#", text, flags=re.M)
@@ -116,7 +130,7 @@ def translate(source: str, name: str) -> str:
     while i < len(t.tokens):
         token = t.tokens[i]
         if token.kind == "op":
-            # What a namespace encloses is at program scope too.
+            # Declarations in a namespace are at program scope too.
             if token.text == "{" and not _opens_namespace(t, i):
                 depth += 1
             elif token.text == "}" and depth:
@@ -135,7 +149,18 @@ def translate(source: str, name: str) -> str:
 
 
 def kernel_names(translated: str) -> list[str]:
-    """Return the host's names of the kernels in a translation."""
+    """Return the names of the kernels in a translation.
+
+    Parameters
+    ----------
+    translated : str
+        What `translate` returned.
+
+    Returns
+    -------
+    list of str
+        Names by which hosts find the kernels, in the program's order.
+    """
     return re.findall(r"^#if .*defined\(MSL_ONE_(\w+)\)", translated, re.M)
 
 
@@ -147,7 +172,7 @@ def _without_comment(match: re.Match[str]) -> str:
 
 
 def _join_lines(text: str) -> str:
-    """Join continued lines; their breaks follow, so that later lines keep their numbers."""
+    """Join continued lines; the line breaks follow, so later lines keep their numbers."""
     lines, joined, breaks = [], "", 0
     for line in text.split("\n"):
         joined += line
@@ -160,7 +185,7 @@ def _join_lines(text: str) -> str:
 
 
 def _step(t: _Translation, i: int, depth: int) -> int:
-    """Translate what stands at i and give the index to go on at."""
+    """Translate the token at i, with what belongs to it, and return the index of the next one."""
     token = t.tokens[i]
     if token.kind == "directive":
         return _directive(t, i)
@@ -191,7 +216,7 @@ def _directive(t: _Translation, i: int) -> int:
     token = t.tokens[i]
     include = _INCLUDE.match(token.text)
     if include and include[1].startswith(("metal_", "simd/")):
-        return i + 1  # the driver gives the compiler Metal's library as a whole
+        return i + 1  # the prelude holds what Metal's headers declare
     macro = _MACRO.match(token.text)
     if macro and _MAKES_KERNEL.search(macro[3]):
         parameters = [p.strip() for p in macro[2].split(",")]
@@ -217,8 +242,9 @@ def _word(t: _Translation, i: int, depth: int) -> int | None:
         return _is_defined(t, i)
     if word == "constant" and depth == 0 and begins_statement(tokens, i):
         end = statement_end(tokens, i)
-        if any(x.text == "function_constant" for x in tokens[i:end]):
-            return _function_constant(t, i, end)
+        given = _constant_attribute(tokens, i, end)
+        if given is not None:
+            return _function_constant(t, i, given, end)
         if _declares_variable(t, i, end):
             t.out.append("static __constant__ constexpr")
             return i + 1
@@ -229,13 +255,13 @@ def _word(t: _Translation, i: int, depth: int) -> int | None:
         t.out.append("__shared__")
         return i + 1
     if word in ("device", "thread", "threadgroup"):
-        # With the space behind it: what follows begins where it stood.
+        # The space after it goes too, so that the next token takes its column.
         return i + 2 if text_at(tokens, i + 1) == " " else i + 1
     return None
 
 
 def _read(t: _Translation, i: int) -> int | None:
-    """Rewrite the cast of *(device const T*)p to one whose result reads a T at once."""
+    """Rewrite the cast in *(device const T*)p so that the T is read by one load."""
     tokens = t.tokens
     bracket = following(tokens, i)
     if text_at(tokens, bracket) != "(":
@@ -259,7 +285,7 @@ def _opens_namespace(t: _Translation, i: int) -> bool:
 
 
 def _declares_variable(t: _Translation, i: int, end: int) -> bool:
-    """Whether the declaration at i is of a variable in constant memory: no function or pointer."""
+    """Whether the declaration at i is of a variable, not of a function or a pointer."""
     for token in t.tokens[i:end]:
         if token.text in ("=", "["):
             return True
@@ -269,7 +295,7 @@ def _declares_variable(t: _Translation, i: int, end: int) -> bool:
 
 
 def _expand(t: _Translation, i: int) -> int:
-    """Put the expansion of a macro with a kernel in its place, and go on there."""
+    """Replace the use of a macro that defines a kernel by its expansion; return its index."""
     bracket = following(t.tokens, i)
     end = closing(t.tokens, bracket)
     macro = t.macros[t.tokens[i].text]
@@ -302,7 +328,7 @@ def _split_arguments(text: str) -> list[str]:
 
 
 def _kernel(t: _Translation, i: int) -> int:
-    """Read the head of a kernel from its return type at i; its body follows as it is."""
+    """Read the head of a kernel, whose return type is at i; its body is translated after it."""
     tokens = t.tokens
     attributes, t.pending = t.pending, []
     j = i
@@ -324,7 +350,7 @@ def _kernel(t: _Translation, i: int) -> int:
         follows_template_head(tokens, i),
     )
     check_kernel(kernel, t.error)
-    # The head is walked once more, for its address spaces.
+    # The head stays in the input without attributes, so that its address spaces are translated.
     head = without_attributes(tokens[i : close + 1])
     tokens[i : close + 1] = head
     body = following(tokens, i + len(head) - 1)
@@ -340,7 +366,7 @@ def _kernel(t: _Translation, i: int) -> int:
 
 
 def _instantiation(t: _Translation, i: int) -> int:
-    """Put an entry in place of template [[host_name("n")]] [[kernel]] T f<...>(...);."""
+    """Replace template [[host_name("n")]] [[kernel]] T f<...>(...); by an entry."""
     tokens = t.tokens
     end = statement_end(tokens, i)
     attributes: list[tuple[str, str]] = []
@@ -357,6 +383,9 @@ def _instantiation(t: _Translation, i: int) -> int:
         t.out.append(tokens[i].text)
         return i + 1
     t.out.append(newlines(tokens[i:end]))
+    if end >= len(tokens):
+        t.error(tokens[i], "an instantiation has no ';' after it")
+        return end
     found = instantiated(rest)
     if found is None or found[0] not in t.kernels:
         t.error(tokens[i], "an instantiation of what is no kernel template")
@@ -377,15 +406,24 @@ def _place_entry(t: _Translation, entry: _Entry) -> None:
     t.out.append("")
 
 
-def _function_constant(t: _Translation, i: int, end: int) -> int:
+def _constant_attribute(tokens: Sequence[Token], i: int, end: int) -> int | None:
+    """Return the position of [[function_constant(n)]] in the statement from i to `end`."""
+    for j in range(i + 1, min(end, len(tokens))):
+        if is_attribute(tokens, j) and "function_constant" in dict(read_attributes(tokens, j)[0]):
+            return j
+    return None
+
+
+def _function_constant(t: _Translation, i: int, j: int, end: int) -> int:
+    """Declare the function constant at i, with its attribute at j and its ';' at `end`."""
     tokens = t.tokens
-    j = i
-    while not is_attribute(tokens, j):
-        j += 1
     attributes, _ = read_attributes(tokens, j)
     index = integer(dict(attributes)["function_constant"])
     name = tokens[preceding(tokens, j)]
     type_name = join(tokens[i + 1 : preceding(tokens, j)]).strip()
+    if end >= len(tokens):
+        t.error(name, f"function constant '{name.text}' has no ';' after it")
+        return end
     if index is None or not 0 <= index < 65536:
         t.error(name, f"function constant '{name.text}' has no index in 0..65535")
         index = 0
@@ -403,6 +441,9 @@ def _function_constant(t: _Translation, i: int, end: int) -> int:
 
 def _is_defined(t: _Translation, i: int) -> int:
     bracket = following(t.tokens, i)
+    if text_at(t.tokens, bracket) != "(":
+        t.error(t.tokens[i], "is_function_constant_defined is not followed by (name)")
+        return bracket
     close = closing(t.tokens, bracket)
     name = join(t.tokens[bracket + 1 : close]).strip()
     constant = t.constants.get(name)
@@ -415,7 +456,7 @@ def _is_defined(t: _Translation, i: int) -> int:
 
 
 def _entry_text(entry: _Entry, constants: Sequence[FunctionConstant], t: _Translation) -> str:
-    """Write the entry of a kernel and the table of what it takes."""
+    """Return the entry of a kernel and the table of what it takes."""
     kernel, name = entry.kernel, entry.name
     function = f"decltype({entry.expression})"
     last = max((p.index for p in kernel.parameters if p.kind == "buffer"), default=-1)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 
 class MslError(Exception):
-    """Any failure to read or run Metal Shading Language."""
+    """Base of every failure to read or run Metal Shading Language."""
 
 
 class CompileError(MslError):
-    """The source was refused; the message is the log, FILE:LINE[:COLUMN]: error: TEXT."""
+    """A source was refused; the message is the log, lines of FILE:LINE[:COLUMN]: error: TEXT."""

@@ -1,4 +1,4 @@
-"""Kernels, their parameters and function constants, with the rules that Metal has for them."""
+"""Kernels, their parameters and function constants, checked by Metal's rules."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from .errors import CompileError
 from .tokens import Token, Tokens, closing, is_attribute, is_open, meaningful, read_attributes
 
 ADDRESS_SPACES = frozenset({"device", "constant", "threadgroup", "thread"})
@@ -42,7 +43,27 @@ Report = Callable[[Token, str], None]
 
 @dataclass
 class Parameter:
-    """A parameter of a kernel. `kind`: buffer, threadgroup, vector_id, scalar_id or ''."""
+    """A parameter of a kernel.
+
+    Attributes
+    ----------
+    token : Token
+        Its first token, for messages.
+    name, type : str
+        Its name and its type, without qualifiers and address spaces.
+    spaces : list of str
+        Its address spaces as written; one in a valid program.
+    is_pointer, is_reference : bool
+        Whether it is declared so.
+    attributes : list of (str, str)
+        Name and argument of each attribute; the argument is '' where there is none.
+    kind : str
+        What is passed: buffer, threadgroup, vector_id or scalar_id; '' until `check_kernel`.
+    index : int
+        Of ``[[buffer(index)]]`` or ``[[threadgroup(index)]]``.
+    member : str
+        Member of struct msl_thread_ids that holds a thread position.
+    """
 
     token: Token
     name: str
@@ -53,11 +74,11 @@ class Parameter:
     attributes: list[tuple[str, str]]
     kind: str = ""
     index: int = 0
-    member: str = ""  # of struct msl_thread_ids
+    member: str = ""
 
     @property
     def bound(self) -> bool:
-        """Whether the host binds something to it."""
+        """Whether the host binds memory to it."""
         return self.kind in ("buffer", "threadgroup")
 
     @property
@@ -68,7 +89,23 @@ class Parameter:
 
 @dataclass
 class Kernel:
-    """A kernel function or a template of kernels."""
+    """A kernel function or a kernel template.
+
+    Attributes
+    ----------
+    name : str
+        The function's name.
+    token : Token
+        The name's token, for messages.
+    attributes : dict of str to str
+        Argument of each attribute by its name.
+    parameters : list of Parameter
+        In the order of the source.
+    is_template : bool
+        Whether it is a template.
+    max_threads : int
+        Of ``[[max_total_threads_per_threadgroup(n)]]``; 0 where the kernel sets no limit.
+    """
 
     name: str
     token: Token
@@ -80,28 +117,60 @@ class Kernel:
 
 @dataclass
 class FunctionConstant:
-    """A program-scope constant with [[function_constant(index)]]."""
+    """A program-scope constant with ``[[function_constant(index)]]``.
+
+    Attributes
+    ----------
+    name, type : str
+        The constant's name and type.
+    index : int
+        Number by which the host gives its value.
+    token : Token
+        The name's token, for messages.
+    optional : bool
+        Whether the source asks is_function_constant_defined, so that no value need be given.
+    """
 
     name: str
     index: int
     type: str
     token: Token
-    optional: bool = False  # the source asks is_function_constant_defined
+    optional: bool = False
 
 
+def _shift(value: int, count: int) -> int:
+    if count >= 64:
+        raise OverflowError(count)
+    return value << count
+
+
+_INTEGERS = re.compile(r"(?:0[xX][0-9a-fA-F]+|\d+|[-+*/<|()\s])*")
 _OPERATORS: dict[type[ast.AST], Callable[[int, int], int]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
     ast.FloorDiv: operator.floordiv,
-    ast.LShift: operator.lshift,
+    ast.LShift: _shift,
     ast.BitOr: operator.or_,
 }
 
 
 def integer(text: str) -> int | None:
-    """Evaluate the constant expression of an attribute's argument; None where it is not one."""
+    """Evaluate the argument of an attribute.
+
+    Parameters
+    ----------
+    text : str
+        An expression of integers with ``+ - * / << |`` and parentheses.
+
+    Returns
+    -------
+    int or None
+        Its value; None where it is no such expression or does not fit in 64 bits.
+    """
     text = re.sub(r"(?<=[0-9a-fA-F])[uUlL]+\b", "", text.strip()).replace("/", "//")
+    if not _INTEGERS.fullmatch(text):
+        return None
 
     def value(node: ast.AST) -> int:
         if isinstance(node, ast.Constant) and type(node.value) is int:
@@ -111,13 +180,14 @@ def integer(text: str) -> int | None:
         raise ValueError(text)
 
     try:
-        return value(ast.parse(text, mode="eval").body)
-    except (ValueError, SyntaxError):
+        result = value(ast.parse(text, mode="eval").body)
+    except (ValueError, SyntaxError, ArithmeticError, MemoryError, RecursionError):
         return None
+    return result if -(2**63) <= result < 2**64 else None
 
 
 def _split(tokens: Tokens) -> list[list[Token]]:
-    """Split what stands between a function's parentheses at its commas."""
+    """Split the tokens between the parentheses of a function at its commas."""
     parts: list[list[Token]] = [[]]
     angle, i = 0, 0
     while i < len(tokens):
@@ -137,7 +207,23 @@ def _split(tokens: Tokens) -> list[list[Token]]:
 
 
 def read_parameters(tokens: Tokens) -> list[Parameter]:
-    """Read what stands between a kernel's parentheses."""
+    """Read the parameters of a kernel.
+
+    Parameters
+    ----------
+    tokens : sequence of Token
+        What is between the kernel's parentheses.
+
+    Returns
+    -------
+    list of Parameter
+        In the order of the source; `check_kernel` fills in what their attributes say.
+
+    Raises
+    ------
+    CompileError
+        If there is an attribute without a parameter.
+    """
     parameters = []
     for part in _split(tokens):
         attributes: list[tuple[str, str]] = []
@@ -152,6 +238,9 @@ def read_parameters(tokens: Tokens) -> list[Parameter]:
             body.append(part[i])
             i += 1
         tokens_left = meaningful(body)
+        if not tokens_left:
+            token = meaningful(part)[0]
+            raise CompileError(f"{token.file}:{token.line}: error: a parameter has no type")
         words = [t.text for t in tokens_left if t.kind == "word"]
         skip = {"const", "volatile", "*", "&", *ADDRESS_SPACES}
         parameters.append(
@@ -223,7 +312,15 @@ def _check_memory(parameter: Parameter, owner: str, report: Report) -> None:
 
 
 def check_kernel(kernel: Kernel, report: Report) -> None:
-    """Fill in what the attributes of the parameters say, and report what Metal refuses."""
+    """Fill in what the attributes of a kernel and its parameters say.
+
+    Parameters
+    ----------
+    kernel : Kernel
+        Changed in place: `max_threads`, and kind, index and member of each parameter.
+    report : callable (Token, str) -> None
+        Called for each thing that Metal refuses, with its place and a message.
+    """
     owner = f"kernel {kernel.name}"
     used: set[tuple[str, int]] = set()
     sizes: set[str] = set()

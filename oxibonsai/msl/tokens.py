@@ -1,4 +1,8 @@
-"""Tokens of preprocessed MSL, and the walks over them that the front end needs."""
+"""Tokens of Metal Shading Language, and the walks over them that the front end needs.
+
+A position is an index in a sequence of tokens. Blank tokens (space and directives) stay in the
+sequence, so that joining the tokens gives the text back.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +29,19 @@ _CLOSE = frozenset(_OPEN.values())
 
 @dataclass(slots=True)
 class Token:
-    """A token and where it stands: `kind` is a group name of the pattern above."""
+    """A token and its place.
+
+    Attributes
+    ----------
+    kind : str
+        directive, space, string, char, number, word or op.
+    text : str
+        The token's text.
+    line : int
+        Its first line, from 1.
+    file : str
+        Name of its file.
+    """
 
     kind: str
     text: str
@@ -34,7 +50,7 @@ class Token:
 
     @property
     def blank(self) -> bool:
-        """Whether the token carries no meaning of its own: space or a line marker."""
+        """Whether the token is space or a preprocessor directive."""
         return self.kind in ("space", "directive")
 
 
@@ -42,7 +58,20 @@ Tokens = Sequence[Token]
 
 
 def tokenize(text: str, name: str) -> list[Token]:
-    """Split preprocessed text; line markers set the file and line of what follows."""
+    """Split a program into tokens.
+
+    Parameters
+    ----------
+    text : str
+        The program, without comments. Line markers set the file and line of what follows.
+    name : str
+        File name of what comes before the first line marker.
+
+    Returns
+    -------
+    list of Token
+        All tokens; their texts joined are `text`.
+    """
     tokens: list[Token] = []
     line, file = 1, name
     for match in _TOKEN.finditer(text):
@@ -57,7 +86,7 @@ def tokenize(text: str, name: str) -> list[Token]:
 
 
 def following(tokens: Tokens, i: int) -> int:
-    """Give the index of the next token that is not blank; len(tokens) where there is none."""
+    """Return the position of the next token after i that is not blank, or len(tokens)."""
     i += 1
     while i < len(tokens) and tokens[i].blank:
         i += 1
@@ -65,7 +94,7 @@ def following(tokens: Tokens, i: int) -> int:
 
 
 def preceding(tokens: Tokens, i: int) -> int:
-    """Give the index of the last token before i that is not blank, or -1."""
+    """Return the position of the last token before i that is not blank, or -1."""
     i -= 1
     while i >= 0 and tokens[i].blank:
         i -= 1
@@ -73,12 +102,30 @@ def preceding(tokens: Tokens, i: int) -> int:
 
 
 def text_at(tokens: Tokens, i: int) -> str:
-    """Give the text of token i, empty outside the sequence."""
+    """Return the text of token i; '' outside the sequence."""
     return tokens[i].text if 0 <= i < len(tokens) else ""
 
 
 def closing(tokens: Tokens, i: int) -> int:
-    """Give the index of the bracket that closes tokens[i]."""
+    """Find the bracket that closes another.
+
+    Parameters
+    ----------
+    tokens : sequence of Token
+        Any tokens.
+    i : int
+        Position of an opening bracket.
+
+    Returns
+    -------
+    int
+        Position of the bracket that closes it.
+
+    Raises
+    ------
+    CompileError
+        If it is not closed.
+    """
     depth = 0
     for j in range(i, len(tokens)):
         token = tokens[j]
@@ -95,7 +142,7 @@ def closing(tokens: Tokens, i: int) -> int:
 
 
 def opening(tokens: Tokens, i: int) -> int:
-    """Give the index of the bracket that tokens[i] closes, or -1."""
+    """Return the position of the bracket that the one at i closes, or -1."""
     depth = 0
     for j in range(i, -1, -1):
         token = tokens[j]
@@ -110,7 +157,7 @@ def opening(tokens: Tokens, i: int) -> int:
 
 
 def closing_angle(tokens: Tokens, i: int) -> int:
-    """Give the index of the '>' that closes the '<' at i, or -1 where it is a comparison."""
+    """Return the position of the '>' that closes the '<' at i, or -1 where it is a comparison."""
     depth, j = 0, i
     while j < len(tokens):
         token = tokens[j]
@@ -130,32 +177,52 @@ def closing_angle(tokens: Tokens, i: int) -> int:
 
 
 def is_open(token: Token) -> bool:
-    """Whether the token opens a bracket."""
+    """Return whether the token is an opening bracket: ( [ or {."""
     return token.kind == "op" and token.text in _OPEN
 
 
 def is_attribute(tokens: Tokens, i: int) -> bool:
-    """Whether [[ begins at i."""
+    """Return whether an attribute, [[...]], begins at i."""
     return tokens[i].text == "[" and i + 1 < len(tokens) and tokens[i + 1].text == "["
 
 
 def join(tokens: Iterable[Token]) -> str:
-    """Put the text together; line markers get a line of their own."""
+    """Return the joined texts of the tokens, with each directive on a line of its own."""
     return "".join("\n" + t.text if t.kind == "directive" else t.text for t in tokens)
 
 
 def newlines(tokens: Iterable[Token]) -> str:
-    """Give the line breaks of tokens that are left out, so that later lines keep their numbers."""
+    """Return the line breaks of omitted tokens, so that later lines keep their numbers."""
     return "\n" * sum(t.text.count("\n") for t in tokens)
 
 
 def meaningful(tokens: Iterable[Token]) -> list[Token]:
-    """Leave out blank tokens."""
+    """Return the tokens that are not blank."""
     return [t for t in tokens if not t.blank]
 
 
 def read_attributes(tokens: Tokens, i: int) -> tuple[list[tuple[str, str]], int]:
-    """Read the [[...]] at i: pairs of name and argument ('' where none), and its last index."""
+    """Read the attributes in [[...]].
+
+    Parameters
+    ----------
+    tokens : sequence of Token
+        Any tokens.
+    i : int
+        Position of the first bracket.
+
+    Returns
+    -------
+    attributes : list of (str, str)
+        Name, without namespace, and argument of each; '' where there is no argument.
+    end : int
+        Position of the last bracket.
+
+    Raises
+    ------
+    CompileError
+        If a bracket is not closed.
+    """
     end = closing(tokens, i)
     inner = meaningful(tokens[i + 2 : end - 1])
     found: list[tuple[str, str]] = []
@@ -176,7 +243,7 @@ def read_attributes(tokens: Tokens, i: int) -> tuple[list[tuple[str, str]], int]
 
 
 def without_attributes(tokens: Tokens) -> list[Token]:
-    """Leave out every [[...]], but not its line breaks."""
+    """Return the tokens without attributes, whose line breaks stay."""
     out: list[Token] = []
     i = 0
     while i < len(tokens):
@@ -191,31 +258,31 @@ def without_attributes(tokens: Tokens) -> list[Token]:
 
 
 def begins_statement(tokens: Tokens, i: int) -> bool:
-    """Whether a statement or declaration begins at i."""
+    """Return whether a statement or declaration begins at i."""
     before = preceding(tokens, i)
     return before < 0 or tokens[before].text in (";", "{", "}", ":", ")")
 
 
 def statement_end(tokens: Tokens, i: int) -> int:
-    """Give the index of the ';' that ends the statement at i."""
+    """Return the position of the ';' that ends the statement at i, or len(tokens)."""
     while i < len(tokens) and tokens[i].text != ";":
         i = closing(tokens, i) + 1 if is_open(tokens[i]) else i + 1
     return i
 
 
 def declares_group_variable(tokens: Tokens, i: int) -> bool:
-    """Whether `threadgroup` at i begins a variable's declaration, not that of a pointer."""
+    """Return whether the word at i begins the declaration of a threadgroup variable."""
     if tokens[i].text != "threadgroup" or not begins_statement(tokens, i):
         return False
-    while tokens[i].text not in (";", "=", "{", ")"):
+    while i < len(tokens) and tokens[i].text not in (";", "=", "{", ")"):
         if tokens[i].text in ("*", "&"):
             return False
-        i = closing(tokens, i) + 1 if tokens[i].text == "[" else i + 1  # an extent may multiply
+        i = closing(tokens, i) + 1 if tokens[i].text == "[" else i + 1  # a * in it is no pointer's
     return True
 
 
 def follows_template_head(tokens: Tokens, i: int) -> bool:
-    """Whether template <...> stands before the head at i, attributes aside."""
+    """Return whether template <...> precedes the function head at i, attributes aside."""
     before = preceding(tokens, i)
     while before >= 0 and (tokens[before].text == "kernel" or tokens[before].text == "]"):
         if tokens[before].text == "]":
@@ -232,7 +299,18 @@ def follows_template_head(tokens: Tokens, i: int) -> bool:
 
 
 def instantiated(tokens: Tokens) -> tuple[str, str] | None:
-    """Give the name and the expression f<...> that an explicit instantiation names last."""
+    """Read which function template an explicit instantiation names.
+
+    Parameters
+    ----------
+    tokens : sequence of Token
+        The instantiation without ``template``, attributes, blanks and its ``;``.
+
+    Returns
+    -------
+    (str, str) or None
+        The template's name ``f`` and the expression ``f<...>``; None where it names none.
+    """
     end = len(tokens)
     for i, token in enumerate(tokens):  # f<...>(parameters)
         if token.text == "(" and text_at(tokens, i - 1) == ">":

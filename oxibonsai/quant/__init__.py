@@ -1,8 +1,8 @@
 """Quantise float matrices to the weight formats and back, with NumPy alone.
 
-The rounding is that of the format's own project: ggml's reference quantisers for ``Q1_0``,
-``Q2_0``, ``TQ2_0`` and ``Q8_0``, Prism's for ``PQ2_0`` and ``PTQ1_0``, OxiBonsai's for
-``TQ2_0_g128``. ggml and Prism round ``x * (1 / d)``; OxiBonsai compares ``x`` with ``d / 2``.
+Each format is rounded as its own project does: ggml's reference quantisers for ``Q1_0``, ``Q2_0``,
+``TQ2_0`` and ``Q8_0``, Prism's for ``PQ2_0`` and ``PTQ1_0``, OxiBonsai's for ``TQ2_0_g128``. ggml
+and Prism round ``x * (1 / d)``; OxiBonsai compares ``x`` with ``d / 2``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Decode rows of a format's bytes into float32 values or into codes."""
+"""Decode the bytes of rows into float32 weights, or into codes and scales."""
 
 from __future__ import annotations
 
@@ -16,8 +16,18 @@ _F32 = NDArray[np.float32]
 
 
 def decode_values(raw: _U8, fmt: Format, out: _F32) -> None:
-    """Fill `out` [n, k] with the weights of `raw` [n, row_bytes]."""
-    # An infinite scale times a zero code is NaN, as IEEE says, and no reason to warn.
+    """Fill `out` with the weights of rows.
+
+    Parameters
+    ----------
+    raw : ndarray of uint8, shape [n, row_bytes]
+        Rows of blocks.
+    fmt : Format
+        Their format.
+    out : ndarray of float32, shape [n, k]
+        Where the weights go.
+    """
+    # An infinite scale times a weight of zero is NaN by IEEE's rules: no warning is due.
     with np.errstate(invalid="ignore"):
         if fmt.name in _FLOAT_DECODERS:
             out[...] = _FLOAT_DECODERS[fmt.name](raw)
@@ -35,10 +45,22 @@ def decode_values(raw: _U8, fmt: Format, out: _F32) -> None:
 
 
 def decode_codes(raw: _U8, fmt: Format, codes: _U8, scales: NDArray[np.float16]) -> None:
-    """Fill `codes` [n, k] and `scales` [n, k // group] from `raw` [n, row_bytes]."""
+    """Fill `codes` and `scales` from rows in a coded format.
+
+    Parameters
+    ----------
+    raw : ndarray of uint8, shape [n, row_bytes]
+        Rows of blocks.
+    fmt : Format
+        Their format, a coded one.
+    codes : ndarray of uint8, shape [n, k]
+        Where the codes go, one a byte.
+    scales : ndarray of float16, shape [n, k // group_size]
+        Where the scale of each scale group goes.
+    """
     d, payload = _split_blocks(raw, fmt)
     codes[...] = _CODE_DECODERS[fmt.name](payload).reshape(codes.shape)
-    scales[...] = np.repeat(d, fmt.block_weights // fmt.group).reshape(scales.shape)
+    scales[...] = np.repeat(d, fmt.block_weights // fmt.group_size).reshape(scales.shape)
 
 
 def _split_blocks(raw: _U8, fmt: Format) -> tuple[NDArray[np.float16], _U8]:
@@ -46,13 +68,13 @@ def _split_blocks(raw: _U8, fmt: Format) -> tuple[NDArray[np.float16], _U8]:
     blocks = raw.reshape(-1, fmt.block_bytes)
     at = fmt.scale_offset
     d = np.ascontiguousarray(blocks[:, at : at + 2]).view("<f2")[:, 0]
-    # The scale is a block's first or last field, so the rest is one slice.
+    # The scale is the first or last field of a block, so the rest is one slice.
     return d, blocks[:, 2:] if at == 0 else blocks[:, :at]
 
 
 def _decode_tq2_0_g128(payload: _U8) -> _U8:
     pairs = _packing.unpack_pairs(payload)
-    # Its code 3 is a zero, not the +2 d that kernels make of it.
+    # Code 3 stands for 0 in this format, but for +2 d in the device format.
     pairs[pairs == 3] = 1
     return pairs
 

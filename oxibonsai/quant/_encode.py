@@ -1,4 +1,4 @@
-"""Encode rows of finite float32 into a format's bytes: the rounding of each format."""
+"""Encode rows of finite float32 weights into blocks, with the rounding of each format."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ _BlockEncoder = Callable[[_F32], tuple[_F32, _U8]]
 
 
 def encode_rows(rows: _F32, fmt: Format, first_row: int, out: _U8) -> None:
-    """Fill `out` [n, row_bytes] with `rows` [n, k], C-contiguous and finite.
+    """Fill `out` with rows in a format.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape [n, k]
+        Finite weights, C-contiguous.
+    fmt : Format
+        The format of `out`.
+    first_row : int
+        Number of the first row in the whole matrix, for error texts.
+    out : ndarray of uint8, shape [n, row_bytes]
+        Where the blocks go.
 
     Raises
     ------
     ValueError
-        If a scale or weight rounds to infinity; rows are counted from `first_row` in the message.
+        If a scale or weight rounds to infinity.
     """
-    # Rounding to zero or infinity is part of the definitions; an infinite result is refused below.
+    # Overflow and underflow are part of the formats' definitions; infinity is refused below.
     with np.errstate(all="ignore"):
         if fmt.name in _FLOAT_ENCODERS:
             out[...] = _FLOAT_ENCODERS[fmt.name](rows, fmt, first_row)
@@ -55,12 +66,12 @@ def _largest(blocks: _F32) -> _F32:
 
 
 def _inverse(d: _F32) -> _F32:
-    """Return 1 / d in float32 and 0 for 0; it is infinite for d below 2**-128."""
+    """Return 1 / d in float32, 0 where d is 0 and infinity where d is below 2**-128."""
     return np.divide(np.float32(1), d, out=np.zeros_like(d), where=d > 0)
 
 
 def _finite_inverse(d: _F32) -> _F32:
-    """Return 1 / d, or 0 where that overflows: the scale rounds to a zero half there."""
+    """Return 1 / d, or 0 where that overflows: such a scale rounds to 0 in half precision."""
     inverse = _inverse(d)
     inverse[np.isinf(inverse)] = 0
     return inverse
@@ -72,13 +83,13 @@ def _code(up: NDArray[np.bool_], down: NDArray[np.bool_]) -> _U8:
 
 
 def _rounded(blocks: _F32, inverse: _F32) -> _U8:
-    """Return clamp(roundf(x / d) + 1, 0, 3). |x / d| is at most 1 and an ulp: 3 does not occur."""
+    """Return clamp(roundf(x / d) + 1, 0, 3); |x / d| is at most 1 + 1 ulp, so never code 3."""
     ratio = blocks * inverse[:, None]
     return _code(ratio >= np.float32(0.5), ratio <= np.float32(-0.5))
 
 
 def _encode_q1_0(blocks: _F32) -> tuple[_F32, _U8]:
-    # ggml adds in order, which is a running sum; np.sum adds pairwise.
+    # ggml sums in order, as a running sum does; np.sum sums pairwise.
     total: _F32 = np.add.accumulate(np.abs(blocks), axis=1)[:, -1]
     return total / np.float32(128), _packing.pack_bits(blocks >= 0)
 
@@ -87,8 +98,8 @@ def _encode_q2_0(blocks: _F32) -> tuple[_F32, _U8]:
     d = _largest(blocks)
     inverse = _inverse(d)
     pairs = _rounded(blocks, inverse)
-    # ggml converts an infinity or NaN to int here, which x86 makes INT_MIN and the clamp 0. The
-    # half scale is 0, so this is about equal bytes only.
+    # ggml converts infinity or NaN to int here; x86 gives INT_MIN, which the clamp makes 0. The
+    # half scale is 0, so the weights do not depend on this: it only makes the bytes equal ggml's.
     pairs[np.isinf(inverse)] = 0
     return d, _packing.pack_pairs(pairs)
 
@@ -115,7 +126,7 @@ def _encode_ptq1_0(blocks: _F32) -> tuple[_F32, _U8]:
 def _encode_q8_0(blocks: _F32) -> tuple[_F32, _U8]:
     d = _largest(blocks) / np.float32(127)
     scaled = blocks * _finite_inverse(d)[:, None]
-    # roundf: halves go away from zero. Adding 0.5 first would round 0.49999997 up.
+    # roundf takes halves away from zero. Adding 0.5 and truncating would round 0.49999997 up.
     whole = np.trunc(scaled)
     whole += np.copysign(np.abs(scaled - whole) >= np.float32(0.5), scaled)
     return d, whole.astype(np.int8).view(np.uint8)
@@ -145,7 +156,7 @@ def _encode_f16(rows: _F32, fmt: Format, first_row: int) -> _U8:
 
 def _encode_bf16(rows: _F32, fmt: Format, first_row: int) -> _U8:
     bits = rows.view(np.uint32)
-    # To nearest, ties to even; of a finite float the sum stays below 2**32.
+    # To nearest, ties to even. The sum of a finite float's bits stays below 2**32.
     top = ((bits + np.uint32(0x7FFF) + (bits >> 16 & 1)) >> 16).astype("<u2")
     _refuse_overflow((top & 0x7FFF) == 0x7F80, rows, fmt, first_row)
     return top.view(np.uint8)

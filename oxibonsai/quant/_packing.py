@@ -1,6 +1,7 @@
-"""Pack codes into the bytes of a block and unpack them, for each of the orders that formats use.
+"""Pack codes into the bytes of blocks and unpack them, in each order that the formats use.
 
-All functions work on a batch of blocks: codes uint8 [n, block_weights], bytes uint8 [n, m].
+Every function works on n blocks: codes are uint8 [n, block_weights], one a byte; packed bytes are
+uint8 [n, block_bytes - 2], without the scale. The orders are those of each format's own project.
 """
 
 from __future__ import annotations
@@ -13,14 +14,14 @@ _U8 = NDArray[np.uint8]
 _SHIFTS = np.array([0, 2, 4, 6], np.uint8)
 _MASK = np.uint8(3)
 
-# Base-3 digits of PTQ1_0: (first weight, digits a byte, bytes). Digit i of byte m, counted from the
-# most significant, is weight first + i * bytes + m.
+# Runs of PTQ1_0's base-3 digits: (first weight, digits per byte, bytes). Digit i of byte m, counted
+# from the most significant, is weight first + i * bytes + m.
 _DIGIT_RUNS = ((0, 5, 16), (80, 5, 8), (120, 4, 2))
 _POWERS = np.array([1, 3, 9, 27, 81], np.uint8)
 
 
 def pack_bits(bits: NDArray[np.bool_]) -> _U8:
-    """Pack 8 weights a byte, the first in the lowest bit."""
+    """Pack 8 consecutive bits per byte, the first in the lowest bit (``Q1_0``)."""
     return np.packbits(bits, axis=1, bitorder="little")
 
 
@@ -30,7 +31,7 @@ def unpack_bits(packed: _U8) -> _U8:
 
 
 def pack_pairs(pairs: _U8) -> _U8:
-    """Pack 4 consecutive weights a byte, the first in the lowest bit pair."""
+    """Pack 4 consecutive codes per byte, the first in the lowest bit pair."""
     shifted = pairs.reshape(len(pairs), -1, 4) << _SHIFTS
     result: _U8 = np.bitwise_or.reduce(shifted, axis=2)
     return result
@@ -42,7 +43,7 @@ def unpack_pairs(packed: _U8) -> _U8:
 
 
 def pack_strided_pairs(pairs: _U8) -> _U8:
-    """Pack ``TQ2_0``: weight 128 h + 32 l + m is bit pair l of byte m of half h."""
+    """Pack codes as ``TQ2_0`` does: weight 128 h + 32 l + m is bit pair l of byte m of half h."""
     n = len(pairs)
     return pack_pairs(pairs.reshape(n, 2, 4, 32).swapaxes(2, 3).reshape(n, 256))
 
@@ -54,13 +55,13 @@ def unpack_strided_pairs(packed: _U8) -> _U8:
 
 
 def pack_digits(digits: _U8) -> _U8:
-    """Pack the base-3 digits of ``PTQ1_0``, 5 or 4 a byte."""
+    """Pack the base-3 digits of ``PTQ1_0``, 5 or 4 per byte."""
     runs = []
     for first, count, width in _DIGIT_RUNS:
         run = digits[:, first : first + count * width].reshape(-1, count, width)
         weights = _POWERS[::-1][:count, None].astype(np.uint16)
         value = (run * weights).sum(axis=1, dtype=np.uint16)
-        # A byte is the fraction value / 243 in 256ths, rounded up so that no digit is lost.
+        # A byte is the fraction value / 243 in units of 1/256, rounded up so that no digit is lost.
         runs.append(((value * 256 + 242) // 243).astype(np.uint8))
     return np.concatenate(runs, axis=1)
 
@@ -71,7 +72,7 @@ def unpack_digits(packed: _U8) -> _U8:
     out = np.empty((n, 128), np.uint8)
     start = 0
     for first, count, width in _DIGIT_RUNS:
-        # Times 3**i modulo 256 drops the first i digits of the fraction.
+        # Multiplying by 3**i modulo 256 drops the first i digits of the fraction.
         rest = packed[:, None, start : start + width] * _POWERS[:count, None]
         digits = rest.astype(np.uint16) * 3 >> 8
         out[:, first : first + count * width] = digits.reshape(n, -1)

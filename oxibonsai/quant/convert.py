@@ -1,4 +1,4 @@
-"""Quantise, dequantise and take codes, some rows at a time."""
+"""Quantise matrices, dequantise them and extract their codes, in chunks of rows."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from oxibonsai.quant.tensor import QTensor
 
 __all__ = ["codes", "dequantize", "quantize"]
 
-# Weights handled at once: it bounds the temporaries to some tens of megabytes.
+# Weights converted at once: this bounds temporary arrays to some tens of megabytes.
 _CHUNK_WEIGHTS = 1 << 20
 
 
@@ -26,23 +26,23 @@ def quantize(w: ArrayLike, format: str | Format) -> QTensor:
     Parameters
     ----------
     w : array_like of float16, float32 or float64, shape [n_rows, k]
-        Finite weights, in any memory order; converted to float32 first. `k` is a positive multiple
-        of the format's block.
+        Finite weights, in any memory order; they are converted to float32 first. `k` is a positive
+        multiple of the weights in a block.
     format : str or Format
-        Any format of :data:`oxibonsai.formats.FORMATS`.
+        A name that :func:`oxibonsai.formats.get` knows.
 
     Returns
     -------
     QTensor
-        With memory of its own, also for ``F32``.
+        The blocks, shape [n_rows, k]; it owns its memory, for ``F32`` too.
 
     Raises
     ------
     TypeError
         If `w` is not real floating-point.
     ValueError
-        If the format is unknown, `w` is empty, not 2-D or not whole blocks, if a weight is NaN or
-        infinite, or if a value or scale would round to infinity in the format.
+        If the format is unknown, `w` is empty or not 2-D, its rows do not fill whole blocks, a
+        weight is NaN or infinite, or a value or scale rounds to infinity in the format.
     """
     fmt = formats.get(format)
     matrix = _float_matrix(w)
@@ -55,11 +55,21 @@ def quantize(w: ArrayLike, format: str | Format) -> QTensor:
 
 
 def dequantize(q: QTensor) -> NDArray[np.float32]:
-    """Return the weights of `q` as float32 [n_rows, k].
+    """Return the weights of `q` in float32.
 
-    Each weight of a block format is the float32 product of its code's value and the half scale,
-    which is exact. Infinite and NaN scales follow IEEE arithmetic: zero times infinity is NaN. In
-    ``TQ2_0_g128`` code 3 is 0, in the other 2-bit formats ``+2 d``.
+    A weight of a coded format or of ``Q8_0`` is its integer value times the half scale ``d``; the
+    product is exact in float32. Infinite and NaN scales follow IEEE arithmetic: zero times infinity
+    is NaN. Code 3 stands for 0 in ``TQ2_0_g128`` and for ``+2 d`` in the other 2-bit formats.
+
+    Parameters
+    ----------
+    q : QTensor
+        Of any format.
+
+    Returns
+    -------
+    ndarray of float32, shape [n_rows, k]
+        A new array.
 
     Raises
     ------
@@ -75,20 +85,21 @@ def dequantize(q: QTensor) -> NDArray[np.float32]:
 
 
 def codes(q: QTensor) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
-    """Return the codes and scales of `q` in the form that kernels see.
+    """Return the codes and scales of `q` in its device format.
 
     Parameters
     ----------
     q : QTensor
-        Of a 1-bit or ternary format.
+        Of a coded format: one of :data:`oxibonsai.formats.BLOCK_FORMATS`.
 
     Returns
     -------
     codes : ndarray of uint8, shape [n_rows, k]
-        1-bit formats: 1 is ``+d``, 0 is ``-d``. 2-bit formats: a code ``c`` is ``(c - 1) * d``
-        (``TQ2_0_g128``'s code 3, a zero there, becomes 1).
-    scales : ndarray of float16, shape [n_rows, k // group]
-        One per group of 64 or 128 weights (``TQ2_0``'s scale stands for both halves of its block).
+        1-bit formats: code 1 stands for ``+d``, code 0 for ``-d``. 2-bit formats: code ``c`` stands
+        for ``(c - 1) * d`` (``TQ2_0_g128``'s code 3, which stands for 0 there, becomes 1).
+    scales : ndarray of float16, shape [n_rows, k // group_size]
+        The scale ``d`` of each scale group of 64 or 128 weights. The two groups of a ``TQ2_0``
+        block have its one scale.
 
     Raises
     ------
@@ -98,14 +109,14 @@ def codes(q: QTensor) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
         If the format has no codes (``F32``, ``F16``, ``BF16``, ``Q8_0``).
     """
     fmt = _format_of(q)
-    if fmt.bits > 2:
+    if not fmt.coded:
         raise ValueError(
             f"{fmt.name} has no 1-bit or 2-bit codes: one of {', '.join(formats.BLOCK_FORMATS)}, "
             "or take dequantize(q)"
         )
     n_rows, k = q.shape
     out = np.empty((n_rows, k), np.uint8)
-    scales = np.empty((n_rows, k // fmt.group), np.float16)
+    scales = np.empty((n_rows, k // fmt.group_size), np.float16)
     for start, stop in _row_chunks(n_rows, k):
         decode_codes(q.data[start:stop], fmt, out[start:stop], scales[start:stop])
     return out, scales

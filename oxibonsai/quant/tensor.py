@@ -18,7 +18,7 @@ __all__ = ["QTensor"]
 
 @dataclass(frozen=True, init=False, eq=False, repr=False)
 class QTensor:
-    """Hold a matrix of `shape` in the blocks of `format`.
+    """A matrix in the blocks of a file format.
 
     Parameters
     ----------
@@ -31,10 +31,12 @@ class QTensor:
 
     Attributes
     ----------
-    data : ndarray of uint8, shape [n_rows, row_bytes], C-contiguous
-    shape : tuple of two ints
+    data : ndarray of uint8, shape [n_rows, row_bytes]
+        The blocks, C-contiguous; a view of the memory that was given.
+    shape : (int, int)
+        ``(n_rows, k)``.
     format : str
-        The canonical name.
+        Canonical name of the format.
 
     Raises
     ------
@@ -65,7 +67,7 @@ class QTensor:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all blocks."""
+        """Size of all blocks in bytes."""
         return self.data.nbytes
 
     def __repr__(self) -> str:

@@ -93,8 +93,8 @@ static inline uint64_t cpu_add(uint64_t a, uint64_t b) {
 /* Bytes of one group's codes, the scale included only where it is stored among them (q8_0). */
 static inline uint64_t cpu_group_bytes(uint32_t format) {
     static const uint8_t bytes[OXB_DEVICE_FORMAT_COUNT] = {
-#define X(id, name, bits, group) \
-    (bits) * (group) / 8 + (OXB_DEVICE_FORMAT_##id == OXB_DEVICE_FORMAT_Q8_0 ? 2 : 0),
+#define X(id, name, bits, group_size, coded) \
+    (bits) * (group_size) / 8 + (OXB_DEVICE_FORMAT_##id == OXB_DEVICE_FORMAT_Q8_0 ? 2 : 0),
         OXB_DEVICE_FORMATS(X)
 #undef X
     };
@@ -103,7 +103,7 @@ static inline uint64_t cpu_group_bytes(uint32_t format) {
 
 static inline uint32_t cpu_group(uint32_t format) {
     static const uint8_t group[OXB_DEVICE_FORMAT_COUNT] = {
-#define X(id, name, bits, group) group,
+#define X(id, name, bits, group_size, coded) group_size,
         OXB_DEVICE_FORMATS(X)
 #undef X
     };
@@ -112,8 +112,12 @@ static inline uint32_t cpu_group(uint32_t format) {
 
 /* Whether the scales lie apart, before the codes. */
 static inline int cpu_has_scales(uint32_t format) {
-    return format == OXB_DEVICE_FORMAT_Q1_G128 || format == OXB_DEVICE_FORMAT_Q2_G128 ||
-           format == OXB_DEVICE_FORMAT_Q2_G64;
+    static const uint8_t is_coded[OXB_DEVICE_FORMAT_COUNT] = {
+#define X(id, name, bits, group_size, coded) coded,
+        OXB_DEVICE_FORMATS(X)
+#undef X
+    };
+    return is_coded[format];
 }
 
 /* Bytes of the buffer of a kernel's n_rows x k matrix. */

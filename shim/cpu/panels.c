@@ -117,7 +117,7 @@ static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64
 
 static void pack_panels(const cpu_call *call, uint64_t first, uint64_t last) {
     const pack_job *job = call->args;
-    const uint32_t group_weights = cpu_group(oxb_file_format_of(job->format)->kernel);
+    const uint32_t group_weights = cpu_group(oxb_file_format_of(job->format)->device_format);
     const uint64_t n_groups = job->k / group_weights;
     const uint64_t words = cpu_panel_words(job->code, group_weights);
     const uint64_t tiles = cpu_panel_tiles(job->code);
@@ -145,7 +145,7 @@ int cpu_pack(const cpu_isa *isa, oxb_file_format format, oxb_layout layout, cons
              uint64_t n_rows, uint64_t k, void *to, uint32_t threads) {
     static const cpu_kernel kernel = {.name = "pack", .run = pack_panels, .grain = 1};
     atomic_int failed = 0;
-    const cpu_code code = cpu_panel_code(oxb_file_format_of(format)->kernel, layout);
+    const cpu_code code = cpu_panel_code(oxb_file_format_of(format)->device_format, layout);
     const uint64_t rows = cpu_panel_rows_of(code);
     const pack_job job = {isa, format, code, from, n_rows, k, to, &failed};
     const cpu_step step = {.call = {.kernel = &kernel, .args = &job},

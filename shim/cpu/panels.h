@@ -22,7 +22,7 @@
 
 #define CPU_TRIT_WORDS 7u /* of 128 weights */
 
-/* How `layout` holds the codes of a kernel format; CPU_CODE_COUNT where it cannot. */
+/* How `layout` holds the codes of a device format; CPU_CODE_COUNT where it cannot. */
 cpu_code cpu_panel_code(uint32_t format, uint32_t layout);
 
 /* Tiles of a panel: how many share each table as it is loaded, where there are registers for it.

@@ -1,7 +1,7 @@
-/* The reformatter: blocks as files hold them (AoS) to what kernels see (SoA).
+/* The reformatter: blocks of a file format (AoS) to the device format in the plain layout (SoA).
  *
- * At the destination: one half scale per group, padded to 16 bytes, then the codes of all groups,
- * both in row order. Formats that carry no separate scale are copied as they are.
+ * The destination holds the half scale of each scale group, padded to 16 bytes, then the codes of
+ * all scale groups, both in row order. Dense formats are copied as they are.
  */
 #include <string.h>
 
@@ -11,8 +11,8 @@
 
 const oxb_file_format_info *oxb_file_format_of(oxb_file_format format) {
     static const oxb_file_format_info table[] = {
-#define X(id, name, type, weights, bytes, scale, kernel) \
-    {name, type, weights, bytes, scale, OXB_DEVICE_FORMAT_##kernel},
+#define X(id, name, type, weights, bytes, scale, device_format) \
+    {name, type, weights, bytes, scale, OXB_DEVICE_FORMAT_##device_format},
         OXB_FILE_FORMATS(X)
 #undef X
     };
@@ -21,14 +21,14 @@ const oxb_file_format_info *oxb_file_format_of(oxb_file_format format) {
 
 const oxb_device_format_info *oxb_device_format_of(oxb_device_format format) {
     static const oxb_device_format_info table[] = {
-#define X(id, name, bits, group) {name, bits, group},
+#define X(id, name, bits, group_size, coded) {name, bits, group_size, coded},
         OXB_DEVICE_FORMATS(X)
 #undef X
     };
     return (unsigned)format < OXB_DEVICE_FORMAT_COUNT ? &table[format] : NULL;
 }
 
-/* The reference's name for a reformat, which its users look for in the message. */
+/* The name in error messages: that of the reference for its two formats, else the format's. */
 static const char *label(oxb_file_format format) {
     switch (format) {
     case OXB_FILE_FORMAT_Q1_0: return "Q1";
@@ -53,19 +53,19 @@ oxb_status oxb_reformat_size(oxb_file_format format, uint64_t length, uint64_t *
                           "%s SoA reformat failed: input length %llu is not a multiple of %u",
                           label(format), (unsigned long long)length, info->block_bytes);
     }
-    const oxb_device_format_info *kernel = oxb_device_format_of(info->kernel);
-    if (kernel->bits > 2) {
+    const oxb_device_format_info *to = oxb_device_format_of(info->device_format);
+    if (!to->coded) {
         *codes_offset = 0;
         *size = length;
         return OXB_OK;
     }
-    uint64_t groups = length / info->block_bytes * (info->block_weights / kernel->group);
+    uint64_t groups = length / info->block_bytes * (info->block_weights / to->group_size);
     *codes_offset = ALIGN16(groups * 2);
-    *size = *codes_offset + groups * (kernel->group * kernel->bits / 8);
+    *size = *codes_offset + groups * (to->group_size * to->bits / 8);
     return OXB_OK;
 }
 
-/* TQ2_0_g128 gives code 3 the value 0, kernels give it +2: it becomes 1. */
+/* Code 3 stands for 0 in TQ2_0_g128, but for +2 in the device format: it becomes code 1. */
 static void codes_without_three(uint8_t *to, const uint8_t *from, size_t n) {
     for (size_t i = 0; i < n; i++) {
         uint8_t both = from[i] & (uint8_t)(from[i] >> 1) & 0x55;
@@ -80,7 +80,7 @@ static void pack_codes(uint8_t *to, const uint8_t *codes, size_t n) {
     }
 }
 
-/* The five digits of each byte of PTQ1_0, one to a byte, the most significant digit lowest. */
+/* The five digits of each byte of PTQ1_0, one digit per byte, the most significant one lowest. */
 #define DIGIT(b, power, place) ((uint64_t)(((b) * (power) & 0xffu) * 3u >> 8) << 8 * (place))
 #define DIGITS(b) \
     (DIGIT(b, 1u, 0) | DIGIT(b, 3u, 1) | DIGIT(b, 9u, 2) | DIGIT(b, 27u, 3) | DIGIT(b, 81u, 4))
@@ -90,7 +90,7 @@ static void pack_codes(uint8_t *to, const uint8_t *codes, size_t n) {
 static const uint64_t digits_of[256] = {DIGITS_64(0u), DIGITS_64(64u), DIGITS_64(128u),
                                         DIGITS_64(192u)};
 
-/* Digit n of byte b is weight bytes * n + b: digit n of four bytes makes one byte of codes. */
+/* Digit n of byte b is weight bytes * n + b, so digit n of four bytes makes one byte of codes. */
 static inline void trits_to_codes(uint8_t *to, const uint8_t *from, size_t bytes) {
     for (size_t b = 0; b < bytes; b += 4) {
         uint64_t codes = digits_of[from[b]] | digits_of[from[b + 1]] << 2 |
@@ -120,8 +120,7 @@ static void tq2_codes(uint8_t *to, const uint8_t *block) {
     pack_codes(to, codes, 256);
 }
 
-/* Blocks whose codes are already in the kernels' order. Constant sizes let the copies be inlined.
- */
+/* Blocks whose codes have the device format's order. Constant sizes let the copies be inlined. */
 static inline void split_blocks(uint8_t *scales, uint8_t *codes, const uint8_t *from, uint64_t n,
                                 size_t block_bytes, size_t scale_offset) {
     size_t code_bytes = block_bytes - 2, code_offset = scale_offset ? 0 : 2;
@@ -157,7 +156,7 @@ void formats_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64
             tq2_codes(codes + 64 * i, from + 66 * i);
         }
         break;
-    default: break; /* no codes apart from scales */
+    default: break; /* dense: no codes */
     }
 }
 
@@ -166,13 +165,14 @@ oxb_status oxb_reformat(oxb_file_format format, const void *source, uint64_t len
     oxb_status status = oxb_reformat_size(format, length, &size, &codes_offset);
     if (status != OXB_OK) return status;
     const oxb_file_format_info *info = oxb_file_format_of(format);
-    if (oxb_device_format_of(info->kernel)->bits > 2) {
+    const oxb_device_format_info *device = oxb_device_format_of(info->device_format);
+    if (!device->coded) {
         memcpy(to, source, length);
         return OXB_OK;
     }
     uint64_t n = length / info->block_bytes;
     formats_reformat_blocks(format, source, n, to, (uint8_t *)to + codes_offset);
-    uint64_t groups = n * (info->block_weights / oxb_device_format_of(info->kernel)->group);
+    uint64_t groups = n * (info->block_weights / device->group_size);
     memset((uint8_t *)to + 2 * groups, 0, codes_offset - 2 * groups);
     return OXB_OK;
 }

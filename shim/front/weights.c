@@ -38,12 +38,12 @@ static uint64_t size_in(const oxb_device *device, oxb_layout layout, oxb_file_fo
     }
     if (weight->n_rows == 0) return 0;
     if (layout == OXB_LAYOUT_COLUMNS) {
-        int codes = oxb_device_format_of((oxb_device_format)weight->kernel)->bits <= 2;
+        int codes = oxb_device_format_of((oxb_device_format)weight->device_format)->coded;
         if (!codes || device->info.simd_width == 1) return 0;
         return oxb_reformat_size(format, length, &size, codes_offset) == OXB_OK ? size : 0;
     }
     if (!driver->weight_size) return 0;
-    return driver->weight_size(device->impl, (oxb_device_format)weight->kernel, layout,
+    return driver->weight_size(device->impl, (oxb_device_format)weight->device_format, layout,
                                weight->n_rows, weight->k, codes_offset);
 }
 
@@ -103,12 +103,12 @@ oxb_status oxb_weight_upload(oxb_device *device, oxb_file_format format, const v
     if (status != OXB_OK) return status;
     const oxb_file_format_info *info = oxb_file_format_of(format);
     if ((n_rows || k) && (status = check_shape(info, length, n_rows, k)) != OXB_OK) return status;
-    oxb_weight made = {.n_groups =
-                           length / info->block_bytes *
-                           (info->block_weights / oxb_device_format_of(info->kernel)->group),
-                       .kernel = info->kernel,
-                       .n_rows = (uint32_t)n_rows,
-                       .k = (uint32_t)k};
+    oxb_weight made = {
+        .n_groups = length / info->block_bytes *
+                    (info->block_weights / oxb_device_format_of(info->device_format)->group_size),
+        .device_format = info->device_format,
+        .n_rows = (uint32_t)n_rows,
+        .k = (uint32_t)k};
     /* The best layout that can hold the codes: the plain one can hold all. */
     for (uint32_t layout = OXB_LAYOUT_COUNT; layout-- > 0 && !made.buffer;) {
         if ((status = upload_in(device, (oxb_layout)layout, format, from, length, &made)) != OXB_OK)
@@ -120,8 +120,9 @@ oxb_status oxb_weight_upload(oxb_device *device, oxb_file_format format, const v
 
 oxb_status oxb_weight_check(const oxb_weight *weight, uint64_t n_rows, uint64_t k,
                             const char *what) {
-    const oxb_device_format_info *kernel = oxb_device_format_of((oxb_device_format)weight->kernel);
-    if (!kernel || !weight->buffer)
+    const oxb_device_format_info *format =
+        oxb_device_format_of((oxb_device_format)weight->device_format);
+    if (!format || !weight->buffer)
         return front_fail(OXB_ENCODING_FAILED, "%s: not an uploaded weight", what);
     if (n_rows == 0 || k == 0 || n_rows > MAX_DIMENSION || k > MAX_DIMENSION) {
         return front_fail(OXB_ENCODING_FAILED, "%s: %llu x %llu: rows and k must lie in 1..%llu",
@@ -133,17 +134,17 @@ oxb_status oxb_weight_check(const oxb_weight *weight, uint64_t n_rows, uint64_t 
             OXB_ENCODING_FAILED, "%s: the weight is %u x %u, the call needs %llu x %llu", what,
             weight->n_rows, weight->k, (unsigned long long)n_rows, (unsigned long long)k);
     }
-    if (k % kernel->group) {
+    if (k % format->group_size) {
         return front_fail(OXB_ENCODING_FAILED,
                           "%s: k = %llu is not a multiple of %u, the group of %s", what,
-                          (unsigned long long)k, kernel->group, kernel->name);
+                          (unsigned long long)k, format->group_size, format->name);
     }
-    if (n_rows * (k / kernel->group) != weight->n_groups) {
+    if (n_rows * (k / format->group_size) != weight->n_groups) {
         return front_fail(OXB_ENCODING_FAILED,
                           "%s: %llu x %llu takes %llu groups of %u weights, the weight holds %llu",
                           what, (unsigned long long)n_rows, (unsigned long long)k,
-                          (unsigned long long)(n_rows * (k / kernel->group)), kernel->group,
-                          (unsigned long long)weight->n_groups);
+                          (unsigned long long)(n_rows * (k / format->group_size)),
+                          format->group_size, (unsigned long long)weight->n_groups);
     }
     return OXB_OK;
 }

@@ -22,9 +22,9 @@ static void spread(const uint8_t *from, uint64_t n, uint64_t columns, size_t siz
 oxb_status gpu_reformat_columns(oxb_file_format format, const void *from, uint64_t n_rows,
                                 uint64_t k, void *to) {
     const oxb_file_format_info *info = oxb_file_format_of(format);
-    const oxb_device_format_info *kernel = oxb_device_format_of(info->kernel);
-    uint64_t blocks = k / info->block_weights, groups = k / kernel->group,
-             units = k * kernel->bits / 8 / UNIT_BYTES;
+    const oxb_device_format_info *device = oxb_device_format_of(info->device_format);
+    uint64_t blocks = k / info->block_weights, groups = k / device->group_size,
+             units = k * device->bits / 8 / UNIT_BYTES;
     uint64_t size = 0, codes_offset = 0;
     oxb_status status =
         oxb_reformat_size(format, n_rows * blocks * info->block_bytes, &size, &codes_offset);

@@ -1,32 +1,35 @@
 /* The one table of weight formats: everything that depends on a format reads it from here.
  *
- * A file format is how blocks are stored in a GGUF or by a quantiser. A kernel format is what
- * kernels see after the reformatter: every 2-bit file format becomes, without loss, codes of value
- * (code - 1) with one half scale per group.
+ * A file format is how a GGUF or a quantiser stores blocks. A device format is how values lie for
+ * kernels, after the reformatter: every 2-bit file format becomes, without loss, codes of value
+ * (code - 1) with one half scale per scale group.
  */
 #ifndef OXB_FORMATS_H
 #define OXB_FORMATS_H
 
-/* X(id, name, bits, group): `name` is the suffix of every kernel's name. group 1 means that a
- * weight carries its own value and no scale; q8_0 keeps its blocks of 32 as stored. */
-#define OXB_DEVICE_FORMATS(X)     \
-    X(Q1_G128, "q1_g128", 1, 128) \
-    X(Q2_G128, "q2_g128", 2, 128) \
-    X(Q2_G64, "q2_g64", 2, 64)    \
-    X(F32, "f32", 32, 1)          \
-    X(F16, "f16", 16, 1)          \
-    X(BF16, "bf16", 16, 1)        \
-    X(Q8_0, "q8_0", 8, 32)
+/* X(id, name, bits, group_size, coded): `name` is part of every kernel's name; `coded` is 1 where
+ * weights are codes of 1 or 2 bits that lie apart from their scales, 0 for dense formats.
+ * group_size 1 means that a weight has no scale; q8_0 keeps its blocks of 32 as stored. */
+#define OXB_DEVICE_FORMATS(X)        \
+    X(Q1_G128, "q1_g128", 1, 128, 1) \
+    X(Q2_G128, "q2_g128", 2, 128, 1) \
+    X(Q2_G64, "q2_g64", 2, 64, 1)    \
+    X(F32, "f32", 32, 1, 0)          \
+    X(F16, "f16", 16, 1, 0)          \
+    X(BF16, "bf16", 16, 1, 0)        \
+    X(Q8_0, "q8_0", 8, 32, 0)
 
 typedef enum oxb_device_format {
-#define X(id, name, bits, group) OXB_DEVICE_FORMAT_##id,
+#define X(id, name, bits, group_size, coded) OXB_DEVICE_FORMAT_##id,
     OXB_DEVICE_FORMATS(X)
 #undef X
         OXB_DEVICE_FORMAT_COUNT
 } oxb_device_format;
 
-/* X(id, name, ggml type, weights per block, bytes per block, byte offset of the scale, kernel
- * format) The type id is not unique: 42 has three meanings in files that exist. */
+/* X(id, name, ggml type, weights per block, bytes per block, byte offset of the scale, device
+ * format). A ggml type is not unique: 42 stands for three formats in files that exist.
+ *
+ * tools/generate_formats.py writes the Python table from these rows: run it after a change. */
 #define OXB_FILE_FORMATS(X)                               \
     X(Q1_0, "Q1_0", 41, 128, 18, 0, Q1_G128)              \
     X(TQ2_0_G128, "TQ2_0_g128", 42, 128, 34, 32, Q2_G128) \
@@ -41,7 +44,7 @@ typedef enum oxb_device_format {
     X(Q8_0, "Q8_0", 8, 32, 34, 0, Q8_0)
 
 typedef enum oxb_file_format {
-#define X(id, name, type, weights, bytes, scale, kernel) OXB_FILE_FORMAT_##id,
+#define X(id, name, type, weights, bytes, scale, device_format) OXB_FILE_FORMAT_##id,
     OXB_FILE_FORMATS(X)
 #undef X
         OXB_FILE_FORMAT_COUNT
@@ -53,13 +56,14 @@ typedef struct oxb_file_format_info {
     unsigned block_weights;
     unsigned block_bytes;
     unsigned scale_offset;
-    oxb_device_format kernel;
+    oxb_device_format device_format;
 } oxb_file_format_info;
 
 typedef struct oxb_device_format_info {
     const char *name;
     unsigned bits;
-    unsigned group;
+    unsigned group_size; /* weights that share a scale */
+    unsigned coded;      /* 1: codes, with the scales apart; 0: dense */
 } oxb_device_format_info;
 
 /* NULL for a value outside the table. */

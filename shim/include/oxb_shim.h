@@ -129,9 +129,9 @@ typedef enum oxb_layout {
  * n_rows and k are 0 where the shape is not known (plain SoA). */
 typedef struct oxb_weight {
     oxb_buffer *buffer;
-    uint64_t codes_offset; /* bytes from the buffer's start; the scales lie before it */
-    uint64_t n_groups;     /* scales held */
-    uint32_t kernel;       /* oxb_device_format */
+    uint64_t codes_offset;  /* bytes from the buffer's start; the scales lie before it */
+    uint64_t n_groups;      /* scales held */
+    uint32_t device_format; /* oxb_device_format */
     uint32_t n_rows;
     uint32_t k;
     uint32_t layout; /* oxb_layout */

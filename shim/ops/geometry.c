@@ -84,7 +84,7 @@ oxb_tile ops_tile_of(const oxb_device_info *device, oxb_op op) {
 
 /* Codes are multiplied by look-up: shaders/lookup.h. */
 static int looks_up(const oxb_device_info *device, oxb_device_format kernel) {
-    return !is_cpu(device) && oxb_device_format_of(kernel)->bits <= 2;
+    return !is_cpu(device) && oxb_device_format_of(kernel)->coded;
 }
 
 int ops_norm_is_fused(const oxb_device_info *device, oxb_device_format kernel) {

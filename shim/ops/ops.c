@@ -13,7 +13,7 @@ static ops_operand weight_operand(const oxb_weight *weight) {
 }
 
 static const char *format_of(const oxb_weight *weight) {
-    return oxb_device_format_of((oxb_device_format)weight->kernel)->name;
+    return oxb_device_format_of((oxb_device_format)weight->device_format)->name;
 }
 
 /* Kernels that read nothing but another layout are named after it; those of GPUs are told by
@@ -51,7 +51,8 @@ static oxb_status record_gemv(oxb_commands *commands, const product *p, const op
                                  .k = (oxb_u32)p->k,
                                  .column = column_of(p->weight),
                                  .eps = n > 3 ? p->norm->eps : 0};
-    oxb_tile tile = ops_gemv_tile(info, p->op_gemv, (oxb_device_format)p->weight->kernel, p->n_out);
+    oxb_tile tile =
+        ops_gemv_tile(info, p->op_gemv, (oxb_device_format)p->weight->device_format, p->n_out);
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "%s_%s%s%s%s", p->gemv, format_of(p->weight), p->suffix,
              n > 3 ? "_norm" : "", layout_of(p->weight));
@@ -94,7 +95,8 @@ static int is_int8(const oxb_commands *commands, const product *p, uint64_t *byt
     if (p->weight->layout != OXB_LAYOUT_PANELS && p->weight->layout != OXB_LAYOUT_TRITS) return 0;
     *bytes =
         p->n_vectors *
-        ops_int8_bytes(p->k, oxb_device_format_of((oxb_device_format)p->weight->kernel)->group);
+        ops_int8_bytes(
+            p->k, oxb_device_format_of((oxb_device_format)p->weight->device_format)->group_size);
     return 1;
 }
 
@@ -103,7 +105,7 @@ static oxb_status record_quantize(oxb_commands *commands, const product *p, cons
     const ops_operand operands[] = {*x, *quantized};
     struct oxb_quantize_args args = {
         (oxb_u32)p->k, (oxb_u32)p->n_vectors,
-        oxb_device_format_of((oxb_device_format)p->weight->kernel)->group, 0};
+        oxb_device_format_of((oxb_device_format)p->weight->device_format)->group_size, 0};
     oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_QUANTIZE);
     const uint64_t units[3] = {p->n_vectors, 1, 1};
     return ops_record(commands, &tile, "quantize_int8", operands, 2, &args, sizeof args, units);
@@ -136,8 +138,9 @@ static oxb_status record_product(oxb_commands *commands, const product *p) {
     const oxb_device_info *info = &front_commands_device(commands)->info;
     const uint32_t mark = oxb_commands_length(commands);
     const int residual = p->suffix[0] != 0;
-    const int apart = p->norm && (residual || p->n_vectors > 1 ||
-                                  !ops_norm_is_fused(info, (oxb_device_format)p->weight->kernel));
+    const int apart =
+        p->norm && (residual || p->n_vectors > 1 ||
+                    !ops_norm_is_fused(info, (oxb_device_format)p->weight->device_format));
     uint64_t int8_bytes;
     const int int8 = is_int8(commands, p, &int8_bytes);
     oxb_binding scratch = {NULL, 0}; /* the norm of x, then x in int8 */

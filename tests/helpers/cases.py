@@ -44,7 +44,7 @@ def random_weight(name: str, n_rows: int, k: int, seed: int = 0) -> QTensor:
     """Return a weight with every code in it and another scale of either sign in each block."""
     fmt = formats.get(name)
     rng = np.random.default_rng([seed, n_rows, k])
-    if fmt.bits > 2 and name != "Q8_0":
+    if not fmt.coded and name != "Q8_0":
         return quant.quantize(rng.standard_normal((n_rows, k), np.float32), name)
     data = rng.integers(0, 256, (n_rows, fmt.row_bytes(k)), np.uint8)
     n_blocks = n_rows * k // fmt.block_weights
@@ -63,7 +63,7 @@ def activations(k: int, seed: int = 0) -> F32:
 
 def upload(graph: metal.MetalGraph, q: QTensor, plain: bool = False) -> metal.WeightHandle:
     """Upload by the method that the format has; plain leaves the shape out."""
-    kernel = formats.get(q.format).kernel
+    kernel = formats.get(q.format).device_format
     if plain:
         return graph.upload_weight_soa(q.data, q.format)
     if kernel == "q1_g128":
@@ -77,7 +77,7 @@ def encode(
     graph: metal.MetalGraph, handle: metal.WeightHandle, x: F32, y: F32, *shape: int
 ) -> None:
     """Run the GEMV that takes this handle."""
-    kernel = handle.kernel or ""
+    kernel = handle.device_format or ""
     if kernel.startswith("q1"):
         graph.encode_gemv(handle, x, y, *shape)
     elif kernel.startswith("q2"):

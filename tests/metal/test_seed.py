@@ -133,7 +133,7 @@ def test_upload_weight_holds_the_bytes(device, graph):
     before = device.stats.allocated_bytes
     handle = graph.upload_weight(b"0123456789")
     assert (handle.byte_len, handle.nbytes) == (10, 10)
-    assert (handle.format, handle.shape, handle.kernel) == ("raw", None, None)
+    assert (handle.format, handle.shape, handle.device_format) == ("raw", None, None)
     assert device.stats.allocated_bytes - before == 10
 
 
@@ -375,7 +375,7 @@ def test_handles_know_what_they_hold(graph):
     assert shaped.shape == given.shape == (3, 256)
     assert plain.shape is None
     for handle in (shaped, plain, given):
-        assert (handle.format, handle.kernel) == ("Q1_0", "q1_g128")
+        assert (handle.format, handle.device_format) == ("Q1_0", "q1_g128")
         assert handle.byte_len == 3 * 36
         assert handle.device is graph.device
     assert plain.nbytes == 16 + 3 * 32

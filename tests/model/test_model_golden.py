@@ -346,7 +346,7 @@ def test_sessions_in_several_threads_do_not_disturb_each_other(tiny, fast_switch
 
 
 @pytest.mark.parametrize("layout", ["Q2_0_g128", "PQ2_0", "PTQ1_0"])
-def test_layouts_of_one_kernel_format_give_the_same_bits(device, model_paths, layout):
+def test_layouts_of_one_device_format_give_the_same_bits(device, model_paths, layout):
     ids = [1264, 390]
     found = []
     for name in ("TQ2_0_g128", layout):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from shader_sources import FAMILIES, embed_shaders
 
 from oxibonsai.msl import CompileError
 from oxibonsai.msl.cuda import MARK, kernel_names, translate
+from oxibonsai.msl.tokens import tokenize
 
 ARGUMENT = "MSL_ARGUMENT({}, decltype({}))"
 
@@ -182,12 +187,67 @@ def test_function_constants_take_their_values_from_macros():
         ("bool b = is_function_constant_defined(c);", "'c' is no function constant"),
         ("kernel void k(device float* y [[buffer(0)]]) { (", "is not closed"),
         ("kernel int;", "'kernel' is not followed by a function"),
+        ("constant uint a [[function_constant(0)]]", "function constant 'a' has no ';' after it"),
+        ("void f() { is_function_constant_defined", "is not followed by (name)"),
+        ("template <int N> kernel void t() {}\ntemplate [[kernel]] void t<1>()",
+         "k.metal:2: error: an instantiation has no ';' after it"),
+        ("kernel void k([[buffer(0)]]) {}", "k.metal:1: error: a parameter has no type"),
+        ("kernel void k(device float* y [[buffer(1 / 0)]]) {}", "is not an integer constant"),
+        ("kernel void k(device float* y [[buffer(1 << 999999999)]]) {}",
+         "is not an integer constant"),
+        ("kernel void k(device float* y [[buffer(31)]]) {}", "[[buffer(31)]] is outside 0..30"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_given_to_the_driver_is_refused(source, message):
     with pytest.raises(CompileError) as raised:
         translate(source, "k.metal")
     assert message in str(raised.value)
+
+
+PROGRAM = """constant int n [[function_constant(3)]];
+template <typename T> [[kernel, max_total_threads_per_threadgroup(64)]]
+void f(device const T* p [[buffer(0)]], constant args& a [[buffer(1)]],
+       uint2 i [[thread_position_in_grid]]) {
+    threadgroup float s[32];
+    if (is_function_constant_defined(n)) s[0] = *(device const T*)(p + 1) + 2h;
+}
+template [[host_name("f_x")]] [[kernel]] void f<float>(device const float*, constant args&, uint2);
+kernel void g(device float* p [[buffer(0)]], threadgroup float* t [[threadgroup(0)]],
+              uint k [[thread_index_in_threadgroup]]) { p[k] = t[k]; }
+#define K(N, T) template [[host_name(#N)]] [[kernel]] void f<T>(device const T*, constant args&);
+K(h_##y, half)
+"""
+WORDS = [token.text for token in tokenize(PROGRAM, "k.metal")]
+
+
+@given(
+    edits=st.lists(
+        st.tuples(
+            st.sampled_from(["cut", "delete", "insert"]),
+            st.integers(0, len(WORDS)),
+            st.sampled_from(WORDS),
+        ),
+        min_size=1,
+        max_size=4,
+    )
+)
+@example(edits=[("cut", WORDS.index("threadgroup") + 3, "")])
+@example(edits=[("delete", WORDS.index("["), "")])
+def test_a_broken_program_is_translated_or_refused(edits):
+    assert kernel_names(translate(PROGRAM, "k.metal")) == ["f_x", "g", "h_y"]
+    words = list(WORDS)
+    for edit, at, word in edits:
+        if edit == "cut":
+            del words[at:]
+        elif edit == "delete":
+            del words[at : at + 1]
+        else:
+            words.insert(at, word)
+    try:
+        text = translate("".join(words), "k.metal")
+    except CompileError as e:
+        text = str(e)
+    assert re.match(rf"k\.metal:\d+: error: |{re.escape(MARK)}\n", text)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=list(FAMILIES))

@@ -135,7 +135,7 @@ def test_neighbouring_groups_keep_their_own_scales() -> None:
         q = quant.quantize(w, name)
         np.testing.assert_array_equal(quant.dequantize(q), w)
         scales = quant.codes(q)[1]
-        np.testing.assert_array_equal(np.repeat(scales, fmt.group, axis=1), w)
+        np.testing.assert_array_equal(np.repeat(scales, fmt.group_size, axis=1), w)
 
 
 # Decoding
@@ -182,11 +182,11 @@ def test_codes_times_scales_are_the_reference_weights(name: str) -> None:
     assert codes.dtype == np.uint8
     assert codes.shape == q.shape
     assert scales.dtype == np.float16
-    assert scales.shape == (4, q.shape[1] // fmt.group)
+    assert scales.shape == (4, q.shape[1] // fmt.group_size)
     assert codes.max() == (1 if fmt.bits == 1 else 2 if name in ("TQ2_0_g128", "PTQ1_0") else 3)
     levels = codes * 2.0 - 1 if fmt.bits == 1 else codes - 1.0
     with np.errstate(invalid="ignore"):
-        weights = levels * np.repeat(scales.astype(np.float64), fmt.group, axis=1)
+        weights = levels * np.repeat(scales.astype(np.float64), fmt.group_size, axis=1)
     np.testing.assert_array_equal(weights, reference.dequantize_blocks(q.data, name, q.shape))
 
 

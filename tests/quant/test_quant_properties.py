@@ -72,7 +72,7 @@ def test_codes_and_scales_hold_the_same_weights_as_the_bytes(
     codes, scales = quant.codes(q)
     levels = codes * 2.0 - 1 if fmt.bits == 1 else codes - 1.0
     with np.errstate(invalid="ignore"):
-        weights = levels * np.repeat(scales.astype(np.float64), fmt.group, axis=1)
+        weights = levels * np.repeat(scales.astype(np.float64), fmt.group_size, axis=1)
     np.testing.assert_array_equal(quant.dequantize(q), weights)
 
 

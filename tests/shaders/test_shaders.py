@@ -65,7 +65,7 @@ def random_matrix(name: str, n_rows: int, k: int) -> Matrix:
 def columns(name, m):
     """Return the matrix with its scales and units of codes column by column."""
     n_rows, k = m.w64.shape
-    group = formats.get(FORMATS[name]).group
+    group = formats.get(FORMATS[name]).group_size
     bits = formats.get(FORMATS[name]).bits
     scales = m.data[: n_rows * (k // group) * 2].reshape(n_rows, -1, 2).transpose(1, 0, 2)
     units = m.data[m.codes_offset :].reshape(n_rows, -1, 16).transpose(1, 0, 2)
@@ -523,7 +523,7 @@ def test_every_kernel_of_the_table_is_there_and_no_other():
         expected |= {f"{op}_f16", f"{op}_f32"}
     for name in CODES:
         expected |= {f"gemv_{name}_norm", f"fused_gate_up_swiglu_{name}_norm"}
-    for name in {formats.get(file_format).kernel for file_format in formats.FORMATS}:
+    for name in {formats.get(file_format).device_format for file_format in formats.FORMATS}:
         expected |= {f"gemv_{name}", f"gemv_{name}_residual", f"fused_gate_up_swiglu_{name}"}
         expected |= {f"gemm_{name}", f"gemm_{name}_residual", f"fused_gate_up_swiglu_gemm_{name}"}
         expected.add(f"embed_{name}")

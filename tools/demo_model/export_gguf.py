@@ -77,7 +77,11 @@ def main() -> None:
     parser.add_argument("out", type=Path, help="the .gguf to write")
     parser.add_argument("--tokenizer", type=Path, default=Path("tokenizer.json"))
     parser.add_argument(
-        "--format", required=True, choices=formats.BLOCK_FORMATS, help="Q1_0 for weights of kind q1"
+        "--format",
+        type=formats.argument,
+        required=True,
+        choices=formats.BLOCK_FORMATS,
+        help="Q1_0 for weights of kind q1",
     )
     args = parser.parse_args()
 

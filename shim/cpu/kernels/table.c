@@ -67,7 +67,7 @@
          0},
 
 static const cpu_kernel kernels[] = {
-#define X(id, name, bits, group) MATRIX(id, name, "", OXB_LAYOUT_PLAIN, 4)
+#define X(id, name, bits, group_size, coded) MATRIX(id, name, "", OXB_LAYOUT_PLAIN, 4)
     OXB_DEVICE_FORMATS(X)
 #undef X
         PACKED(Q1_G128, "q1_g128", "_panels", OXB_LAYOUT_PANELS, 4)

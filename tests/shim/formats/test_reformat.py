@@ -23,7 +23,7 @@ def unpack(soa, codes_offset, q):
     """Return codes [n_rows, k] and scales [n_rows, groups] of a reformatted weight."""
     fmt = formats.get(q.format)
     n_rows, k = q.shape
-    n_groups = n_rows * k // fmt.group
+    n_groups = n_rows * k // fmt.group_size
     scales = soa[: 2 * n_groups].view(np.float16).reshape(n_rows, -1)
     shifts = np.arange(0, 8, fmt.bits)
     codes = (soa[codes_offset:, None] >> shifts) & ((1 << fmt.bits) - 1)
@@ -36,7 +36,7 @@ def values(soa, codes_offset, q):
     codes, scales = unpack(soa, codes_offset, q)
     levels = np.array([-1, 1] if fmt.bits == 1 else [-1, 0, 1, 2], np.float64)
     with np.errstate(invalid="ignore"):
-        return levels[codes] * np.repeat(scales, fmt.group, axis=1).astype(np.float64)
+        return levels[codes] * np.repeat(scales, fmt.group_size, axis=1).astype(np.float64)
 
 
 def any_bytes(name, n_blocks, seed):
@@ -76,7 +76,7 @@ def test_codes_start_at_a_multiple_of_16_after_zeros(name):
     for n_blocks in range(1, 18):
         q = any_bytes(name, n_blocks, n_blocks)
         soa, codes_offset = metal.reformat(q.data, name)
-        n_groups = q.shape[1] // fmt.group
+        n_groups = q.shape[1] // fmt.group_size
         assert codes_offset % 16 == 0
         assert 2 * n_groups <= codes_offset < 2 * n_groups + 16
         assert not soa[2 * n_groups : codes_offset].any()

@@ -376,7 +376,7 @@ def test_a_kernel_runs_from_its_name_and_a_packed_struct(device, name, residual)
     start = activations(n_rows, 8)
     soa, codes_offset = metal.reformat(q.data, name)
     suffix = "_residual" if residual else ""
-    pipeline = device.pipeline(f"gemv_{formats.get(name).kernel}{suffix}")
+    pipeline = device.pipeline(f"gemv_{formats.get(name).device_format}{suffix}")
     # struct oxb_gemv_args: codes_offset, n_rows, k.
     args = struct.pack("<QII16x", codes_offset, n_rows, k)
     with (
@@ -418,5 +418,5 @@ def test_output_may_overlap_input(graph):
 
 def test_the_formats_tested_are_all_there_are():
     assert sorted(BLOCK_FORMATS + DENSE_FORMATS) == sorted(formats.FORMATS)
-    kernels = {formats.get(name).kernel for name in ALL_FORMATS}
+    kernels = {formats.get(name).device_format for name in ALL_FORMATS}
     assert kernels == {"q1_g128", "q2_g128", "q2_g64", "f32", "f16", "bf16", "q8_0"}

@@ -104,8 +104,8 @@ static void check_product(const cpu_isa *isa, oxb_file_format format, uint32_t l
     static float x[MAX_VECTORS * MAX_K];
     static uint32_t quantized[MAX_VECTORS * MAX_K]; /* more than enough */
     const oxb_file_format_info *info = oxb_file_format_of(format);
-    const uint32_t group = cpu_group(info->kernel);
-    const cpu_code code = cpu_panel_code(info->kernel, layout);
+    const uint32_t group = cpu_group(info->device_format);
+    const cpu_code code = cpu_panel_code(info->device_format, layout);
     if (isa->f32->code[code].rows == NULL) return;
     random_blocks(info, blocks, n_rows * k / info->block_weights, without_three);
     for (uint64_t i = 0; i < MAX_VECTORS * k; i++)
@@ -115,15 +115,18 @@ static void check_product(const cpu_isa *isa, oxb_file_format format, uint32_t l
     const int fits = cpu_pack(isa, format, layout, blocks, n_rows, k, packed, 1);
     expect(fits == (layout != OXB_LAYOUT_TRITS || without_three), isa->name,
            "codes that fit the layout", fits, 1);
-    const cpu_kernel kernel = {.format = info->kernel, .layout = layout};
+    const cpu_kernel kernel = {.format = info->device_format, .layout = layout};
     const cpu_call call = {.kernel = &kernel, .isa = isa};
     const uint64_t bytes = cpu_int8_bytes(k, group);
     for (uint64_t v = 0; v < MAX_VECTORS; v++)
         isa->int8->quantize(x + v * k, k, group, (char *)quantized + v * bytes);
     /* Parts that start and end inside a tile. */
     for (uint64_t first = 0; fits && first < n_rows; first += 133) {
-        cpu_matrix m = {
-            .weight = packed, .codes_offset = codes_offset, .k = k, .x = x, .format = info->kernel};
+        cpu_matrix m = {.weight = packed,
+                        .codes_offset = codes_offset,
+                        .k = k,
+                        .x = x,
+                        .format = info->device_format};
         for (m.n_vectors = 1; m.n_vectors <= CPU_MOST_TOGETHER; m.n_vectors *= 2)
             check_rows(&call, &m, first, n_rows - first);
         m.quantized = (const char *)quantized;
