@@ -58,6 +58,8 @@ lint-mypy: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-dev
 	$(VENV)/bin/mypy --config-file= --ignore-missing-imports $(LENIENT:%=--disable-error-code=%) tests
 
 lint-stubs: $(BUILT) $(VENV)/.extra-dev
+	$(PY) tools/generate_pxd.py --check && $(PY) tools/generate_stubs.py --check
+	$(PY) tools/check_docstrings.py
 	$(PY) -m mypy.stubtest --ignore-unused-allowlist \
 	    --allowlist tools/stubtest_allowlist.txt oxibonsai.metal
 

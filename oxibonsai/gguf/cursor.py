@@ -93,7 +93,13 @@ class Strings(Sequence[str]):
         return self._raw
 
     def tolist(self) -> list[str]:
-        """Return all strings as a new list of str."""
+        """Return all strings.
+
+        Returns
+        -------
+        list of str
+            A new list.
+        """
         if self._list is None:
             raw, bounds = self._raw, self._bounds
             self._list = [

@@ -26,15 +26,16 @@ cdef extern from "Python.h":
 
 
 cdef void _release_owner(void *owner) noexcept nogil:
-    # From any thread, when the device has let go of the memory. An interpreter that has ended has freed
-    # the owner's type already.
+    # From any thread, when the device has let go of the memory. An interpreter that has ended has
+    # freed the owner's type already.
     if Py_IsInitialized():
         with gil:
             Py_DECREF(<object>owner)
 
 
 cdef class Buffer:
-    """Memory of a device.
+    """Buffer(device, nbytes, *, storage='shared')\n--\n
+    Memory of a device.
 
     Shared storage has an address on the host: the Buffer exports it through the buffer protocol
     (one dimension of bytes) and DLPack. Private storage is reached by read(), write() and fill().
@@ -46,12 +47,27 @@ cdef class Buffer:
     nbytes : int
         Length in bytes, at least 1. The memory starts as zeros.
     storage : {"shared", "private"}
-        Where the bytes may be reached from.
+        Whether the host has an address for the memory.
+
+    Attributes
+    ----------
+    device : Device
+        Where the memory lives.
+    storage : str
+        ``"shared"`` or ``"private"``.
+    read_only : bool
+        Whether the buffer wraps read-only host memory.
 
     Raises
     ------
     BufferCreationError
-        Where the device has no such memory; the text says how much there is.
+        If the device does not have that much memory; the text says how much there is.
+
+    Notes
+    -----
+    Any number of threads may use one buffer, but nothing orders the host's reads and writes against
+    work in flight: wait for the Commands that use the memory first. Recorded commands keep the
+    memory alive after close(). A buffer cannot be closed while an array over its memory exists.
     """
 
     def __cinit__(self, Device device not None, *args, **kwargs):
@@ -88,7 +104,7 @@ cdef class Buffer:
 
     @staticmethod
     def from_data(Device device not None, data, *, copy=True, storage="shared"):
-        """Return a Buffer with the bytes of `data`.
+        """Make a Buffer from the bytes of `data`.
 
         Parameters
         ----------
@@ -97,16 +113,23 @@ cdef class Buffer:
         data : buffer or DLPack exporter
             Any contiguous array or bytes-like object, read-only ones too.
         copy : bool
-            False wraps the memory itself, such as an mmapped file: nothing is copied, `data` is kept
-            alive as long as the device needs it, and writes on either side are seen by both. The
+            False wraps the memory itself, such as an mmapped file: nothing is copied, `data` is
+            kept alive as long as the device needs it, and both sides see each other's writes. The
             address must be a multiple of 16.
         storage : {"shared", "private"}
-            Of the copy; wrapped memory is shared.
+            Storage of the copy; wrapped memory is always shared.
+
+        Returns
+        -------
+        Buffer
+            The new buffer, of the length of `data`.
 
         Raises
         ------
         BufferCreationError
-            Where `data` is empty, or cannot be wrapped.
+            If `data` is empty, too large, or cannot be wrapped.
+        ValueError
+            If `storage` is no storage, or private for wrapped memory.
         """
         cdef HostBytes host = host_bytes(data)
         cdef oxb_buffer *handle = NULL
@@ -152,10 +175,12 @@ cdef class Buffer:
     def close(self):
         """Release the memory; idempotent.
 
+        Work in flight and recorded commands keep it until they end.
+
         Raises
         ------
         BufferError
-            While a memoryview or an array over the memory exists.
+            If a memoryview or an array over the memory exists.
         """
         cdef oxb_buffer *handle = self.handle
         if not handle:
@@ -192,7 +217,27 @@ cdef class Buffer:
         return <size_t>contents if contents else None
 
     def read(self, out, offset=0):
-        """Fill the writable array `out` with the bytes from `offset` on, and return it."""
+        """Copy bytes of the buffer into an array.
+
+        Parameters
+        ----------
+        out : writable buffer
+            A contiguous array, which is filled.
+        offset : int
+            Byte of the buffer at which to start.
+
+        Returns
+        -------
+        writable buffer
+            `out`.
+
+        Raises
+        ------
+        EncodingError
+            If the range passes the end of the buffer.
+        ValueError
+            If `out` is read-only.
+        """
         cdef uint64_t start = count_of(offset, "offset")
         cdef HostBytes host = host_bytes(out)
         if host.read_only:
@@ -207,7 +252,20 @@ cdef class Buffer:
         return out
 
     def write(self, data, offset=0):
-        """Copy the bytes of `data` to `offset`."""
+        """Copy the bytes of an array into the buffer.
+
+        Parameters
+        ----------
+        data : buffer or DLPack exporter
+            A contiguous array or bytes-like object.
+        offset : int
+            Byte of the buffer at which to start.
+
+        Raises
+        ------
+        EncodingError
+            If the range passes the end of the buffer, or the buffer wraps read-only memory.
+        """
         cdef uint64_t start = count_of(offset, "offset")
         cdef HostBytes host = host_bytes(data)
         cdef oxb_buffer *handle = self.open_handle()
@@ -219,7 +277,23 @@ cdef class Buffer:
             api.buffer_release(handle)
 
     def fill(self, value=0, offset=0, nbytes=None):
-        """Set `nbytes` bytes (all that follow `offset` where left out) to `value`, 0 to 255."""
+        """Set a range of bytes to one value.
+
+        Parameters
+        ----------
+        value : int
+            The byte, 0 to 255.
+        offset : int
+            Byte of the buffer at which to start.
+        nbytes : int, optional
+            Length of the range in bytes; up to the end of the buffer if left out.
+
+        Raises
+        ------
+        EncodingError
+            If the range passes the end of the buffer, `value` is no byte, or the buffer wraps
+            read-only memory.
+        """
         cdef uint64_t start = count_of(offset, "offset"), total, count = 0
         if nbytes is not None:
             count = count_of(nbytes, "nbytes")
@@ -239,9 +313,28 @@ cdef class Buffer:
             api.buffer_release(handle)
 
     def view(self, dtype=np.uint8, shape=None, offset=0):
-        """Return a NumPy array over the shared memory, from byte `offset` on; nothing is copied.
+        """Return a NumPy array over the shared memory, without a copy.
 
-        `shape` left out takes all whole elements that fit.
+        Parameters
+        ----------
+        dtype : dtype
+            Type of the elements.
+        shape : int or tuple of int, optional
+            Shape of the array; one dimension of all whole elements that fit if left out.
+        offset : int
+            Byte of the buffer at which the array starts.
+
+        Returns
+        -------
+        ndarray
+            The array. The buffer cannot be closed while it exists.
+
+        Raises
+        ------
+        EncodingError
+            If the array passes the end of the buffer.
+        BufferError
+            If the storage is private.
         """
         dtype = np.dtype(dtype)
         start = count_of(offset, "offset")
@@ -250,8 +343,8 @@ cdef class Buffer:
         count = int(np.prod(shape, dtype=np.int64)) if np.ndim(shape) else int(shape)
         if start + count * dtype.itemsize > len(self):
             raise EncodingError(
-                f"{count} elements of {dtype} at byte {start} need {start + count * dtype.itemsize} "
-                f"bytes, the buffer has {len(self)}"
+                f"{count} elements of {dtype} at byte {start} need "
+                f"{start + count * dtype.itemsize} bytes, the buffer has {len(self)}"
             )
         return np.frombuffer(self, dtype, count, start).reshape(shape)
 
@@ -280,21 +373,46 @@ cdef class Buffer:
         self.exports -= 1
 
     def __dlpack__(self, **kwargs):
-        """Export the shared memory as a DLPack capsule of bytes on the CPU."""
+        """Export the shared memory through DLPack, as uint8 on the CPU.
+
+        Parameters
+        ----------
+        **kwargs
+            What the array API passes: stream, max_version, dl_device, copy.
+
+        Returns
+        -------
+        capsule
+            A DLPack tensor over the memory, which it keeps alive.
+
+        Raises
+        ------
+        BufferError
+            If the storage is private.
+        """
         return np.frombuffer(self, np.uint8).__dlpack__(**kwargs)
 
     def __dlpack_device__(self):
-        """Return DLPack's (device type, index): the CPU, for shared memory has a host address."""
+        """Return the device of the exported memory: the CPU, as it has a host address.
+
+        Returns
+        -------
+        tuple of int
+            DLPack's (device type, index), (1, 0).
+        """
         return (1, 0)
 
     def __repr__(self):
         if not self.handle:
             return "<Buffer closed>"
         kind = f"{self.storage}{', read-only' if self.read_only else ''}"
-        return f"<Buffer of {api.buffer_length(self.handle)} bytes, {kind}, on {self.device.driver}>"
+        nbytes = api.buffer_length(self.handle)
+        return f"<Buffer of {nbytes} bytes, {kind}, on {self.device.driver}>"
 
     def __reduce__(self):
-        raise TypeError("a Buffer cannot be pickled: its memory belongs to a device of this process")
+        raise TypeError(
+            "a Buffer cannot be pickled: its memory belongs to a device of this process"
+        )
 
 
 cdef uint64_t nbytes_checked(object value) except? 0:

@@ -62,7 +62,8 @@ cdef oxb_attention_shape _attention_shape(
 
 @cython.no_gc_clear
 cdef class Commands:
-    """A recorded sequence of dispatches that can be submitted any number of times.
+    """Commands(device, *, activations='float32')\n--\n
+    A recorded sequence of dispatches that can be submitted any number of times.
 
     Record with dispatch() or with the ops (gemv(), rmsnorm(), ...), then submit() and wait(), or
     replay() for both. Each dispatch sees what the ones before it wrote. The recording keeps its
@@ -78,6 +79,11 @@ cdef class Commands:
         What gemv() and gate_up_swiglu() of 8 or more vectors make of them: int8 rounds them to 8 bits
         in blocks of 16 that share a scale, about 5e-3 of the result's norm. For matrices of 1 and 2
         bits on the cpu device; others stay float32, as fewer vectors do.
+
+    Attributes
+    ----------
+    device : Device
+        Where the sequence runs.
 
     Raises
     ------

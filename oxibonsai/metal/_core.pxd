@@ -17,7 +17,8 @@ cdef class Device:
     cdef object __weakref__
 
     cdef oxb_device *open_handle(self) except NULL
-    # With a reference of the caller's own: another thread may close the device without the GIL held.
+    # With a reference of the caller's own: another thread may close the device without the GIL
+    # held.
     cdef oxb_device *borrow(self) except NULL
 
 

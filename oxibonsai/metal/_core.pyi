@@ -1,3 +1,5 @@
+"""The C ABI's Python side: errors, devices and the function table for the other modules."""
+
 import os
 from array import array
 from collections.abc import Mapping
@@ -24,12 +26,47 @@ _Floats: TypeAlias = NDArray[np.float32] | array[float] | memoryview[float]
 _Storage: TypeAlias = Literal["shared", "private"]
 _Constants: TypeAlias = Mapping[int, bool | int | float]
 
-def format_table() -> list[tuple[str, int, int, int, int, int, str, int, int, bool]]: ...
+def format_table() -> list[tuple[str, int, int, int, int, int, str, int, int, bool]]:
+    """Return the C table of weight formats.
+
+    Returns
+    -------
+    list of tuple
+        (name, id, ggml_type, block_weights, block_bytes, scale_offset, device_format, bits,
+        group_size, coded) for each file format, as the fields of ``oxibonsai.formats.Format``.
+    """
 
 @final
-class HostBytes: ...
+class HostBytes:
+    """A contiguous view of host memory, held through the buffer protocol until it is freed."""
 
 class DeviceInfo(NamedTuple):
+    """What a device is and what its limits are.
+
+    Attributes
+    ----------
+    name : str
+        Product name.
+    driver : str
+        ``"metal"``, ``"cuda"``, ``"cpu"``, or the name of a loaded driver.
+    index : int
+        Number of the device among those of its driver.
+    variant : str
+        Variant of the kernels in use, such as ``"avx2"``.
+    simd_width : int
+        Lanes of a SIMD-group.
+    unified_memory : bool
+        Whether kernels reach shared storage as fast as private storage.
+    threads : int
+        Threads of the cpu device, the caller's included; 0 on other devices.
+    max_buffer_length : int
+        Largest buffer, in bytes.
+    max_threadgroup_memory : int
+        Largest threadgroup memory, in bytes.
+    recommended_working_set : int
+        Memory that the buffers in use should not exceed together, in bytes.
+    """
+
     name: str
     driver: str
     index: int  # type: ignore[assignment]  # hides tuple.index
@@ -42,6 +79,20 @@ class DeviceInfo(NamedTuple):
     recommended_working_set: int
 
 class DeviceStats(NamedTuple):
+    """What a device holds and does at this moment.
+
+    Attributes
+    ----------
+    buffers : int
+        Live buffers.
+    allocated_bytes : int
+        Bytes the device allocated for them; wrapped host memory is not counted.
+    in_flight : int
+        Submissions that have not finished.
+    submissions : int
+        Submissions since the device was opened.
+    """
+
     buffers: int
     allocated_bytes: int
     in_flight: int
@@ -49,6 +100,42 @@ class DeviceStats(NamedTuple):
 
 @disjoint_base
 class Device:
+    """A device that runs the kernels: Apple's Metal, an NVIDIA GPU, or the CPU.
+
+    Parameters
+    ----------
+    name : str, optional
+        ``"metal"``, ``"cuda"``, ``"cpu"``, or with an index ``"cuda:1"``. Left out, the environment
+        variable ``OXIBONSAI_DEVICE`` names it, else the first driver with a device is taken: metal,
+        cuda, cpu.
+    threads : int, optional
+        Threads of the cpu device, the caller's included, 1 to 1024. Left out, the environment
+        variable ``OXIBONSAI_THREADS``, else the processors this process may run on (on macOS the
+        performance cores).
+    variant : str, optional
+        Which of ``variants("cpu")`` the cpu device runs, such as ``"avx2"``. Left out, the
+        environment variable ``OXIBONSAI_CPU_VARIANT``, else the first of them.
+
+    Attributes
+    ----------
+    driver : str
+        Name of the driver: ``"metal"``, ``"cuda"``, ``"cpu"``, or that of a loaded driver.
+    index : int
+        Number of the device among those of its driver.
+
+    Raises
+    ------
+    DeviceNotFoundError
+        If there is no such device or variant; the text lists those there are.
+    ValueError
+        If `threads` is not in 1..1024.
+
+    Notes
+    -----
+    Any number of threads may use one device; what they submit runs in the order of submission. What
+    was made from a device keeps it alive, so they may be closed in any order. A device cannot be
+    pickled: open it in the process that uses it.
+    """
     def __init__(
         self,
         name: str | None = None,
@@ -57,35 +144,203 @@ class Device:
         variant: str | None = None,
     ) -> None: ...
     @property
-    def driver(self) -> str: ...
+    def driver(self) -> str:
+        """Name of the driver: ``"metal"``, ``"cuda"``, ``"cpu"``, or that of a loaded driver."""
     @property
-    def index(self) -> int: ...
+    def index(self) -> int:
+        """Number of the device among those of its driver."""
     @property
-    def closed(self) -> bool: ...
-    def close(self) -> None: ...
+    def closed(self) -> bool:
+        """Whether close() was called."""
+    def close(self) -> None:
+        """Release the device; idempotent.
+
+        Work in flight finishes. New calls on the device or on what was made from it raise
+        EncodingError, and its memory is freed with its last user.
+        """
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
     @property
-    def info(self) -> DeviceInfo: ...
+    def info(self) -> DeviceInfo:
+        """The device's name, limits and the variant of its kernels, as a DeviceInfo."""
     @property
-    def name(self) -> str: ...
+    def name(self) -> str:
+        """The device's product name."""
     @property
-    def working_storage(self) -> _Storage: ...
+    def working_storage(self) -> _Storage:
+        """The storage for what kernels read and write: "private" if the device has its own memory.
+
+        On such a device shared storage is host memory, which kernels reach over the bus. It is
+        "shared" on a device with unified memory.
+        """
     @property
-    def stats(self) -> DeviceStats: ...
-    def buffer(self, nbytes: SupportsIndex, *, storage: _Storage = "shared") -> Buffer: ...
-    def upload(
-        self, data: _Bytes, *, copy: bool = True, storage: _Storage = "shared"
-    ) -> Buffer: ...
-    def library(self, source: str) -> Library: ...
+    def stats(self) -> DeviceStats:
+        """Live buffers, bytes allocated, submissions in flight and so far, as a DeviceStats."""
+    def buffer(self, nbytes: SupportsIndex, *, storage: _Storage = "shared") -> Buffer:
+        """Allocate a Buffer of zeros.
+
+        Parameters
+        ----------
+        nbytes : int
+            Length in bytes, at least 1.
+        storage : {"shared", "private"}
+            Whether the host has an address for the memory.
+
+        Returns
+        -------
+        Buffer
+            The new buffer, which keeps the device alive.
+
+        Raises
+        ------
+        BufferCreationError
+            If the device does not have that much memory.
+        """
+    def upload(self, data: _Bytes, *, copy: bool = True, storage: _Storage = "shared") -> Buffer:
+        """Make a Buffer from the bytes of `data`, as Buffer.from_data does.
+
+        Parameters
+        ----------
+        data : buffer or DLPack exporter
+            Any contiguous array or bytes-like object, read-only ones too.
+        copy : bool
+            False wraps the memory of `data` instead of copying it.
+        storage : {"shared", "private"}
+            Storage of the copy; wrapped memory is always shared.
+
+        Returns
+        -------
+        Buffer
+            The new buffer, of the length of `data`.
+
+        Raises
+        ------
+        BufferCreationError
+            If `data` is empty, too large, or cannot be wrapped.
+        """
+    def library(self, source: str) -> Library:
+        """Compile kernels from source.
+
+        Parameters
+        ----------
+        source : str
+            A program in the Metal Shading Language.
+
+        Returns
+        -------
+        Library
+            The compiled kernels.
+
+        Raises
+        ------
+        CompilationError
+            If `source` does not compile; always on the cpu device, which has no compiler.
+        """
     def pipeline(
         self, function: str, *, constants: _Constants | None = None, library: Library | None = None
-    ) -> Pipeline: ...
-    def commands(self, *, activations: Literal["float32", "int8"] = "float32") -> Commands: ...
+    ) -> Pipeline:
+        """Make a kernel ready to run.
+
+        Parameters
+        ----------
+        function : str
+            Name of the kernel.
+        constants : dict of int to bool, int or float, optional
+            Function constants by index.
+        library : Library, optional
+            Where the kernel is; the kernels that ship if left out.
+
+        Returns
+        -------
+        Pipeline
+            The kernel, compiled with these constants.
+
+        Raises
+        ------
+        CompilationError
+            If there is no such kernel, or a constant does not fit it.
+        """
+    def commands(self, *, activations: Literal["float32", "int8"] = "float32") -> Commands:
+        """Make an empty recording.
+
+        Parameters
+        ----------
+        activations : {"float32", "int8"}
+            What matrix products of 8 or more vectors make of the vectors; see Commands.
+
+        Returns
+        -------
+        Commands
+            A recording for one thread at a time.
+
+        Raises
+        ------
+        EncodingError
+            If the device has no kernels for int8 activations.
+        """
     def capture(
         self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]
-    ) -> AbstractContextManager[None]: ...
+    ) -> AbstractContextManager[None]:
+        """Capture what the device does inside a ``with`` block to a file for Xcode.
 
-def devices() -> list[DeviceInfo]: ...
-def load_driver(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None: ...
-def variants(driver: str) -> tuple[str, ...]: ...
+        Parameters
+        ----------
+        path : path-like
+            The ``.gputrace`` to write, which must not exist yet.
+
+        Returns
+        -------
+        context manager
+            It starts the capture on entry and writes the file on exit.
+
+        Raises
+        ------
+        EncodingError
+            If the device cannot capture, or not to that path.
+
+        Notes
+        -----
+        Of the drivers that ship, Metal alone captures, in a process that was started with
+        ``METAL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in
+        the file.
+        """
+
+def devices() -> list[DeviceInfo]:
+    """List the devices that can be opened, the default first.
+
+    Returns
+    -------
+    list of DeviceInfo
+        One for each device. A driver that cannot count its devices has none, and a device that
+        cannot run the kernels is left out: ``Device(name)`` says why.
+    """
+
+def load_driver(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:
+    """Load a driver from a shared library; Device() then tries it before the others.
+
+    Parameters
+    ----------
+    path : path-like
+        A shared library that exports ``oxb_driver_entry``, as oxb_driver.h describes. It stays
+        loaded until the process ends.
+
+    Raises
+    ------
+    DeviceNotFoundError
+        If the library cannot be loaded, is no driver, or was built for another ABI version.
+    """
+
+def variants(driver: str) -> tuple[str, ...]:
+    """List the variants of its kernels that a driver can run on this machine.
+
+    Parameters
+    ----------
+    driver : str
+        Name of a driver, such as ``"cpu"``.
+
+    Returns
+    -------
+    tuple of str
+        The variants, the fastest first. Those of "cpu" are named after instruction sets; the other
+        drivers have none to choose from.
+    """

@@ -53,8 +53,8 @@ cdef int _raise(oxb_status status) except -1:
 
 
 cdef int check(oxb_status status) except -1 nogil:
-    # The one translator from status to exception. The message is this thread's, so that it may be read
-    # after the GIL was waited for.
+    # The one translator from status to exception. The message is this thread's, so that it may be
+    # read after the GIL was waited for.
     if status != OXB_OK:
         with gil:
             _raise(status)
@@ -69,8 +69,14 @@ cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff:
 
 
 def format_table():
-    """Return the weight formats as tuples (name, id, ggml_type, block_weights, block_bytes,
-    scale_offset, device_format, bits, group_size, coded)."""
+    """Return the C table of weight formats.
+
+    Returns
+    -------
+    list of tuple
+        (name, id, ggml_type, block_weights, block_bytes, scale_offset, device_format, bits,
+        group_size, coded) for each file format, as the fields of ``oxibonsai.formats.Format``.
+    """
     cdef const oxb_file_format_info *f
     cdef const oxb_device_format_info *device
     rows = []
@@ -86,6 +92,8 @@ def format_table():
 
 @cython.final
 cdef class HostBytes:
+    """A contiguous view of host memory, held through the buffer protocol until it is freed."""
+
     def __dealloc__(self):
         if self.held:
             PyBuffer_Release(&self.view)
@@ -119,7 +127,31 @@ cdef HostBytes host_bytes(object data, Py_ssize_t itemsize=0):
 
 
 class DeviceInfo(NamedTuple):
-    """What a device says of itself. Sizes in bytes."""
+    """What a device is and what its limits are.
+
+    Attributes
+    ----------
+    name : str
+        Product name.
+    driver : str
+        ``"metal"``, ``"cuda"``, ``"cpu"``, or the name of a loaded driver.
+    index : int
+        Number of the device among those of its driver.
+    variant : str
+        Variant of the kernels in use, such as ``"avx2"``.
+    simd_width : int
+        Lanes of a SIMD-group.
+    unified_memory : bool
+        Whether kernels reach shared storage as fast as private storage.
+    threads : int
+        Threads of the cpu device, the caller's included; 0 on other devices.
+    max_buffer_length : int
+        Largest buffer, in bytes.
+    max_threadgroup_memory : int
+        Largest threadgroup memory, in bytes.
+    recommended_working_set : int
+        Memory that the buffers in use should not exceed together, in bytes.
+    """
 
     name: str
     driver: str
@@ -134,7 +166,19 @@ class DeviceInfo(NamedTuple):
 
 
 class DeviceStats(NamedTuple):
-    """What a device holds and does at this moment."""
+    """What a device holds and does at this moment.
+
+    Attributes
+    ----------
+    buffers : int
+        Live buffers.
+    allocated_bytes : int
+        Bytes the device allocated for them; wrapped host memory is not counted.
+    in_flight : int
+        Submissions that have not finished.
+    submissions : int
+        Submissions since the device was opened.
+    """
 
     buffers: int
     allocated_bytes: int
@@ -146,13 +190,15 @@ cdef tuple _parse_name(str name):
     driver, colon, index = name.partition(":")
     if not driver or "\0" in driver or (colon and not index.isdecimal()):
         raise _errors.DeviceNotFoundError(
-            f"no device {name!r}: a device is named by a driver, as in 'metal', or 'metal:1' by index"
+            f"no device {name!r}: a device is named by a driver, as in 'metal', or by driver and "
+            "index, as in 'metal:1'"
         )
     return driver, int(index) if colon else 0
 
 
 cdef int _prepare_cuda() except -1:
-    # Where there is a GPU: the driver looks for NVRTC by name, and Python knows the packages.
+    # Only if there is a GPU: the driver looks for NVRTC by name and finds it once it is loaded from
+    # the package that PyPI has.
     cdef uint32_t count = 0
     cdef oxb_status status
     with nogil:
@@ -164,27 +210,42 @@ cdef int _prepare_cuda() except -1:
 
 
 cdef class Device:
-    """A device that runs the kernels: Apple's Metal, an NVIDIA GPU, or the CPU.
+    """Device(name=None, *, threads=None, variant=None)\n--\n
+    A device that runs the kernels: Apple's Metal, an NVIDIA GPU, or the CPU.
 
     Parameters
     ----------
     name : str, optional
-        ``"metal"``, ``"cuda"``, ``"cpu"``, or with an index ``"cuda:1"``. Left out, the environment variable
-        ``OXIBONSAI_DEVICE`` names it, else it is the first driver with a device: metal, cuda, cpu.
+        ``"metal"``, ``"cuda"``, ``"cpu"``, or with an index ``"cuda:1"``. Left out, the environment
+        variable ``OXIBONSAI_DEVICE`` names it, else the first driver with a device is taken: metal,
+        cuda, cpu.
     threads : int, optional
-        Threads of the cpu device, the caller's included. Left out, the environment variable
-        ``OXIBONSAI_THREADS``, else the processors this process may run on (on macOS the
+        Threads of the cpu device, the caller's included, 1 to 1024. Left out, the environment
+        variable ``OXIBONSAI_THREADS``, else the processors this process may run on (on macOS the
         performance cores).
     variant : str, optional
-        Which of ``variants("cpu")`` the cpu device runs, such as ``"avx2"``. Left out, the environment
-        variable ``OXIBONSAI_CPU_VARIANT``, else the first of them.
+        Which of ``variants("cpu")`` the cpu device runs, such as ``"avx2"``. Left out, the
+        environment variable ``OXIBONSAI_CPU_VARIANT``, else the first of them.
+
+    Attributes
+    ----------
+    driver : str
+        Name of the driver: ``"metal"``, ``"cuda"``, ``"cpu"``, or that of a loaded driver.
+    index : int
+        Number of the device among those of its driver.
 
     Raises
     ------
     DeviceNotFoundError
-        Where there is no such device or variant; the text says which there are.
+        If there is no such device or variant; the text lists those there are.
     ValueError
-        Where `threads` is not in 1..1024.
+        If `threads` is not in 1..1024.
+
+    Notes
+    -----
+    Any number of threads may use one device; what they submit runs in the order of submission. What
+    was made from a device keeps it alive, so they may be closed in any order. A device cannot be
+    pickled: open it in the process that uses it.
     """
 
     def __init__(self, name=None, *, threads=None, variant=None):
@@ -247,7 +308,11 @@ cdef class Device:
         return self.handle == NULL
 
     def close(self):
-        """Let go of the device. What was made from it ends with its own last user; idempotent."""
+        """Release the device; idempotent.
+
+        Work in flight finishes. New calls on the device or on what was made from it raise
+        EncodingError, and its memory is freed with its last user.
+        """
         cdef oxb_device *handle = self.handle
         self.handle = NULL
         if handle:
@@ -263,7 +328,7 @@ cdef class Device:
 
     @property
     def info(self):
-        """The device's name, limits and the kernels in use, as a DeviceInfo."""
+        """The device's name, limits and the variant of its kernels, as a DeviceInfo."""
         cdef oxb_device_info i
         api.device_get_info(self.open_handle(), &i)
         return DeviceInfo(
@@ -279,9 +344,10 @@ cdef class Device:
 
     @property
     def working_storage(self):
-        """The storage for what kernels work on: "private" on a device with memory of its own.
+        """The storage for what kernels read and write: "private" if the device has its own memory.
 
-        Shared storage is the host's memory there, which kernels reach over the bus.
+        On such a device shared storage is host memory, which kernels reach over the bus. It is
+        "shared" on a device with unified memory.
         """
         return "shared" if self.info.unified_memory else "private"
 
@@ -293,41 +359,144 @@ cdef class Device:
         return DeviceStats(s.buffers, s.allocated_bytes, s.in_flight, s.submissions)
 
     def buffer(self, nbytes, *, storage="shared"):
-        """Return a new Buffer of `nbytes` bytes, zeroed. See Buffer."""
+        """Allocate a Buffer of zeros.
+
+        Parameters
+        ----------
+        nbytes : int
+            Length in bytes, at least 1.
+        storage : {"shared", "private"}
+            Whether the host has an address for the memory.
+
+        Returns
+        -------
+        Buffer
+            The new buffer, which keeps the device alive.
+
+        Raises
+        ------
+        BufferCreationError
+            If the device does not have that much memory.
+        """
         from oxibonsai.metal._buffer import Buffer
         return Buffer(self, nbytes, storage=storage)
 
     def upload(self, data, *, copy=True, storage="shared"):
-        """Return a Buffer with the bytes of `data`. See Buffer.from_data."""
+        """Make a Buffer from the bytes of `data`, as Buffer.from_data does.
+
+        Parameters
+        ----------
+        data : buffer or DLPack exporter
+            Any contiguous array or bytes-like object, read-only ones too.
+        copy : bool
+            False wraps the memory of `data` instead of copying it.
+        storage : {"shared", "private"}
+            Storage of the copy; wrapped memory is always shared.
+
+        Returns
+        -------
+        Buffer
+            The new buffer, of the length of `data`.
+
+        Raises
+        ------
+        BufferCreationError
+            If `data` is empty, too large, or cannot be wrapped.
+        """
         from oxibonsai.metal._buffer import Buffer
         return Buffer.from_data(self, data, copy=copy, storage=storage)
 
     def library(self, source):
-        """Compile Metal Shading Language `source` (str). See Library."""
+        """Compile kernels from source.
+
+        Parameters
+        ----------
+        source : str
+            A program in the Metal Shading Language.
+
+        Returns
+        -------
+        Library
+            The compiled kernels.
+
+        Raises
+        ------
+        CompilationError
+            If `source` does not compile; always on the cpu device, which has no compiler.
+        """
         from oxibonsai.metal._pipeline import Library
         return Library(self, source)
 
     def pipeline(self, function, *, constants=None, library=None):
-        """Return the Pipeline of the kernel `function`. See Pipeline."""
+        """Make a kernel ready to run.
+
+        Parameters
+        ----------
+        function : str
+            Name of the kernel.
+        constants : dict of int to bool, int or float, optional
+            Function constants by index.
+        library : Library, optional
+            Where the kernel is; the kernels that ship if left out.
+
+        Returns
+        -------
+        Pipeline
+            The kernel, compiled with these constants.
+
+        Raises
+        ------
+        CompilationError
+            If there is no such kernel, or a constant does not fit it.
+        """
         from oxibonsai.metal._pipeline import Pipeline
         return Pipeline(self, function, constants=constants, library=library)
 
     def commands(self, *, activations="float32"):
-        """Return an empty Commands to record into. See Commands."""
+        """Make an empty recording.
+
+        Parameters
+        ----------
+        activations : {"float32", "int8"}
+            What matrix products of 8 or more vectors make of the vectors; see Commands.
+
+        Returns
+        -------
+        Commands
+            A recording for one thread at a time.
+
+        Raises
+        ------
+        EncodingError
+            If the device has no kernels for int8 activations.
+        """
         from oxibonsai.metal._commands import Commands
         return Commands(self, activations=activations)
 
     @contextmanager
     def capture(self, path):
-        """Capture what the device does inside the ``with`` block to the file `path`, for Xcode.
+        """Capture what the device does inside a ``with`` block to a file for Xcode.
 
-        Metal writes a ``.gputrace``, which must not exist yet, and does so only in a process that was
-        started with ``METAL_CAPTURE_ENABLED=1``. Wait for the work inside the block.
+        Parameters
+        ----------
+        path : path-like
+            The ``.gputrace`` to write, which must not exist yet.
+
+        Returns
+        -------
+        context manager
+            It starts the capture on entry and writes the file on exit.
 
         Raises
         ------
         EncodingError
-            Where the device cannot capture, or not to that path.
+            If the device cannot capture, or not to that path.
+
+        Notes
+        -----
+        Of the drivers that ship, Metal alone captures, in a process that was started with
+        ``METAL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in
+        the file.
         """
         self._capture(os.fsencode(path))
         try:
@@ -357,9 +526,13 @@ cdef class Device:
 
 
 def devices():
-    """List every device present, the default first, as DeviceInfo.
+    """List the devices that can be opened, the default first.
 
-    A driver that cannot say how many devices it has counts as having none.
+    Returns
+    -------
+    list of DeviceInfo
+        One for each device. A driver that cannot count its devices has none, and a device that
+        cannot run the kernels is left out: ``Device(name)`` says why.
     """
     cdef uint32_t count
     cdef const char *name
@@ -374,15 +547,25 @@ def devices():
                 with Device(f"{name.decode()}:{index}") as device:
                     found.append(device.info)
             except _errors.DeviceNotFoundError:
-                # Present but refused, such as a GPU of another SIMD width: Device() names the reason.
+                # Present but refused, such as a GPU of another SIMD width: Device() names the
+                # reason.
                 continue
     return found
 
 
 def variants(str driver not None):
-    """Return the variants of its kernels that a driver can run here, the best first.
+    """List the variants of its kernels that a driver can run on this machine.
 
-    Those of "cpu" are named after instruction sets; other drivers have none to choose from.
+    Parameters
+    ----------
+    driver : str
+        Name of a driver, such as ``"cpu"``.
+
+    Returns
+    -------
+    tuple of str
+        The variants, the fastest first. Those of "cpu" are named after instruction sets; the other
+        drivers have none to choose from.
     """
     cdef list found = []
     cdef const char *name
@@ -395,12 +578,18 @@ def variants(str driver not None):
 
 
 def load_driver(path):
-    """Load a driver from the shared library at `path`; Device() then looks at it first.
+    """Load a driver from a shared library; Device() then tries it before the others.
+
+    Parameters
+    ----------
+    path : path-like
+        A shared library that exports ``oxb_driver_entry``, as oxb_driver.h describes. It stays
+        loaded until the process ends.
 
     Raises
     ------
     DeviceNotFoundError
-        Where the library cannot be loaded, is no driver, or is of another ABI version.
+        If the library cannot be loaded, is no driver, or was built for another ABI version.
     """
     encoded = os.fsencode(path)
     if b"\0" in encoded:

@@ -1,3 +1,9 @@
+"""MetalGraph: weights, intermediate buffers and the fused phases of a transformer layer.
+
+Every check is made before anything runs; the phases themselves, in _phases.pyx, run without the
+GIL.
+"""
+
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Literal, SupportsIndex, TypeAlias
@@ -16,48 +22,399 @@ _Shape: TypeAlias = Sequence[SupportsIndex]
 
 @disjoint_base
 class MetalGraph:
+    """Uploads of weights and the fused phases of a transformer layer on one device.
+
+    Parameters
+    ----------
+    device : Device or str, optional
+        Where it runs, or the name of a Device to open; the default device if left out.
+    timeout : float, optional
+        Seconds that a phase waits for the device before it raises ExecutionError; no limit if left
+        out.
+
+    Attributes
+    ----------
+    device : Device
+        Where it runs.
+    weights : WeightCache
+        What the get_or_upload methods have cached.
+
+    Raises
+    ------
+    DeviceNotFoundError
+        If there is no such device.
+
+    Notes
+    -----
+    Any number of threads may use one graph: a phase holds its intermediate buffers from upload to
+    download, and phases of different shapes run side by side.
+    """
     def __init__(
         self, device: Device | str | None = None, *, timeout: float | None = None
     ) -> None: ...
     @staticmethod
-    def shared() -> MetalGraph: ...
+    def shared() -> MetalGraph:
+        """Return the process-wide graph on the default device, making it on the first call.
+
+        Returns
+        -------
+        MetalGraph
+            The same graph for every caller, until it is closed: the next call makes a new one.
+
+        Raises
+        ------
+        DeviceNotFoundError
+            If no device can be opened; the next call tries again.
+        """
     @property
-    def device(self) -> Device: ...
+    def device(self) -> Device:
+        """Where it runs."""
     @property
-    def weights(self) -> WeightCache: ...
+    def weights(self) -> WeightCache:
+        """What the get_or_upload methods have cached."""
     @property
-    def closed(self) -> bool: ...
-    def close(self) -> None: ...
+    def closed(self) -> bool:
+        """Whether close() was called, here or on the device."""
+    def close(self) -> None:
+        """Drop the cached weights and the intermediate buffers; idempotent.
+
+        Handles that others hold stay usable on the device.
+        """
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
-    def commands(self, *, activations: Literal["float32", "int8"] = "float32") -> Commands: ...
-    def upload_weight(self, data: _Matrix) -> WeightHandle: ...
+    def commands(self, *, activations: Literal["float32", "int8"] = "float32") -> Commands:
+        """Make an empty recording on the graph's device.
+
+        Parameters
+        ----------
+        activations : {"float32", "int8"}
+            What matrix products of 8 or more vectors make of the vectors; see Commands.
+
+        Returns
+        -------
+        Commands
+            A recording for one thread at a time.
+
+        Raises
+        ------
+        EncodingError
+            If the device has no kernels for int8 activations.
+        """
+    def upload_weight(self, data: _Matrix) -> WeightHandle:
+        """Upload bytes as they are.
+
+        Parameters
+        ----------
+        data : QTensor or buffer
+            Contiguous bytes, at least one.
+
+        Returns
+        -------
+        WeightHandle
+            A handle that no kernel reads: encode_gemv raises EncodingError and names the right
+            upload.
+
+        Raises
+        ------
+        BufferCreationError
+            If `data` is empty, or larger than the device's memory.
+        """
     def upload_weight_soa(
         self, data: _Matrix, format: str | Format | None = None, shape: _Shape | None = None
-    ) -> WeightHandle: ...
-    def upload_q1_weight_soa(self, data: _Matrix, shape: _Shape | None = None) -> WeightHandle: ...
-    def upload_tq2_weight_soa(self, data: _Matrix, shape: _Shape | None = None) -> WeightHandle: ...
-    def upload_f32_weight(self, data: _Floats) -> WeightHandle: ...
-    def get_or_upload_weight(self, key: SupportsIndex, data: _Matrix) -> WeightHandle: ...
+    ) -> WeightHandle:
+        """Reformat a weight of any file format for the kernels and upload it.
+
+        Parameters
+        ----------
+        data : QTensor or buffer
+            The matrix, or its bytes as a file holds them.
+        format : str or Format, optional
+            File format of the bytes, as ``oxibonsai.formats.get`` knows it; a QTensor knows its
+            own.
+        shape : tuple of int, optional
+            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
+            it is used.
+
+        Returns
+        -------
+        WeightHandle
+            The weight, owned by the caller.
+
+        Raises
+        ------
+        EncodingError
+            If the format is unknown, missing or not that of the tensor, or the length is not that
+            of the shape or no whole number of blocks.
+        """
+    def upload_q1_weight_soa(self, data: _Matrix, shape: _Shape | None = None) -> WeightHandle:
+        """Reformat Q1_0 blocks (18 bytes for 128 weights) and upload them.
+
+        Parameters
+        ----------
+        data : QTensor or buffer
+            A QTensor in Q1_0, or any contiguous bytes.
+        shape : tuple of int, optional
+            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
+            it is used.
+
+        Returns
+        -------
+        WeightHandle
+            The weight, owned by the caller.
+
+        Raises
+        ------
+        EncodingError
+            If the length is 0, no multiple of 18, or not that of the shape.
+        """
+    def upload_tq2_weight_soa(self, data: _Matrix, shape: _Shape | None = None) -> WeightHandle:
+        """Reformat ternary blocks and upload them.
+
+        Parameters
+        ----------
+        data : QTensor or buffer
+            A QTensor in any 2-bit or ternary format, or contiguous bytes in TQ2_0_g128 (34 bytes
+            for 128 weights).
+        shape : tuple of int, optional
+            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
+            it is used.
+
+        Returns
+        -------
+        WeightHandle
+            The weight, owned by the caller.
+
+        Raises
+        ------
+        EncodingError
+            If the length is 0, no whole number of blocks, or not that of the shape.
+        """
+    def upload_f32_weight(self, data: _Floats) -> WeightHandle:
+        """Upload a float32 vector, such as a norm's weight.
+
+        Parameters
+        ----------
+        data : float32 [n]
+            The vector, contiguous.
+
+        Returns
+        -------
+        WeightHandle
+            A handle of shape (n,), owned by the caller.
+
+        Raises
+        ------
+        BufferCreationError
+            If `data` is empty, or larger than the device's memory.
+        """
+    def get_or_upload_weight(self, key: SupportsIndex, data: _Matrix) -> WeightHandle:
+        """Return the cached raw weight of a key, uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        data : QTensor or buffer
+            Contiguous bytes, as upload_weight takes.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If the cached weight has another length than `data`.
+        """
     def get_or_upload_weight_lazy(
         self, key: SupportsIndex, produce: Callable[[], _Matrix]
-    ) -> WeightHandle: ...
+    ) -> WeightHandle:
+        """Return the cached raw weight of a key, producing and uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        produce : callable
+            Called without arguments on a miss; returns a QTensor or a buffer, as upload_weight
+            takes.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If `produce` asks for the same key.
+
+        Notes
+        -----
+        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
+        raises, the cache is unchanged.
+        """
     def get_or_upload_q1_weight_soa(
         self, key: SupportsIndex, data: _Matrix, shape: _Shape | None = None
-    ) -> WeightHandle: ...
+    ) -> WeightHandle:
+        """Return the cached Q1 weight of a key, uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        data : QTensor or buffer
+            A QTensor in Q1_0, or Q1_0 blocks.
+        shape : tuple of int, optional
+            (n_rows, k), as in upload_q1_weight_soa.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If the cached weight has another length, format or shape than `data`, or `data` cannot
+            be uploaded.
+        """
     def get_or_upload_q1_weight_soa_lazy(
         self, key: SupportsIndex, produce: Callable[[], _Matrix], shape: _Shape | None = None
-    ) -> WeightHandle: ...
+    ) -> WeightHandle:
+        """Return the cached Q1 weight of a key, producing and uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        produce : callable
+            Called without arguments on a miss; returns a QTensor or a buffer, as
+            upload_q1_weight_soa takes.
+        shape : tuple of int, optional
+            (n_rows, k), as in upload_q1_weight_soa.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If what `produce` returns cannot be uploaded, or `produce` asks for the same key.
+
+        Notes
+        -----
+        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
+        raises, the cache is unchanged.
+        """
     def get_or_upload_tq2_weight_soa(
         self, key: SupportsIndex, data: _Matrix, shape: _Shape | None = None
-    ) -> WeightHandle: ...
+    ) -> WeightHandle:
+        """Return the cached ternary weight of a key, uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        data : QTensor or buffer
+            A QTensor in any 2-bit or ternary format, or TQ2_0_g128 blocks.
+        shape : tuple of int, optional
+            (n_rows, k), as in upload_tq2_weight_soa.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If the cached weight has another length, format or shape than `data`, or `data` cannot
+            be uploaded.
+        """
     def get_or_upload_tq2_weight_soa_lazy(
         self, key: SupportsIndex, produce: Callable[[], _Matrix], shape: _Shape | None = None
-    ) -> WeightHandle: ...
-    def get_or_upload_f32_weight(self, key: SupportsIndex, data: _Floats) -> WeightHandle: ...
+    ) -> WeightHandle:
+        """Return the cached ternary weight of a key, producing and uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        produce : callable
+            Called without arguments on a miss; returns a QTensor or a buffer, as
+            upload_tq2_weight_soa takes.
+        shape : tuple of int, optional
+            (n_rows, k), as in upload_tq2_weight_soa.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If what `produce` returns cannot be uploaded, or `produce` asks for the same key.
+
+        Notes
+        -----
+        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
+        raises, the cache is unchanged.
+        """
+    def get_or_upload_f32_weight(self, key: SupportsIndex, data: _Floats) -> WeightHandle:
+        """Return the cached float32 vector of a key, uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        data : float32 [n]
+            The vector, contiguous.
+
+        Returns
+        -------
+        WeightHandle
+            The cached vector, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If the cached vector has another length than `data`.
+        """
     def acquire_buffers(
         self, hidden: SupportsIndex, inter: SupportsIndex, attn: SupportsIndex | None = None
-    ) -> AbstractContextManager[list[Buffer]]: ...
+    ) -> AbstractContextManager[list[Buffer]]:
+        """Hold the FFN phase's intermediate buffers for the body of a with statement.
+
+        Parameters
+        ----------
+        hidden, inter : int
+            Sizes of the hidden and the intermediate vector.
+        attn : int, optional
+            Size of the attention output; `hidden` if left out.
+
+        Returns
+        -------
+        context manager of list of Buffer
+            float32 buffers in the device's working_storage: hidden, attention output, normed,
+            activated. They are made on first use, and a few sets are kept by their sizes.
+
+        Raises
+        ------
+        EncodingError
+            If a size is not in 1..2**31 - 1.
+        BufferCreationError
+            If the device does not have that much memory.
+
+        Notes
+        -----
+        A phase of the same sizes in another thread waits for the end of the ``with`` statement; one
+        in the same thread raises EncodingError.
+        """
     def encode_gemv(
         self,
         weight: WeightHandle,
@@ -65,7 +422,27 @@ class MetalGraph:
         output: _Floats,
         n_rows: SupportsIndex | None = None,
         k: SupportsIndex | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Compute output[:n_rows] = W input[:k] with a Q1 weight.
+
+        Parameters
+        ----------
+        weight : WeightHandle
+            From upload_q1_weight_soa.
+        input : float32 [>= k]
+            The activations; a read-only array is fine.
+        output : float32 [>= n_rows]
+            Receives the result; may overlap `input`.
+        n_rows, k : int, optional
+            Shape of the matrix; may be left out if the handle knows it.
+
+        Raises
+        ------
+        EncodingError
+            If lengths, shape, format or device do not fit; nothing has run then.
+        ExecutionError
+            If the device failed or timed out; `output` is as before.
+        """
     def encode_gemv_tq2(
         self,
         weight: WeightHandle,
@@ -73,7 +450,27 @@ class MetalGraph:
         output: _Floats,
         n_rows: SupportsIndex | None = None,
         k: SupportsIndex | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Compute output[:n_rows] = W input[:k] with a ternary or 2-bit weight.
+
+        Parameters
+        ----------
+        weight : WeightHandle
+            From upload_tq2_weight_soa.
+        input : float32 [>= k]
+            The activations; a read-only array is fine.
+        output : float32 [>= n_rows]
+            Receives the result; may overlap `input`.
+        n_rows, k : int, optional
+            Shape of the matrix; may be left out if the handle knows it.
+
+        Raises
+        ------
+        EncodingError
+            If lengths, shape, format or device do not fit; nothing has run then.
+        ExecutionError
+            If the device failed or timed out; `output` is as before.
+        """
     def encode_qkv_phase(
         self,
         input: _Floats,
@@ -81,7 +478,27 @@ class MetalGraph:
         weight: WeightHandle,
         n_rows: SupportsIndex | None = None,
         k: SupportsIndex | None = None,
-    ) -> None: ...
+    ) -> None:
+        """Compute the fused projection of Q, K and V: output[:n_rows] = W input[:k].
+
+        Parameters
+        ----------
+        input : float32 [>= k]
+            The activations; a read-only array is fine.
+        output : float32 [>= n_rows]
+            Receives the result; may overlap `input`.
+        weight : WeightHandle
+            The rows of Q, K and V one after another, in any format.
+        n_rows, k : int, optional
+            Shape of the matrix; may be left out if the handle knows it.
+
+        Raises
+        ------
+        EncodingError
+            If lengths, shape, format or device do not fit; nothing has run then.
+        ExecutionError
+            If the device failed or timed out; `output` is as before.
+        """
     def encode_ffn_phase(
         self,
         hidden: _Floats,
@@ -93,4 +510,33 @@ class MetalGraph:
         hidden_size: SupportsIndex | None = None,
         intermediate_size: SupportsIndex | None = None,
         eps: float = 1e-6,
-    ) -> None: ...
+    ) -> None:
+        """Run the second half of a layer in one submission, `hidden` in place.
+
+        hidden += attn_proj attn_out; normed = rmsnorm(hidden, eps) * norm_weight;
+        s = silu(gate normed) * (up normed); hidden += down s.
+
+        Parameters
+        ----------
+        hidden : float32 [>= hidden_size]
+            The residual stream, replaced by the result.
+        attn_out : float32
+            Output of the attention; its length is the k of `attn_proj` (heads x head_dim).
+        norm_weight : WeightHandle or float32 [>= hidden_size]
+            From get_or_upload_f32_weight, or an array.
+        attn_proj, gate_up, down : WeightHandle
+            [hidden_size, k], [2 intermediate_size, hidden_size] (gate rows, then up rows) and
+            [hidden_size, intermediate_size], each in any format.
+        hidden_size, intermediate_size : int, optional
+            Sizes of the hidden and the intermediate vector; may be left out if the handles know
+            their shapes.
+        eps : float
+            Added to the mean square.
+
+        Raises
+        ------
+        EncodingError
+            If lengths, shapes or devices do not fit; `hidden` is as before.
+        ExecutionError
+            If the device failed or timed out; `hidden` is as before.
+        """

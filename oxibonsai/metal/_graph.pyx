@@ -1,6 +1,7 @@
 """MetalGraph: weights, intermediate buffers and the fused phases of a transformer layer.
 
-Every check is made before anything runs; the phases themselves, in _phases.pyx, run without the GIL.
+Every check is made before anything runs; the phases themselves, in _phases.pyx, run without the
+GIL.
 """
 
 cimport cython
@@ -66,17 +67,15 @@ def _split(data, default_format, shape):
 
 @cython.no_gc_clear
 cdef class MetalGraph:
-    """Uploads of weights and the fused phases of a transformer layer on one device.
-
-    Any number of threads may use one graph: a phase holds its intermediate buffers from upload to
-    download, and phases of different shapes run side by side.
+    """MetalGraph(device=None, *, timeout=None)\n--\n
+    Uploads of weights and the fused phases of a transformer layer on one device.
 
     Parameters
     ----------
     device : Device or str, optional
-        Where it runs; the default device where left out.
+        Where it runs, or the name of a Device to open; the default device if left out.
     timeout : float, optional
-        Seconds a phase waits for the device before it raises ExecutionError; without end where left
+        Seconds that a phase waits for the device before it raises ExecutionError; no limit if left
         out.
 
     Attributes
@@ -89,7 +88,12 @@ cdef class MetalGraph:
     Raises
     ------
     DeviceNotFoundError
-        Where there is no such device.
+        If there is no such device.
+
+    Notes
+    -----
+    Any number of threads may use one graph: a phase holds its intermediate buffers from upload to
+    download, and phases of different shapes run side by side.
     """
 
     def __init__(self, device=None, *, timeout=None):
@@ -105,7 +109,15 @@ cdef class MetalGraph:
     def shared():
         """Return the process-wide graph on the default device, making it on the first call.
 
-        A failure is raised and not remembered: the next call tries again. A closed one is replaced.
+        Returns
+        -------
+        MetalGraph
+            The same graph for every caller, until it is closed: the next call makes a new one.
+
+        Raises
+        ------
+        DeviceNotFoundError
+            If no device can be opened; the next call tries again.
         """
         global _shared
         with _shared_lock:
@@ -143,40 +155,72 @@ cdef class MetalGraph:
         return 0
 
     def commands(self, *, activations="float32"):
-        """Return an empty Commands on the graph's device. See Commands."""
+        """Make an empty recording on the graph's device.
+
+        Parameters
+        ----------
+        activations : {"float32", "int8"}
+            What matrix products of 8 or more vectors make of the vectors; see Commands.
+
+        Returns
+        -------
+        Commands
+            A recording for one thread at a time.
+
+        Raises
+        ------
+        EncodingError
+            If the device has no kernels for int8 activations.
+        """
         self.check_open()
         return self.device.commands(activations=activations)
 
     def upload_weight(self, data):
         """Upload bytes as they are.
 
-        Kernels cannot read such a handle: encode_gemv raises EncodingError and names the right upload.
+        Parameters
+        ----------
+        data : QTensor or buffer
+            Contiguous bytes, at least one.
+
+        Returns
+        -------
+        WeightHandle
+            A handle that no kernel reads: encode_gemv raises EncodingError and names the right
+            upload.
 
         Raises
         ------
         BufferCreationError
-            Where `data` is empty.
+            If `data` is empty, or larger than the device's memory.
         """
         self.check_open()
         return upload_raw(self.device, _split(data, None, None)[0])
 
     def upload_weight_soa(self, data, format=None, shape=None):
-        """Reformat a weight of any format for the kernels and upload it.
+        """Reformat a weight of any file format for the kernels and upload it.
 
         Parameters
         ----------
         data : QTensor or buffer
             The matrix, or its bytes as a file holds them.
         format : str or Format, optional
-            Format of the bytes, as ``oxibonsai.formats.get`` knows it; a QTensor knows its own.
+            File format of the bytes, as ``oxibonsai.formats.get`` knows it; a QTensor knows its
+            own.
         shape : tuple of int, optional
-            (n_rows, k). Without it the handle is plain SoA, checked when it is encoded.
+            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
+            it is used.
+
+        Returns
+        -------
+        WeightHandle
+            The weight, owned by the caller.
 
         Raises
         ------
         EncodingError
-            Where the format is unknown, or the length is not that of the shape, or not a whole number
-            of blocks.
+            If the format is unknown, missing or not that of the tensor, or the length is not that
+            of the shape or no whole number of blocks.
         """
         self.check_open()
         data, found, shape = _split(data, format, shape)
@@ -194,12 +238,18 @@ cdef class MetalGraph:
         data : QTensor or buffer
             A QTensor in Q1_0, or any contiguous bytes.
         shape : tuple of int, optional
-            (n_rows, k). Without it the handle is plain SoA, checked when it is encoded.
+            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
+            it is used.
+
+        Returns
+        -------
+        WeightHandle
+            The weight, owned by the caller.
 
         Raises
         ------
         EncodingError
-            Where the length is 0 or not a multiple of 18, or not that of the shape.
+            If the length is 0, no multiple of 18, or not that of the shape.
         """
         return self._upload_codes("upload_q1_weight_soa", data, "Q1_0", shape)
 
@@ -209,15 +259,21 @@ cdef class MetalGraph:
         Parameters
         ----------
         data : QTensor or buffer
-            A QTensor in any 2-bit or ternary format, or contiguous bytes in TQ2_0_g128 (34 bytes for
-            128 weights).
+            A QTensor in any 2-bit or ternary format, or contiguous bytes in TQ2_0_g128 (34 bytes
+            for 128 weights).
         shape : tuple of int, optional
-            (n_rows, k). Without it the handle is plain SoA, checked when it is encoded.
+            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
+            it is used.
+
+        Returns
+        -------
+        WeightHandle
+            The weight, owned by the caller.
 
         Raises
         ------
         EncodingError
-            Where the length is 0 or not a multiple of 34, or not that of the shape.
+            If the length is 0, no whole number of blocks, or not that of the shape.
         """
         return self._upload_codes("upload_tq2_weight_soa", data, "TQ2_0_g128", shape)
 
@@ -237,56 +293,207 @@ cdef class MetalGraph:
         return handle
 
     def get_or_upload_weight(self, key, data):
-        """Return the cached raw weight `key`, uploading `data` on a miss.
+        """Return the cached raw weight of a key, uploading it on a miss.
 
-        The key is an unsigned 64-bit integer, in a key space of its own for each kind of upload.
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        data : QTensor or buffer
+            Contiguous bytes, as upload_weight takes.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
 
         Raises
         ------
         EncodingError
-            Where the cached weight has another length than `data`.
+            If the cached weight has another length than `data`.
         """
         return self._cached("raw", key, lambda: self.upload_weight(data), data)
 
     def get_or_upload_weight_lazy(self, key, produce):
-        """Return the cached raw weight `key`; on a miss upload what `produce()` returns.
+        """Return the cached raw weight of a key, producing and uploading it on a miss.
 
-        `produce` runs outside the cache's lock, in one thread only; where it raises, the cache is as
-        before.
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        produce : callable
+            Called without arguments on a miss; returns a QTensor or a buffer, as upload_weight
+            takes.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If `produce` asks for the same key.
+
+        Notes
+        -----
+        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
+        raises, the cache is unchanged.
         """
         return self._cached("raw", key, lambda: self.upload_weight(produce()))
 
     def get_or_upload_q1_weight_soa(self, key, data, shape=None):
-        """Return the cached Q1 weight `key`, uploading `data` on a miss.
+        """Return the cached Q1 weight of a key, uploading it on a miss.
 
-        Raises EncodingError where the cached weight has another length, format or shape.
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        data : QTensor or buffer
+            A QTensor in Q1_0, or Q1_0 blocks.
+        shape : tuple of int, optional
+            (n_rows, k), as in upload_q1_weight_soa.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If the cached weight has another length, format or shape than `data`, or `data` cannot
+            be uploaded.
         """
         return self._cached("q1", key, lambda: self.upload_q1_weight_soa(data, shape), data, shape)
 
     def get_or_upload_q1_weight_soa_lazy(self, key, produce, shape=None):
-        """Return the cached Q1 weight `key`; on a miss upload what `produce()` returns."""
+        """Return the cached Q1 weight of a key, producing and uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        produce : callable
+            Called without arguments on a miss; returns a QTensor or a buffer, as
+            upload_q1_weight_soa takes.
+        shape : tuple of int, optional
+            (n_rows, k), as in upload_q1_weight_soa.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If what `produce` returns cannot be uploaded, or `produce` asks for the same key.
+
+        Notes
+        -----
+        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
+        raises, the cache is unchanged.
+        """
         return self._cached("q1", key, lambda: self.upload_q1_weight_soa(produce(), shape))
 
     def get_or_upload_tq2_weight_soa(self, key, data, shape=None):
-        """Return the cached ternary weight `key`, uploading `data` on a miss.
+        """Return the cached ternary weight of a key, uploading it on a miss.
 
-        Raises EncodingError where the cached weight has another length, format or shape.
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        data : QTensor or buffer
+            A QTensor in any 2-bit or ternary format, or TQ2_0_g128 blocks.
+        shape : tuple of int, optional
+            (n_rows, k), as in upload_tq2_weight_soa.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If the cached weight has another length, format or shape than `data`, or `data` cannot
+            be uploaded.
         """
-        return self._cached("tq2", key, lambda: self.upload_tq2_weight_soa(data, shape), data, shape)
+        return self._cached(
+            "tq2", key, lambda: self.upload_tq2_weight_soa(data, shape), data, shape
+        )
 
     def get_or_upload_tq2_weight_soa_lazy(self, key, produce, shape=None):
-        """Return the cached ternary weight `key`; on a miss upload what `produce()` returns."""
+        """Return the cached ternary weight of a key, producing and uploading it on a miss.
+
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        produce : callable
+            Called without arguments on a miss; returns a QTensor or a buffer, as
+            upload_tq2_weight_soa takes.
+        shape : tuple of int, optional
+            (n_rows, k), as in upload_tq2_weight_soa.
+
+        Returns
+        -------
+        WeightHandle
+            The cached weight, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If what `produce` returns cannot be uploaded, or `produce` asks for the same key.
+
+        Notes
+        -----
+        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
+        raises, the cache is unchanged.
+        """
         return self._cached("tq2", key, lambda: self.upload_tq2_weight_soa(produce(), shape))
 
     def upload_f32_weight(self, const float[::1] data not None):
-        """Upload a float32 vector, such as a norm's weight."""
+        """Upload a float32 vector, such as a norm's weight.
+
+        Parameters
+        ----------
+        data : float32 [n]
+            The vector, contiguous.
+
+        Returns
+        -------
+        WeightHandle
+            A handle of shape (n,), owned by the caller.
+
+        Raises
+        ------
+        BufferCreationError
+            If `data` is empty, or larger than the device's memory.
+        """
         self.check_open()
         return upload_vector(self.device, data)
 
     def get_or_upload_f32_weight(self, key, const float[::1] data not None):
-        """Return the cached float32 vector `key`, uploading `data` on a miss.
+        """Return the cached float32 vector of a key, uploading it on a miss.
 
-        Raises EncodingError where the cached vector has another length.
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer; each kind of upload has a key space of its own.
+        data : float32 [n]
+            The vector, contiguous.
+
+        Returns
+        -------
+        WeightHandle
+            The cached vector, which other callers share.
+
+        Raises
+        ------
+        EncodingError
+            If the cached vector has another length than `data`.
         """
         return self._cached("f32", key, lambda: self.upload_f32_weight(data), data)
 
@@ -298,13 +505,25 @@ cdef class MetalGraph:
         hidden, inter : int
             Sizes of the hidden and the intermediate vector.
         attn : int, optional
-            Size of the attention output; `hidden` where left out.
+            Size of the attention output; `hidden` if left out.
 
         Returns
         -------
         context manager of list of Buffer
             float32 buffers in the device's working_storage: hidden, attention output, normed,
             activated. They are made on first use, and a few sets are kept by their sizes.
+
+        Raises
+        ------
+        EncodingError
+            If a size is not in 1..2**31 - 1.
+        BufferCreationError
+            If the device does not have that much memory.
+
+        Notes
+        -----
+        A phase of the same sizes in another thread waits for the end of the ``with`` statement; one
+        in the same thread raises EncodingError.
         """
         self.check_open()
         h = _dimension(hidden, "hidden")
@@ -353,18 +572,18 @@ cdef class MetalGraph:
         weight : WeightHandle
             From upload_q1_weight_soa.
         input : float32 [>= k]
-            The activations; read-only arrays are fine.
+            The activations; a read-only array is fine.
         output : float32 [>= n_rows]
-            Filled; may overlap `input`.
+            Receives the result; may overlap `input`.
         n_rows, k : int, optional
-            Left out where the handle knows its shape.
+            Shape of the matrix; may be left out if the handle knows it.
 
         Raises
         ------
         EncodingError
-            Where lengths, shape or format do not fit; nothing has run then.
+            If lengths, shape, format or device do not fit; nothing has run then.
         ExecutionError
-            Where the device failed or timed out.
+            If the device failed or timed out; `output` is as before.
         """
         self.check_open()
         _check_family("encode_gemv", weight, "q1")
@@ -374,7 +593,23 @@ cdef class MetalGraph:
                         n_rows=None, k=None):
         """Compute output[:n_rows] = W input[:k] with a ternary or 2-bit weight.
 
-        Parameters and errors as in encode_gemv; the weight is from upload_tq2_weight_soa.
+        Parameters
+        ----------
+        weight : WeightHandle
+            From upload_tq2_weight_soa.
+        input : float32 [>= k]
+            The activations; a read-only array is fine.
+        output : float32 [>= n_rows]
+            Receives the result; may overlap `input`.
+        n_rows, k : int, optional
+            Shape of the matrix; may be left out if the handle knows it.
+
+        Raises
+        ------
+        EncodingError
+            If lengths, shape, format or device do not fit; nothing has run then.
+        ExecutionError
+            If the device failed or timed out; `output` is as before.
         """
         self.check_open()
         _check_family("encode_gemv_tq2", weight, "q2")
@@ -384,8 +619,23 @@ cdef class MetalGraph:
                          n_rows=None, k=None):
         """Compute the fused projection of Q, K and V: output[:n_rows] = W input[:k].
 
-        `weight` holds the rows of Q, K and V one after another, in any format. Errors as in
-        encode_gemv.
+        Parameters
+        ----------
+        input : float32 [>= k]
+            The activations; a read-only array is fine.
+        output : float32 [>= n_rows]
+            Receives the result; may overlap `input`.
+        weight : WeightHandle
+            The rows of Q, K and V one after another, in any format.
+        n_rows, k : int, optional
+            Shape of the matrix; may be left out if the handle knows it.
+
+        Raises
+        ------
+        EncodingError
+            If lengths, shape, format or device do not fit; nothing has run then.
+        ExecutionError
+            If the device failed or timed out; `output` is as before.
         """
         self.check_open()
         self.gemv("encode_qkv_phase", weight, input, output, n_rows, k)
@@ -410,16 +660,17 @@ cdef class MetalGraph:
             [hidden_size, k], [2 intermediate_size, hidden_size] (gate rows, then up rows) and
             [hidden_size, intermediate_size], each in any format.
         hidden_size, intermediate_size : int, optional
-            Left out where the handles know their shapes.
+            Sizes of the hidden and the intermediate vector; may be left out if the handles know
+            their shapes.
         eps : float
             Added to the mean square.
 
         Raises
         ------
         EncodingError
-            Where lengths or shapes do not fit; `hidden` is as before then.
+            If lengths, shapes or devices do not fit; `hidden` is as before.
         ExecutionError
-            Where the device failed or timed out; `hidden` is as before.
+            If the device failed or timed out; `hidden` is as before.
         """
         cdef FFN f
         cdef BufferSet held

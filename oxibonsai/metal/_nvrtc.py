@@ -1,8 +1,8 @@
-"""Where the PyPI packages of NVIDIA's run-time compiler have put it.
+"""Find NVIDIA's run-time compiler, NVRTC, in the packages of PyPI that bring it.
 
 The cuda driver asks the system's loader for ``libnvrtc.so.<major>``. A copy in a Python package is
-not on the loader's path, but a library that a process has loaded already is found by that name: so
-it is loaded here, before the driver looks.
+not on the loader's path, but the loader also finds a library by name that the process has loaded
+already: so it is loaded here, before the driver looks.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import sys
 import threading
 from pathlib import Path
 
-# By CUDA's major version, the package that holds the library since.
+# CUDA's major version -> the package that holds the library.
 _PACKAGES = {13: "nvidia.cu13", 12: "nvidia.cuda_nvrtc"}
 
 _lock = threading.Lock()
@@ -22,7 +22,13 @@ _loaded: list[ctypes.CDLL] | None = None
 
 
 def find() -> dict[int, Path]:
-    """Return the libraries in installed packages by CUDA's major version, the newest first."""
+    """Find the libraries in installed packages.
+
+    Returns
+    -------
+    dict of int to Path
+        The library by CUDA's major version, the newest first.
+    """
     found = {}
     for major, package in _PACKAGES.items():
         try:
@@ -37,7 +43,10 @@ def find() -> dict[int, Path]:
 
 
 def preload() -> None:
-    """Load those libraries, once per process; one that the loader refuses is left out."""
+    """Load the libraries that find() returns, once per process, on Linux.
+
+    One that the loader refuses is left out: the driver reports what it misses.
+    """
     global _loaded
     if sys.platform != "linux":
         return

@@ -1,7 +1,7 @@
 """Intermediate buffers, and the phases of MetalGraph that run on them without the GIL.
 
-Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL, and
-so is the device.
+Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL,
+and so is the device.
 """
 
 cimport cython

@@ -37,7 +37,8 @@ cdef str _program(Device device, str source):
 
 @cython.no_gc_clear
 cdef class Library:
-    """Kernels compiled from Metal Shading Language.
+    """Library(device, source)\n--\n
+    Kernels compiled from Metal Shading Language.
 
     Parameters
     ----------
@@ -45,6 +46,11 @@ cdef class Library:
         Whose compiler is used.
     source : str
         The program.
+
+    Attributes
+    ----------
+    device : Device
+        Whose compiler was used.
 
     Raises
     ------
@@ -127,7 +133,8 @@ cdef int _fill_constant(oxb_constant *c, index, value) except -1:
 
 @cython.no_gc_clear
 cdef class Pipeline:
-    """A kernel made ready to run.
+    """Pipeline(device, function, *, constants=None, library=None)\n--\n
+    A kernel made ready to run.
 
     Parameters
     ----------
@@ -139,6 +146,13 @@ cdef class Pipeline:
         Function constants by index.
     library : Library, optional
         Where the kernel is; left out, the kernels that ship.
+
+    Attributes
+    ----------
+    device : Device
+        Where it runs.
+    function : str
+        Name of the kernel.
 
     Raises
     ------

@@ -27,6 +27,6 @@ cdef class WeightCache:
 
 cdef WeightHandle weight_of(object value, str what)
 
-# Pairs (name, operand): a Buffer, (Buffer, offset), or the handle of a float32 vector. No Python code
-# runs after the last open handle was read.
+# Pairs (name, operand): a Buffer, (Buffer, offset), or the handle of a float32 vector. No Python
+# code runs after the last open handle was read.
 cdef int bind_all(tuple operands, oxb_binding *bindings) except -1

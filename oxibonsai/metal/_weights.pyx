@@ -38,10 +38,15 @@ def weight_format(name):
     name : str or Format
         A name that ``oxibonsai.formats.get`` knows.
 
+    Returns
+    -------
+    Format
+        The row of the format table.
+
     Raises
     ------
     EncodingError
-        If no format has this name.
+        If no format has this name; the text lists those there are.
     TypeError
         If `name` is neither a str nor a Format.
     """
@@ -59,10 +64,15 @@ def upload_for(name):
     name : str or Format
         The file format.
 
+    Returns
+    -------
+    str
+        Name of the method, such as ``"upload_tq2_weight_soa"``.
+
     Raises
     ------
     EncodingError
-        If no format has this name.
+        If no format has this name; the text lists those there are.
     """
     fmt = weight_format(name)
     return _UPLOADS[fmt.bits] if fmt.coded else "upload_weight_soa"
@@ -78,19 +88,22 @@ def reformat(data, format, out=None):
     format : str or Format
         File format of `data`: a name that ``oxibonsai.formats.get`` knows.
     out : writable buffer, optional
-        Where the result goes, of exactly the right length; made where left out.
+        Where the result goes, of exactly its length; a new uint8 array if left out.
 
     Returns
     -------
     tuple of (uint8 array, int)
-        The bytes, half scales first, and the offset in bytes at which the codes start (a multiple
-        of 16). A dense format is copied as it is, and the offset is 0.
+        The bytes, `out` if it was given: float16 scales first, then the codes; and the offset in
+        bytes at which the codes start, a multiple of 16. A dense format is copied as it is, and the
+        offset is 0.
 
     Raises
     ------
     EncodingError
-        Where the format is unknown, the length is 0 or not a multiple of the block, `out` has another
-        length, or the two overlap.
+        If the format is unknown, the length of `data` is 0 or no whole number of blocks, `out` has
+        another length than the result, or the two overlap.
+    ValueError
+        If `out` is read-only.
     """
     cdef oxb_file_format id = <oxb_file_format><int>weight_format(format).id
     cdef HostBytes source = host_bytes(data)
@@ -114,16 +127,27 @@ def reformat(data, format, out=None):
 
 @cython.no_gc_clear
 cdef class WeightHandle:
-    """A weight on a device, as an upload of MetalGraph returns it.
+    """WeightHandle()\n--\n
+    A weight on a device, as the uploads of MetalGraph return it.
 
     Attributes
     ----------
-    format : str
-        Format of the input, such as ``"Q1_0"``; ``"raw"`` for bytes uploaded as they are.
-    byte_len : int
-        Length of the input in bytes.
     device : Device
         Where the weight lives.
+    format : str
+        File format of the input, such as ``"Q1_0"``; ``"raw"`` for an upload as it is.
+    byte_len : int
+        Length of the input in bytes.
+
+    Raises
+    ------
+    TypeError
+        If it is called: the uploads of MetalGraph make handles.
+
+    Notes
+    -----
+    Any number of threads may use one handle. It owns the device memory: close() or the end of the
+    last reference frees it, once no recorded commands and no work in flight use it.
     """
 
     def __init__(self):
@@ -136,13 +160,13 @@ cdef class WeightHandle:
 
     @property
     def nbytes(self):
-        """Bytes the device holds for this weight."""
+        """Device memory that the weight takes, in bytes."""
         self._check_open("nbytes")
         return api.buffer_length(self.weight.buffer)
 
     @property
     def shape(self):
-        """(n_rows, k), (n,) for a float32 vector, None where the shape is not known."""
+        """Shape of the weight: (n_rows, k), (n,) for a float32 vector, None if it is not known."""
         if self.raw:
             return None
         if self.vector:
@@ -160,7 +184,10 @@ cdef class WeightHandle:
         return self.weight.buffer == NULL
 
     def close(self):
-        """Release the memory; idempotent. Work in flight keeps it until it has finished."""
+        """Release the memory; idempotent.
+
+        Recorded commands and work in flight keep it until they end.
+        """
         cdef oxb_buffer *buffer = self.weight.buffer
         self.weight.buffer = NULL
         if buffer:
@@ -183,8 +210,8 @@ cdef class WeightHandle:
         self._check_open(what)
         if self.raw:
             raise EncodingError(
-                f"{what}: the handle holds {self.byte_len} raw bytes, and kernels read SoA: upload the "
-                "blocks with upload_q1_weight_soa or upload_tq2_weight_soa"
+                f"{what}: the handle holds {self.byte_len} raw bytes, and kernels read SoA: upload "
+                "the blocks with upload_q1_weight_soa or upload_tq2_weight_soa"
             )
         if self.vector:
             raise EncodingError(
@@ -250,7 +277,25 @@ cdef int bind_all(tuple operands, oxb_binding *bindings) except -1:
 
 
 def upload_raw(Device device not None, data):
-    """Upload bytes as they are."""
+    """Upload bytes as they are.
+
+    Parameters
+    ----------
+    device : Device
+        Where the weight will live.
+    data : buffer or DLPack exporter
+        Contiguous bytes, at least one.
+
+    Returns
+    -------
+    WeightHandle
+        A handle that no kernel reads, of format ``"raw"``.
+
+    Raises
+    ------
+    BufferCreationError
+        If `data` is empty, or larger than the device's memory.
+    """
     cdef HostBytes host = host_bytes(data)
     cdef oxb_weight weight
     cdef oxb_buffer *buffer = NULL
@@ -278,7 +323,25 @@ def upload_raw(Device device not None, data):
 
 
 def upload_vector(Device device not None, const float[::1] data not None):
-    """Upload a float32 vector, such as a norm's weight."""
+    """Upload a float32 vector, such as a norm's weight.
+
+    Parameters
+    ----------
+    device : Device
+        Where the weight will live.
+    data : float32 [n]
+        The vector, contiguous.
+
+    Returns
+    -------
+    WeightHandle
+        A handle of shape (n,), for the operands of Commands that take a vector.
+
+    Raises
+    ------
+    BufferCreationError
+        If `data` is empty, or larger than the device's memory.
+    """
     cdef WeightHandle handle
     if data.shape[0] == 0:
         raise BufferCreationError("cannot upload an empty weight: the data has 0 elements")
@@ -292,7 +355,33 @@ def upload_vector(Device device not None, const float[::1] data not None):
 
 
 def upload_matrix(Device device not None, data, format, shape=None):
-    """Upload `data`, bytes in `format`, for the kernels; shape is (n_rows, k) or None."""
+    """Reformat a matrix for the device's kernels and upload it.
+
+    Parameters
+    ----------
+    device : Device
+        Where the weight will live.
+    data : buffer or DLPack exporter
+        The blocks of the matrix, row by row.
+    format : str or Format
+        File format of `data`: a name that ``oxibonsai.formats.get`` knows.
+    shape : tuple of int, optional
+        (n_rows, k). With it the device may choose a layout of its own; without it the weight has
+        the plain layout, and its shape is checked when an op is recorded.
+
+    Returns
+    -------
+    WeightHandle
+        The matrix in the device format.
+
+    Raises
+    ------
+    EncodingError
+        If the format is unknown, or the length of `data` is no whole number of blocks or not that
+        of `shape`.
+    BufferCreationError
+        If the device does not have that much memory.
+    """
     fmt = weight_format(format)
     cdef oxb_file_format id = <oxb_file_format><int>fmt.id
     cdef HostBytes host
@@ -330,11 +419,17 @@ class _Upload:
 
 
 cdef class WeightCache:
-    """Uploaded weights by (kind of upload, key); any number of threads may use it.
+    """WeightCache()\n--\n
+    Uploaded weights by (kind of upload, key).
 
-    Lock order: `_lock` guards the dicts and is a leaf. It is never held while a producer runs, while
-    bytes are uploaded, or while one thread waits for another's upload.
+    Notes
+    -----
+    Any number of threads may use one cache. It holds a reference to each handle: what is evicted is
+    freed with its last user.
     """
+
+    # Lock order: `_lock` guards the dicts and is a leaf. It is never held while a producer runs,
+    # while bytes are uploaded, or while one thread waits for another's upload.
 
     def __init__(self):
         self._lock = threading.Lock()
@@ -350,10 +445,31 @@ cdef class WeightCache:
         return number
 
     def get(self, kind, key, upload):
-        """Return (handle, whether it was there already); `upload()` makes a missing one.
+        """Return the weight of a key, uploading it on a miss.
 
-        Of several threads that miss one key, one runs `upload` and the others wait for it. Where it
-        raises, the cache is as before and the next thread tries.
+        Parameters
+        ----------
+        kind : str
+            Kind of upload; each has a key space of its own.
+        key : int
+            Unsigned 64-bit integer.
+        upload : callable
+            Called without arguments on a miss; returns the WeightHandle to keep.
+
+        Returns
+        -------
+        tuple of (WeightHandle, bool)
+            The handle, and whether it was cached.
+
+        Raises
+        ------
+        EncodingError
+            If `key` does not fit 64 bits, or `upload` waits for the same key.
+
+        Notes
+        -----
+        If several threads miss one key, one runs `upload` without the cache's lock and the others
+        wait for it. If it raises, the cache is unchanged and the next thread tries.
         """
         place = (kind, self._key(key))
         while True:
@@ -387,12 +503,12 @@ cdef class WeightCache:
         return handle, False
 
     def _check_wait(self, place, pending):
-        """Raise where waiting for `pending` would be for ever: each waits for the next one's upload."""
+        # A circle of threads, each waiting for the next one's upload, would wait for ever.
         while pending is not None:
             if pending.thread == threading.get_ident():
                 raise EncodingError(
-                    f"the producer of weight {place[1]} ({place[0]}) asks for that weight, itself or "
-                    "through another thread's producer: produce it without the cache"
+                    f"the producer of weight {place[1]} ({place[0]}) asks for that weight, itself "
+                    "or through another thread's producer: produce it without the cache"
                 )
             pending = self._waiting.get(pending.thread)
 
@@ -404,15 +520,31 @@ cdef class WeightCache:
 
     @property
     def nbytes(self):
-        """Bytes the device holds for the cached weights."""
+        """Device memory that the cached weights take, in bytes."""
         with self._lock:
             handles = list(self._ready.values())
         return sum(handle.nbytes for handle in handles if not handle.closed)
 
     def evict(self, key, kind=None):
-        """Forget the weights with `key` (of one `kind`, or of all); return how many.
+        """Forget the weights of a key.
 
-        The memory is freed with the last user of the handle.
+        Parameters
+        ----------
+        key : int
+            Unsigned 64-bit integer.
+        kind : str, optional
+            Kind of upload; all kinds if left out.
+
+        Returns
+        -------
+        int
+            How many weights were forgotten. Their memory is freed with the last user of each
+            handle.
+
+        Raises
+        ------
+        EncodingError
+            If `key` does not fit 64 bits.
         """
         number = self._key(key)
         with self._lock:
@@ -422,7 +554,7 @@ cdef class WeightCache:
         return len(evicted)
 
     def clear(self):
-        """Forget all weights."""
+        """Forget all weights; their memory is freed with the last user of each handle."""
         with self._lock:
             evicted, self._ready = self._ready, {}
         evicted.clear()

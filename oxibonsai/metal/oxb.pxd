@@ -1,21 +1,34 @@
-# The C ABI of shim/oxb_shim.h, as Cython sees it. Every function is called through the table of
-# `oxb_api`: only oxibonsai.metal._core links the shim.
-from libc.stdint cimport int32_t, uint8_t, uint32_t, uint64_t
+# The C ABI of shim/include, as Cython sees it. Every function is called through the table of
+# `oxb_api`: only oxibonsai.metal._core links the shim. The headers say what each name means.
+#
+# Written by tools/generate_pxd.py: change the headers, not this file.
+from libc.stdint cimport int32_t, uint32_t, uint64_t, uint8_t
 
 
 cdef extern from "oxb_formats.h" nogil:
-    ctypedef enum oxb_file_format:
-        OXB_FILE_FORMAT_Q1_0
-        OXB_FILE_FORMAT_TQ2_0_G128
-        OXB_FILE_FORMAT_F32
-        OXB_FILE_FORMAT_COUNT
-
     ctypedef enum oxb_device_format:
         OXB_DEVICE_FORMAT_Q1_G128
         OXB_DEVICE_FORMAT_Q2_G128
         OXB_DEVICE_FORMAT_Q2_G64
         OXB_DEVICE_FORMAT_F32
+        OXB_DEVICE_FORMAT_F16
+        OXB_DEVICE_FORMAT_BF16
+        OXB_DEVICE_FORMAT_Q8_0
         OXB_DEVICE_FORMAT_COUNT
+
+    ctypedef enum oxb_file_format:
+        OXB_FILE_FORMAT_Q1_0
+        OXB_FILE_FORMAT_TQ2_0_G128
+        OXB_FILE_FORMAT_Q2_0
+        OXB_FILE_FORMAT_Q2_0_G128
+        OXB_FILE_FORMAT_PQ2_0
+        OXB_FILE_FORMAT_PTQ1_0
+        OXB_FILE_FORMAT_TQ2_0
+        OXB_FILE_FORMAT_F32
+        OXB_FILE_FORMAT_F16
+        OXB_FILE_FORMAT_BF16
+        OXB_FILE_FORMAT_Q8_0
+        OXB_FILE_FORMAT_COUNT
 
     ctypedef struct oxb_file_format_info:
         const char *name
@@ -35,8 +48,10 @@ cdef extern from "oxb_formats.h" nogil:
 cdef extern from "oxb_shim.h" nogil:
     unsigned int OXB_ABI_VERSION
     unsigned int OXB_MAX_BINDINGS
-    unsigned int OXB_MAX_CONSTANTS
+    unsigned int OXB_MAX_ARGS_BYTES
     unsigned int OXB_MAX_IN_FLIGHT
+    unsigned int OXB_MAX_CONSTANTS
+    unsigned int OXB_NAME_BYTES
     const char *OXB_API_CAPSULE
 
     ctypedef enum oxb_status:
@@ -51,20 +66,21 @@ cdef extern from "oxb_shim.h" nogil:
         OXB_STORAGE_SHARED
         OXB_STORAGE_PRIVATE
 
-    ctypedef enum oxb_activations:
-        OXB_ACTIVATIONS_FLOAT32
-        OXB_ACTIVATIONS_INT8
-
     ctypedef struct oxb_device:
         pass
+
     ctypedef struct oxb_buffer:
         pass
+
     ctypedef struct oxb_library:
         pass
+
     ctypedef struct oxb_pipeline:
         pass
+
     ctypedef struct oxb_commands:
         pass
+
     ctypedef struct oxb_submission:
         pass
 
@@ -111,6 +127,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t simd_width
         uint64_t static_threadgroup_memory
         uint32_t written
+        uint32_t pad
 
     ctypedef struct oxb_binding:
         oxb_buffer *buffer
@@ -125,6 +142,13 @@ cdef extern from "oxb_shim.h" nogil:
         double start
         double end
 
+    ctypedef enum oxb_layout:
+        OXB_LAYOUT_PLAIN
+        OXB_LAYOUT_PANELS
+        OXB_LAYOUT_TRITS
+        OXB_LAYOUT_COLUMNS
+        OXB_LAYOUT_COUNT
+
     ctypedef struct oxb_weight:
         oxb_buffer *buffer
         uint64_t codes_offset
@@ -134,9 +158,14 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t k
         uint32_t layout
 
+    ctypedef enum oxb_activations:
+        OXB_ACTIVATIONS_FLOAT32
+        OXB_ACTIVATIONS_INT8
+
     ctypedef struct oxb_norm:
         oxb_binding weight
         float eps
+        uint32_t pad
 
     ctypedef struct oxb_attention_shape:
         uint32_t n_heads
@@ -157,17 +186,18 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*driver_load)(const char *path) noexcept nogil
         oxb_status (*device_count)(const char *driver, uint32_t *count) noexcept nogil
         oxb_status (*device_open)(
-            const char *driver, uint32_t index, const oxb_device_options *options, oxb_device
-            **device) noexcept nogil
+            const char *driver, uint32_t index, const oxb_device_options *options,
+            oxb_device **device) noexcept nogil
         void (*device_retain)(oxb_device *device) noexcept nogil
         void (*device_release)(oxb_device *device) noexcept nogil
         void (*device_get_info)(oxb_device *device, oxb_device_info *info) noexcept nogil
         void (*device_get_stats)(oxb_device *device, oxb_device_stats *stats) noexcept nogil
         oxb_status (*buffer_new)(
-            oxb_device *device, uint64_t length, oxb_storage storage, oxb_buffer **buffer) noexcept nogil
+            oxb_device *device, uint64_t length, oxb_storage storage,
+            oxb_buffer **buffer) noexcept nogil
         oxb_status (*buffer_wrap)(
-            oxb_device *device, void *host, uint64_t length, int read_only, void (*release)(void *),
-            void *context, oxb_buffer **buffer) noexcept nogil
+            oxb_device *device, void *host, uint64_t length, int read_only,
+            void (*release)(void *), void *context, oxb_buffer **buffer) noexcept nogil
         void (*buffer_retain)(oxb_buffer *buffer) noexcept nogil
         void (*buffer_release)(oxb_buffer *buffer) noexcept nogil
         void *(*buffer_contents)(oxb_buffer *buffer) noexcept nogil
@@ -175,19 +205,20 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*buffer_read)(
             oxb_buffer *buffer, uint64_t offset, void *to, uint64_t length) noexcept nogil
         oxb_status (*buffer_write)(
-            oxb_buffer *buffer, uint64_t offset, const void *source, uint64_t length) noexcept nogil
+            oxb_buffer *buffer, uint64_t offset, const void *from_, uint64_t length) noexcept nogil
         oxb_status (*buffer_fill)(
             oxb_buffer *buffer, uint64_t offset, uint64_t length, uint8_t value) noexcept nogil
         uint64_t (*page_size)() noexcept nogil
         oxb_status (*library_new)(
-            oxb_device *device, const char *source, size_t length, oxb_library **library) noexcept nogil
+            oxb_device *device, const char *source, size_t length,
+            oxb_library **library) noexcept nogil
         void (*library_retain)(oxb_library *library) noexcept nogil
         void (*library_release)(oxb_library *library) noexcept nogil
         oxb_status (*pipeline_new)(
-            oxb_device *device, oxb_library *library, const char *function, const oxb_constant
-            *constants, uint32_t n_constants, oxb_pipeline **pipeline) noexcept nogil
-        void (*pipeline_get_info)(
-            oxb_pipeline *pipeline, oxb_pipeline_info *info) noexcept nogil
+            oxb_device *device, oxb_library *library, const char *function,
+            const oxb_constant *constants, uint32_t n_constants,
+            oxb_pipeline **pipeline) noexcept nogil
+        void (*pipeline_get_info)(oxb_pipeline *pipeline, oxb_pipeline_info *info) noexcept nogil
         void (*pipeline_release)(oxb_pipeline *pipeline) noexcept nogil
         oxb_status (*commands_new)(oxb_device *device, oxb_commands **commands) noexcept nogil
         void (*commands_release)(oxb_commands *commands) noexcept nogil
@@ -201,28 +232,28 @@ cdef extern from "oxb_shim.h" nogil:
             oxb_commands *commands, oxb_submission **submission) noexcept nogil
         oxb_status (*submission_wait)(oxb_submission *submission, double timeout) noexcept nogil
         int (*submission_done)(oxb_submission *submission) noexcept nogil
-        oxb_status (*submission_times)(
-            oxb_submission *submission, oxb_times *times) noexcept nogil
+        oxb_status (*submission_times)(oxb_submission *submission, oxb_times *times) noexcept nogil
         void (*submission_release)(oxb_submission *submission) noexcept nogil
         oxb_status (*reformat_size)(
-            oxb_file_format format, uint64_t length, uint64_t *size, uint64_t *codes_offset) noexcept nogil
+            oxb_file_format format, uint64_t length, uint64_t *size,
+            uint64_t *codes_offset) noexcept nogil
         oxb_status (*reformat)(
-            oxb_file_format format, const void *source, uint64_t length, void *to) noexcept nogil
+            oxb_file_format format, const void *from_, uint64_t length, void *to) noexcept nogil
         oxb_status (*weight_upload)(
-            oxb_device *device, oxb_file_format format, const void *source, uint64_t length,
+            oxb_device *device, oxb_file_format format, const void *from_, uint64_t length,
             uint64_t n_rows, uint64_t k, oxb_weight *weight) noexcept nogil
         oxb_status (*weight_check)(
             const oxb_weight *weight, uint64_t n_rows, uint64_t k, const char *what) noexcept nogil
         oxb_status (*op_gemv)(
             oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
-            const oxb_norm *norm, oxb_binding x, oxb_binding y, uint64_t n_vectors, uint64_t y_stride,
-            int residual) noexcept nogil
+            const oxb_norm *norm, oxb_binding x, oxb_binding y, uint64_t n_vectors,
+            uint64_t y_stride, int residual) noexcept nogil
         oxb_status (*op_gate_up_swiglu)(
             oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
             const oxb_norm *norm, oxb_binding x, oxb_binding s, uint64_t n_vectors) noexcept nogil
         oxb_status (*op_rmsnorm)(
-            oxb_commands *commands, oxb_binding x, oxb_binding weight, oxb_binding y, uint64_t
-            n, uint64_t n_vectors, float eps) noexcept nogil
+            oxb_commands *commands, oxb_binding x, oxb_binding weight, oxb_binding y, uint64_t n,
+            uint64_t n_vectors, float eps) noexcept nogil
         oxb_status (*op_add)(
             oxb_commands *commands, oxb_binding x, oxb_binding y, uint64_t n) noexcept nogil
         oxb_status (*op_embed)(
@@ -230,13 +261,15 @@ cdef extern from "oxb_shim.h" nogil:
             oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens) noexcept nogil
         oxb_status (*op_qk_norm_rope)(
             oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,
-            oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape, float eps) noexcept nogil
+            oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape,
+            float eps) noexcept nogil
         oxb_status (*op_kv_store)(
             oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,
             oxb_binding state, const oxb_attention_shape *shape) noexcept nogil
         oxb_status (*op_attention)(
             oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache, oxb_binding v_cache,
-            oxb_binding state, oxb_binding out, const oxb_attention_shape *shape, float scale) noexcept nogil
+            oxb_binding state, oxb_binding out, const oxb_attention_shape *shape,
+            float scale) noexcept nogil
         oxb_status (*op_advance)(
             oxb_commands *commands, oxb_binding logits, oxb_binding tokens, oxb_binding state,
             uint64_t n, uint64_t max_tokens, uint64_t n_tokens, int greedy) noexcept nogil
@@ -252,3 +285,201 @@ cdef extern from "oxb_shim.h" nogil:
         const char *(*device_variant)(const char *driver, uint32_t index) noexcept nogil
         oxb_status (*commands_activations)(
             oxb_commands *commands, oxb_activations activations) noexcept nogil
+
+
+cdef extern from "oxb_args.h" nogil:
+    unsigned int OXB_MAX_HEAD_DIM
+    unsigned int OXB_MAX_SPLITS
+    unsigned int OXB_NO_INDEX
+    unsigned int OXB_ARGMAX_PART
+
+    ctypedef uint32_t oxb_u32
+
+    ctypedef uint64_t oxb_u64
+
+    ctypedef float oxb_f32
+
+    struct oxb_gemv_args:
+        oxb_u64 codes_offset
+        oxb_u32 n_rows
+        oxb_u32 k
+        oxb_u32 column
+        oxb_f32 eps
+        oxb_u32 pad[2]
+
+    struct oxb_gemm_args:
+        oxb_u64 codes_offset
+        oxb_u64 y_stride
+        oxb_u32 n_rows
+        oxb_u32 k
+        oxb_u32 n_vectors
+        oxb_u32 column
+
+    struct oxb_rmsnorm_args:
+        oxb_u32 n
+        oxb_u32 n_vectors
+        oxb_f32 eps
+        oxb_u32 pad
+
+    struct oxb_quantize_args:
+        oxb_u32 k
+        oxb_u32 n_vectors
+        oxb_u32 group
+        oxb_u32 pad
+
+    struct oxb_add_args:
+        oxb_u64 n
+        oxb_u64 pad
+
+    struct oxb_decode_state:
+        oxb_u32 position
+        oxb_u32 pad[3]
+
+    struct oxb_embed_args:
+        oxb_u64 codes_offset
+        oxb_u32 n_rows
+        oxb_u32 k
+        oxb_u32 max_tokens
+        oxb_u32 n_tokens
+        oxb_u32 column
+        oxb_u32 pad
+
+    struct oxb_qk_norm_rope_args:
+        oxb_u32 n_heads
+        oxb_u32 n_kv_heads
+        oxb_u32 head_dim
+        oxb_f32 eps
+        oxb_u32 max_seq
+        oxb_u32 n_tokens
+        oxb_u32 pad[2]
+
+    struct oxb_kv_store_args:
+        oxb_u64 layer_offset
+        oxb_u32 n_heads
+        oxb_u32 n_kv_heads
+        oxb_u32 head_dim
+        oxb_u32 max_seq
+        oxb_u32 n_tokens
+        oxb_u32 pad
+
+    struct oxb_qkv_to_cache_args:
+        oxb_u64 layer_offset
+        oxb_u32 n_heads
+        oxb_u32 n_kv_heads
+        oxb_u32 head_dim
+        oxb_f32 eps
+        oxb_u32 max_seq
+        oxb_u32 n_tokens
+
+    struct oxb_attention_args:
+        oxb_u64 layer_offset
+        oxb_u32 n_heads
+        oxb_u32 n_kv_heads
+        oxb_u32 head_dim
+        oxb_u32 max_seq
+        oxb_f32 scale
+        oxb_u32 n_tokens
+        oxb_u32 n_splits
+        oxb_u32 heads
+        oxb_u32 tokens
+        oxb_u32 pad
+
+    struct oxb_combine_args:
+        oxb_u64 n_rows
+        oxb_u32 head_dim
+        oxb_u32 n_splits
+
+    struct oxb_best:
+        oxb_f32 value
+        oxb_u32 index
+
+    struct oxb_argmax_parts_args:
+        oxb_u32 n
+        oxb_u32 n_vectors
+        oxb_u32 n_parts
+        oxb_u32 pad
+
+    struct oxb_argmax_args:
+        oxb_u32 n_parts
+        oxb_u32 n_vectors
+        oxb_u32 pad[2]
+
+    struct oxb_advance_args:
+        oxb_u32 n_parts
+        oxb_u32 max_tokens
+        oxb_u32 n_tokens
+        oxb_u32 pad
+
+
+cdef extern from "oxb_driver.h" nogil:
+    const char *OXB_DRIVER_ENTRY
+
+    ctypedef struct oxb_driver_binding:
+        void *buffer
+        void *contents
+        uint64_t offset
+        uint64_t length
+
+    ctypedef struct oxb_driver_dispatch:
+        void *pipeline
+        const oxb_driver_binding *bindings
+        const void *args
+        uint32_t n_bindings
+        uint32_t args_size
+        oxb_size threadgroups
+        oxb_size threads
+        uint32_t threadgroup_memory
+
+    ctypedef void (*oxb_driver_done)(
+        void *context, oxb_status status, const char *message, oxb_times times) noexcept nogil
+
+    ctypedef struct oxb_host:
+        uint32_t abi_version
+        uint32_t struct_size
+        oxb_status (*fail)(oxb_status status, const char *format, ...) noexcept nogil
+
+    ctypedef struct oxb_driver:
+        uint32_t abi_version
+        uint32_t struct_size
+        const char *name
+        oxb_status (*device_count)(uint32_t *count) noexcept nogil
+        oxb_status (*device_open)(
+            uint32_t index, const oxb_device_options *options, void **device) noexcept nogil
+        void (*device_close)(void *device) noexcept nogil
+        void (*device_info)(void *device, oxb_device_info *info) noexcept nogil
+        oxb_status (*buffer_new)(
+            void *device, uint64_t length, oxb_storage storage, void **buffer,
+            void **contents) noexcept nogil
+        oxb_status (*buffer_wrap)(
+            void *device, void *host, uint64_t length, void **buffer) noexcept nogil
+        void (*buffer_free)(void *device, void *buffer) noexcept nogil
+        oxb_status (*buffer_read)(
+            void *device, void *buffer, uint64_t offset, void *to, uint64_t length) noexcept nogil
+        oxb_status (*buffer_write)(
+            void *device, void *buffer, uint64_t offset, const void *from_,
+            uint64_t length) noexcept nogil
+        oxb_status (*buffer_fill)(
+            void *device, void *buffer, uint64_t offset, uint64_t length,
+            uint8_t value) noexcept nogil
+        oxb_status (*library_new)(
+            void *device, const char *source, size_t length, void **library) noexcept nogil
+        void (*library_free)(void *device, void *library) noexcept nogil
+        oxb_status (*pipeline_new)(
+            void *device, void *library, const char *function, const oxb_constant *constants,
+            uint32_t n_constants, void **pipeline, oxb_pipeline_info *info) noexcept nogil
+        void (*pipeline_free)(void *device, void *pipeline) noexcept nogil
+        oxb_status (*submit)(
+            void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
+            oxb_driver_done done, void *context) noexcept nogil
+        void (*replay_free)(void *device, void *replay) noexcept nogil
+        uint64_t (*weight_size)(
+            void *device, oxb_device_format kernel, oxb_layout layout, uint64_t n_rows, uint64_t k,
+            uint64_t *codes_offset) noexcept nogil
+        int (*weight_pack)(
+            void *device, oxb_file_format format, oxb_layout layout, const void *from_,
+            uint64_t n_rows, uint64_t k, void *to) noexcept nogil
+        const char *(*variant)(uint32_t index) noexcept nogil
+        oxb_status (*capture_start)(void *device, const char *path) noexcept nogil
+        oxb_status (*capture_stop)(void *device) noexcept nogil
+
+    ctypedef const oxb_driver *(*oxb_driver_entry_fn)(const oxb_host *host) noexcept nogil

@@ -16,7 +16,7 @@ import reference
 from cases import activations, close_to, dense, random_weight, upload
 
 import oxibonsai
-from oxibonsai import metal
+from oxibonsai import formats, metal
 
 SOURCE = Path(__file__).with_name("cython_client") / "client.pyx"
 
@@ -80,6 +80,17 @@ def test_the_table_of_the_capsule_is_that_of_the_package(client):
         expected, expected_offset = metal.reformat(q.data, "Q1_0")
         assert codes_offset == expected_offset
         assert soa == expected.tobytes()
+
+
+def test_the_declarations_are_those_of_the_headers(client):
+    found = client.constants()
+    for name in ("PTQ1_0", "TQ2_0", "Q8_0"):
+        assert found[name] == formats.FORMATS[name].id
+    assert found["file formats"] == len(formats.FORMATS)
+    assert found["device formats"] == found["device format q8_0"] + 1
+    assert found["sizeof(oxb_gemv_args)"] == 32
+    pointer = np.dtype(np.intp).itemsize
+    assert found["sizeof(oxb_driver)"] > 20 * pointer
 
 
 def test_a_product_from_end_to_end_without_the_gil(client):

@@ -2,6 +2,7 @@
 """A foreign extension that uses the package through what it ships: pxd files, headers, the capsule."""
 
 cimport oxibonsai.metal as metal
+cimport oxibonsai.metal.oxb as oxb
 from cpython.pycapsule cimport PyCapsule_Import
 from libc.stdint cimport uint64_t
 from libc.stdlib cimport free, malloc
@@ -110,3 +111,17 @@ def gemv(const unsigned char[::1] blocks not None, uint64_t n_rows, uint64_t k,
 
 def drivers():
     return [api.driver_name(i).decode() for i in range(api.driver_count())]
+
+
+def constants():
+    """Return values and sizes that the C compiler took from the headers."""
+    return {
+        "PTQ1_0": oxb.OXB_FILE_FORMAT_PTQ1_0,
+        "TQ2_0": oxb.OXB_FILE_FORMAT_TQ2_0,
+        "Q8_0": oxb.OXB_FILE_FORMAT_Q8_0,
+        "file formats": oxb.OXB_FILE_FORMAT_COUNT,
+        "device format q8_0": oxb.OXB_DEVICE_FORMAT_Q8_0,
+        "device formats": oxb.OXB_DEVICE_FORMAT_COUNT,
+        "sizeof(oxb_gemv_args)": sizeof(oxb.oxb_gemv_args),
+        "sizeof(oxb_driver)": sizeof(oxb.oxb_driver),
+    }
