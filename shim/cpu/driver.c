@@ -12,7 +12,7 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "front/front.h"
+#include "base/builtin_drivers.h"
 #include "panels.h"
 
 #define MAP_BYTES  ((size_t)1 << 20) /* from this size on, pages of their own */
@@ -120,7 +120,7 @@ static void device_info(void *device, oxb_device_info *info) {
     cpu_brand(info->name, sizeof info->name);
     snprintf(info->driver, sizeof info->driver, "cpu");
     snprintf(info->variant, sizeof info->variant, "%s", self->isa->name);
-    info->simd_width = 1; /* a threadgroup runs as one thread */
+    info->simd_width = 1; /* one thread runs a threadgroup */
     info->unified_memory = 1;
     info->threads = self->threads;
     info->max_buffer_length = cpu_memory();
@@ -212,22 +212,46 @@ static oxb_status buffer_fill(void *device, void *buffer, uint64_t offset, uint6
     return OXB_OK;
 }
 
-static int uses_layout(const cpu_device *device, uint32_t kernel, uint32_t layout) {
-    const cpu_code code = cpu_panel_code(kernel, layout);
-    return code != CPU_CODE_COUNT && device->isa->f32->code[code].rows != NULL;
+static void abilities(void *device, oxb_abilities *found) {
+    cpu_abilities(((const cpu_device *)device)->isa, found);
 }
 
-static uint64_t weight_size(void *device, oxb_device_format kernel, oxb_layout layout,
-                            uint64_t n_rows, uint64_t k, uint64_t *codes_offset) {
-    if (!uses_layout(device, kernel, layout)) return 0;
-    return cpu_panel_bytes(cpu_panel_code(kernel, layout), cpu_group(kernel), n_rows, k,
-                           codes_offset);
+static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *found) {
+    (void)device;
+    cpu_tile(op, shape, found);
+    return OXB_OK;
 }
 
-static int weight_pack(void *device, oxb_file_format format, oxb_layout layout, const void *from,
-                       uint64_t n_rows, uint64_t k, void *to) {
+static uint64_t int8_vector_bytes(void *device, oxb_device_format format, uint32_t layout,
+                                  uint64_t k, uint64_t n_vectors) {
+    return cpu_int8_vector_bytes(((const cpu_device *)device)->isa, format, layout, k, n_vectors);
+}
+
+static int uses_layout(const cpu_device *device, uint32_t format, uint32_t layout) {
+    const cpu_packing packing = cpu_panel_packing(format, layout);
+    return packing != CPU_PACKING_COUNT && device->isa->f32->packing[packing].rows != NULL;
+}
+
+static uint32_t weight_layouts(void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,
+                               oxb_weight_layout layouts[OXB_MAX_LAYOUTS]) {
+    static const uint32_t best_first[] = {CPU_LAYOUT_TRITS, CPU_LAYOUT_PANELS};
+    uint32_t n = 0;
+    for (unsigned i = 0; i < sizeof best_first / sizeof best_first[0]; i++) {
+        if (!uses_layout(device, format, best_first[i])) continue;
+        oxb_weight_layout *layout = &layouts[n++];
+        layout->id = best_first[i];
+        layout->size = cpu_panel_bytes(cpu_panel_packing(format, layout->id), cpu_group(format),
+                                       n_rows, k, &layout->codes_offset);
+    }
+    return n;
+}
+
+static oxb_status weight_pack(void *device, uint32_t layout, oxb_file_format format,
+                              const void *from, uint64_t n_rows, uint64_t k, void *to, int *fits) {
     const cpu_device *self = device;
-    return cpu_pack(self->isa, format, layout, from, n_rows, k, to, self->threads);
+    *fits = cpu_pack(self->isa, host->reformat_blocks, format, layout, from, n_rows, k, to,
+                     self->threads);
+    return OXB_OK;
 }
 
 static oxb_status library_new(void *device, const char *source, size_t length, void **library) {
@@ -353,7 +377,7 @@ static void replay_free(void *device, void *replay) {
     free(replay);
 }
 
-const oxb_driver *oxb_cpu_driver(const oxb_host *services) {
+const oxb_driver *cpu_driver(const oxb_host *services) {
     static const oxb_driver driver = {
         .abi_version = OXB_ABI_VERSION,
         .struct_size = sizeof(oxb_driver),
@@ -368,7 +392,10 @@ const oxb_driver *oxb_cpu_driver(const oxb_host *services) {
         .buffer_read = buffer_read,
         .buffer_write = buffer_write,
         .buffer_fill = buffer_fill,
-        .weight_size = weight_size,
+        .abilities = abilities,
+        .tile = tile,
+        .int8_vector_bytes = int8_vector_bytes,
+        .weight_layouts = weight_layouts,
         .weight_pack = weight_pack,
         .variant = variant,
         .library_new = library_new,

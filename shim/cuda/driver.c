@@ -6,9 +6,10 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/builtin_drivers.h"
 #include "base/clock.h"
 #include "cuda_driver.h"
-#include "front/front.h"
+#include "gpu/gpu.h"
 
 #define MIN_ARCH                                                                     \
     70 /* independent thread scheduling, which the kernels' shuffles are written for \
@@ -166,7 +167,7 @@ static void device_info(void *device, oxb_device_info *info) {
     *info =
         (oxb_device_info){.driver = "cuda",
                           .index = self->index,
-                          .simd_width = 32,
+                          .simd_width = GPU_SIMD_WIDTH,
                           .unified_memory = self->integrated,
                           .max_buffer_length = self->memory,
                           .max_threadgroup_memory = (uint64_t)self->limits[CUDA_MAX_SHARED_MEMORY],
@@ -183,6 +184,10 @@ static const oxb_driver driver = {
     .device_open = device_open,
     .device_close = device_close,
     .device_info = device_info,
+    .abilities = gpu_abilities,
+    .tile = gpu_tile,
+    .weight_layouts = gpu_weight_layouts,
+    .weight_pack = gpu_weight_pack,
     .buffer_new = cuda_buffer_new,
     .buffer_wrap = cuda_buffer_wrap,
     .buffer_free = cuda_buffer_free,
@@ -197,8 +202,9 @@ static const oxb_driver driver = {
     .replay_free = cuda_replay_free,
 };
 
-const oxb_driver *oxb_cuda_driver(const oxb_host *services) {
+const oxb_driver *cuda_driver(const oxb_host *services) {
     cuda_host = services;
+    gpu_use(services);
     return &driver;
 }
 

@@ -4,7 +4,6 @@
 
 #include "base/clock.h"
 #include "front.h"
-#include "ops/geometry.h"
 
 struct record {
     oxb_pipeline *pipeline; /* retained */
@@ -132,7 +131,7 @@ oxb_status oxb_commands_activations(oxb_commands *commands, oxb_activations acti
                           "activations is %d: OXB_ACTIVATIONS_FLOAT32 or OXB_ACTIVATIONS_INT8",
                           (int)activations);
     }
-    if (activations == OXB_ACTIVATIONS_INT8 && !ops_has_int8(&device->info)) {
+    if (activations == OXB_ACTIVATIONS_INT8 && !device->abilities.int8_products) {
         return front_fail(OXB_ENCODING_FAILED,
                           "the %s kernels of the %s device do not take int8 activations: leave "
                           "them float32, or take "

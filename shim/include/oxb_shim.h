@@ -22,7 +22,7 @@
 extern "C" {
 #endif
 
-#define OXB_ABI_VERSION    1u
+#define OXB_ABI_VERSION    2u
 #define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
 #define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
 #define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
@@ -115,15 +115,9 @@ typedef struct oxb_times {
     double end;
 } oxb_times;
 
-/* How a weight's buffer is laid out. A device is asked for the best it has for a matrix. */
-typedef enum oxb_layout {
-    OXB_LAYOUT_PLAIN = 0,  /* all scales, all codes, in row order: every device */
-    OXB_LAYOUT_PANELS = 1, /* cpu: rows interleaved for vector registers */
-    OXB_LAYOUT_TRITS = 2,  /* cpu: the same, with three weights of -1, 0 or 1 in 5 bits */
-    OXB_LAYOUT_COLUMNS =
-        3, /* GPUs: scales [group][row], then units of 16 bytes of codes [unit][row] */
-    OXB_LAYOUT_COUNT
-} oxb_layout;
+/* The layout of a weight's buffer that every device has: all scales, all codes, in row order. Other
+ * numbers are the driver's own. */
+#define OXB_LAYOUT_PLAIN 0u
 
 /* A weight matrix on a device. `buffer` is owned by whoever uploaded it (one reference).
  * n_rows and k are 0 where the shape is not known (plain SoA). */
@@ -134,12 +128,11 @@ typedef struct oxb_weight {
     uint32_t device_format; /* oxb_device_format */
     uint32_t n_rows;
     uint32_t k;
-    uint32_t layout; /* oxb_layout */
+    uint32_t layout; /* OXB_LAYOUT_PLAIN or one of the driver's */
 } oxb_weight;
 
-/* Vectors of a matrix product of 8 or more: as they are, or rounded to 8 bits in blocks of 16 that
- * share a scale, where the matrix is of 1 or 2 bits and the device keeps it in a layout of its own.
- */
+/* Vectors of a matrix product: as they are, or rounded to 8 bits in blocks of 16 that share a
+ * scale, where the driver has int8 products for the matrix and that many vectors. */
 typedef enum oxb_activations {
     OXB_ACTIVATIONS_FLOAT32 = 0,
     OXB_ACTIVATIONS_INT8 = 1
@@ -295,8 +288,8 @@ typedef struct oxb_attention_shape {
      */                                                                                            \
     X(const char *, device_variant, (const char *driver, uint32_t index))                          \
                                                                                                    \
-    /* What matrix products of 8 or more vectors that are recorded from here on make of them.      \
-     * OXB_ENCODING_FAILED where the device has no such kernels. */                                \
+    /* What matrix products that are recorded from here on make of their vectors, where the device \
+     * is faster by it. OXB_ENCODING_FAILED where it has no such kernels. */                       \
     X(oxb_status, commands_activations, (oxb_commands * commands, oxb_activations activations))
 
 #define X(type, name, parameters) type oxb_##name parameters;

@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/builtin_drivers.h"
 #include "base/clock.h"
+#include "gpu/gpu.h"
 #include "gpu/msl_sources.h"
 #include "metal.h"
 
@@ -436,6 +438,10 @@ static const oxb_driver driver = {
     .device_open = device_open,
     .device_close = device_close,
     .device_info = device_info,
+    .abilities = gpu_abilities,
+    .tile = gpu_tile,
+    .weight_layouts = gpu_weight_layouts,
+    .weight_pack = gpu_weight_pack,
     .buffer_new = metal_buffer_new,
     .buffer_wrap = metal_buffer_wrap,
     .buffer_free = metal_object_free,
@@ -452,15 +458,14 @@ static const oxb_driver driver = {
     .capture_stop = capture_stop,
 };
 
-const oxb_driver *oxb_metal_driver(const oxb_host *services);
-
-const oxb_driver *oxb_metal_driver(const oxb_host *services) {
+const oxb_driver *metal_driver(const oxb_host *services) {
     metal_host = services;
+    gpu_use(services);
     return &driver;
 }
 
 #ifdef OXB_DRIVER_LIBRARY
 __attribute__((visibility("default"))) const oxb_driver *oxb_driver_entry(const oxb_host *services);
 
-const oxb_driver *oxb_driver_entry(const oxb_host *services) { return oxb_metal_driver(services); }
+const oxb_driver *oxb_driver_entry(const oxb_host *services) { return metal_driver(services); }
 #endif

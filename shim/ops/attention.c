@@ -54,9 +54,10 @@ oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                          .eps = eps,
                                          .max_seq = shape->max_seq,
                                          .n_tokens = shape->n_tokens};
-    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_QK_NORM_ROPE);
-    const uint64_t units[3] = {(uint64_t)shape->n_heads + shape->n_kv_heads, shape->n_tokens, 1};
-    return ops_record(commands, &tile, "qk_norm_rope", operands, 5, &args, sizeof args, units);
+    const oxb_op_shape extent = {
+        .extent = {(uint64_t)shape->n_heads + shape->n_kv_heads, shape->n_tokens, 1}};
+    return ops_record(commands, OXB_OP_QK_NORM_ROPE, &extent, "qk_norm_rope", operands, 5, &args,
+                      sizeof args);
 }
 
 oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache,
@@ -76,10 +77,10 @@ oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding 
                                      .head_dim = shape->head_dim,
                                      .max_seq = shape->max_seq,
                                      .n_tokens = shape->n_tokens};
-    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_KV_STORE);
-    const uint64_t units[3] = {shape->n_kv_heads, shape->n_tokens, 1};
-    return ops_record(commands, &tile, shape->kv_f16 ? "kv_store_f16" : "kv_store_f32", operands, 4,
-                      &args, sizeof args, units);
+    const oxb_op_shape extent = {.extent = {shape->n_kv_heads, shape->n_tokens, 1}};
+    return ops_record(commands, OXB_OP_KV_STORE, &extent,
+                      shape->kv_f16 ? "kv_store_f16" : "kv_store_f32", operands, 4, &args,
+                      sizeof args);
 }
 
 oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm,
@@ -98,9 +99,8 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                               {"v_cache", v_cache, cache_bytes(shape), 1},
                               ops_state_operand(state, 0)};
     if ((status = ops_check_operands(op, operands, 7)) != OXB_OK) return status;
-    const oxb_device_info *info = &front_commands_device(commands)->info;
     const uint32_t mark = oxb_commands_length(commands);
-    if (info->simd_width == 1) { /* the cpu's steps cost too little to put them together */
+    if (!front_commands_device(commands)->abilities.fused_cache_store) {
         status = oxb_op_qk_norm_rope(commands, qkv, q_norm, k_norm, rope, state, shape, eps);
         if (status == OXB_OK)
             status = oxb_op_kv_store(commands, qkv, k_cache, v_cache, state, shape);
@@ -112,27 +112,35 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                              .eps = eps,
                                              .max_seq = shape->max_seq,
                                              .n_tokens = shape->n_tokens};
-        oxb_tile tile = ops_tile_of(info, OXB_OP_QKV_TO_CACHE);
-        const uint64_t units[3] = {(uint64_t)shape->n_heads + 2 * (uint64_t)shape->n_kv_heads,
-                                   shape->n_tokens, 1};
-        status =
-            ops_record(commands, &tile, shape->kv_f16 ? "qkv_to_cache_f16" : "qkv_to_cache_f32",
-                       operands, 7, &args, sizeof args, units);
+        const oxb_op_shape extent = {
+            .extent = {(uint64_t)shape->n_heads + 2 * (uint64_t)shape->n_kv_heads, shape->n_tokens,
+                       1}};
+        status = ops_record(commands, OXB_OP_QKV_TO_CACHE, &extent,
+                            shape->kv_f16 ? "qkv_to_cache_f16" : "qkv_to_cache_f32", operands, 7,
+                            &args, sizeof args);
     }
     if (status != OXB_OK) front_commands_cut(commands, mark);
     return status;
 }
 
-/* Add up the parts that attention left in `parts`. */
-static oxb_status record_combine(oxb_commands *commands, oxb_buffer *parts, uint64_t bytes,
+/* Add up what attention left of each split in `splits`. */
+static oxb_status record_combine(oxb_commands *commands, oxb_buffer *splits, uint64_t bytes,
                                  ops_operand out, const struct oxb_attention_args *a) {
-    ops_operand operands[] = {{"parts", {parts, 0}, bytes, 0}, out};
+    ops_operand operands[] = {{"splits", {splits, 0}, bytes, 0}, out};
     struct oxb_combine_args args = {.n_rows = (oxb_u64)a->n_tokens * a->n_heads,
                                     .head_dim = a->head_dim,
                                     .n_splits = a->n_splits};
-    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_COMBINE);
-    const uint64_t units[3] = {args.n_rows, 1, 1};
-    return ops_record(commands, &tile, "attention_combine", operands, 2, &args, sizeof args, units);
+    const oxb_op_shape extent = {.extent = {args.n_rows, 1, 1}};
+    return ops_record(commands, OXB_OP_COMBINE, &extent, "attention_combine", operands, 2, &args,
+                      sizeof args);
+}
+
+/* Bytes that the start of both caches is a multiple of. A driver's buffers start at a page. */
+static uint64_t alignment_of(oxb_binding k_cache, oxb_binding v_cache) {
+    /* OR keeps the lowest set bit, so the result has the smaller alignment. */
+    const uint64_t start =
+        (k_cache.buffer->base + k_cache.offset) | (v_cache.buffer->base + v_cache.offset) | 4096;
+    return start & (~start + 1);
 }
 
 oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache,
@@ -149,10 +157,11 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
                               {"output", out, rows * shape->head_dim * 4, 1}};
     if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
     if ((status = ops_check_apart(op, operands, operands + 4)) != OXB_OK) return status;
-    /* Of two numbers, their bits together are as odd as the odder one. */
-    uint64_t place =
-        (k_cache.buffer->base + k_cache.offset) | (v_cache.buffer->base + v_cache.offset);
-    ops_attention_cut cut = ops_cut_attention(&front_commands_device(commands)->info, shape, place);
+    oxb_op_shape extent = {.extent = {shape->n_heads, shape->n_tokens, 1},
+                           .attention = shape,
+                           .cache_alignment = alignment_of(k_cache, v_cache)};
+    oxb_tile tile;
+    if ((status = ops_tile(commands, OXB_OP_ATTENTION, &extent, &tile)) != OXB_OK) return status;
     struct oxb_attention_args args = {.layer_offset = shape->layer * layer_elements(shape),
                                       .n_heads = shape->n_heads,
                                       .n_kv_heads = shape->n_kv_heads,
@@ -160,21 +169,22 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
                                       .max_seq = shape->max_seq,
                                       .scale = scale,
                                       .n_tokens = shape->n_tokens,
-                                      .n_splits = cut.splits,
-                                      .heads = cut.heads,
-                                      .tokens = cut.tile.units[1]};
+                                      .n_splits = tile.splits,
+                                      .heads = tile.size[0],
+                                      .tokens = tile.size[1]};
     ops_operand final = operands[4];
-    oxb_buffer *parts = NULL;
-    uint64_t bytes = rows * cut.splits * (shape->head_dim + (uint64_t)2) * 4;
-    if (cut.splits > 1) {
-        if ((status = front_commands_scratch(commands, bytes, &parts)) != OXB_OK) return status;
-        operands[4] = (ops_operand){"parts", {parts, 0}, bytes, 1};
+    oxb_buffer *splits = NULL;
+    uint64_t bytes = rows * tile.splits * (shape->head_dim + (uint64_t)2) * 4;
+    if (tile.splits > 1) {
+        if ((status = front_commands_scratch(commands, bytes, &splits)) != OXB_OK) return status;
+        operands[4] = (ops_operand){"splits", {splits, 0}, bytes, 1};
     }
-    const uint64_t units[3] = {shape->n_heads / cut.heads, shape->n_tokens, cut.splits};
+    extent.extent[2] = tile.splits;
     const uint32_t mark = oxb_commands_length(commands);
-    status = ops_record(commands, &cut.tile, shape->kv_f16 ? "attention_f16" : "attention_f32",
-                        operands, 5, &args, sizeof args, units);
-    if (status == OXB_OK && parts) status = record_combine(commands, parts, bytes, final, &args);
+    status = ops_record_tiles(commands, &tile, extent.extent,
+                              shape->kv_f16 ? "attention_f16" : "attention_f32", operands, 5, &args,
+                              sizeof args);
+    if (status == OXB_OK && splits) status = record_combine(commands, splits, bytes, final, &args);
     if (status != OXB_OK) front_commands_cut(commands, mark);
     return status;
 }

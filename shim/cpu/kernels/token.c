@@ -33,7 +33,7 @@ static void embed_row(const cpu_call *call, uint64_t row, float *y) {
         const cpu_panels p = cpu_panels_at(call->bindings[0].address, a->codes_offset, format,
                                            call->kernel->layout, a->k);
         for (uint64_t group = 0; group < p.n_groups; group++)
-            cpu_panel_weights(&p, row, group, y + group * p.group);
+            cpu_panel_weights(&p, row, group, y + group * p.group_size);
         return;
     }
     const uint64_t groups = a->k / cpu_group(format);
@@ -85,7 +85,7 @@ uint64_t cpu_argmax_parts_need(const cpu_kernel *kernel, const void *args, uint3
                    binding == 0 ? (uint64_t)a->n * 4 : a->n_parts * sizeof(struct oxb_best));
 }
 
-/* Groups count the parts of a vector, then vectors. */
+/* Threadgroups count the blocks of a vector of logits, then vectors. */
 void cpu_argmax_parts(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_argmax_parts_args *a = call->args;
     struct oxb_best *best = call->bindings[1].address;

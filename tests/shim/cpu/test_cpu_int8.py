@@ -101,7 +101,7 @@ def test_the_error_is_below_that_of_llama_cpp(graph, name, seed):
 
 @pytest.mark.parametrize("n_half", [16, 75])
 def test_swiglu_of_several_vectors(graph, n_half):
-    """The up rows may start inside a tile."""
+    """The up rows may start inside a strip."""
     k = 256
     q, x = random_weight("Q1_0", 2 * n_half, k), activations(9 * k).reshape(9, k)
     with upload(graph, q) as handle:

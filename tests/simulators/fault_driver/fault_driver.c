@@ -79,6 +79,19 @@ static void device_info(void *device, oxb_device_info *info) {
     info->recommended_working_set = info->max_buffer_length;
 }
 
+static void abilities(void *device, oxb_abilities *found) {
+    (void)device;
+    *found = (oxb_abilities){.fused_norm = UINT32_MAX, .fused_cache_store = 1};
+}
+
+static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *found) {
+    (void)device;
+    (void)op;
+    (void)shape;
+    *found = (oxb_tile){.size = {1, 1, 1}, .threads = 32, .suffix = "", .splits = 1};
+    return OXB_OK;
+}
+
 static oxb_status buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                              void **contents) {
     (void)device;
@@ -264,6 +277,8 @@ const oxb_driver *oxb_driver_entry(const oxb_host *services) {
         .device_open = device_open,
         .device_close = device_close,
         .device_info = device_info,
+        .abilities = abilities,
+        .tile = tile,
         .buffer_new = buffer_new,
         .buffer_wrap = buffer_wrap,
         .buffer_free = buffer_free,

@@ -1,12 +1,12 @@
-/* Tiles of rows times a vector, by tables: what each variant compiles for its registers.
+/* Strips of rows times a vector, by tables: what each variant compiles for its registers.
  *
  * For each field of a word there is a table of what it can contribute before the scale. A lane
  * holds a row, so that one load brings a word of 16 rows, and a table is loaded once for several
- * tiles. Words are shifted down a field at a time. Included after the simd_*.h of the variant;
+ * strips. Words are shifted down a field at a time. Included after the simd_*.h of the variant;
  * panels.h has the order of the weights in a word.
  */
-#ifndef CPU_TILES_H
-#define CPU_TILES_H
+#ifndef CPU_STRIPS_H
+#define CPU_STRIPS_H
 
 #include <stdint.h>
 
@@ -62,19 +62,20 @@ SIMD_TARGET static void tables_of_pairs(float *tables, const float *x, uint64_t 
         }
 }
 
-/* A word of each of `n` tiles, whose codes are `tile` words apart. A line is fetched for each that
- * is read: many at once would wait for each other. */
-SIMD_INLINE void load_words(words *code, const uint32_t *codes, uint64_t tile, unsigned n,
+/* A word of each of `n` strips, whose codes are `strip` words apart. A line is fetched for each
+ * that is read: many at once would wait for each other. */
+SIMD_INLINE void load_words(words *code, const uint32_t *codes, uint64_t strip, unsigned n,
                             int streams) {
     const char *ahead = (const char *)codes + PREFETCH_CODES;
-    for (unsigned t = 0; t < n; t++) code[t] = words_load(codes + t * tile);
+    for (unsigned t = 0; t < n; t++) code[t] = words_load(codes + t * strip);
     if (streams)
-        for (unsigned t = 0; t < n; t++) __builtin_prefetch(ahead + t * tile * sizeof *codes, 0, 0);
+        for (unsigned t = 0; t < n; t++)
+            __builtin_prefetch(ahead + t * strip * sizeof *codes, 0, 0);
     else
-        for (unsigned t = 0; t < n; t++) __builtin_prefetch(ahead + t * tile * sizeof *codes);
+        for (unsigned t = 0; t < n; t++) __builtin_prefetch(ahead + t * strip * sizeof *codes);
 }
 
-/* Eight fields of 4 bits in each of `n_words` words, of `n` tiles; tables of `v` vectors side by
+/* Eight fields of 4 bits in each of `n_words` words, of `n` strips; tables of `v` vectors side by
  * side. */
 SIMD_INLINE const float *add_nibbles(lanes *sum, const uint32_t *codes, uint64_t n_words,
                                      unsigned n, unsigned v, const float *tables, int streams) {
@@ -135,10 +136,10 @@ SIMD_INLINE words last_trits(const uint32_t *codes) {
 
 SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n, unsigned v,
                                    const float *tables, int streams) {
-    const uint64_t tile = CPU_TRIT_WORDS * LANES;
+    const uint64_t strip = CPU_TRIT_WORDS * LANES;
     for (uint64_t word = 0; word < CPU_TRIT_WORDS; word++) {
         words code[CPU_MAX_PANEL];
-        load_words(code, codes + word * LANES, tile, n, streams);
+        load_words(code, codes + word * LANES, strip, n, streams);
 #pragma GCC unroll 6
         for (unsigned field = 0; field < TRIT_FIELDS; field++) {
             lanes sign[CPU_MAX_PANEL];
@@ -157,7 +158,7 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
         }
     }
     for (unsigned t = 0; t < n; t++) {
-        const words index = last_trits(codes + t * tile);
+        const words index = last_trits(codes + t * strip);
         for (unsigned i = 0; i < v; i++)
             sum[i * n + t] =
                 lanes_add(sum[i * n + t], table16_look_up(table16_load(tables + i * LANES), index));
@@ -166,10 +167,11 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
 }
 #endif
 
-/* Some tiles times some vectors, `n` and `v` of them known to the compiler. */
-SIMD_INLINE void rows_of_tiles(const cpu_tiles *w, unsigned first, unsigned n, unsigned v,
-                               cpu_code code, uint32_t group, const float *tables, double *sums) {
-    const uint64_t n_words = cpu_panel_words(code, group);
+/* Some strips times some vectors, `n` and `v` of them known to the compiler. */
+SIMD_INLINE void rows_of_strips(const cpu_strips *w, unsigned first, unsigned n, unsigned v,
+                                cpu_packing packing, uint32_t group, const float *tables,
+                                double *sums) {
+    const uint64_t n_words = cpu_panel_words(packing, group);
     const uint32_t *codes = w->codes + first * n_words * LANES;
     const uint16_t *scales = w->scales + first * LANES;
     int add = w->add;
@@ -185,7 +187,7 @@ SIMD_INLINE void rows_of_tiles(const cpu_tiles *w, unsigned first, unsigned n, u
             for (unsigned t = 0; t < n; t += 2)
                 __builtin_prefetch((const char *)(scales + t * LANES) + PREFETCH_SCALES);
 #if SIMD_TRITS
-            if (code == CPU_TRITS)
+            if (packing == CPU_TRITS)
                 tables = add_trits(sum, codes, n, v, tables, w->streams);
             else
 #endif
@@ -196,8 +198,8 @@ SIMD_INLINE void rows_of_tiles(const cpu_tiles *w, unsigned first, unsigned n, u
                 for (unsigned t = 0; t < n; t++)
                     total[i * n + t] = lanes_fma(
                         sum[i * n + t], lanes_of_halves(scales + t * LANES), total[i * n + t]);
-            codes += cpu_panel_tiles(code) * n_words * LANES;
-            scales += cpu_panel_tiles(code) * LANES;
+            codes += cpu_panel_strips(packing) * n_words * LANES;
+            scales += cpu_panel_strips(packing) * LANES;
         }
         for (unsigned i = 0; i < v; i++)
             for (unsigned t = 0; t < n; t++)
@@ -206,38 +208,40 @@ SIMD_INLINE void rows_of_tiles(const cpu_tiles *w, unsigned first, unsigned n, u
     }
 }
 
-SIMD_INLINE void rows_of_vectors(const cpu_tiles *w, unsigned together, unsigned v, cpu_code code,
-                                 uint32_t group, const float *tables, double *sums) {
-    unsigned tile = 0;
-    for (; tile + together <= w->n_tiles; tile += together)
-        rows_of_tiles(w, tile, together, v, code, group, tables, sums);
-    for (; tile < w->n_tiles; tile++) rows_of_tiles(w, tile, 1, v, code, group, tables, sums);
+SIMD_INLINE void rows_of_vectors(const cpu_strips *w, unsigned together, unsigned v,
+                                 cpu_packing packing, uint32_t group, const float *tables,
+                                 double *sums) {
+    unsigned strip = 0;
+    for (; strip + together <= w->n_strips; strip += together)
+        rows_of_strips(w, strip, together, v, packing, group, tables, sums);
+    for (; strip < w->n_strips; strip++)
+        rows_of_strips(w, strip, 1, v, packing, group, tables, sums);
 }
 
-SIMD_INLINE void rows_of_panel(const cpu_tiles *w, cpu_code code, uint32_t group,
+SIMD_INLINE void rows_of_panel(const cpu_strips *w, cpu_packing packing, uint32_t group,
                                const float *tables, double *sums) {
     if (w->n_vectors == 1)
-        rows_of_vectors(w, code == CPU_TRITS ? CPU_MAX_PANEL : SIMD_TILES, 1, code, group, tables,
-                        sums);
+        rows_of_vectors(w, packing == CPU_TRITS ? CPU_MAX_PANEL : SIMD_STRIPS, 1, packing, group,
+                        tables, sums);
     else if (w->n_vectors == 2)
-        rows_of_vectors(w, SIMD_TILES_OF_TWO, 2, code, group, tables, sums);
+        rows_of_vectors(w, SIMD_STRIPS_OF_TWO, 2, packing, group, tables, sums);
     else
-        rows_of_vectors(w, SIMD_TILES_OF_FOUR, 4, code, group, tables, sums);
+        rows_of_vectors(w, SIMD_STRIPS_OF_FOUR, 4, packing, group, tables, sums);
 }
 
-SIMD_TARGET static void rows_of_bits(const cpu_tiles *w, const float *tables, double *sums) {
+SIMD_TARGET static void rows_of_bits(const cpu_strips *w, const float *tables, double *sums) {
     rows_of_panel(w, CPU_BITS, 128, tables, sums);
 }
 
-SIMD_TARGET static void rows_of_pairs(const cpu_tiles *w, const float *tables, double *sums) {
-    if (w->group == 128)
+SIMD_TARGET static void rows_of_pairs(const cpu_strips *w, const float *tables, double *sums) {
+    if (w->group_size == 128)
         rows_of_panel(w, CPU_PAIRS, 128, tables, sums);
     else
         rows_of_panel(w, CPU_PAIRS, 64, tables, sums);
 }
 
 #if SIMD_TRITS
-SIMD_TARGET static void rows_of_trits(const cpu_tiles *w, const float *tables, double *sums) {
+SIMD_TARGET static void rows_of_trits(const cpu_strips *w, const float *tables, double *sums) {
     rows_of_panel(w, CPU_TRITS, 128, tables, sums);
 }
 #define TRIT_KERNELS [CPU_TRITS] = {tables_of_trits, rows_of_trits},
@@ -245,9 +249,9 @@ SIMD_TARGET static void rows_of_trits(const cpu_tiles *w, const float *tables, d
 #define TRIT_KERNELS
 #endif
 
-#define CODE_KERNELS                                         \
-    .code = {[CPU_BITS] = {tables_of_bits, rows_of_bits},    \
-             [CPU_PAIRS] = {tables_of_pairs, rows_of_pairs}, \
-             TRIT_KERNELS}
+#define PACKING_KERNELS                                         \
+    .packing = {[CPU_BITS] = {tables_of_bits, rows_of_bits},    \
+                [CPU_PAIRS] = {tables_of_pairs, rows_of_pairs}, \
+                TRIT_KERNELS}
 
 #endif
