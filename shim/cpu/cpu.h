@@ -24,7 +24,7 @@
 #define CPU_TABLES              393216u /* bytes of tables: they stay in the second-level cache */
 #define CPU_SCRATCH             (CPU_TABLES + 69632u) /* bytes per thread, aligned to 64 */
 #define CPU_SHARE               32768u /* bytes to work on that are worth a thread of their own */
-#define CPU_BAD_ARGS            UINT64_MAX
+#define CPU_BAD_ARGS            OXB_BAD_ARGS
 
 /* The layouts of weights beside the plain one: panels.h. */
 enum { CPU_LAYOUT_PANELS = 1, CPU_LAYOUT_TRITS = 2 };
@@ -158,12 +158,12 @@ void cpu_codes_rows(const cpu_matrix *m, const uint64_t *first, uint32_t n_parts
 void cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint64_t n, float *w);
 
 cpu_run_fn cpu_gemv, cpu_gemv_residual, cpu_swiglu, cpu_gemm, cpu_gemm_residual, cpu_swiglu_gemm,
-    cpu_quantize, cpu_embed, cpu_rmsnorm, cpu_residual_add, cpu_qk_norm_rope, cpu_kv_store,
-    cpu_attention, cpu_combine, cpu_argmax_parts, cpu_argmax, cpu_advance;
+    cpu_quantize, cpu_embed, cpu_rmsnorm, cpu_residual_add, cpu_bias_add, cpu_qk_norm_rope,
+    cpu_kv_store, cpu_attention, cpu_combine, cpu_argmax_blocks, cpu_argmax, cpu_advance;
 cpu_need_fn cpu_gemv_need, cpu_swiglu_need, cpu_gemm_need, cpu_swiglu_gemm_need, cpu_quantize_need,
-    cpu_embed_need, cpu_rmsnorm_need, cpu_residual_add_need, cpu_qk_norm_rope_need,
-    cpu_kv_store_need, cpu_attention_need, cpu_combine_need, cpu_argmax_parts_need, cpu_argmax_need,
-    cpu_advance_need;
+    cpu_embed_need, cpu_rmsnorm_need, cpu_residual_add_need, cpu_bias_add_need,
+    cpu_qk_norm_rope_need, cpu_kv_store_need, cpu_attention_need, cpu_combine_need,
+    cpu_argmax_blocks_need, cpu_argmax_need, cpu_advance_need;
 
 /* NULL for a name that does not ship. */
 const cpu_kernel *cpu_find(const char *name);

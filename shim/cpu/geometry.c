@@ -18,11 +18,12 @@ static const uint32_t sizes[OXB_OP_COUNT][3] = {
     [OXB_OP_EMBED] = {ALL, 1, ALL},
     [OXB_OP_RMSNORM] = {1, ALL, ALL},
     [OXB_OP_ADD] = {CPU_ELEMENTS, ALL, ALL},
+    [OXB_OP_BIAS] = {CPU_ELEMENTS, 1, ALL},
     [OXB_OP_QK_NORM_ROPE] = {1, 1, ALL},
     [OXB_OP_KV_STORE] = {1, 1, ALL},
     [OXB_OP_ATTENTION] = {1, CPU_TOKENS, 1}, /* the heads that share a key-value head */
     [OXB_OP_COMBINE] = {1, ALL, ALL},
-    [OXB_OP_ARGMAX_BLOCKS] = {OXB_ARGMAX_PART, 1, ALL},
+    [OXB_OP_ARGMAX_BLOCKS] = {OXB_ARGMAX_BLOCK, 1, ALL},
     [OXB_OP_ARGMAX] = {1, ALL, ALL},
     [OXB_OP_ADVANCE] = {1, ALL, ALL},
 };

@@ -39,8 +39,10 @@ static const oxb_driver *drivers[MAX_DRIVERS];
 static uint32_t n_drivers;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* In the order in which the default device is looked for. */
-static void add_builtin_drivers(void) {
+/* Once, before anything else: the environment, and the drivers built in, in the order in which the
+ * default device is looked for. */
+static void begin(void) {
+    front_read_trace();
 #ifdef OXB_HAVE_METAL
     drivers[n_drivers++] = metal_driver(&host);
 #endif
@@ -51,7 +53,7 @@ static void add_builtin_drivers(void) {
 }
 
 uint32_t oxb_driver_count(void) {
-    pthread_once(&once, add_builtin_drivers);
+    pthread_once(&once, begin);
     pthread_mutex_lock(&driver_lock);
     uint32_t n = n_drivers;
     pthread_mutex_unlock(&driver_lock);
@@ -81,7 +83,7 @@ static const oxb_driver *driver_named(const char *name) {
 }
 
 oxb_status oxb_driver_load(const char *path) {
-    pthread_once(&once, add_builtin_drivers);
+    pthread_once(&once, begin);
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return front_fail(OXB_DEVICE_NOT_FOUND, "cannot load driver %s: %s", path, dlerror());
@@ -151,6 +153,7 @@ static oxb_status open_with(const oxb_driver *driver, uint32_t index,
     static const oxb_device_options defaults = {0};
     uint32_t count = 0;
     oxb_status status = front_check_driver(driver);
+    if (status == OXB_OK) status = front_check_trace();
     if (status == OXB_OK) status = driver->device_count(&count);
     if (status != OXB_OK) return status;
     if (index >= count) {

@@ -121,9 +121,10 @@ static const struct {
                   {OXB_OP_GEMM_INT8, PROBE_ROWS, PROBE_VECTORS},
                   {OXB_OP_QUANTIZE, PROBE_VECTORS, 1}};
 #define N_INT8_OPS 2u
-static const oxb_op other_ops[] = {
-    OXB_OP_RMSNORM,   OXB_OP_ADD,     OXB_OP_QK_NORM_ROPE,  OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
-    OXB_OP_ATTENTION, OXB_OP_COMBINE, OXB_OP_ARGMAX_BLOCKS, OXB_OP_ARGMAX,   OXB_OP_ADVANCE};
+static const oxb_op other_ops[] = {OXB_OP_RMSNORM,      OXB_OP_ADD,      OXB_OP_BIAS,
+                                   OXB_OP_QK_NORM_ROPE, OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
+                                   OXB_OP_ATTENTION,    OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS,
+                                   OXB_OP_ARGMAX,       OXB_OP_ADVANCE};
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 _Static_assert(COUNT(matrix_ops) + COUNT(other_ops) == OXB_OP_COUNT, "every op is asked for");
 

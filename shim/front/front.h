@@ -80,7 +80,36 @@ struct oxb_pipeline {
     void *impl;
     oxb_pipeline_info info;
     char name[OXB_NAME_BYTES];
+    uint32_t n_constants;
+    oxb_constant constants[OXB_MAX_CONSTANTS];
 };
+
+/* What a binding is to the op that records it, for messages and descriptions: a literal, or NULL
+ * where it is not known. */
+typedef struct front_role {
+    const char *name;
+    int written;
+} front_role;
+
+typedef struct front_dispatch {
+    const oxb_binding *bindings;
+    const front_role *roles; /* of the bindings; NULL where they are not known */
+    const void *args;
+    uint64_t args_size; /* bytes */
+    uint32_t n_bindings;
+    uint32_t threadgroup_memory; /* dynamic, bytes */
+    oxb_size threadgroups;
+    oxb_size threads;
+} front_dispatch;
+
+/* Check a dispatch and record it; nothing is recorded where the check fails. */
+oxb_status front_record_dispatch(oxb_commands *commands, oxb_pipeline *pipeline,
+                                 const front_dispatch *dispatch);
+
+/* OXIBONSAI_TRACE, read once, before the first device is opened. */
+extern int front_tracing;
+void front_read_trace(void);
+oxb_status front_check_trace(void);
 
 /* The device's pipeline for one of the kernels that ship, made on first use. Not retained: it lives
  * as long as the device. */

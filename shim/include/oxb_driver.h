@@ -17,16 +17,21 @@ typedef struct oxb_driver_binding {
     uint64_t length; /* bytes of the whole buffer */
 } oxb_driver_binding;
 
+/* One dispatch, which the front has held against the pipeline's arguments and the device's limits.
+ */
 typedef struct oxb_driver_dispatch {
     void *pipeline;
     const oxb_driver_binding *bindings;
-    const void *args; /* bound after the last buffer */
+    const void *args; /* bound after the last buffer; aligned to 16 bytes */
     uint32_t n_bindings;
-    uint32_t args_size;
+    uint32_t args_size; /* bytes; 0: none */
     oxb_size threadgroups;
     oxb_size threads;
-    uint32_t threadgroup_memory;
+    uint32_t threadgroup_memory; /* dynamic, bytes: a multiple of 16, 0 where the kernel has none */
 } oxb_driver_dispatch;
+
+/* What binding_bytes gives for an argument struct that describes nothing the kernel can run. */
+#define OXB_BAD_ARGS UINT64_MAX
 
 /* Reports the end of a submission, exactly once, from any thread; message may be NULL when ok.
  * The driver must not touch the dispatch list afterwards. */
@@ -62,6 +67,7 @@ typedef struct oxb_host {
     X(EMBED, "embed")                 /* element of the row; token */                     \
     X(RMSNORM, "rmsnorm")             /* vector */                                        \
     X(ADD, "add")                     /* element */                                       \
+    X(BIAS, "bias")                   /* element of the bias; vector */                   \
     X(QK_NORM_ROPE, "qk_norm_rope")   /* query or key head; token */                      \
     X(KV_STORE, "kv_store")           /* key-value head; token */                         \
     X(QKV_TO_CACHE, "qkv_to_cache")   /* query, key or value head; token */               \
@@ -152,17 +158,22 @@ struct oxb_driver {
 
     oxb_status (*library_new)(void *device, const char *source, size_t length, void **library);
     void (*library_free)(void *device, void *library);
+    /* `info` lists what the kernel takes: every dispatch is checked by it when it is recorded. */
     oxb_status (*pipeline_new)(void *device, void *library, const char *function,
                                const oxb_constant *constants, uint32_t n_constants, void **pipeline,
                                oxb_pipeline_info *info);
     void (*pipeline_free)(void *device, void *pipeline);
+    /* The bytes that the buffer at `index` must hold for an argument struct, or OXB_BAD_ARGS.
+     * `args` has the size of the list and is aligned to 16 bytes. NULL where the driver cannot
+     * tell. */
+    uint64_t (*binding_bytes)(void *device, void *pipeline, const void *args, uint32_t index);
 
     /* Run the list in order; every dispatch sees what the earlier ones wrote. `replay` keeps what
-     * the driver wants to remember of this list between submissions (a CUDA graph), NULL at first.
-     * Where this fails, `done` is not called. */
+     * the driver wants to remember of this list, which stays as it is, between submissions (a CUDA
+     * graph); NULL at first. Where this fails, `done` is not called. */
     oxb_status (*submit)(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                          oxb_driver_done done, void *context);
-    void (*replay_free)(void *device, void *replay);
+    void (*replay_free)(void *device, void *replay); /* called only where `replay` was set */
 
     void (*abilities)(void *device, oxb_abilities *abilities);
     /* The tile of `op` for a shape; *tile is zeroed. Never called for an op that the abilities

@@ -35,22 +35,64 @@ static uint64_t cache_bytes(const oxb_attention_shape *s) {
     return ((uint64_t)s->layer + 1) * layer_elements(s) * (s->kv_f16 ? 2 : 4);
 }
 
+static uint32_t rotary_dim_of(const oxb_attention_shape *s) {
+    return s->rotary_dim ? s->rotary_dim : s->head_dim;
+}
+
+static oxb_status check_rope(const char *op, const oxb_attention_shape *s, oxb_binding q_norm,
+                             oxb_binding k_norm, float eps) {
+    const uint32_t rotary_dim = rotary_dim_of(s);
+    if (rotary_dim % 2 || rotary_dim > s->head_dim) {
+        return front_fail(
+            OXB_ENCODING_FAILED,
+            "%s: rotary_dim = %u must be even and lie in 2..%u, the head_dim; 0 stands "
+            "for head_dim",
+            op, rotary_dim, s->head_dim);
+    }
+    if (s->rope_style != OXB_ROPE_NEOX && s->rope_style != OXB_ROPE_INTERLEAVED) {
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: rope_style = %u must be %u (neox) or %u (interleaved)", op,
+                          s->rope_style, OXB_ROPE_NEOX, OXB_ROPE_INTERLEAVED);
+    }
+    const int has_q_norm = q_norm.buffer != NULL, has_k_norm = k_norm.buffer != NULL;
+    if (has_q_norm != has_k_norm) {
+        return front_fail(OXB_ENCODING_FAILED, "%s: %s without %s: give both norms, or none", op,
+                          has_q_norm ? "q_norm" : "k_norm", has_q_norm ? "k_norm" : "q_norm");
+    }
+    return has_q_norm ? ops_check_eps(op, eps) : OXB_OK;
+}
+
+/* The weight of a norm. A dispatch has no empty bindings: without a norm, the rope table stands in
+ * for its weight, and kernels do not read it there. */
+static ops_operand norm_operand(const char *name, oxb_binding norm, oxb_binding rope,
+                                const oxb_attention_shape *s) {
+    return norm.buffer ? (ops_operand){name, norm, (uint64_t)s->head_dim * 4, 0}
+                       : (ops_operand){"rope", rope, 0, 0};
+}
+
+static ops_operand rope_operand(oxb_binding rope, const oxb_attention_shape *s) {
+    return (ops_operand){"rope", rope, (uint64_t)s->max_seq * rotary_dim_of(s) * 4, 0};
+}
+
 oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm,
                                oxb_binding k_norm, oxb_binding rope, oxb_binding state,
                                const oxb_attention_shape *shape, float eps) {
     const char *op = "qk_norm_rope";
     oxb_status status = check_attention(op, shape);
-    if (status == OXB_OK) status = ops_check_eps(op, eps);
+    if (status == OXB_OK) status = check_rope(op, shape, q_norm, k_norm, eps);
     if (status != OXB_OK) return status;
     ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 1},
-                              {"q_norm", q_norm, (uint64_t)shape->head_dim * 4, 0},
-                              {"k_norm", k_norm, (uint64_t)shape->head_dim * 4, 0},
-                              {"rope", rope, (uint64_t)shape->max_seq * shape->head_dim * 4, 0},
+                              norm_operand("q_norm", q_norm, rope, shape),
+                              norm_operand("k_norm", k_norm, rope, shape),
+                              rope_operand(rope, shape),
                               ops_state_operand(state, 0)};
     if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
     struct oxb_qk_norm_rope_args args = {.n_heads = shape->n_heads,
                                          .n_kv_heads = shape->n_kv_heads,
                                          .head_dim = shape->head_dim,
+                                         .rotary_dim = rotary_dim_of(shape),
+                                         .interleaved = shape->rope_style == OXB_ROPE_INTERLEAVED,
+                                         .has_norm = q_norm.buffer != NULL,
                                          .eps = eps,
                                          .max_seq = shape->max_seq,
                                          .n_tokens = shape->n_tokens};
@@ -89,12 +131,12 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                const oxb_attention_shape *shape, float eps) {
     const char *op = "qkv_to_cache";
     oxb_status status = check_attention(op, shape);
-    if (status == OXB_OK) status = ops_check_eps(op, eps);
+    if (status == OXB_OK) status = check_rope(op, shape, q_norm, k_norm, eps);
     if (status != OXB_OK) return status;
     ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 1},
-                              {"q_norm", q_norm, (uint64_t)shape->head_dim * 4, 0},
-                              {"k_norm", k_norm, (uint64_t)shape->head_dim * 4, 0},
-                              {"rope", rope, (uint64_t)shape->max_seq * shape->head_dim * 4, 0},
+                              norm_operand("q_norm", q_norm, rope, shape),
+                              norm_operand("k_norm", k_norm, rope, shape),
+                              rope_operand(rope, shape),
                               {"k_cache", k_cache, cache_bytes(shape), 1},
                               {"v_cache", v_cache, cache_bytes(shape), 1},
                               ops_state_operand(state, 0)};
@@ -109,6 +151,10 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                              .n_heads = shape->n_heads,
                                              .n_kv_heads = shape->n_kv_heads,
                                              .head_dim = shape->head_dim,
+                                             .rotary_dim = rotary_dim_of(shape),
+                                             .interleaved =
+                                                 shape->rope_style == OXB_ROPE_INTERLEAVED,
+                                             .has_norm = q_norm.buffer != NULL,
                                              .eps = eps,
                                              .max_seq = shape->max_seq,
                                              .n_tokens = shape->n_tokens};

@@ -140,17 +140,22 @@ static oxb_status record_checked(oxb_commands *commands, const product *p, const
                              : record_gemm(commands, p, operands, n, stride, in.int8_bytes != 0);
 }
 
+/* Rows of y have n elements and are y_stride apart; 0 stands for n. */
+static oxb_status check_stride(const char *op, uint64_t y_stride, uint64_t n, uint64_t *stride) {
+    *stride = y_stride ? y_stride : n;
+    if (*stride >= n && *stride <= OPS_MAX_COUNT) return OXB_OK;
+    return front_fail(OXB_ENCODING_FAILED,
+                      "%s: y_stride = %llu must lie in %llu..%u, from the rows on", op,
+                      (unsigned long long)*stride, (unsigned long long)n, OPS_MAX_COUNT);
+}
+
 static oxb_status record_product(oxb_commands *commands, const product *p) {
     oxb_status status = oxb_weight_check(p->weight, p->n_rows, p->k, p->op);
     if (status == OXB_OK) status = ops_check_count(p->op, "n_vectors", p->n_vectors, OPS_MAX_COUNT);
     if (status == OXB_OK && p->norm) status = ops_check_eps(p->op, p->norm->eps);
     if (status != OXB_OK) return status;
-    uint64_t stride = p->y_stride ? p->y_stride : p->n_out;
-    if (stride < p->n_out || stride > OPS_MAX_COUNT) {
-        return front_fail(OXB_ENCODING_FAILED,
-                          "%s: y_stride = %llu must lie in %llu..%u, from the rows on", p->op,
-                          (unsigned long long)stride, (unsigned long long)p->n_out, OPS_MAX_COUNT);
-    }
+    uint64_t stride;
+    if ((status = check_stride(p->op, p->y_stride, p->n_out, &stride)) != OXB_OK) return status;
     /* Both factors are below 2^31. */
     const ops_operand x = {"input", p->x, p->n_vectors * p->k * 4, 0};
     const ops_operand y = {"output", p->y, ((p->n_vectors - 1) * stride + p->n_out) * 4, 1};
@@ -249,6 +254,23 @@ oxb_status oxb_op_add(oxb_commands *commands, oxb_binding x, oxb_binding y, uint
                       sizeof args);
 }
 
+oxb_status oxb_op_add_bias(oxb_commands *commands, oxb_binding bias, oxb_binding y, uint64_t n,
+                           uint64_t n_vectors, uint64_t y_stride) {
+    const char *op = "add_bias";
+    uint64_t stride;
+    oxb_status status = ops_check_count(op, "n", n, OPS_MAX_COUNT);
+    if (status == OXB_OK) status = ops_check_count(op, "n_vectors", n_vectors, OPS_MAX_COUNT);
+    if (status == OXB_OK) status = check_stride(op, y_stride, n, &stride);
+    if (status != OXB_OK) return status;
+    ops_operand operands[] = {{"bias", bias, n * 4, 0},
+                              {"output", y, ((n_vectors - 1) * stride + n) * 4, 1}};
+    if ((status = ops_check_operands(op, operands, 2)) != OXB_OK) return status;
+    if ((status = ops_check_apart(op, operands, operands + 1)) != OXB_OK) return status;
+    struct oxb_bias_args args = {stride, (oxb_u32)n, (oxb_u32)n_vectors};
+    const oxb_op_shape extent = {.extent = {n, n_vectors, 1}};
+    return ops_record(commands, OXB_OP_BIAS, &extent, "bias_add", operands, 2, &args, sizeof args);
+}
+
 oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows,
                         uint64_t k, oxb_binding tokens, oxb_binding state, oxb_binding y,
                         uint64_t n_tokens) {
@@ -283,16 +305,16 @@ oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64
 static oxb_status record_argmax_blocks(oxb_commands *commands, const ops_operand *logits,
                                        uint64_t n, uint64_t n_vectors, ops_operand *best,
                                        uint32_t *n_blocks) {
-    *n_blocks = (uint32_t)((n + OXB_ARGMAX_PART - 1) / OXB_ARGMAX_PART);
+    *n_blocks = (uint32_t)((n + OXB_ARGMAX_BLOCK - 1) / OXB_ARGMAX_BLOCK);
     uint64_t bytes = n_vectors * *n_blocks * sizeof(struct oxb_best);
     oxb_buffer *buffer = NULL;
     oxb_status status = front_commands_scratch(commands, bytes, &buffer);
     if (status != OXB_OK) return status;
     *best = (ops_operand){"best", {buffer, 0}, bytes, 0};
     const ops_operand operands[] = {*logits, *best};
-    struct oxb_argmax_parts_args args = {(oxb_u32)n, (oxb_u32)n_vectors, *n_blocks, 0};
+    struct oxb_argmax_blocks_args args = {(oxb_u32)n, (oxb_u32)n_vectors, *n_blocks, 0};
     const oxb_op_shape shape = {.extent = {n, n_vectors, 1}};
-    return ops_record(commands, OXB_OP_ARGMAX_BLOCKS, &shape, "argmax_parts", operands, 2, &args,
+    return ops_record(commands, OXB_OP_ARGMAX_BLOCKS, &shape, "argmax_blocks", operands, 2, &args,
                       sizeof args);
 }
 
@@ -309,7 +331,7 @@ oxb_status oxb_op_argmax(oxb_commands *commands, oxb_binding logits, oxb_binding
     const uint32_t mark = oxb_commands_length(commands);
     struct oxb_argmax_args args = {.n_vectors = (oxb_u32)n_vectors};
     const ops_operand from = operands[0];
-    status = record_argmax_blocks(commands, &from, n, n_vectors, operands, &args.n_parts);
+    status = record_argmax_blocks(commands, &from, n, n_vectors, operands, &args.n_blocks);
     if (status == OXB_OK) {
         const oxb_op_shape shape = {.extent = {n_vectors, 1, 1}};
         status =
@@ -336,7 +358,7 @@ oxb_status oxb_op_advance(oxb_commands *commands, oxb_binding logits, oxb_bindin
                                     .n_tokens = (oxb_u32)n_tokens};
     const ops_operand from = operands[0];
     if (greedy) {
-        status = record_argmax_blocks(commands, &from, n, 1, operands, &args.n_parts);
+        status = record_argmax_blocks(commands, &from, n, 1, operands, &args.n_blocks);
     } else {
         operands[0] = ops_state_operand(state, 0); /* not read */
     }

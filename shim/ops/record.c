@@ -18,10 +18,6 @@ oxb_status ops_check_operands(const char *op, const ops_operand *operands, uint3
                               op, operands[i].name, (unsigned long long)operands[i].bytes,
                               (unsigned long long)length);
         }
-        if (operands[i].written && buffer->read_only) {
-            return front_fail(OXB_ENCODING_FAILED, "%s: %s is a buffer over read-only memory", op,
-                              operands[i].name);
-        }
         if (offset % 4) {
             return front_fail(OXB_ENCODING_FAILED,
                               "%s: %s starts at byte %llu: offsets must be multiples of 4", op,
@@ -99,8 +95,17 @@ oxb_status ops_record_tiles(oxb_commands *commands, const oxb_tile *tile, const 
         front_shipped_pipeline(device, name, tile->constants, tile->n_constants, &pipeline);
     if (status != OXB_OK) return status;
     oxb_binding bindings[MAX_OPERANDS];
-    for (uint32_t i = 0; i < n; i++) bindings[i] = operands[i].binding;
-    return oxb_commands_dispatch(commands, pipeline, bindings, n, args, args_size,
-                                 (oxb_size){tiles[0], tiles[1], tiles[2]},
-                                 (oxb_size){tile->threads, 1, 1}, 0);
+    front_role roles[MAX_OPERANDS];
+    for (uint32_t i = 0; i < n; i++) {
+        bindings[i] = operands[i].binding;
+        roles[i] = (front_role){operands[i].name, operands[i].written};
+    }
+    const front_dispatch dispatch = {.bindings = bindings,
+                                     .roles = roles,
+                                     .args = args,
+                                     .args_size = args_size,
+                                     .n_bindings = n,
+                                     .threadgroups = {tiles[0], tiles[1], tiles[2]},
+                                     .threads = {tile->threads, 1, 1}};
+    return front_record_dispatch(commands, pipeline, &dispatch);
 }

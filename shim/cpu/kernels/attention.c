@@ -165,17 +165,18 @@ void cpu_combine(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_combine_args *a = call->args;
     const uint64_t n = a->head_dim;
     for (uint64_t row = first; row < last && row < a->n_rows; row++) {
-        const float *parts = (const float *)call->bindings[0].address + row * a->n_splits * (n + 2);
+        const float *splits =
+            (const float *)call->bindings[0].address + row * a->n_splits * (n + 2);
         float *out = (float *)call->bindings[1].address + row * n;
         float max = -INFINITY, total = 0;
         for (uint64_t s = 0; s < a->n_splits; s++)
-            max = parts[s * (n + 2) + n] > max ? parts[s * (n + 2) + n] : max;
+            max = splits[s * (n + 2) + n] > max ? splits[s * (n + 2) + n] : max;
         memset(out, 0, n * sizeof *out);
         for (uint64_t s = 0; s < a->n_splits; s++) {
-            const float *part = parts + s * (n + 2);
-            const float fade = expf(part[n] - (max == -INFINITY ? 0.0f : max));
-            total += part[n + 1] * fade;
-            for (uint64_t i = 0; i < n; i++) out[i] += part[i] * fade;
+            const float *split = splits + s * (n + 2);
+            const float fade = expf(split[n] - (max == -INFINITY ? 0.0f : max));
+            total += split[n + 1] * fade;
+            for (uint64_t i = 0; i < n; i++) out[i] += split[i] * fade;
         }
         for (uint64_t i = 0; i < n; i++) out[i] /= total;
     }

@@ -12,10 +12,10 @@ _Static_assert(CPU_INT8_ROWS % (STRIPS * LANES) == 0, "rows come in whole strips
 uint64_t cpu_quantize_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_quantize_args *a = args;
     (void)kernel;
-    if (a->group == 0 || a->group % CPU_INT8_BLOCK != 0 || a->k % a->group != 0)
+    if (a->group_size == 0 || a->group_size % CPU_INT8_BLOCK != 0 || a->k % a->group_size != 0)
         return CPU_BAD_ARGS;
     return cpu_mul(a->n_vectors,
-                   binding == 0 ? (uint64_t)a->k * 4 : cpu_int8_bytes(a->k, a->group));
+                   binding == 0 ? (uint64_t)a->k * 4 : cpu_int8_bytes(a->k, a->group_size));
 }
 
 /* Threadgroups count vectors. */
@@ -23,8 +23,8 @@ void cpu_quantize(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_quantize_args *a = call->args;
     for (uint64_t v = first; v < last && v < a->n_vectors; v++)
         call->isa->int8->quantize(
-            (const float *)call->bindings[0].address + v * a->k, a->k, a->group,
-            (char *)call->bindings[1].address + v * cpu_int8_bytes(a->k, a->group));
+            (const float *)call->bindings[0].address + v * a->k, a->k, a->group_size,
+            (char *)call->bindings[1].address + v * cpu_int8_bytes(a->k, a->group_size));
 }
 
 /* Some strips side by side, all of k, to out[v * stride ...]. */

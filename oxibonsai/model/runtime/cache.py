@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.metal import Buffer
-
-if TYPE_CHECKING:
-    from oxibonsai.metal import Device
-    from oxibonsai.model.config import ModelConfig
+from oxibonsai.metal import Buffer, Device
+from oxibonsai.model.config import ModelConfig
 
 __all__ = ["KVCache", "KVDtype", "length_bucket"]
 

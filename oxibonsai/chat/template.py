@@ -1,28 +1,19 @@
-"""Conversations by the chat template of a model's file.
-
-::
-
-    chat = Chat(model.session(), system="Answer briefly.")
-    for piece in chat.send("Who is Alice?"): print(piece, end="")
-"""
+"""Chat templates: messages to the tokens that a model was trained on."""
 
 from __future__ import annotations
 
 import json
 import re
 import secrets
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 if TYPE_CHECKING:
-    from typing_extensions import Unpack
+    from oxibonsai.model.protocols import LoadedModel
+    from oxibonsai.model.tokenizer import Tokenizer
 
-    from oxibonsai.model import Session
-    from oxibonsai.model.generation import GenerationOptions
-    from oxibonsai.tokenizer import Tokenizer
-
-__all__ = ["Chat", "ChatTemplate", "ChatTemplateError", "Message"]
+__all__ = ["ChatTemplate", "ChatTemplateError", "Message"]
 
 Message: TypeAlias = Mapping[str, Any]
 """At least "role" and "content"; the template may know more keys."""
@@ -69,12 +60,66 @@ class ChatTemplate:
         self._name = name
         self._template = self._wrap(lambda: _environment().from_string(source))
 
+    @classmethod
+    def of(cls, model: LoadedModel) -> ChatTemplate:
+        """Return the template in a model's file.
+
+        Parameters
+        ----------
+        model : Model
+            The model.
+
+        Returns
+        -------
+        ChatTemplate
+            Its template.
+
+        Raises
+        ------
+        ChatTemplateError
+            If it has none.
+        """
+        tokenizer = model.tokenizer
+        if tokenizer.chat_template is None:
+            raise ChatTemplateError(
+                f"{model.name!r} ({model.path}) has no chat template: it continues text, see "
+                "Session.generate, and holds no conversation"
+            )
+
+        def name_of(token: int | None) -> str:
+            return "" if token is None else tokenizer.token_bytes(token).decode()
+
+        return cls(
+            tokenizer.chat_template,
+            tokenizer,
+            bos_token=name_of(tokenizer.bos_id),
+            eos_token=name_of(tokenizer.eos_id),
+            name=repr(model.name),
+        )
+
     def render(
         self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
     ) -> str:
-        """Return the text of a conversation, up to where the answer begins.
+        """Return the text of a conversation.
 
-        `variables` go to the template, such as ``enable_thinking``.
+        Parameters
+        ----------
+        messages : sequence of Message
+            The conversation.
+        add_generation_prompt : bool
+            Whether the text ends where the answer begins.
+        **variables
+            For the template, such as ``enable_thinking``.
+
+        Returns
+        -------
+        str
+            The text.
+
+        Raises
+        ------
+        ChatTemplateError
+            If the template does not take these messages.
         """
         return str(
             self._wrap(
@@ -92,11 +137,28 @@ class ChatTemplate:
     ) -> list[int]:
         """Return the tokens of a conversation.
 
-        Special tokens come from the template alone. Where a message holds the name of one, such as
-        ``<|im_end|>``, that is text and stays text: it is veiled while the template runs, so that
-        everything else is as if the message had been rendered as it is. In what the model itself
-        has said, tokens that are part of the text (user-defined ones, such as ``<think>``) are
-        read as such.
+        Only the template makes special tokens. The name of one in a message, such as
+        ``<|im_end|>``, stays text: a placeholder hides it while the template runs. In the model's
+        own messages user-defined tokens, such as ``<think>``, are read as tokens.
+
+        Parameters
+        ----------
+        messages : sequence of Message
+            As of render().
+        add_generation_prompt : bool
+            As of render().
+        **variables
+            As of render().
+
+        Returns
+        -------
+        list of int
+            The tokens.
+
+        Raises
+        ------
+        ChatTemplateError
+            As of render().
         """
         tokenizer = self._tokenizer
         veil = _Veil(tokenizer)
@@ -218,124 +280,3 @@ def _environment() -> Any:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
     return environment
-
-
-class Chat:
-    """A conversation in a session.
-
-    The whole history is rendered for each turn, and only the tokens that the session does not hold
-    yet are fed: it is rewound to where the history was changed. So `messages` may be edited at any
-    time.
-
-    Parameters
-    ----------
-    session : Session
-        Where the conversation is held.
-    system : str, optional
-        A first message of the role "system".
-    template : ChatTemplate, optional
-        The model's own where left out.
-    **variables
-        For the template, such as ``enable_thinking=False``.
-
-    Attributes
-    ----------
-    messages : list of dict
-        The history.
-
-    Raises
-    ------
-    ChatTemplateError
-        Where the model has no chat template.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        *,
-        system: str | None = None,
-        template: ChatTemplate | None = None,
-        **variables: Any,
-    ) -> None:
-        self.session = session
-        self.template = session.model.chat_template if template is None else template
-        self.variables = variables
-        self._system: list[Message] = []
-        if system is not None:
-            self._system.append({"role": "system", "content": system})
-        self.messages: list[Message] = list(self._system)
-
-    def send(
-        self,
-        text: str,
-        max_tokens: int = 1024,
-        temperature: float = 0.0,
-        *,
-        progress: Callable[[int, int], object] | None = None,
-        **options: Unpack[GenerationOptions],
-    ) -> Generator[str, None, None]:
-        """Send a message of the role "user" and yield the answer in pieces.
-
-        The message is fed at the call; what of the answer has come is in the history once the
-        iterator ends or is closed. The arguments are those of ``Session.generate``, and of
-        ``Session.forward`` for `progress`.
-
-        Raises
-        ------
-        SessionFullError
-            Where the conversation does not fit the session: at the call the history is as it was
-            before; in the answer, what has come of it stays.
-        """
-        self.messages.append({"role": "user", "content": text})
-        try:
-            self._feed(progress)
-            pieces = self.session.stream(max_tokens, temperature, **options)
-        except BaseException:
-            self.messages.pop()
-            raise
-        return self._answer(pieces)
-
-    def _answer(self, pieces: Iterator[str]) -> Generator[str, None, None]:
-        message = {"role": "assistant", "content": ""}
-        self.messages.append(message)
-        for piece in pieces:
-            message["content"] += piece
-            yield piece
-
-    def _feed(self, progress: Callable[[int, int], object] | None) -> None:
-        """Bring the session to the end of the history."""
-        from oxibonsai.model import SessionFullError
-
-        session = self.session
-        ids = self.template.encode(self.messages, **self.variables)
-        if not ids:
-            raise ChatTemplateError(f"the chat template of {session.model.name} gives no text")
-        if len(ids) > session.max_seq:
-            raise SessionFullError(
-                f"{len(ids)} tokens of conversation do not fit: the session holds "
-                f"{session.max_seq}; reset() it, take messages out, or make one with a larger "
-                "max_seq"
-            )
-        common = 0
-        # The last one is fed anew in any case: the answer begins with its logits.
-        for held, wanted in zip(session.tokens, ids[:-1], strict=False):
-            if held != wanted:
-                break
-            common += 1
-        session.rewind(common)
-        session.forward(ids[common:], logits=None, progress=progress)
-
-    def reset(self) -> None:
-        """Forget the conversation but the system's message."""
-        self.messages[:] = self._system
-
-    def undo(self) -> bool:
-        """Forget the last message of the user and what came after; False where there is none."""
-        for i in reversed(range(len(self.messages))):
-            if self.messages[i].get("role") == "user":
-                del self.messages[i:]
-                return True
-        return False
-
-    def __repr__(self) -> str:
-        return f"<Chat of {len(self.messages)} messages with {self.session.model.name!r}>"

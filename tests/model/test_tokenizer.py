@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from model_files import PROMPTS, Q1_GOLDEN, Q1_MODEL, TERNARY_GOLDEN, TERNARY_MODEL
 
 from oxibonsai import gguf
-from oxibonsai.tokenizer import Tokenizer
+from oxibonsai.model.tokenizer import Tokenizer
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), max_size=60)
 CHATML = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>")

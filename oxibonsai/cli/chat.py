@@ -1,4 +1,4 @@
-"""The command ``oxibonsai chat``: a conversation in the terminal, or over a pipe line by line."""
+"""``oxibonsai chat``: a conversation in the terminal, or over a pipe line by line."""
 
 from __future__ import annotations
 
@@ -7,14 +7,13 @@ import re
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import Any, TextIO
 
 from oxibonsai.chat import Chat
+from oxibonsai.cli.options import add_model, add_sampling, add_session, load, sampling
+from oxibonsai.model import Session, SessionFullError
 
-if TYPE_CHECKING:
-    from oxibonsai.model import Session
-
-__all__ = ["converse"]
+__all__ = ["add_options", "run"]
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 HELP = """\
@@ -72,8 +71,27 @@ class _Screen:
             print(text, file=sys.stderr)
 
 
-def converse(args: argparse.Namespace, session: Session, out: TextIO) -> int:
-    """Run the conversation and return the exit status."""
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_model(parser)
+    parser.add_argument("--system", metavar="TEXT", help="a message that comes before all others")
+    parser.add_argument(
+        "--max-tokens", type=int, default=1024, metavar="N", help="the most of an answer (1024)"
+    )
+    add_sampling(parser, temperature=0.7)
+    add_session(parser)
+
+
+def run(args: argparse.Namespace, out: TextIO) -> int:
+    """Run the command and return its exit status."""
+    with (
+        load(args) as model,
+        model.session(args.max_seq, args.kv_dtype, chunk=args.chunk) as session,
+    ):
+        return _converse(args, session, out)
+
+
+def _converse(args: argparse.Namespace, session: Session, out: TextIO) -> int:
     chat = Chat(session, system=args.system)
     screen = _Screen(out)
     if screen.interactive:
@@ -124,18 +142,12 @@ def _run_command(line: str, chat: Chat, screen: _Screen) -> None:
 
 
 def _answer(args: argparse.Namespace, chat: Chat, text: str, screen: _Screen) -> None:
-    from oxibonsai.model import SessionFullError
-
     try:
         pieces = chat.send(
             text,
             args.max_tokens,
             args.temperature,
-            top_k=args.top_k,
-            top_p=args.top_p,
-            min_p=args.min_p,
-            repetition_penalty=args.repetition_penalty,
-            seed=args.seed,
+            **sampling(args),
         )
         with closing(pieces):
             for piece in pieces:

@@ -71,9 +71,24 @@ class Sampler:
         return self.temperature == 0 and self.repetition_penalty == 1
 
     def sample(self, logits: npt.NDArray[np.float32], context: Iterable[int] = ()) -> int:
-        """Return the next token for float32 [vocab] logits after the tokens of `context`.
+        """Return the next token.
 
-        A NaN logit is never drawn; ValueError where every logit is NaN or -inf.
+        Parameters
+        ----------
+        logits : float32 [vocab]
+            The logits; a NaN is never drawn.
+        context : iterable of int
+            The tokens that the repetition penalty applies to.
+
+        Returns
+        -------
+        int
+            The token.
+
+        Raises
+        ------
+        ValueError
+            If every logit is NaN or -inf.
         """
         scores = np.where(np.isnan(logits), -np.inf, logits).astype(np.float64)
         if self.repetition_penalty != 1:

@@ -30,14 +30,14 @@ _USER_DEFINED: Final = 4
 _END_NAMES: Final = ("<|im_end|>", "<|endoftext|>")
 
 
-def _byte_characters() -> dict[str, int]:
+def byte_characters() -> dict[str, int]:
     """Return the character that stands for each byte in a byte-level vocabulary (from GPT-2)."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [b for b in range(256) if b not in printable]
     return {chr(b): b for b in printable} | {chr(256 + i): b for i, b in enumerate(others)}
 
 
-_BYTE_OF: Final = _byte_characters()
+_BYTE_OF: Final = byte_characters()
 
 
 class StreamDecoder:
@@ -54,17 +54,38 @@ class StreamDecoder:
 
     def push(self, token: int) -> str:
         """Return the text that `token` completes, often empty in the middle of a character."""
-        return self._utf8.decode(self._tokenizer._text_bytes(token, self._skip_special))
+        return self._utf8.decode(
+            self._tokenizer.token_bytes(token, skip_special=self._skip_special)
+        )
 
     def flush(self) -> str:
-        """Return what is left of an unfinished character, as U+FFFD, and start anew."""
+        """Return U+FFFD for an unfinished character, or nothing, and reset the decoder."""
         rest = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return rest
 
 
 class Tokenizer:
-    """The tokenizer of a model file.
+    """The tokenizer of a model file, made by `from_gguf`.
+
+    Parameters
+    ----------
+    tokens, merges : iterable of str
+        The vocabulary in byte characters, and the merges of BPE, as GGUF holds them.
+    pre : str
+        Name of the split into words.
+    token_types : array of int, optional
+        GGUF's type of each token; without it the ids below are the control tokens.
+    bos_id, eos_id : int, optional
+        Ids of the tokens that start and end a text.
+    end_ids : iterable of int
+        Further ids that end a text.
+    add_bos : bool
+        Whether the file asks for `bos_id` before a prompt.
+    chat_template : str, optional
+        Jinja template of the file.
+    source : str
+        What messages name as the origin.
 
     Attributes
     ----------
@@ -74,6 +95,8 @@ class Tokenizer:
         Id of the token that starts a text, where the file names one.
     add_bos : bool
         Whether the file asks for `bos_id` before a prompt. `encode` never adds it.
+    eos_id : int or None
+        Id of the token that ends a text, where the file names one.
     eos_ids : frozenset of int
         Ids that end a text: those the file names, ``<|im_end|>`` and ``<|endoftext|>``.
     special_ids : frozenset of int
@@ -90,6 +113,7 @@ class Tokenizer:
         pre: str,
         token_types: npt.ArrayLike | None = None,
         bos_id: int | None = None,
+        eos_id: int | None = None,
         end_ids: Iterable[int] = (),
         add_bos: bool = False,
         chat_template: str | None = None,
@@ -104,9 +128,10 @@ class Tokenizer:
         self._merges = merges
         self.pre = pre
         self.bos_id = bos_id
+        self.eos_id = eos_id
         self.add_bos = add_bos
         self.chat_template = chat_template
-        ends = set(end_ids)
+        ends = set(end_ids) | ({eos_id} if eos_id is not None else set())
         for number in ends | ({bos_id} if bos_id is not None else set()):
             if not 0 <= number < len(self._tokens):
                 raise GGUFError(
@@ -130,7 +155,23 @@ class Tokenizer:
 
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> Tokenizer:
-        """Return the tokenizer of `file`; GGUFError where it has none or one of another kind."""
+        """Return the tokenizer of a file.
+
+        Parameters
+        ----------
+        file : GGUFFile
+            The open file.
+
+        Returns
+        -------
+        Tokenizer
+            Its tokenizer.
+
+        Raises
+        ------
+        GGUFError
+            If it has none, or one of another kind than byte-level BPE.
+        """
 
         def get(key: str, kind: type, default: Any = None) -> Any:
             value = file.metadata.get(f"tokenizer.{key}", default)
@@ -154,12 +195,13 @@ class Tokenizer:
                     f"{file.path}: tokenizer.ggml.{key} is missing or no array of strings"
                 )
             lists.append(value)
-        ends = (get(f"ggml.{name}_token_id", int) for name in ("eos", "eot", "eom"))
+        ends = (get(f"ggml.{name}_token_id", int) for name in ("eot", "eom"))
         return cls(
             *lists,
             pre=get("ggml.pre", str, "default"),
             token_types=get("ggml.token_type", np.ndarray),
             bos_id=get("ggml.bos_token_id", int),
+            eos_id=get("ggml.eos_token_id", int),
             end_ids=[i for i in ends if i is not None],
             add_bos=get("ggml.add_bos_token", bool, False),
             chat_template=get("chat_template", str),
@@ -177,11 +219,23 @@ class Tokenizer:
         Parameters
         ----------
         text : str
-            Any text without lone surrogates (those are a ValueError).
+            Any text without lone surrogates.
         parse_special : bool
             Read the names of control and user-defined tokens, such as ``<|im_end|>``, as those
             tokens. Only for text that a chat template made: by default they are ordinary text, so
             that what a user types cannot act as a special token.
+
+        Returns
+        -------
+        list of int
+            The ids.
+
+        Raises
+        ------
+        ValueError
+            For lone surrogates, which UTF-8 cannot hold.
+        ImportError
+            If the package tokenizers is missing.
         """
         if not isinstance(text, str):
             raise TypeError(f"text is a {type(text).__name__}, not a str")
@@ -202,7 +256,16 @@ class Tokenizer:
     def split_special(self, text: str) -> list[tuple[str, int | None]]:
         """Return the parts of `text`, each with the id where it is a special token's name.
 
-        Special are control and user-defined tokens; what lies between them comes with None.
+        Parameters
+        ----------
+        text : str
+            A text.
+
+        Returns
+        -------
+        list of (str, int or None)
+            Names of control and user-defined tokens with their ids; the text between them with
+            None.
         """
         parts: list[tuple[str, int | None]] = []
         end = 0
@@ -214,7 +277,18 @@ class Tokenizer:
         return [(part, special) for part, special in parts if part]
 
     def special_names(self, *, user_defined: bool = True) -> list[str]:
-        """Return the names of control tokens, and of user-defined ones unless told not to."""
+        """Return the names of special tokens.
+
+        Parameters
+        ----------
+        user_defined : bool
+            Whether user-defined tokens are included, besides control tokens.
+
+        Returns
+        -------
+        list of str
+            The names.
+        """
         return [
             name
             for name, i in self._special_by_name.items()
@@ -224,24 +298,46 @@ class Tokenizer:
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD.
 
-        Control tokens give nothing, or their names with ``skip_special=False``. ValueError for an
-        id outside the vocabulary.
+        Parameters
+        ----------
+        ids : iterable of int
+            The tokens.
+        skip_special : bool
+            Whether control tokens are left out; otherwise they give their names.
+
+        Returns
+        -------
+        str
+            The text.
+
+        Raises
+        ------
+        ValueError
+            For an id outside the vocabulary.
         """
-        raw = b"".join(self._text_bytes(i, skip_special) for i in ids)
+        raw = b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids)
         return raw.decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
         """Return the bytes that `token` stands for.
 
-        Of a control token these are the bytes of its name, or none with ``skip_special=True``.
+        Parameters
+        ----------
+        token : int
+            The token.
+        skip_special : bool
+            Whether a control token gives no bytes; otherwise it gives its name.
+
+        Returns
+        -------
+        bytes
+            The bytes; a token may hold part of a character.
+
+        Raises
+        ------
+        ValueError
+            For an id outside the vocabulary.
         """
-        return self._text_bytes(token, skip_special)
-
-    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
-        """Return a decoder for tokens that come one by one."""
-        return StreamDecoder(self, skip_special=skip_special)
-
-    def _text_bytes(self, token: int, skip_special: bool) -> bytes:
         token = int(token)
         if not 0 <= token < len(self._tokens):
             raise ValueError(
@@ -256,6 +352,21 @@ class Tokenizer:
             except KeyError:
                 pass  # not written in byte characters: the token is its own text
         return text.encode("utf-8", "surrogateescape")
+
+    def stream(self, *, skip_special: bool = True) -> StreamDecoder:
+        """Return a decoder for tokens that come one by one.
+
+        Parameters
+        ----------
+        skip_special : bool
+            As of decode().
+
+        Returns
+        -------
+        StreamDecoder
+            The decoder.
+        """
+        return StreamDecoder(self, skip_special=skip_special)
 
     @cached_property
     def _added_set(self) -> frozenset[int]:

@@ -12,9 +12,9 @@ import numpy.typing as npt
 __all__ = ["Perplexity", "log_probabilities"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Perplexity:
-    """How well a model foretells a text.
+    """How well a model predicts a text.
 
     Attributes
     ----------
@@ -33,6 +33,12 @@ class Perplexity:
         mean = -self.log_likelihood / self.n_tokens
         # Above this exp overflows; NaN stays NaN.
         return math.inf if mean > 709 else math.exp(mean)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Perplexity {self.perplexity:.6g} over {self.n_tokens} tokens, "
+            f"log_likelihood {self.log_likelihood:.6g}>"
+        )
 
 
 def log_probabilities(

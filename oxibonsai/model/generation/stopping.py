@@ -63,11 +63,6 @@ class StopScanner:
         self._held: deque[Piece] = deque()
         self.stopped = False
 
-    @property
-    def held(self) -> list[int]:
-        """Tokens held back."""
-        return [piece.token for piece in self._held if piece.token is not None]
-
     def reset(self) -> None:
         """Forget what is held back."""
         self._held.clear()

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from oxibonsai.metal import Buffer, Commands
-
-if TYPE_CHECKING:
-    from oxibonsai.metal import Device
-    from oxibonsai.model.cache import KVCache, KVDtype
-    from oxibonsai.model.config import ModelConfig
-    from oxibonsai.model.model import Model
-    from oxibonsai.model.weights import LayerWeights, ModelWeights
+from oxibonsai.metal import Buffer, Commands, Device, WeightHandle
+from oxibonsai.model.architectures.base import LayerStep, ModelWeights
+from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.runtime.cache import KVCache, KVDtype
 
 __all__ = [
     "HeadStep",
-    "Recordings",
     "Step",
     "TextBuffers",
     "Workspace",
@@ -28,11 +23,11 @@ __all__ = [
 
 
 class Step(NamedTuple):
-    """Feed tokens: what is recorded for them.
+    """A recording that feeds tokens.
 
-    `rows` of them, from the last one back, go through the rest of the last layer: none where nobody
-    wants their logits, for later tokens need no more than their keys and values. One row goes on
-    through the head, and the token it chooses is left where the next step reads it.
+    The last `rows` of them go through the rest of the last layer: none where nobody wants their
+    logits, because later tokens need their keys and values alone. One row goes on through the head,
+    and the token it chooses is left where the next step reads it.
     """
 
     n_tokens: int
@@ -46,7 +41,7 @@ class Step(NamedTuple):
 
 
 class HeadStep(NamedTuple):
-    """Logits of some of the tokens that a step with several rows has left, or their largest."""
+    """A recording of the head for some tokens of a step with several rows: logits, or argmax."""
 
     first: int
     n_tokens: int
@@ -64,12 +59,12 @@ def working_buffer(device: Device, nbytes: int) -> Buffer:
 
 
 class TextBuffers:
-    """What a text needs on the device, whatever the size of a step.
+    """Device buffers of a text, of a size that does not depend on the step.
 
     Attributes
     ----------
     rope : Buffer
-        float32 [capacity, 2, head_dim / 2].
+        float32 [capacity, 2, rotary_dim / 2].
     state : Buffer
         struct oxb_decode_state.
     tokens : Buffer
@@ -117,30 +112,6 @@ class Workspace:
                 buffer.close()
 
 
-class Recordings:
-    """Recorded sequences by what they do; the one that was used longest ago goes."""
-
-    def __init__(self, limit: int = 16) -> None:
-        self._limit = limit
-        self._kept: OrderedDict[Hashable, Commands] = OrderedDict()
-
-    def get(self, key: Hashable, make: Callable[[], Commands]) -> Commands:
-        """Return the recording of `key`, made where there is none."""
-        found = self._kept.get(key)
-        if found is None:
-            found = make()
-            while len(self._kept) >= self._limit:
-                self._kept.popitem(last=False)[1].close()
-            self._kept[key] = found
-        self._kept.move_to_end(key)
-        return found
-
-    def clear(self) -> None:
-        """Let go of all."""
-        while self._kept:
-            self._kept.popitem()[1].close()
-
-
 def weight_bytes(weights: ModelWeights, step: Step | HeadStep) -> int:
     """Return the bytes of weights that a step reads, each matrix once."""
     head = weights.head.nbytes + weights.output_norm.nbytes
@@ -149,14 +120,18 @@ def weight_bytes(weights: ModelWeights, step: Step | HeadStep) -> int:
     n_rows = weights.embedding.shape[0] if weights.embedding.shape else 1
     total = weights.embedding.nbytes // n_rows * step.n_tokens
     for layer in weights.layers:
-        total += layer.nbytes
+        total += _nbytes(layer.first_handles) + _nbytes(layer.second_handles)
     if step.rows == 0:
-        total -= weights.layers[-1].rest_nbytes
+        total -= _nbytes(weights.layers[-1].second_handles)
     return total + (head if step.rows == 1 else 0)
 
 
+def _nbytes(handles: Sequence[WeightHandle]) -> int:
+    return sum(handle.nbytes for handle in handles)
+
+
 def record(
-    model: Model,
+    model: LoadedModel,
     kv_dtype: KVDtype,
     cache: KVCache,
     text: TextBuffers,
@@ -181,7 +156,7 @@ class _Recorder:
 
     def __init__(
         self,
-        model: Model,
+        model: LoadedModel,
         kv_dtype: KVDtype,
         cache: KVCache,
         text: TextBuffers,
@@ -194,7 +169,7 @@ class _Recorder:
         self.text = text
         self.work = work
         self.commands = model.graph.commands(activations=model.activations)
-        self.shape: dict[str, Any] = {
+        self.heads: dict[str, Any] = {
             "n_heads": c.n_heads,
             "n_kv_heads": c.n_kv_heads,
             "head_dim": c.head_dim,
@@ -209,13 +184,16 @@ class _Recorder:
             self.weights.embedding, self.text.tokens, self.text.state, self.work.hidden, n_tokens=n
         )
         for i, layer in enumerate(self.weights.layers):
-            self._keys_and_values(i, layer, n)
+            at = self._layer_step(i, 0, n, step.max_length)
+            layer.record_keys_and_values(at)
             if i < last or step.rows == n:
-                self._rest(i, layer, 0, n, step.max_length)
+                layer.record_rest(at)
         if step.rows == 1:
             if n > 1:
-                self._advance(n - 1)  # to the last token, whose row alone goes on
-                self._rest(last, self.weights.layers[last], n - 1, 1, step.max_length)
+                self._advance(n - 1)  # to the last token, the only row that goes on
+                self.weights.layers[last].record_rest(
+                    self._layer_step(last, n - 1, 1, step.max_length)
+                )
             self._head(n - 1, 1, self.text.logits)
             self._advance(1, greedy=True)
         else:
@@ -231,50 +209,24 @@ class _Recorder:
                 work.rows, work.choices, self.config.vocab_size, n_vectors=step.n_tokens
             )
 
-    def _keys_and_values(self, i: int, layer: LayerWeights, n: int) -> None:
-        c, work, text = self.config, self.work, self.text
-        layer.qkv.record(
-            self.commands, work.hidden, work.qkv, n_vectors=n, norm=layer.attn_norm, eps=c.rms_eps
-        )
-        self.commands.qkv_to_cache(
-            work.qkv,
-            layer.q_norm,
-            layer.k_norm,
-            text.rope,
-            self.cache.k,
-            self.cache.v,
-            text.state,
-            eps=c.rms_eps,
-            layer=i,
-            n_tokens=n,
-            **self.shape,
-        )
-
-    def _rest(self, i: int, layer: LayerWeights, first: int, n: int, max_length: int) -> None:
-        """Record a layer from the attention on, for n tokens from row `first` of the step's."""
+    def _layer_step(self, layer: int, first: int, n: int, max_length: int) -> LayerStep:
+        """Return where a layer is recorded for n tokens, from row `first` of the step's on."""
         c, work = self.config, self.work
-        hidden = (work.hidden, 4 * c.hidden_size * first)
-        self.commands.attention(
-            (work.qkv, 4 * c.qkv_size * first),
-            self.cache.k,
-            self.cache.v,
-            self.text.state,
-            work.attention,
-            layer=i,
+        return LayerStep(
+            commands=self.commands,
+            config=c,
             n_tokens=n,
+            hidden=(work.hidden, 4 * c.hidden_size * first),
+            qkv=(work.qkv, 4 * c.qkv_size * first),
+            attention=work.attention,
+            activated=work.activated,
+            rope=self.text.rope,
+            k_cache=self.cache.k,
+            v_cache=self.cache.v,
+            state=self.text.state,
+            heads={**self.heads, "layer": layer, "n_tokens": n},
             max_length=max_length,
-            **self.shape,
         )
-        layer.attn_output.record(self.commands, work.attention, hidden, residual=True, n_vectors=n)
-        self.commands.gate_up_swiglu(
-            layer.gate_up,
-            hidden,
-            work.activated,
-            n_vectors=n,
-            norm=layer.ffn_norm,
-            eps=c.rms_eps,
-        )
-        layer.down.record(self.commands, work.activated, hidden, residual=True, n_vectors=n)
 
     def _head(self, first: int, n: int, logits: Buffer) -> None:
         self.commands.gemv(

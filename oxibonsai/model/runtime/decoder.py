@@ -5,18 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 
 from oxibonsai.metal import BufferCreationError, Commands
-from oxibonsai.model.cache import KVCache, KVDtype, length_bucket
-from oxibonsai.model.profile import Profile, Run
+from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.rope import rope_table
-from oxibonsai.model.steps import (
+from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket
+from oxibonsai.model.runtime.profile import Profile, Run
+from oxibonsai.model.runtime.recordings import Recordings
+from oxibonsai.model.runtime.steps import (
     HeadStep,
-    Recordings,
     Step,
     TextBuffers,
     Workspace,
@@ -25,19 +25,15 @@ from oxibonsai.model.steps import (
     working_buffer,
 )
 
-if TYPE_CHECKING:
-    from oxibonsai.model.model import Model
+__all__ = ["Decoder"]
 
-__all__ = ["MAX_IN_FLIGHT", "Decoder"]
-
-MAX_IN_FLIGHT = 16
-_HEAD_ROWS = 32  # logits of a batch that exist at one time
+_HEAD_ROWS = 32  # tokens of a chunk whose logits exist at one time
 _STATE_BYTES = 16  # struct oxb_decode_state
 _UNKNOWN = -1
 
 
 class Decoder:
-    """Runs tokens on the device; knows nothing of what they mean.
+    """Runs tokens on the device for a Timeline, which knows which of them are the text.
 
     Attributes
     ----------
@@ -53,12 +49,13 @@ class Decoder:
         Keys and values; grows by steps up to max_seq.
     """
 
-    def __init__(self, model: Model, max_seq: int, kv_dtype: KVDtype, profile: bool) -> None:
+    def __init__(self, model: LoadedModel, max_seq: int, kv_dtype: KVDtype, profile: bool) -> None:
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
         self.profile = Profile() if profile else None
-        self._device = model.graph.device
+        self._device = model.device
+        self._closed = False
         self._recordings = Recordings()
         self._flying: Commands | None = None
         self._flying_step = Step(1, 1, 0)
@@ -73,7 +70,7 @@ class Decoder:
         self.device_time: float | None = None
 
     def _refuse_too_long(self) -> None:
-        """Raise where a cache of max_seq positions could never be made, though none is made yet."""
+        """Raise if a cache of max_seq positions, to which it may grow, could never be allocated."""
         nbytes = KVCache.nbytes_of(self.model.config, self.kv_dtype, self.max_seq)
         limit = self._device.info.max_buffer_length
         if nbytes > limit:
@@ -88,7 +85,7 @@ class Decoder:
         cache = KVCache(device, c, self.kv_dtype, capacity)
         text = TextBuffers(
             rope=device.upload(
-                rope_table(c.head_dim, capacity, c.rope_theta, c.rope_scaling),
+                rope_table(c.rotary_dim, capacity, c.rope_theta, c.rope_scaling),
                 storage=device.working_storage,
             ),
             state=working_buffer(device, _STATE_BYTES),
@@ -97,6 +94,11 @@ class Decoder:
             logits=working_buffer(device, 4 * c.vocab_size),
         )
         return cache, text
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called, here or on the model."""
+        return self._closed or self.model.closed
 
     # What the host writes and reads
 
@@ -118,7 +120,7 @@ class Decoder:
             part.close()
 
     def seek(self, position: int) -> None:
-        """Go on at `position`, once what is in flight has ended."""
+        """Wait for what is in flight, and let the next step begin at `position`."""
         self.finish()
         if position != self.position:
             self.position = _UNKNOWN
@@ -168,9 +170,9 @@ class Decoder:
     # What the device does
 
     def feed(self, ids: Sequence[int], rows: int) -> None:
-        """Run tokens as one batch; see Step for `rows`."""
+        """Run tokens in one submission; see Step for `rows`."""
         n_tokens = len(ids)
-        # Not earlier: the step before chose a token and left it here.
+        # Only now: the step before has left its choice here.
         self.write_tokens(ids, self.position)
         if n_tokens > self._work.n_tokens:
             self._resize(n_tokens)
@@ -179,9 +181,9 @@ class Decoder:
     def head(
         self, n_tokens: int, *, argmax: bool
     ) -> Iterator[tuple[int, npt.NDArray[np.float32] | npt.NDArray[np.uint32]]]:
-        """Yield pieces of the logits of the n_tokens just fed, or of their largest, with the row.
+        """Yield (first row, logits or their argmax) in pieces for the n_tokens just fed.
 
-        After feed() with as many rows as tokens.
+        They must have been fed with as many rows as tokens.
         """
         vocab = self.model.config.vocab_size
         if n_tokens == 1:
@@ -274,7 +276,7 @@ class Decoder:
         self._measure(commands, step, time.perf_counter() - started, encoded - started)
 
     def _drain(self, commands: Commands) -> None:
-        """Wait for the rest of what has failed: its errors are that one's, and are reported."""
+        """Wait for the other submissions after one failed, whose error is the one to report."""
         while commands.in_flight:
             with suppress(RuntimeError):
                 commands.wait()
@@ -283,7 +285,7 @@ class Decoder:
 
     def _step(self, n_tokens: int, rows: int) -> Step:
         bucket = length_bucket(self.position + n_tokens, self.max_seq)
-        # A batch is not cut by the length.
+        # Only the attention of a single row is split by the length.
         return Step(n_tokens, rows, bucket if rows == 1 else self.cache.capacity)
 
     def _recorded(self, step: Step | HeadStep) -> Commands:
@@ -317,7 +319,10 @@ class Decoder:
             )
 
     def close(self) -> None:
-        """Wait for what is in flight and release everything."""
+        """Wait for what is in flight and release everything; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         if self._flying is not None:
             self._drain(self._flying)
         self._recordings.clear()

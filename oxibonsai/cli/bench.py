@@ -1,22 +1,65 @@
-"""The speed of a model: prompt and generation, as medians over several runs."""
+"""``oxibonsai bench``: a model's speed in prompts and in generation, medians of several runs."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import operator
 import statistics
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal, TextIO
 
 import numpy as np
 
 from oxibonsai import __version__
+from oxibonsai.cli.options import add_model, add_session, load
+from oxibonsai.model import Model
 from oxibonsai.model.session import DEFAULT_CHUNK
 
-if TYPE_CHECKING:
-    from oxibonsai.model import Model
+__all__ = ["add_options", "measure", "run"]
 
-__all__ = ["measure"]
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Add the command's options."""
+    add_model(parser)
+    parser.add_argument(
+        "--prompt-tokens", type=int, default=128, metavar="N", help="to feed at once (128)"
+    )
+    parser.add_argument("--tokens", type=int, default=64, metavar="N", help="to generate (64)")
+    parser.add_argument(
+        "--repeat", type=int, default=5, metavar="N", help="runs; median counts (5)"
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
+    add_session(parser, max_seq=False)
+
+
+def run(args: argparse.Namespace, out: TextIO) -> int:
+    """Run the command and return its exit status."""
+    with load(args) as model:
+        device = model.device
+        found = measure(
+            model,
+            prompt_tokens=args.prompt_tokens,
+            tokens=args.tokens,
+            repeat=args.repeat,
+            kv_dtype=args.kv_dtype,
+            chunk=args.chunk,
+        )
+    if args.json:
+        json.dump(found, out, indent=2)
+        out.write("\n")
+        return 0
+    rounded = ", int8 activations" if args.activations == "int8" else ""
+    print(f"{found['model']['name']} on {device.name} ({device.driver}){rounded}", file=out)
+    for name in ("prefill", "decode"):
+        speed = found[name]
+        print(
+            f"{name:<8} {speed['tokens_per_second']:10.1f} tokens/s "
+            f"({speed['tokens']} tokens, median of {args.repeat})",
+            file=out,
+        )
+    return 0
 
 
 def measure(

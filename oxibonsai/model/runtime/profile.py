@@ -76,16 +76,44 @@ class Profile:
         self.runs: deque[Run] = deque(maxlen=_KEPT)
 
     def add(self, run: Run) -> None:
-        """Keep a run, and log it."""
+        """Keep a run, and log it.
+
+        Parameters
+        ----------
+        run : Run
+            What has run.
+        """
         self.runs.append(run)
         _logger.info("%s", run)
 
     def of(self, kind: str) -> list[Run]:
-        """Return the kept runs of a kind."""
+        """Return the kept runs of a kind.
+
+        Parameters
+        ----------
+        kind : {"prefill", "decode", "head"}
+            The kind.
+
+        Returns
+        -------
+        list of Run
+            Oldest first.
+        """
         return [run for run in self.runs if run.kind == kind]
 
     def total(self, kind: str) -> Run:
-        """Return the sums over the kept runs of a kind."""
+        """Return the sums over the kept runs of a kind.
+
+        Parameters
+        ----------
+        kind : {"prefill", "decode", "head"}
+            The kind.
+
+        Returns
+        -------
+        Run
+            Their sums.
+        """
         runs = self.of(kind)
         return Run(
             kind,

@@ -12,25 +12,21 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, Any
 
 import numpy as np
 
-from oxibonsai.model.cache import KVCache, KVDtype
+from oxibonsai.model.errors import SessionFileError
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.runtime.cache import KVCache, KVDtype
+from oxibonsai.model.runtime.decoder import Decoder
+from oxibonsai.model.timeline import Timeline
 
-if TYPE_CHECKING:
-    from oxibonsai.model.model import Model
-    from oxibonsai.model.session import Session
-
-__all__ = ["SessionFileError", "SessionState", "load", "read_header", "save"]
+__all__ = ["SessionState", "load", "read_header", "save"]
 
 _VERSION = "1"
 _MAX_HEADER = 1 << 16
 _DTYPES = {"f16": "F16", "f32": "F32"}
-
-
-class SessionFileError(ValueError):
-    """A file holds no session of this model, or is damaged."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +56,7 @@ class SessionState:
 
 
 def _arrays(
-    model: Model, n_tokens: int, kv_dtype: KVDtype, fresh: bool
+    model: LoadedModel, n_tokens: int, kv_dtype: KVDtype, fresh: bool
 ) -> dict[str, tuple[str, list[int], int]]:
     """Return name: (dtype, shape, bytes) in the order of the file."""
     c = model.config
@@ -85,37 +81,37 @@ def _entries(arrays: dict[str, tuple[str, list[int], int]]) -> dict[str, Any]:
     return entries
 
 
-def save(session: Session, path: str | os.PathLike[str]) -> None:
-    """Write a session that has nothing in flight, all of it or nothing."""
+def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, chunk: int) -> None:
+    """Write a settled text with its keys and values, all of it or nothing."""
     target = Path(path)
-    model, n = session.model, session.position
-    fresh = n > 0 and session._decoder.logits_end == n
+    model, n = decoder.model, timeline.position
+    logits = timeline.known_logits()
     header: dict[str, Any] = {
         "__metadata__": {
             "format": "oxibonsai session",
             "version": _VERSION,
             "model": model.fingerprint,
             "name": model.name,
-            "max_seq": str(session.max_seq),
-            "chunk": str(session.chunk),
+            "max_seq": str(decoder.max_seq),
+            "chunk": str(chunk),
         }
     }
-    header |= _entries(_arrays(model, n, session.kv_dtype, fresh))
+    header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    # In the same folder: a rename is whole only within a file system.
+    # In the same folder: a rename is atomic only within one file system.
     handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
     try:
         with open(handle, "wb") as file:
             file.write(len(text).to_bytes(8, "little"))
             file.write(text)
-            cache = session._decoder.cache
+            cache = decoder.cache
             for buffer in (cache.k, cache.v):
                 for rows in cache.read(buffer, n):
                     file.write(rows.data)
-            file.write(np.array(session._tokens, "<u4").data)
-            if fresh:
-                file.write(session._decoder.logits().data)
+            file.write(np.array(timeline.tokens, "<u4").data)
+            if logits is not None:
+                file.write(logits.data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(name, target)
@@ -124,7 +120,7 @@ def save(session: Session, path: str | os.PathLike[str]) -> None:
         raise
 
 
-def read_header(file: IO[bytes], path: str, model: Model) -> SessionState:
+def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
     """Return what a file's header says; SessionFileError where it does not fit the model."""
 
     def refuse(why: str) -> SessionFileError:
@@ -144,13 +140,13 @@ def read_header(file: IO[bytes], path: str, model: Model) -> SessionState:
         (n_tokens,) = header["tokens"]["shape"]
         dtype = header["k"]["dtype"]
     except (ValueError, KeyError, TypeError, RecursionError):
-        raise refuse("no session file: its header is another one's") from None
+        raise refuse("no session file: its header has another format") from None
     if version != _VERSION:
         raise refuse(f"version {version!r} of the format; this package reads {_VERSION!r}")
     if fingerprint != model.fingerprint:
         raise refuse(
             f"the session belongs to another model, {about.get('name')!r}: load that one, or feed "
-            "the text anew"
+            "the text again"
         )
     kinds = [kind for kind, name in _DTYPES.items() if name == dtype]
     limit = model.config.context_length
@@ -170,15 +166,17 @@ def read_header(file: IO[bytes], path: str, model: Model) -> SessionState:
     return SessionState(n_tokens, kv_dtype, max_seq, chunk, fresh, 8 + length)
 
 
-def load(session: Session, file: IO[bytes], path: str, state: SessionState) -> None:
-    """Fill a new session from a file behind its header."""
+def load(
+    file: IO[bytes], path: str, state: SessionState, timeline: Timeline, decoder: Decoder
+) -> None:
+    """Fill a new text from a file, read behind its header."""
 
     def read(array: np.ndarray) -> np.ndarray:
         if file.readinto(array.view(np.uint8).data) != array.nbytes:  # type: ignore[attr-defined]
             raise SessionFileError(f"{path}: the file is cut short")
         return array
 
-    c, n, decoder = session.model.config, state.n_tokens, session._decoder
+    c, n = decoder.model.config, state.n_tokens
     decoder.reserve(n)
     cache = decoder.cache
     rows = np.empty(n * c.head_dim * cache.itemsize_of(state.kv_dtype), np.uint8)
@@ -191,10 +189,4 @@ def load(session: Session, file: IO[bytes], path: str, state: SessionState) -> N
             f"{path}: token {int(tokens.max())} is outside the vocabulary of {c.vocab_size}"
         )
     logits = read(np.empty(c.vocab_size, "<f4")) if state.fresh else None
-    if n:
-        decoder.write_tokens(tokens.tolist(), 0)
-    decoder.seek(n)
-    session._tokens = tokens.tolist()
-    if logits is not None:
-        decoder.set_logits(logits.astype(np.float32))
-        session._chosen = True
+    timeline.restore(tokens.tolist(), None if logits is None else logits.astype(np.float32))
