@@ -31,8 +31,7 @@ oxb_status front_check_driver(const oxb_driver *driver) {
     X(library_free)  \
     X(pipeline_new)  \
     X(pipeline_free) \
-    X(submit)        \
-    X(replay_free)
+    X(submit)
     const char *missing = NULL;
     if (!driver->name || !driver->name[0])
         return front_fail(OXB_DEVICE_NOT_FOUND, "a driver's table has no name");

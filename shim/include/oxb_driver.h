@@ -180,8 +180,8 @@ struct oxb_driver {
      * leave out. When a device is opened, the front asks for every tile and refuses a device with a
      * size or a number of threads of 0. */
     oxb_status (*tile)(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile);
-    /* Bytes of a vector as int8 for a matrix, 0 where the device multiplies `n_vectors` of them
-     * faster, or at all, in float32. NULL without the ability. */
+    /* Bytes of a vector as int8 for a matrix; 0 where `n_vectors` of them stay float32, because the
+     * device has no int8 kernel for the matrix or is not faster by it. NULL without the ability. */
     uint64_t (*int8_vector_bytes)(void *device, oxb_device_format format, uint32_t layout,
                                   uint64_t k, uint64_t n_vectors);
 
