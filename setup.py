@@ -92,6 +92,7 @@ EXTENSIONS = [
     extension("_commands", []),
     extension("_weights", []),
     extension("_phases", []),
+    extension("_uploads", []),
     extension("_graph", []),
 ]
 

@@ -104,17 +104,18 @@ class StepOps:
         return cmd, nbytes
 
     def qkv(self, cmd: Commands, layer: Any, i: int) -> int:
-        return self._project(cmd, layer.qkv)
+        layer.qkv.record(cmd, self.x, self.y)
+        return sum(handle.nbytes for handle in layer.qkv.handles)
 
     def attn_output(self, cmd: Commands, layer: Any, i: int) -> int:
-        return self._project(cmd, layer.attn_output)
+        return self._multiply(cmd, layer.attn_output)
 
     def down(self, cmd: Commands, layer: Any, i: int) -> int:
-        return self._project(cmd, layer.down)
+        return self._multiply(cmd, layer.down)
 
-    def _project(self, cmd: Commands, projection: Any) -> int:
-        projection.record(cmd, self.x, self.y)
-        return sum(handle.nbytes for handle in projection.handles)
+    def _multiply(self, cmd: Commands, weight: Any) -> int:
+        cmd.gemv(weight, self.x, self.y)
+        return int(weight.nbytes)
 
     def gate_up(self, cmd: Commands, layer: Any, i: int) -> int:
         cmd.gate_up_swiglu(layer.gate_up, self.x, self.y)

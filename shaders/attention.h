@@ -1,18 +1,18 @@
-// Attention of some queries over one key-value head: what decode, prefill and every shape share.
+// Attention of some queries over one key-value head, for decode and prefill and for every shape.
 //
-// The queries of a threadgroup - heads that share a key-value head, and neighbouring tokens - share
-// each load of the caches. Its SIMD-groups share the positions, in blocks of 32, and put their
-// parts together at the end. Nothing here grows with the length of the sequence.
+// The queries of a threadgroup - heads of one key-value head, and neighbouring tokens - share each
+// load of the caches. Its SIMD-groups take turns at blocks of 32 positions and add up their sums at
+// the end (online softmax). Memory does not grow with the length of the sequence.
 #ifndef OXB_ATTENTION_H
 #define OXB_ATTENTION_H
 
-// Queries of a threadgroup: 1, 2 or 4, and 1 for a long head. They choose among template instances:
-// see rows.h.
+// Queries of a threadgroup: 1, 2 or 4; 1 for a long head. The constants select template instances,
+// as in rows.h.
 constant uint queries_constant [[function_constant(0)]];
 constant uint attention_queries =
     is_function_constant_defined(queries_constant) ? queries_constant : 1u;
-// Elements of a head that are read at once: 4 where head_dim and the places of the caches are
-// multiples of that many elements, else 2.
+// Elements of a head that a lane reads at once: 4 where head_dim and the addresses of the caches
+// are multiples of 4 elements, else 2.
 constant uint width_constant [[function_constant(1)]];
 constant uint attention_width = is_function_constant_defined(width_constant) ? width_constant : 2u;
 // Whether head_dim is above 128.
@@ -20,7 +20,7 @@ constant uint long_constant [[function_constant(2)]];
 constant uint attention_long = is_function_constant_defined(long_constant) ? long_constant : 1u;
 
 #define OXB_BLOCK                OXB_SIMD_WIDTH
-#define OXB_ATTENTION_SIMDGROUPS 4u // the most of a threadgroup
+#define OXB_ATTENTION_SIMDGROUPS 4u // of a threadgroup, at most
 #define OXB_ATTENTION_QUERIES    4u
 #define OXB_QUERY_ELEMENTS       512u // of all queries: 4 of 128, or 1 of OXB_MAX_HEAD_DIM
 #define OXB_TEAM                 8u   // lanes that score a position together
@@ -34,9 +34,9 @@ struct attention_memory {
     float totals[OXB_ATTENTION_SIMDGROUPS][OXB_ATTENTION_QUERIES];
 };
 
-// How a head is read: Cache and Query are WIDTH elements of the caches (of T) and of a query.
-// SLICES of them for each lane cover a head; ROUNDS positions of a team, and VALUES positions, are
-// asked for at once.
+// How a head is read. Cache and Query are vectors of WIDTH elements of the caches (of T) and of a
+// query; SLICES of them for each lane cover a head. To hide latency, a team loads the keys of
+// ROUNDS positions, and a SIMD-group the values of VALUES positions, before it uses them.
 template <typename Element, typename Vector, typename QueryVector, uint W, bool LONG>
 struct attention_form {
     typedef Element T;
@@ -48,11 +48,11 @@ struct attention_form {
     enum { VALUES = LONG ? 2 : 8 };
 };
 
-// Scores that are all -inf so far weigh 0, not NaN: a later one may be finite.
+// While all scores are -inf their weights are 0, not NaN: a later score may be finite.
 inline float base_of(float largest) { return largest == -INFINITY ? 0.0f : largest; }
 
-// weights[q * OXB_BLOCK + p] = the score of query q at position p of the block; of `count`
-// positions, and after them what is not to be used.
+// weights[q * OXB_BLOCK + p] = the score of query q at position p of the block, for p < count; what
+// comes after must not be used.
 template <typename Form, uint QUERIES>
 inline void score_block(device const typename Form::T *k, uint n, uint count, float scale,
                         uint lane, threadgroup const float *queries, threadgroup float *weights) {
@@ -104,8 +104,8 @@ inline void score_block(device const typename Form::T *k, uint n, uint count, fl
     }
 }
 
-// sums += weight * value over the positions of the block, of query q those before counts[q]: what
-// comes later must not reach it, not even 0 times infinity.
+// sums += weight * value over the positions of the block, for query q those below counts[q]. Later
+// positions are left out, not weighted by 0: 0 times infinity is NaN.
 template <typename Form, uint QUERIES>
 inline void add_values(device const typename Form::T *v, uint n, uint count,
                        thread const uint *counts, uint lane, threadgroup const float *weights,
@@ -144,18 +144,18 @@ inline void add_values(device const typename Form::T *v, uint n, uint count,
 template <typename Form, uint QUERIES>
 inline void attend(device const float *qkv, device const typename Form::T *k_cache,
                    device const typename Form::T *v_cache, uint position, device float *out,
-                   constant oxb_attention_args &args, uint3 group, thread_place place,
+                   constant oxb_attention_args &args, uint3 tile, thread_place place,
                    threadgroup attention_memory &memory) {
     const uint elements = QUERIES * Form::SLICES * Form::WIDTH; // of a lane
     threadgroup float *queries = (threadgroup float *)memory.queries;
     const uint n = args.head_dim;
     const uint thread_index = place.simdgroup * OXB_SIMD_WIDTH + place.lane;
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
-    const uint first_head = group.x * args.heads, first_token = group.y * args.tokens;
+    const uint first_head = tile.x * args.heads, first_token = tile.y * args.tokens;
     const ulong token_stride = ulong(args.n_heads + 2u * args.n_kv_heads) * n;
 
-    // Query q is head first_head + q % heads of token first_token + q / heads; it sees `seen`
-    // positions, none where there is no such token, or no room for it in the cache.
+    // Query q is head first_head + q % heads of token first_token + q / heads. It attends to
+    // seen[q] positions: 0 where there is no such token, or no room for it in the cache.
     uint seen[QUERIES];
     uint longest = 0;
     OXB_UNROLL
@@ -170,11 +170,11 @@ inline void attend(device const float *qkv, device const typename Form::T *k_cac
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
-    // This part of the positions, in whole blocks.
+    // The blocks of this split.
     const uint blocks = (longest + OXB_BLOCK - 1u) / OXB_BLOCK;
-    const uint blocks_of_part = (blocks + args.n_splits - 1u) / args.n_splits;
-    const uint begin = group.z * blocks_of_part;
-    const uint end = min(begin + blocks_of_part, blocks);
+    const uint split_blocks = (blocks + args.n_splits - 1u) / args.n_splits;
+    const uint begin = tile.z * split_blocks;
+    const uint end = min(begin + split_blocks, blocks);
 
     float largest[QUERIES], total[QUERIES];
     float sums[QUERIES * Form::SLICES * Form::WIDTH];
@@ -207,15 +207,15 @@ inline void attend(device const float *qkv, device const typename Form::T *k_cac
             weights[q * OXB_BLOCK + place.lane] = weight; // a lane's own element
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
-        float part[QUERIES * Form::SLICES *
-                   Form::WIDTH]; // of this block: two levels keep the rounding small
+        // Summed apart from the other blocks, which keeps the rounding small.
+        float block_sums[QUERIES * Form::SLICES * Form::WIDTH];
         OXB_UNROLL
-        for (uint i = 0; i < elements; i++) part[i] = 0.0f;
+        for (uint i = 0; i < elements; i++) block_sums[i] = 0.0f;
         add_values<Form, QUERIES>(v_cache + ulong(start) * n, n, count, counts, place.lane, weights,
-                                  part);
+                                  block_sums);
         OXB_UNROLL
         for (uint i = 0; i < elements; i++)
-            sums[i] = fma(sums[i], fade[i / (Form::SLICES * Form::WIDTH)], part[i]);
+            sums[i] = fma(sums[i], fade[i / (Form::SLICES * Form::WIDTH)], block_sums[i]);
         simdgroup_barrier(mem_flags::mem_threadgroup);
     }
 
@@ -249,13 +249,13 @@ inline void attend(device const float *qkv, device const typename Form::T *k_cac
                 fma(memory.totals[s][q], precise::exp(memory.largests[s][q] - base_of(most)), all);
         const ulong row = ulong(token) * args.n_heads + first_head + q % args.heads;
         device float *to =
-            out + (args.n_splits == 1u ? row * n : (row * args.n_splits + group.z) * (n + 2u));
+            out + (args.n_splits == 1u ? row * n : (row * args.n_splits + tile.z) * (n + 2u));
         for (uint i = thread_index; i < n; i += n_threads) {
             float sum = 0.0f;
             for (uint s = 0; s < place.simdgroups; s++)
                 sum = fma(memory.sums[s][q * n + i],
                           precise::exp(memory.largests[s][q] - base_of(most)), sum);
-            // Without a place in the cache: a wrong result must show.
+            // NaN for a token without a place in the cache: a wrong result must show.
             to[i] = seen[q] == 0u ? NAN : args.n_splits == 1u ? sum / all : sum;
         }
         if (args.n_splits != 1u && thread_index == 0) {

@@ -1,12 +1,12 @@
-// The weight formats that kernels see. Everything that depends on one is here, in functor types
-// with the same members, so that each kernel is written once:
+// The device formats. Everything that depends on one is here, in types with the same members, so
+// that each kernel is written once:
 //
-//   lane_weights          weights that a lane takes at once; a row's k may be no multiple of it
+//   lane_weights          weights that a lane reads at once; k need not be a multiple of it
 //   values(w, row, j, to) weights [j, j + lane_weights) of a row
 //   weight(w, row, j)     one weight
 //
-// With infinite and NaN scales, weights or activations they give what IEEE arithmetic on the
-// definition gives. Products are indexed in 64 bits: a matrix can hold more than 2^32 weights.
+// Infinite and NaN scales and weights give what IEEE arithmetic on the definition gives. Indices
+// that can pass 2^32 are 64 bits wide: a matrix can hold more weights than that.
 #ifndef OXB_FORMATS_MSL_H
 #define OXB_FORMATS_MSL_H
 
@@ -14,15 +14,14 @@ struct weight_bytes {
     device const uchar *bytes;
     ulong codes_offset;
     ulong k;     // weights of a row
-    uint column; // rows of a column of codes, or 0 where codes lie row by row
+    uint column; // rows of a column of codes, 0 for the plain layout: row by row
 };
 
-// 1-bit and 2-bit codes, with the half scales of all groups before the codes.
-//
-// A level of 1 or -1 has the code's bit as its sign: a choice between two floats costs more.
+// Coded formats: 1-bit and 2-bit codes. The half scales of all scale groups come before the codes.
 
 struct code_1bit {
     enum { bits = 1 };
+    // The code's bit becomes the sign of 1.0f, which costs less than a selection.
     static float level(uint codes, uint i) {
         return as_type<float>((codes << (31u - i) & 0x80000000u) ^ 0xbf800000u);
     }
@@ -33,41 +32,43 @@ struct code_2bit {
     static float level(uint codes, uint i) { return float(codes >> 2u * i & 3u) - 1.0f; }
 };
 
-#define OXB_UNIT_BYTES 16u // of codes of one row, which lie together in every layout
+#define OXB_LOAD_BYTES 16u // of codes, read at once: they lie together in every layout
 
-template <typename Code, uint GROUP>
-struct grouped_codes {
-    enum { lane_weights = 32 / Code::bits };     // one word of codes
-    enum { unit_weights = 128 / Code::bits };    // OXB_UNIT_BYTES of codes
-    enum { group_units = GROUP / unit_weights }; // units with one scale
+template <typename Code, uint GROUP_SIZE>
+struct coded_format {
+    enum { lane_weights = 32 / Code::bits }; // one word of codes
+    enum { weights_per_load = 128 / Code::bits };
+    enum { loads_per_group = GROUP_SIZE / weights_per_load };
     typedef Code code;
 
-    // Which scale, for group `group` of a row; and which unit of codes.
-    static ulong scale_index(weight_bytes w, ulong row, uint group) {
-        return w.column != 0u ? ulong(group) * w.column + row : row * (w.k / GROUP) + group;
+    // The index of a row's scale, and of a row's 16-byte load of codes.
+    static ulong scale_index(weight_bytes w, ulong row, uint scale_group) {
+        return w.column != 0u ? ulong(scale_group) * w.column + row
+                              : row * (w.k / GROUP_SIZE) + scale_group;
     }
 
-    static ulong unit_index(weight_bytes w, ulong row, uint unit) {
-        return w.column != 0u ? ulong(unit) * w.column + row : row * (w.k / unit_weights) + unit;
+    static ulong load_index(weight_bytes w, ulong row, uint load) {
+        return w.column != 0u ? ulong(load) * w.column + row
+                              : row * (w.k / weights_per_load) + load;
     }
 
-    static half unit_scale(weight_bytes w, ulong row, uint unit) {
-        return ((device const half *)w.bytes)[scale_index(w, row, unit / group_units)];
+    static half load_scale(weight_bytes w, ulong row, uint load) {
+        return ((device const half *)w.bytes)[scale_index(w, row, load / loads_per_group)];
     }
 
-    static uint4 unit_codes(weight_bytes w, ulong row, uint unit) {
-        return ((device const uint4 *)(w.bytes + w.codes_offset))[unit_index(w, row, unit)];
+    static uint4 load_codes(weight_bytes w, ulong row, uint load) {
+        return ((device const uint4 *)(w.bytes + w.codes_offset))[load_index(w, row, load)];
     }
 
     static half scale(weight_bytes w, ulong row, ulong j) {
-        return ((device const half *)w.bytes)[scale_index(w, row, uint(j / GROUP))];
+        return ((device const half *)w.bytes)[scale_index(w, row, uint(j / GROUP_SIZE))];
     }
 
     static uint word(weight_bytes w, ulong row, ulong j) {
-        const uint words = OXB_UNIT_BYTES / 4u;
-        const ulong unit = unit_index(w, row, uint(j / unit_weights));
+        const uint words = OXB_LOAD_BYTES / 4u;
+        const ulong load = load_index(w, row, uint(j / weights_per_load));
         return ((device const uint *)(w.bytes +
-                                      w.codes_offset))[unit * words + j / lane_weights % words];
+                                      w.codes_offset))[load * words + j / lane_weights % words];
     }
 
     static void values(weight_bytes w, ulong row, ulong j, thread float *to) {
@@ -82,11 +83,11 @@ struct grouped_codes {
     }
 };
 
-typedef grouped_codes<code_1bit, 128> q1_g128;
-typedef grouped_codes<code_2bit, 128> q2_g128;
-typedef grouped_codes<code_2bit, 64> q2_g64;
+typedef coded_format<code_1bit, 128> q1_g128;
+typedef coded_format<code_2bit, 128> q2_g128;
+typedef coded_format<code_2bit, 64> q2_g64;
 
-// Weights that carry their own value. Rows of any k: nothing but an element's own alignment holds.
+// Dense formats. k is arbitrary, so a row is aligned to one element only.
 
 struct f32_element {
     typedef float one;
@@ -100,14 +101,14 @@ struct f16_element {
     static float value(half element) { return float(element); }
 };
 
-struct bf16_element { // by bits: the type came with a later language version
+struct bf16_element { // converted by bits: Metal has bfloat from version 3.1 on only
     typedef ushort one;
     typedef packed_ushort4 four;
     static float value(ushort element) { return as_type<float>(uint(element) << 16); }
 };
 
 template <typename Element>
-struct elements {
+struct dense_format {
     enum { lane_weights = 4 };
 
     static device const typename Element::one *at(weight_bytes w, ulong row, ulong j) {
@@ -125,11 +126,11 @@ struct elements {
     }
 };
 
-typedef elements<f32_element> f32;
-typedef elements<f16_element> f16;
-typedef elements<bf16_element> bf16;
+typedef dense_format<f32_element> f32;
+typedef dense_format<f16_element> f16;
+typedef dense_format<bf16_element> bf16;
 
-// Blocks of a half scale and 32 signed bytes, as files hold them.
+// Blocks of a half scale and 32 signed bytes, as in the file format.
 struct q8_0 {
     enum { lane_weights = 8, block_weights = 32, block_bytes = 34 };
 
@@ -137,7 +138,7 @@ struct q8_0 {
         return w.bytes + w.codes_offset + (row * w.k + j) / block_weights * block_bytes;
     }
 
-    // An 8-bit code times an 11-bit scale is exact in float, so this is the definition's weight.
+    // An 8-bit integer times an 11-bit significand is exact in float: no rounding here.
     static void values(weight_bytes w, ulong row, ulong j, thread float *to) {
         device const uchar *b = block(w, row, j);
         const float d = float(*(device const half *)b);

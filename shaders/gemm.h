@@ -1,10 +1,9 @@
-// A tile of a matrix product, on SIMD-group matrices: some rows of W times some vectors.
+// A tile of a matrix product on SIMD-group matrices: 64 rows of W by 8, 16 or 32 vectors.
 //
-// Four SIMD-groups take 16 rows each. Weights and activations come through threadgroup memory in
-// steps of 32 along k, as float: level * scale is exact there. The matrices add up no more than 128
-// products in float, and those sums are added in registers, so that the rounding does not grow with
-// k; nothing is multiplied with another row's or vector's elements, so that infinities and NaN stay
-// where they belong.
+// Four SIMD-groups compute 16 rows each. Weights and activations are staged in threadgroup memory
+// in steps of 32 along k, as float, in which level * scale is exact. The matrices accumulate at
+// most 128 products; these sums are added up in registers, so that rounding does not grow with k. A
+// product involves its own row and vector only, so that infinities and NaN stay in their element.
 #ifndef OXB_GEMM_H
 #define OXB_GEMM_H
 
@@ -12,15 +11,15 @@
 #define OXB_GEMM_THREADS 128u
 #define OXB_GEMM_STEP    32u
 #define OXB_GEMM_FLUSH   4u  // steps between additions to the sums
-#define OXB_GEMM_STRIDE  36u // floats between rows of threadgroup memory: neighbours in other banks
+#define OXB_GEMM_STRIDE  36u // floats from row to row of threadgroup memory: avoids bank conflicts
 #define OXB_GEMM_MEMORY  ((OXB_GEMM_ROWS + 32u) * OXB_GEMM_STRIDE)
 
-// Matrices of 8 vectors in a tile: 1, 2 or 4. See rows.h.
+// Eights of vectors in a tile: 1, 2 or 4. The constant selects a template instance, as in rows.h.
 constant uint eights_constant [[function_constant(0)]];
 constant uint eights_of_tile = is_function_constant_defined(eights_constant) ? eights_constant : 1u;
 
-// Which rows of the matrix are rows 0..63 of a tile. A row past the end repeats the last one: its
-// sums are not to be used.
+// Which rows of the matrix are rows 0..63 of a tile. A row past the end repeats the last one; its
+// sums must not be used.
 struct plain_rows {
     enum { outputs = 64 };
     static ulong row(uint i, uint first, uint n_rows) { return min(first + i, n_rows - 1u); }
@@ -68,7 +67,7 @@ inline void gemm_tile(weight_bytes w, device const float *x, uint n_vectors, uin
     for (uint i = 0; i < 4 * EIGHTS; i++) sums[i] = 0.0f;
     for (uint step = 0; step < steps; step++) {
         const uint start = step * OXB_GEMM_STEP;
-        threadgroup_barrier(mem_flags::mem_threadgroup); // what is in memory has been used
+        threadgroup_barrier(mem_flags::mem_threadgroup); // all reads of the step before are done
         load_weights<Format, Rows>(w, n_rows, first.x, start, thread_index, weights);
         OXB_UNROLL
         for (uint i = 0; i < 2 * EIGHTS; i++) {

@@ -11,9 +11,9 @@ using namespace metal;
 
 template <typename Format, bool RESIDUAL, uint EIGHTS>
 inline void gemm_rows(weight_bytes w, device const float *x, device float *y,
-                      constant oxb_gemm_args &args, uint2 group, uint thread_index,
+                      constant oxb_gemm_args &args, uint2 tile, uint thread_index,
                       thread_place place, threadgroup float *memory) {
-    const uint2 first = uint2(group.x * OXB_GEMM_ROWS, group.y * 8u * EIGHTS);
+    const uint2 first = uint2(tile.x * OXB_GEMM_ROWS, tile.y * 8u * EIGHTS);
     float sums[4 * EIGHTS];
     gemm_tile<Format, plain_rows, EIGHTS>(w, x, args.n_vectors, args.n_rows, first, thread_index,
                                           place, memory, sums);
@@ -29,25 +29,20 @@ inline void gemm_rows(weight_bytes w, device const float *x, device float *y,
 }
 
 template <typename Format, bool RESIDUAL>
-[[kernel]] void gemm(device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
-                     device float *y [[buffer(2)]], constant oxb_gemm_args &args [[buffer(3)]],
-                     uint2 group [[threadgroup_position_in_grid]],
-                     uint thread_index [[thread_index_in_threadgroup]],
-                     uint simdgroup [[simdgroup_index_in_threadgroup]],
-                     uint simdgroups [[simdgroups_per_threadgroup]],
-                     uint lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void
+gemm(device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
+     device float *y [[buffer(2)]], constant oxb_gemm_args &args [[buffer(3)]],
+     uint2 tile [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+     uint simdgroup [[simdgroup_index_in_threadgroup]],
+     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup float memory[OXB_GEMM_MEMORY];
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (eights_of_tile) {
-    case 4:
-        gemm_rows<Format, RESIDUAL, 4>(w, x, y, args, group, thread_index, place, memory);
-        break;
-    case 2:
-        gemm_rows<Format, RESIDUAL, 2>(w, x, y, args, group, thread_index, place, memory);
-        break;
+    case 4: gemm_rows<Format, RESIDUAL, 4>(w, x, y, args, tile, thread_index, place, memory); break;
+    case 2: gemm_rows<Format, RESIDUAL, 2>(w, x, y, args, tile, thread_index, place, memory); break;
     default:
-        gemm_rows<Format, RESIDUAL, 1>(w, x, y, args, group, thread_index, place, memory);
+        gemm_rows<Format, RESIDUAL, 1>(w, x, y, args, tile, thread_index, place, memory);
         break;
     }
 }
@@ -70,13 +65,13 @@ OXB_KERNEL("gemm_q8_0_residual", gemm<q8_0, true>)
 
 template <typename Format, uint EIGHTS>
 inline void swiglu_tile(weight_bytes w, device const float *x, device float *s,
-                        constant oxb_gemm_args &args, uint2 group, uint thread_index,
+                        constant oxb_gemm_args &args, uint2 tile, uint thread_index,
                         thread_place place, threadgroup float *memory) {
-    const uint2 first = uint2(group.x * OXB_GEMM_ROWS / 2u, group.y * 8u * EIGHTS);
+    const uint2 first = uint2(tile.x * OXB_GEMM_ROWS / 2u, tile.y * 8u * EIGHTS);
     float sums[4 * EIGHTS];
     gemm_tile<Format, gate_up_rows, EIGHTS>(w, x, args.n_vectors, args.n_rows, first, thread_index,
                                             place, memory, sums);
-    // A thread read these elements itself: nobody else has use for what they hold.
+    // No barrier is needed before: a thread overwrites only elements that it alone has read.
     OXB_UNROLL
     for (uint i = 0; i < 4 * EIGHTS; i++) memory[thread_index + OXB_GEMM_THREADS * i] = sums[i];
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -94,16 +89,16 @@ template <typename Format>
 [[kernel]] void fused_gate_up_swiglu_gemm(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device float *s [[buffer(2)]], constant oxb_gemm_args &args [[buffer(3)]],
-    uint2 group [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+    uint2 tile [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup float memory[OXB_GEMM_MEMORY];
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (eights_of_tile) {
-    case 4: swiglu_tile<Format, 4>(w, x, s, args, group, thread_index, place, memory); break;
-    case 2: swiglu_tile<Format, 2>(w, x, s, args, group, thread_index, place, memory); break;
-    default: swiglu_tile<Format, 1>(w, x, s, args, group, thread_index, place, memory); break;
+    case 4: swiglu_tile<Format, 4>(w, x, s, args, tile, thread_index, place, memory); break;
+    case 2: swiglu_tile<Format, 2>(w, x, s, args, tile, thread_index, place, memory); break;
+    default: swiglu_tile<Format, 1>(w, x, s, args, tile, thread_index, place, memory); break;
     }
 }
 

@@ -1,5 +1,5 @@
-// y = W x, y += W x and y = W rmsnorm(x), one instance per format: codes by look-up, other weights
-// by multiplication.
+// y = W x, y += W x and y = W rmsnorm(x), one instance per format: coded formats by look-up, dense
+// formats by multiplication.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -11,84 +11,80 @@ using namespace metal;
 #include "lookup.h"
 #include "instantiate.h"
 
-// A lane has some rows: the threadgroup as many as that for 32 lanes.
+// Each lane computes ROWS rows; a threadgroup 32 x ROWS.
 template <typename Format, bool RESIDUAL, bool NORM, uint ROWS>
 inline void gemv_lookup(weight_bytes w, device const float *x, device const float *norm,
-                        device float *y, constant oxb_gemv_args &args, uint group,
+                        device float *y, constant oxb_gemv_args &args, uint tile,
                         thread_place place, threadgroup lookup_memory &memory) {
-    const uint first = group * ROWS * OXB_SIMD_WIDTH;
+    const uint first = tile * ROWS * OXB_SIMD_WIDTH;
     const float factor = multiply_vector<Format, 1, ROWS, NORM>(w, args.n_rows, first, x, norm,
                                                                 args.eps, place, memory);
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
     for (uint i = place.simdgroup * OXB_SIMD_WIDTH + place.lane; i < ROWS * OXB_SIMD_WIDTH;
          i += n_threads) {
         if (first + i < args.n_rows) {
-            const float result = sum_of_parts(memory, i) * factor;
+            const float result = sum_of_splits(memory, i) * factor;
             y[first + i] = RESIDUAL ? y[first + i] + result : result;
         }
     }
 }
 
 template <typename Format, bool RESIDUAL, bool NORM>
-inline void gemv_codes_rows(device const uchar *weight, device const float *x,
+inline void gemv_coded_rows(device const uchar *weight, device const float *x,
                             device const float *norm, device float *y, constant oxb_gemv_args &args,
-                            uint group, thread_place place, threadgroup lookup_memory &memory) {
+                            uint tile, thread_place place, threadgroup lookup_memory &memory) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     switch (rows_at_once) {
-    case 1:
-        gemv_lookup<Format, RESIDUAL, NORM, 1>(w, x, norm, y, args, group, place, memory);
-        break;
-    case 4:
-        gemv_lookup<Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, group, place, memory);
-        break;
+    case 1: gemv_lookup<Format, RESIDUAL, NORM, 1>(w, x, norm, y, args, tile, place, memory); break;
+    case 4: gemv_lookup<Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, tile, place, memory); break;
     default:
-        gemv_lookup<Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, group, place, memory);
+        gemv_lookup<Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, tile, place, memory);
         break;
     }
 }
 
 template <typename Format, bool RESIDUAL>
-[[kernel]] void gemv_codes(device const uchar *weight [[buffer(0)]],
+[[kernel]] void gemv_coded(device const uchar *weight [[buffer(0)]],
                            device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
                            constant oxb_gemv_args &args [[buffer(3)]],
-                           uint group [[threadgroup_position_in_grid]],
+                           uint tile [[threadgroup_position_in_grid]],
                            uint simdgroup [[simdgroup_index_in_threadgroup]],
                            uint simdgroups [[simdgroups_per_threadgroup]],
                            uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
-    gemv_codes_rows<Format, RESIDUAL, false>(weight, x, x, y, args, group, place, memory);
+    gemv_coded_rows<Format, RESIDUAL, false>(weight, x, x, y, args, tile, place, memory);
 }
 
-OXB_KERNEL("gemv_q1_g128", gemv_codes<q1_g128, false>)
-OXB_KERNEL("gemv_q2_g128", gemv_codes<q2_g128, false>)
-OXB_KERNEL("gemv_q2_g64", gemv_codes<q2_g64, false>)
+OXB_KERNEL("gemv_q1_g128", gemv_coded<q1_g128, false>)
+OXB_KERNEL("gemv_q2_g128", gemv_coded<q2_g128, false>)
+OXB_KERNEL("gemv_q2_g64", gemv_coded<q2_g64, false>)
 
-OXB_KERNEL("gemv_q1_g128_residual", gemv_codes<q1_g128, true>)
-OXB_KERNEL("gemv_q2_g128_residual", gemv_codes<q2_g128, true>)
-OXB_KERNEL("gemv_q2_g64_residual", gemv_codes<q2_g64, true>)
+OXB_KERNEL("gemv_q1_g128_residual", gemv_coded<q1_g128, true>)
+OXB_KERNEL("gemv_q2_g128_residual", gemv_coded<q2_g128, true>)
+OXB_KERNEL("gemv_q2_g64_residual", gemv_coded<q2_g64, true>)
 
 template <typename Format>
-[[kernel]] void gemv_codes_norm(
+[[kernel]] void gemv_coded_norm(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device const float *norm [[buffer(2)]], device float *y [[buffer(3)]],
-    constant oxb_gemv_args &args [[buffer(4)]], uint group [[threadgroup_position_in_grid]],
+    constant oxb_gemv_args &args [[buffer(4)]], uint tile [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
-    gemv_codes_rows<Format, false, true>(weight, x, norm, y, args, group, place, memory);
+    gemv_coded_rows<Format, false, true>(weight, x, norm, y, args, tile, place, memory);
 }
 
-OXB_KERNEL("gemv_q1_g128_norm", gemv_codes_norm<q1_g128>)
-OXB_KERNEL("gemv_q2_g128_norm", gemv_codes_norm<q2_g128>)
-OXB_KERNEL("gemv_q2_g64_norm", gemv_codes_norm<q2_g64>)
+OXB_KERNEL("gemv_q1_g128_norm", gemv_coded_norm<q1_g128>)
+OXB_KERNEL("gemv_q2_g128_norm", gemv_coded_norm<q2_g128>)
+OXB_KERNEL("gemv_q2_g64_norm", gemv_coded_norm<q2_g64>)
 
-// A SIMD-group has some rows.
+// Each SIMD-group computes ROWS rows.
 template <typename Format, bool RESIDUAL, uint ROWS>
-inline void gemv_rows(weight_bytes w, device const float *x, device float *y, uint n_rows,
-                      uint group, thread_place place) {
-    const uint first = (group * place.simdgroups + place.simdgroup) * ROWS;
+inline void gemv_dense_rows(weight_bytes w, device const float *x, device float *y, uint n_rows,
+                            uint tile, thread_place place) {
+    const uint first = (tile * place.simdgroups + place.simdgroup) * ROWS;
     float sums[ROWS];
     multiply_rows<Format, 1, ROWS>(w, n_rows, first, x, place.lane, sums);
     const float result = row_of_lane<ROWS>(sums, place.lane);
@@ -97,28 +93,28 @@ inline void gemv_rows(weight_bytes w, device const float *x, device float *y, ui
 }
 
 template <typename Format, bool RESIDUAL>
-[[kernel]] void gemv_elements(device const uchar *weight [[buffer(0)]],
-                              device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
-                              constant oxb_gemv_args &args [[buffer(3)]],
-                              uint group [[threadgroup_position_in_grid]],
-                              uint simdgroup [[simdgroup_index_in_threadgroup]],
-                              uint simdgroups [[simdgroups_per_threadgroup]],
-                              uint lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void gemv_dense(device const uchar *weight [[buffer(0)]],
+                           device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
+                           constant oxb_gemv_args &args [[buffer(3)]],
+                           uint tile [[threadgroup_position_in_grid]],
+                           uint simdgroup [[simdgroup_index_in_threadgroup]],
+                           uint simdgroups [[simdgroups_per_threadgroup]],
+                           uint lane [[thread_index_in_simdgroup]]) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (rows_at_once) {
-    case 1: gemv_rows<Format, RESIDUAL, 1>(w, x, y, args.n_rows, group, place); break;
-    case 4: gemv_rows<Format, RESIDUAL, 4>(w, x, y, args.n_rows, group, place); break;
-    default: gemv_rows<Format, RESIDUAL, 2>(w, x, y, args.n_rows, group, place); break;
+    case 1: gemv_dense_rows<Format, RESIDUAL, 1>(w, x, y, args.n_rows, tile, place); break;
+    case 4: gemv_dense_rows<Format, RESIDUAL, 4>(w, x, y, args.n_rows, tile, place); break;
+    default: gemv_dense_rows<Format, RESIDUAL, 2>(w, x, y, args.n_rows, tile, place); break;
     }
 }
 
-OXB_KERNEL("gemv_f32", gemv_elements<f32, false>)
-OXB_KERNEL("gemv_f16", gemv_elements<f16, false>)
-OXB_KERNEL("gemv_bf16", gemv_elements<bf16, false>)
-OXB_KERNEL("gemv_q8_0", gemv_elements<q8_0, false>)
+OXB_KERNEL("gemv_f32", gemv_dense<f32, false>)
+OXB_KERNEL("gemv_f16", gemv_dense<f16, false>)
+OXB_KERNEL("gemv_bf16", gemv_dense<bf16, false>)
+OXB_KERNEL("gemv_q8_0", gemv_dense<q8_0, false>)
 
-OXB_KERNEL("gemv_f32_residual", gemv_elements<f32, true>)
-OXB_KERNEL("gemv_f16_residual", gemv_elements<f16, true>)
-OXB_KERNEL("gemv_bf16_residual", gemv_elements<bf16, true>)
-OXB_KERNEL("gemv_q8_0_residual", gemv_elements<q8_0, true>)
+OXB_KERNEL("gemv_f32_residual", gemv_dense<f32, true>)
+OXB_KERNEL("gemv_f16_residual", gemv_dense<f16, true>)
+OXB_KERNEL("gemv_bf16_residual", gemv_dense<bf16, true>)
+OXB_KERNEL("gemv_q8_0_residual", gemv_dense<q8_0, true>)

@@ -1,4 +1,4 @@
-// The heads of the tokens in flight: norm and rotation of queries and keys, and the store into the
+// The heads of the tokens in flight: RMSNorm and RoPE of queries and keys, and the store into the
 // caches.
 #include <metal_stdlib>
 using namespace metal;
@@ -8,27 +8,60 @@ using namespace metal;
 #include "rms.h"
 #include "instantiate.h"
 
-// RMSNorm of a head, then RoPE on halves: element i and i + n / 2 turn together. In place is fine:
-// a lane adds the squares of the pairs that it turns, so that nobody reads what it writes.
+// What is done with a head of q or k.
+struct head_form {
+    uint head_dim;
+    uint rotary_dim;  // elements that are rotated, the first of the head
+    uint step, apart; // pair i is elements step * i and step * i + apart
+    bool has_norm;
+    float eps;
+};
+
+template <typename Args>
+inline head_form form_of(constant Args &args) {
+    head_form form;
+    form.head_dim = args.head_dim;
+    form.rotary_dim = args.rotary_dim;
+    form.step = args.interleaved != 0u ? 2u : 1u;
+    form.apart = args.interleaved != 0u ? 1u : args.rotary_dim / 2u;
+    form.has_norm = args.has_norm != 0u;
+    form.eps = args.eps;
+    return form;
+}
+
+// The squares of the elements that this lane rotates or copies.
+inline float squares_of_lane(device const float *head, head_form form, float scale, uint lane) {
+    const uint end = form.rotary_dim / 2u * form.step; // past every pair's first element
+    const uint first = lane * form.step, step = OXB_SIMD_WIDTH * form.step;
+    const float pairs = sum_of_squares(head, end, scale, first, step) +
+                        sum_of_squares(head + form.apart, end, scale, first, step);
+    return pairs + sum_of_squares(head + form.rotary_dim, form.head_dim - form.rotary_dim, scale,
+                                  lane, OXB_SIMD_WIDTH);
+}
+
+// RMSNorm of a head where it has one, then RoPE. `from` and `to` may be the same: a lane reads only
+// the elements that it writes.
 template <typename T>
-inline void norm_and_turn(device const float *from, device const float *weight,
-                          device const float *cosine, device T *to, uint n, float eps, uint lane) {
-    const uint half_n = n / 2u;
-    device const float *high = from + half_n;
-    device const float *sine = cosine + half_n;
-    float total = simd_sum(sum_of_squares(from, half_n, 1.0f, lane, OXB_SIMD_WIDTH) +
-                           sum_of_squares(high, half_n, 1.0f, lane, OXB_SIMD_WIDTH));
-    const float scale = scale_for(total, eps);
-    if (scale != 1.0f)
-        total = simd_sum(sum_of_squares(from, half_n, scale, lane, OXB_SIMD_WIDTH) +
-                         sum_of_squares(high, half_n, scale, lane, OXB_SIMD_WIDTH));
-    const float inverse = inverse_rms(total, n, scale, eps);
-    for (uint i = lane; i < half_n; i += OXB_SIMD_WIDTH) {
-        const float a = from[i] * scale * inverse * weight[i];
-        const float b = high[i] * scale * inverse * weight[i + half_n];
-        to[i] = T(a * cosine[i] - b * sine[i]);
-        to[i + half_n] = T(b * cosine[i] + a * sine[i]);
+inline void norm_and_rotate(device const float *from, device const float *weight,
+                            device const float *cosine, device T *to, head_form form, uint lane) {
+    float scale = 1.0f, inverse = 1.0f;
+    if (form.has_norm) {
+        float total = simd_sum(squares_of_lane(from, form, 1.0f, lane));
+        scale = scale_for(total, form.eps);
+        if (scale != 1.0f) total = simd_sum(squares_of_lane(from, form, scale, lane));
+        inverse = inverse_rms(total, form.head_dim, scale, form.eps);
     }
+    const uint pairs = form.rotary_dim / 2u;
+    device const float *sine = cosine + pairs;
+    for (uint i = lane; i < pairs; i += OXB_SIMD_WIDTH) {
+        const uint low = form.step * i, high = low + form.apart;
+        const float a = form.has_norm ? from[low] * scale * inverse * weight[low] : from[low];
+        const float b = form.has_norm ? from[high] * scale * inverse * weight[high] : from[high];
+        to[low] = T(a * cosine[i] - b * sine[i]);
+        to[high] = T(b * cosine[i] + a * sine[i]);
+    }
+    for (uint i = form.rotary_dim + lane; i < form.head_dim; i += OXB_SIMD_WIDTH)
+        to[i] = T(form.has_norm ? from[i] * scale * inverse * weight[i] : from[i]);
 }
 
 // A SIMD-group per head of q and k; y counts tokens.
@@ -37,17 +70,17 @@ kernel void qk_norm_rope(device float *qkv [[buffer(0)]], device const float *q_
                          device const float *rope [[buffer(3)]],
                          device const oxb_decode_state *state [[buffer(4)]],
                          constant oxb_qk_norm_rope_args &args [[buffer(5)]],
-                         uint2 group [[threadgroup_position_in_grid]],
+                         uint2 tile [[threadgroup_position_in_grid]],
                          uint simdgroup [[simdgroup_index_in_threadgroup]],
                          uint simdgroups [[simdgroups_per_threadgroup]],
                          uint lane [[thread_index_in_simdgroup]]) {
-    const uint head = group.x * simdgroups + simdgroup;
-    const ulong position = ulong(state->position) + group.y;
+    const uint head = tile.x * simdgroups + simdgroup;
+    const ulong position = ulong(state->position) + tile.y;
     if (head >= args.n_heads + args.n_kv_heads || position >= args.max_seq) return;
     device float *at =
-        qkv + (ulong(group.y) * (args.n_heads + 2u * args.n_kv_heads) + head) * args.head_dim;
-    norm_and_turn(at, head < args.n_heads ? q_norm : k_norm, rope + position * args.head_dim, at,
-                  args.head_dim, args.eps, lane);
+        qkv + (ulong(tile.y) * (args.n_heads + 2u * args.n_kv_heads) + head) * args.head_dim;
+    norm_and_rotate(at, head < args.n_heads ? q_norm : k_norm, rope + position * args.rotary_dim,
+                    at, form_of(args), lane);
 }
 
 template <typename T>
@@ -61,15 +94,15 @@ template <typename T>
                          device T *v_cache [[buffer(2)]],
                          device const oxb_decode_state *state [[buffer(3)]],
                          constant oxb_kv_store_args &args [[buffer(4)]],
-                         uint2 group [[threadgroup_position_in_grid]],
+                         uint2 tile [[threadgroup_position_in_grid]],
                          uint2 thread_index [[thread_position_in_threadgroup]],
                          uint2 n_threads [[threads_per_threadgroup]]) {
-    const ulong position = ulong(state->position) + group.y;
+    const ulong position = ulong(state->position) + tile.y;
     if (position >= args.max_seq) return;
     const ulong n = args.head_dim;
     device const float *k =
-        qkv + (ulong(group.y) * (args.n_heads + 2u * args.n_kv_heads) + args.n_heads + group.x) * n;
-    const ulong at = args.layer_offset + (ulong(group.x) * args.max_seq + position) * n;
+        qkv + (ulong(tile.y) * (args.n_heads + 2u * args.n_kv_heads) + args.n_heads + tile.x) * n;
+    const ulong at = args.layer_offset + (ulong(tile.x) * args.max_seq + position) * n;
     store_head(k, k_cache + at, args.head_dim, thread_index.x, n_threads.x);
     store_head(k + args.n_kv_heads * n, v_cache + at, args.head_dim, thread_index.x, n_threads.x);
 }
@@ -77,30 +110,30 @@ template <typename T>
 OXB_KERNEL("kv_store_f16", kv_store<half>)
 OXB_KERNEL("kv_store_f32", kv_store<float>)
 
-// Both at once: a SIMD-group per head of q, k and v; y counts tokens. Queries stay where they are,
-// keys and values go to the caches only.
+// qk_norm_rope and kv_store in one: a SIMD-group per head of q, k and v; y counts tokens. Queries
+// are changed in place, keys and values go to the caches only.
 template <typename T>
 [[kernel]] void qkv_to_cache(
     device float *qkv [[buffer(0)]], device const float *q_norm [[buffer(1)]],
     device const float *k_norm [[buffer(2)]], device const float *rope [[buffer(3)]],
     device T *k_cache [[buffer(4)]], device T *v_cache [[buffer(5)]],
     device const oxb_decode_state *state [[buffer(6)]],
-    constant oxb_qkv_to_cache_args &args [[buffer(7)]],
-    uint2 group [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    constant oxb_qkv_to_cache_args &args [[buffer(7)]], uint2 tile [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
-    const uint head = group.x * simdgroups + simdgroup;
+    const uint head = tile.x * simdgroups + simdgroup;
     const uint n_heads = args.n_heads + 2u * args.n_kv_heads;
-    const ulong position = ulong(state->position) + group.y;
+    const ulong position = ulong(state->position) + tile.y;
     if (head >= n_heads || position >= args.max_seq) return;
     const ulong n = args.head_dim;
-    device float *from = qkv + (ulong(group.y) * n_heads + head) * n;
-    device const float *cosine = rope + position * n;
+    device float *from = qkv + (ulong(tile.y) * n_heads + head) * n;
+    device const float *cosine = rope + position * args.rotary_dim;
     const uint kv_head = (head - args.n_heads) % args.n_kv_heads; // of a key or value
     const ulong at = args.layer_offset + (ulong(kv_head) * args.max_seq + position) * n;
     if (head < args.n_heads)
-        norm_and_turn(from, q_norm, cosine, from, args.head_dim, args.eps, lane);
+        norm_and_rotate(from, q_norm, cosine, from, form_of(args), lane);
     else if (head < args.n_heads + args.n_kv_heads)
-        norm_and_turn(from, k_norm, cosine, k_cache + at, args.head_dim, args.eps, lane);
+        norm_and_rotate(from, k_norm, cosine, k_cache + at, form_of(args), lane);
     else
         store_head(from, v_cache + at, args.head_dim, lane, OXB_SIMD_WIDTH);
 }

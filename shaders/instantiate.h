@@ -1,5 +1,5 @@
-// Give an instance of a kernel template the name under which the host finds it. The name stands
-// whole in each line, for readers and for the tool that lists the kernels.
+// Instantiate a kernel template under the name by which the host finds it. The name is a whole
+// string in every line, for readers and for the tool that lists the kernels.
 #ifndef OXB_INSTANTIATE_H
 #define OXB_INSTANTIATE_H
 

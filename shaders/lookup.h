@@ -1,41 +1,43 @@
-// Rows of codes times a vector by tables of sums: what gemv and swiglu share for 1-bit and 2-bit
-// codes.
+// Products of a coded matrix and a vector by look-up: what gemv and swiglu share for 1-bit and
+// 2-bit codes.
 //
-// A unit of codes is 32 nibbles. For each of them a table holds the 16 sums of activations that it
-// can stand for, so that 4 weights of 1 bit, or 2 of 2 bits, cost one look-up and one addition. The
-// 16 floats of a table lie in 16 banks of threadgroup memory: the lanes, each with a row of its
-// own, do not wait for each other. A SIMD-group makes the tables of a unit for all its rows, and
-// goes through one part of the units.
+// A 16-byte load of codes is 32 nibbles. For each nibble, a table holds the 16 sums of activations
+// that it can stand for, so that 4 weights of 1 bit, or 2 of 2 bits, cost one look-up and one
+// addition. The 16 floats of a table lie in 16 different banks of threadgroup memory, so lanes that
+// look up different entries have no bank conflict. Each lane computes rows of its own. A SIMD-group
+// builds the tables of a load once for all rows of the threadgroup; the SIMD-groups share the
+// splits of k among them.
 #ifndef OXB_LOOKUP_H
 #define OXB_LOOKUP_H
 
-#define OXB_NIBBLES 32u // of a unit
-#define OXB_ENTRIES 16u // of a nibble's table
-#define OXB_PARTS \
-    8u // of the units, whatever the number of SIMD-groups: it must not show in the result
-#define OXB_LOOKUP_ROWS 4u // of a lane, at the most
+#define OXB_NIBBLES     32u // of a load
+#define OXB_ENTRIES     16u // of a nibble's table
+#define OXB_LOOKUP_ROWS 4u  // of a lane, at most
+// Split s takes loads s, s + 8, s + 16 ... of a row. Their number does not depend on that of the
+// SIMD-groups, so that the order of additions, and with it the result, does not either.
+#define OXB_LOOKUP_SPLITS 8u
 
 struct lookup_memory {
-    float tables[OXB_PARTS][OXB_NIBBLES * OXB_ENTRIES]; // of each SIMD-group
-    float activations[OXB_PARTS][128];                  // the unit's
-    float sums[OXB_PARTS][OXB_LOOKUP_ROWS * OXB_SIMD_WIDTH];
-    float squares[OXB_PARTS]; // of the activations of each part
+    float tables[OXB_LOOKUP_SPLITS][OXB_NIBBLES * OXB_ENTRIES]; // of each SIMD-group
+    float activations[OXB_LOOKUP_SPLITS][128];                  // of the current load
+    float sums[OXB_LOOKUP_SPLITS][OXB_LOOKUP_ROWS * OXB_SIMD_WIDTH];
+    float squares[OXB_LOOKUP_SPLITS]; // sums over the activations of each split
     float partial[OXB_MAX_SIMDGROUPS];
 };
 
-// What the matrix is multiplied with: x, or x * scale * inverse * weight where there is a norm.
+// What the matrix is multiplied by: x, or x * scale * inverse * weight where there is a norm.
 struct lookup_input {
     device const float *x;
     device const float *weight;
     float scale, inverse;
 };
 
-// Fill the tables, a lane an entry. The code types differ in what a nibble means; products with
-// levels, so that 0 times an infinite activation is NaN.
+// Fill the tables: a lane computes one entry of several tables. Activations are multiplied by
+// levels, not selected by codes, so that 0 times infinity is NaN.
 inline void fill_tables(code_1bit, threadgroup const float *x, threadgroup float *tables,
                         uint lane) {
-    // An entry and its complement differ in sign only: a lane makes both, in an order that keeps
-    // the lanes' banks apart.
+    // An entry and its complement differ in sign only: a lane computes both, in an order without
+    // bank conflicts.
     const uint e = lane % 8u, flip = lane / 16u * 15u;
     const float turn = flip != 0u ? -1.0f : 1.0f;
     const float s0 = code_1bit::level(e, 0) * turn, s1 = code_1bit::level(e, 1) * turn;
@@ -62,7 +64,7 @@ inline void fill_tables(code_2bit, threadgroup const float *x, threadgroup float
     }
 }
 
-// The sum that a unit's codes stand for, before the scale.
+// The sum of level * activation over a load.
 inline float look_up(uint4 codes, threadgroup const float *tables) {
     float sums[4] = {0.0f, 0.0f, 0.0f, 0.0f};
     OXB_UNROLL
@@ -74,8 +76,8 @@ inline float look_up(uint4 codes, threadgroup const float *tables) {
     return (sums[0] + sums[1]) + (sums[2] + sums[3]);
 }
 
-// The same with a scale that is infinite or NaN: scale * sum is not the sum of (level * scale) * x
-// there.
+// The sum of level * scale * activation over a load, for a scale that is infinite or NaN: the
+// scale times the sum of the others would differ.
 template <typename Format>
 inline float add_by_definition(uint4 codes, float scale, threadgroup const float *x) {
     float sum = 0.0f;
@@ -87,42 +89,42 @@ inline float add_by_definition(uint4 codes, float scale, threadgroup const float
     return sum;
 }
 
-// What a SIMD-group needs of a unit from device memory: it is asked for one unit ahead.
+// What a lane reads from device memory for a load, one load ahead of its use.
 template <typename Format, uint N>
-struct lookup_unit {
+struct lookup_load {
     uint4 codes[N];
     half scales[N];
-    // Of this lane: of x, and of the norm's weight.
-    float x[Format::unit_weights / OXB_SIMD_WIDTH];
-    float weight[Format::unit_weights / OXB_SIMD_WIDTH];
+    // This lane's elements of x and of the norm's weight.
+    float x[Format::weights_per_load / OXB_SIMD_WIDTH];
+    float weight[Format::weights_per_load / OXB_SIMD_WIDTH];
 };
 
 template <typename Format, uint N, bool NORM>
-inline lookup_unit<Format, N> load_unit(weight_bytes w, thread const ulong *row, lookup_input input,
-                                        uint unit, uint lane) {
-    lookup_unit<Format, N> u;
+inline lookup_load<Format, N> fetch(weight_bytes w, thread const ulong *row, lookup_input input,
+                                    uint load, uint lane) {
+    lookup_load<Format, N> now;
     OXB_UNROLL
     for (uint r = 0; r < N; r++) {
-        u.codes[r] = Format::unit_codes(w, row[r], unit);
-        u.scales[r] = Format::unit_scale(w, row[r], unit);
+        now.codes[r] = Format::load_codes(w, row[r], load);
+        now.scales[r] = Format::load_scale(w, row[r], load);
     }
     OXB_UNROLL
-    for (uint i = 0; i < Format::unit_weights / OXB_SIMD_WIDTH; i++) {
-        const uint j = unit * Format::unit_weights + i * OXB_SIMD_WIDTH + lane;
-        u.x[i] = input.x[j];
-        u.weight[i] = NORM ? input.weight[j] : 1.0f;
+    for (uint i = 0; i < Format::weights_per_load / OXB_SIMD_WIDTH; i++) {
+        const uint j = load * Format::weights_per_load + i * OXB_SIMD_WIDTH + lane;
+        now.x[i] = input.x[j];
+        now.weight[i] = NORM ? input.weight[j] : 1.0f;
     }
-    return u;
+    return now;
 }
 
-// memory.sums[part][r * 32 + lane] = a part of row (p * n_rows + first + lane + 32 q) of w times x,
-// for r = p * ROWS + q. A row past n_rows repeats the last one: its sum is not to be used. With a
-// norm also memory.squares.
+// memory.sums[split][r * 32 + lane] = the split's share of the product of x and row
+// m * n_rows + first + lane + 32 q of w, for r = m * ROWS + q, in matrix m of MATRICES. A row past
+// n_rows repeats the last one; its sum must not be used. With a norm, also memory.squares.
 template <typename Format, uint MATRICES, uint ROWS, bool NORM>
 inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input input,
                            thread_place place, threadgroup lookup_memory &memory) {
     const typename Format::code kind = {};
-    const uint units = uint(w.k / Format::unit_weights);
+    const uint loads = uint(w.k / Format::weights_per_load);
     threadgroup float *tables = memory.tables[place.simdgroup];
     threadgroup float *activations = memory.activations[place.simdgroup];
     ulong row[MATRICES * ROWS];
@@ -130,20 +132,20 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input
     for (uint r = 0; r < MATRICES * ROWS; r++)
         row[r] = r / ROWS * ulong(n_rows) +
                  min(first + place.lane + r % ROWS * OXB_SIMD_WIDTH, n_rows - 1u);
-    for (uint part = place.simdgroup; part < OXB_PARTS; part += place.simdgroups) {
+    for (uint split = place.simdgroup; split < OXB_LOOKUP_SPLITS; split += place.simdgroups) {
         float sums[MATRICES * ROWS];
         float squares = 0.0f;
         OXB_UNROLL
         for (uint r = 0; r < MATRICES * ROWS; r++) sums[r] = 0.0f;
-        lookup_unit<Format, MATRICES * ROWS> next = load_unit<Format, MATRICES * ROWS, NORM>(
-            w, row, input, min(part, units - 1u), place.lane);
-        for (uint unit = part; unit < units; unit += OXB_PARTS) {
-            const lookup_unit<Format, MATRICES * ROWS> now = next;
-            // Past the last unit the last one again, for nothing.
-            next = load_unit<Format, MATRICES * ROWS, NORM>(
-                w, row, input, min(unit + OXB_PARTS, units - 1u), place.lane);
+        lookup_load<Format, MATRICES * ROWS> next =
+            fetch<Format, MATRICES * ROWS, NORM>(w, row, input, min(split, loads - 1u), place.lane);
+        for (uint load = split; load < loads; load += OXB_LOOKUP_SPLITS) {
+            const lookup_load<Format, MATRICES * ROWS> now = next;
+            // After the last load this reads it again, and the result is not used.
+            next = fetch<Format, MATRICES * ROWS, NORM>(
+                w, row, input, min(load + OXB_LOOKUP_SPLITS, loads - 1u), place.lane);
             OXB_UNROLL
-            for (uint i = 0; i < Format::unit_weights / OXB_SIMD_WIDTH; i++) {
+            for (uint i = 0; i < Format::weights_per_load / OXB_SIMD_WIDTH; i++) {
                 const float value = now.x[i];
                 if (NORM) squares = fma(value, value, squares);
                 activations[i * OXB_SIMD_WIDTH + place.lane] =
@@ -163,19 +165,19 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input
         }
         OXB_UNROLL
         for (uint r = 0; r < MATRICES * ROWS; r++)
-            memory.sums[part][r * OXB_SIMD_WIDTH + place.lane] = sums[r];
+            memory.sums[split][r * OXB_SIMD_WIDTH + place.lane] = sums[r];
         if (NORM) {
             squares = simd_sum(squares);
-            if (place.lane == 0) memory.squares[part] = squares;
+            if (place.lane == 0) memory.squares[split] = squares;
         }
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-// The same for the vector x, or for its RMSNorm where NORM: returns what the sums have to be
-// multiplied with. The squares are added on the way, and the norm is a factor of the result; where
-// it is not to be had that way (see rms.h), all is done again with the vector as the norm leaves
-// it.
+// multiply_codes for x, or where NORM for its RMSNorm; returns the factor that the sums still lack.
+// With a norm, the product and the squares of x are summed in one pass, and the factor is
+// 1 / rms. Where the squares leave float's range (rms.h), a second pass multiplies by the
+// normalised vector itself.
 template <typename Format, uint MATRICES, uint ROWS, bool NORM>
 inline float multiply_vector(weight_bytes w, uint n_rows, uint first, device const float *x,
                              device const float *weight, float eps, thread_place place,
@@ -185,7 +187,7 @@ inline float multiply_vector(weight_bytes w, uint n_rows, uint first, device con
     if (!NORM) return 1.0f;
     float total = 0.0f;
     OXB_UNROLL
-    for (uint part = 0; part < OXB_PARTS; part++) total += memory.squares[part];
+    for (uint split = 0; split < OXB_LOOKUP_SPLITS; split++) total += memory.squares[split];
     const uint k = uint(w.k);
     input.scale = scale_for(total, eps);
     if (input.scale == 1.0f) return inverse_rms(total, k, 1.0f, eps);
@@ -198,10 +200,10 @@ inline float multiply_vector(weight_bytes w, uint n_rows, uint first, device con
     return 1.0f;
 }
 
-inline float sum_of_parts(threadgroup const lookup_memory &memory, uint i) {
+inline float sum_of_splits(threadgroup const lookup_memory &memory, uint i) {
     float sum = 0.0f;
     OXB_UNROLL
-    for (uint part = 0; part < OXB_PARTS; part++) sum += memory.sums[part][i];
+    for (uint split = 0; split < OXB_LOOKUP_SPLITS; split++) sum += memory.sums[split][i];
     return sum;
 }
 

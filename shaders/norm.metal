@@ -1,4 +1,4 @@
-// RMSNorm and residual addition.
+// RMSNorm, residual addition and biases.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -6,7 +6,7 @@ using namespace metal;
 #include "simd.h"
 #include "rms.h"
 
-// A threadgroup per vector. In place is fine: a thread reads and writes the same elements.
+// A threadgroup per vector. x and y may be the same: a thread reads the elements that it writes.
 kernel void rmsnorm(device const float *x [[buffer(0)]], device const float *weight [[buffer(1)]],
                     device float *y [[buffer(2)]], constant oxb_rmsnorm_args &args [[buffer(3)]],
                     uint vector [[threadgroup_position_in_grid]],
@@ -30,14 +30,24 @@ kernel void rmsnorm(device const float *x [[buffer(0)]], device const float *wei
         to[i] = from[i] * scale * inverse * weight[i];
 }
 
-// Any grid: each thread takes every n-th element.
+// Any grid: the threads stride over the elements.
 kernel void residual_add(device const float *x [[buffer(0)]], device float *y [[buffer(1)]],
                          constant oxb_add_args &args [[buffer(2)]],
-                         uint group [[threadgroup_position_in_grid]],
-                         uint groups [[threadgroups_per_grid]],
+                         uint tile [[threadgroup_position_in_grid]],
+                         uint tiles [[threadgroups_per_grid]],
                          uint thread_index [[thread_index_in_threadgroup]],
                          uint n_threads [[threads_per_threadgroup]]) {
-    for (ulong i = ulong(group) * n_threads + thread_index; i < args.n;
-         i += ulong(groups) * n_threads)
+    for (ulong i = ulong(tile) * n_threads + thread_index; i < args.n;
+         i += ulong(tiles) * n_threads)
         y[i] += x[i];
+}
+
+// Any grid: x strides over the elements, y over the vectors.
+kernel void bias_add(device const float *bias [[buffer(0)]], device float *y [[buffer(1)]],
+                     constant oxb_bias_args &args [[buffer(2)]],
+                     uint2 at [[thread_position_in_grid]], uint2 size [[threads_per_grid]]) {
+    for (uint v = at.y; v < args.n_vectors; v += size.y) {
+        device float *to = y + v * args.y_stride;
+        for (uint i = at.x; i < args.n; i += size.x) to[i] += bias[i];
+    }
 }

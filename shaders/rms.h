@@ -2,9 +2,9 @@
 #ifndef OXB_RMS_H
 #define OXB_RMS_H
 
-// Squares of float leave its range long before the numbers do. They are added as they are first,
-// and once more after scaling by a power of two where the sum came out too large, or too small to
-// be seen beside eps.
+// The square of a float can overflow or underflow where the float itself does not. So the squares
+// are summed as they are, and where the sum is infinite, or so small that digits may be lost and
+// eps does not hide it, once more with the numbers scaled by a power of two.
 #define OXB_SHRINK    8.271806125530277e-25f // 2^-80
 #define OXB_GROW      1.2089258196146292e24f // 2^80
 #define OXB_SMALL_SUM 8.077935669463161e-28f // 2^-90
@@ -24,7 +24,7 @@ inline float scale_for(float total, float eps) {
     return total < OXB_SMALL_SUM && eps < OXB_SMALL_EPS ? OXB_GROW : 1.0f;
 }
 
-// 1 / sqrt(mean(x^2) + eps), over `scale`.
+// 1 / sqrt(mean(x^2) + eps), divided by `scale`, for the sum `total` of the scaled squares.
 inline float inverse_rms(float total, uint n, float scale, float eps) {
     return 1.0f / precise::sqrt(total / float(n) + eps * scale * scale);
 }

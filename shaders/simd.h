@@ -1,12 +1,12 @@
-// The width that all kernels are written for, and sums over a threadgroup. A device is admitted
-// only where a SIMD-group has this width.
+// The SIMD-group width that all kernels are written for, and sums over a threadgroup. Devices of
+// another width are refused when they are opened.
 #ifndef OXB_SIMD_H
 #define OXB_SIMD_H
 
 #define OXB_SIMD_WIDTH     32u
 #define OXB_MAX_SIMDGROUPS 32u // a threadgroup has at most 1024 threads
 
-// Arrays that a thread indexes stay in registers only where the loop around them is unrolled.
+// A thread's arrays stay in registers only where the loops that index them are unrolled.
 #if defined(__METAL_VERSION__)
 #define OXB_UNROLL _Pragma("clang loop unroll(full)")
 #else
@@ -20,9 +20,9 @@ struct thread_place {
     uint simdgroups; // of the threadgroup
 };
 
-// The sum of `value` over the threadgroup, for each of its threads, in one fixed order. `partial`
-// holds OXB_MAX_SIMDGROUPS floats that nobody else uses: every SIMD-group adds them up itself, so
-// that no second barrier is needed.
+// The sum of `value` over the threadgroup, in every thread, in a fixed order. `partial` holds
+// OXB_MAX_SIMDGROUPS floats for this call alone; every SIMD-group adds them up itself, which saves
+// a second barrier.
 inline float threadgroup_sum(float value, threadgroup float *partial, thread_place place) {
     const float sum = simd_sum(value);
     if (place.lane == 0) partial[place.simdgroup] = sum;

@@ -1,4 +1,4 @@
-// Where a token enters and leaves: its embedding row, and the choice of the next one.
+// The two ends of a model: the embedding of a token, and the choice of the next one.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -7,7 +7,7 @@ using namespace metal;
 #include "formats.h"
 #include "instantiate.h"
 
-// Any number of threads: each takes every n-th weight of the row; y counts tokens.
+// x strides over the weights of the row; y counts tokens.
 template <typename Format>
 [[kernel]] void embed(device const uchar *weight [[buffer(0)]],
                       device const uint *tokens [[buffer(1)]],
@@ -30,7 +30,7 @@ OXB_KERNEL("embed_f16", embed<f16>)
 OXB_KERNEL("embed_bf16", embed<bf16>)
 OXB_KERNEL("embed_q8_0", embed<q8_0>)
 
-// Of two, the larger; of equal ones the one that stands first. A NaN is larger than nothing.
+// The larger of two logits, the lower index of equal ones. NaN never wins: it compares false.
 inline oxb_best better(oxb_best a, oxb_best b) {
     const bool second = b.value > a.value || (b.value == a.value && b.index < a.index);
     oxb_best best;
@@ -53,19 +53,19 @@ inline oxb_best simd_best(oxb_best best) {
     return all;
 }
 
-// A threadgroup per part of the logits; y counts vectors.
-kernel void argmax_parts(device const float *logits [[buffer(0)]],
-                         device oxb_best *best [[buffer(1)]],
-                         constant oxb_argmax_parts_args &args [[buffer(2)]],
-                         uint2 group [[threadgroup_position_in_grid]],
-                         uint thread_index [[thread_index_in_threadgroup]],
-                         uint simdgroup [[simdgroup_index_in_threadgroup]],
-                         uint simdgroups [[simdgroups_per_threadgroup]],
-                         uint lane [[thread_index_in_simdgroup]]) {
+// A threadgroup per block of logits; y counts vectors.
+kernel void argmax_blocks(device const float *logits [[buffer(0)]],
+                          device oxb_best *best [[buffer(1)]],
+                          constant oxb_argmax_blocks_args &args [[buffer(2)]],
+                          uint2 tile [[threadgroup_position_in_grid]],
+                          uint thread_index [[thread_index_in_threadgroup]],
+                          uint simdgroup [[simdgroup_index_in_threadgroup]],
+                          uint simdgroups [[simdgroups_per_threadgroup]],
+                          uint lane [[thread_index_in_simdgroup]]) {
     threadgroup oxb_best memory[OXB_MAX_SIMDGROUPS];
-    device const float *row = logits + ulong(group.y) * args.n;
-    const uint first = group.x * OXB_ARGMAX_PART;
-    const uint end = min(first + OXB_ARGMAX_PART, args.n);
+    device const float *row = logits + ulong(tile.y) * args.n;
+    const uint first = tile.x * OXB_ARGMAX_BLOCK;
+    const uint end = min(first + OXB_ARGMAX_BLOCK, args.n);
     oxb_best own = no_best();
     for (uint i = first + thread_index; i < end; i += simdgroups * OXB_SIMD_WIDTH) {
         oxb_best next;
@@ -78,11 +78,11 @@ kernel void argmax_parts(device const float *logits [[buffer(0)]],
     threadgroup_barrier(mem_flags::mem_threadgroup);
     if (thread_index == 0) {
         for (uint s = 0; s < simdgroups; s++) own = better(own, memory[s]);
-        best[ulong(group.y) * args.n_parts + group.x] = own;
+        best[ulong(tile.y) * args.n_blocks + tile.x] = own;
     }
 }
 
-// The index of the best of n, for all lanes of a SIMD-group.
+// The index of the best of n, in every lane of a SIMD-group; 0 where all logits are NaN.
 inline uint best_index(device const oxb_best *best, uint n, uint lane) {
     oxb_best own = no_best();
     for (uint i = lane; i < n; i += OXB_SIMD_WIDTH) own = better(own, best[i]);
@@ -95,7 +95,7 @@ kernel void argmax(device const oxb_best *best [[buffer(0)]], device uint *out [
                    constant oxb_argmax_args &args [[buffer(2)]],
                    uint vector [[threadgroup_position_in_grid]],
                    uint lane [[thread_index_in_simdgroup]]) {
-    const uint index = best_index(best + ulong(vector) * args.n_parts, args.n_parts, lane);
+    const uint index = best_index(best + ulong(vector) * args.n_blocks, args.n_blocks, lane);
     if (lane == 0) out[vector] = index;
 }
 
@@ -104,10 +104,10 @@ kernel void advance(device const oxb_best *best [[buffer(0)]], device uint *toke
                     device oxb_decode_state *state [[buffer(2)]],
                     constant oxb_advance_args &args [[buffer(3)]],
                     uint lane [[thread_index_in_simdgroup]]) {
-    const uint index = best_index(best, args.n_parts, lane);
+    const uint index = best_index(best, args.n_blocks, lane);
     if (lane == 0) {
         const uint position = state->position + args.n_tokens;
         state->position = position;
-        if (args.n_parts != 0u && position < args.max_tokens) tokens[position] = index;
+        if (args.n_blocks != 0u && position < args.max_tokens) tokens[position] = index;
     }
 }

@@ -33,10 +33,11 @@ from oxibonsai.metal._errors import (
     MetalGraphError,
 )
 from oxibonsai.metal._graph import MetalGraph
-from oxibonsai.metal._pipeline import Library, Pipeline, PipelineInfo
+from oxibonsai.metal._pipeline import Argument, Library, Pipeline, PipelineInfo
 from oxibonsai.metal._weights import WeightCache, WeightHandle, reformat
 
 __all__ = [
+    "Argument",
     "Buffer",
     "BufferCreationError",
     "Commands",

@@ -21,16 +21,23 @@ class Commands:
     replay() for both. Each dispatch sees what the ones before it wrote. The recording keeps its
     buffers and pipelines alive. Once submitted it is sealed until reset().
 
+    A dispatch is checked when it is recorded: what is refused there is not recorded, and what is
+    recorded can run. describe() shows a recording; with OXIBONSAI_TRACE=1 in the environment each
+    submission prints what it runs to stderr.
+
     One thread uses a Commands at a time; different ones may run in different threads.
+
+    An operand of an op, written `operand` below, is a Buffer, a pair (Buffer, offset in bytes), or
+    the WeightHandle of a vector. Offsets are multiples of 4.
 
     Parameters
     ----------
     device : Device
         Where the sequence runs.
     activations : {"float32", "int8"}
-        What gemv() and gate_up_swiglu() of 8 or more vectors make of them: int8 rounds them to 8 bits
-        in blocks of 16 that share a scale, about 5e-3 of the result's norm. For matrices of 1 and 2
-        bits on the cpu device; others stay float32, as fewer vectors do.
+        How gemv() and gate_up_swiglu() take 8 or more vectors: int8 rounds them to 8 bits in blocks
+        of 16 that share a scale, with an error of about 5e-3 of the result's norm. It applies to
+        matrices of 1 and 2 bits on the cpu device; all others, and fewer vectors, stay float32.
 
     Attributes
     ----------
@@ -42,8 +49,10 @@ class Commands:
     ValueError
         For other activations.
     EncodingError
-        For int8 on a device without such kernels: a GPU, or the portable ones.
+        For int8 on a device without such kernels (a GPU, or the cpu's portable variant), or where
+        the device is closed.
     """
+
     def __init__(
         self, device: Device, *, activations: Literal["float32", "int8"] = "float32"
     ) -> None: ...
@@ -52,9 +61,23 @@ class Commands:
         """Where the sequence runs."""
     @property
     def closed(self) -> bool:
-        """Whether close() was called."""
+        """Whether close() was called.
+
+        Returns
+        -------
+        bool
+            A closed one refuses everything but close().
+        """
     def close(self) -> None:
-        """Let go of the recording. Work in flight ends by itself. Idempotent."""
+        """Let go of the recording; work in flight ends by itself.
+
+        Closing it again does nothing.
+
+        Raises
+        ------
+        EncodingError
+            While another thread is inside submit(), wait() or replay().
+        """
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
     def __len__(self) -> int: ...
@@ -64,7 +87,7 @@ class Commands:
         Raises
         ------
         EncodingError
-            While a submission is in flight.
+            While a submission is in flight, or where the commands are closed.
         """
     def dispatch(
         self,
@@ -82,25 +105,44 @@ class Commands:
         ----------
         pipeline : Pipeline
             The kernel.
-        bindings : sequence of Buffer or (Buffer, int)
-            Buffers for the indices from 0 on, each with an offset in bytes where a pair is given.
-        args : buffer
-            The argument struct (at most 4096 bytes), bound after the last buffer.
-        threadgroups, threads : int or tuple of up to 3 ints
-            Threadgroups of the grid, and threads of a threadgroup.
+        bindings : iterable of operand
+            Buffers for the indices from 0 on, at most 31 with the argument struct.
+        args : bytes-like
+            The argument struct, at most 4096 bytes, bound after the last buffer; empty for none.
+        threadgroups : int or tuple of up to 3 ints
+            Threadgroups of the grid.
+        threads : int or tuple of up to 3 ints
+            Threads of a threadgroup; 1 on the cpu device.
         threadgroup_memory : int
-            Bytes of dynamic threadgroup memory.
+            Bytes of dynamic threadgroup memory, for a kernel that takes it.
 
         Raises
         ------
         EncodingError
-            Where a limit of the device is passed; nothing is recorded then.
+            Where what is bound is not what the kernel takes (`pipeline.arguments`), where a limit
+            of the pipeline or the device is passed, where an object belongs to another device or is
+            closed, or where the commands were submitted and are sealed. Nothing is recorded then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
     def submit(self, times: SupportsIndex = 1) -> None:
         """Submit the recording `times` times, in order, and return without waiting.
 
         At most 16 submissions are in flight: past that it waits for the oldest. The cpu device runs
         them before it returns.
+
+        Parameters
+        ----------
+        times : int
+            How often, 1 to 2**31 - 1.
+
+        Raises
+        ------
+        EncodingError
+            Where nothing is recorded, the commands are closed or another thread is inside them.
+        ExecutionError
+            Where the device refused the work, or an earlier submission failed that nobody waited
+            for.
         """
     def wait(self, timeout: float | None = None, *, keep: SupportsIndex = 0) -> None:
         """Wait until everything submitted has finished, or all but the last `keep` submissions.
@@ -115,16 +157,80 @@ class Commands:
         Raises
         ------
         ExecutionError
-            Where the device failed, or did not finish in time; the buffers stay alive until it does.
+            Where the device failed, or did not finish in time; the buffers stay alive until it
+            does.
+        EncodingError
+            For a negative `keep`, or where the commands are closed or another thread is inside
+            them.
+        ValueError
+            For a timeout that is negative or no number of seconds.
         """
     def replay(self, times: SupportsIndex = 1, timeout: float | None = None) -> None:
-        """Submit the recording `times` times and wait for all of them, without Python in between."""
+        """Submit the recording `times` times and wait for all of them, without Python in between.
+
+        Parameters
+        ----------
+        times : int
+            How often, 1 to 2**31 - 1.
+        timeout : float, optional
+            Seconds for each submission; without end where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where nothing is recorded, the commands are closed or another thread is inside them.
+        ExecutionError
+            Where the device failed, or did not finish in time; the buffers stay alive until it
+            does.
+        ValueError
+            For a timeout that is negative or no number of seconds.
+        """
     @property
     def in_flight(self) -> int:
-        """Submissions that nobody has waited for."""
+        """Submissions that nobody has waited for.
+
+        Returns
+        -------
+        int
+            0 to 16.
+        """
     @property
     def device_time(self) -> float | None:
-        """Seconds the device took for the last submission waited for; None before the first."""
+        """Time that the device took for the last submission waited for.
+
+        Returns
+        -------
+        float or None
+            Seconds; None before the first.
+        """
+    def describe(self) -> str:
+        """Describe the recording: each dispatch, and under it what it uses.
+
+        The first line of a dispatch has its number, kernel, function constants {index: value} and
+        grid; the second the bytes of threadgroup memory, static and dynamic, and of the argument
+        struct. Then a line for each binding: index, role in the op that recorded it, "r", "rw" or
+        "?" for what the kernel does with it, and the bytes that the kernel sees, their offset and
+        the buffer's length.
+
+        Returns
+        -------
+        str
+            The lines, without a newline at the end.
+
+        Raises
+        ------
+        EncodingError
+            Where the commands are closed or another thread is inside them.
+
+        Examples
+        --------
+        >>> print(commands.describe())                              # doctest: +SKIP
+        1 dispatch on cpu:0
+        0 residual_add: 1 x 1 x 1 threadgroups of 1 x 1 x 1 threads
+            0 bytes of threadgroup memory, 16 bytes of arguments
+            buffer(0) input r, 32 bytes at 0 of 32
+            buffer(1) output rw, 32 bytes at 0 of 32
+        """
     def gemv(
         self,
         weight: WeightHandle,
@@ -141,9 +247,35 @@ class Commands:
     ) -> None:
         """Record y = W x, or y += W x, for each of n_vectors rows of x.
 
-        x: float32 [n_vectors, k], y: float32 [n_vectors, n_rows], in Buffers. The rows of y are y_stride
-        elements apart, n_rows where left out. With `norm`, float32 [k], x is taken as
-        x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() computes it.
+        Parameters
+        ----------
+        weight : WeightHandle
+            The matrix W.
+        x : operand
+            float32 [n_vectors, k].
+        y : operand
+            float32 [n_vectors, n_rows], its rows y_stride elements apart. It does not overlap x.
+        n_rows, k : int, optional
+            Shape of the matrix; left out, the one that the handle was uploaded with.
+        residual : bool
+            Whether to add to y.
+        n_vectors : int
+            Rows of x.
+        y_stride : int, optional
+            Elements from one row of y to the next; n_rows where left out.
+        norm : operand, optional
+            float32 [k]: x is then taken as x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() gives it.
+        eps : float
+            Of the norm; finite and not negative.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
     def gate_up_swiglu(
         self,
@@ -159,7 +291,75 @@ class Commands:
     ) -> None:
         """Record y = silu(W[:h] x) * (W[h:] x), h = n_rows / 2, for each of n_vectors rows of x.
 
-        x: float32 [n_vectors, k], y: float32 [n_vectors, h]. Norm and eps as in gemv().
+        Parameters
+        ----------
+        weight : WeightHandle
+            The matrix W: h rows of the gate, then h rows of up.
+        x : operand
+            float32 [n_vectors, k].
+        y : operand
+            float32 [n_vectors, h]. It does not overlap x.
+        n_rows, k : int, optional
+            Shape of the matrix; left out, the one that the handle was uploaded with.
+        n_vectors : int
+            Rows of x.
+        norm : operand, optional
+            float32 [k]: x is then taken as x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() gives it.
+        eps : float
+            Of the norm; finite and not negative.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
+    def feed_forward(
+        self,
+        attn: _Binding,
+        hidden: _Binding,
+        activated: _Binding,
+        *,
+        attn_proj: WeightHandle,
+        norm: _Binding,
+        gate_up: WeightHandle,
+        down: WeightHandle,
+        n_vectors: SupportsIndex = 1,
+        eps: float = 1e-6,
+    ) -> None:
+        """Record the second half of a transformer layer for n_vectors rows, `hidden` in place.
+
+        hidden += attn_proj attn; activated = silu(gate n) * (up n) with
+        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
+
+        Parameters
+        ----------
+        attn : Buffer or (Buffer, int)
+            float32 [n_vectors, k of attn_proj]: the attention's output.
+        hidden : Buffer or (Buffer, int)
+            float32 [n_vectors, hidden_size]: the residual stream, read and written.
+        activated : Buffer or (Buffer, int)
+            float32 [n_vectors, intermediate_size]: overwritten.
+        attn_proj : WeightHandle
+            [hidden_size, k], as all weights here uploaded with its shape, in any format.
+        norm : WeightHandle or Buffer
+            float32 [hidden_size].
+        gate_up : WeightHandle
+            [2 intermediate_size, hidden_size]: gate rows, then up rows.
+        down : WeightHandle
+            [hidden_size, intermediate_size].
+        n_vectors : int
+            Rows.
+        eps : float
+            Added to the mean square.
+
+        Raises
+        ------
+        EncodingError
+            Where shapes do not fit one another or their buffers; nothing is recorded then.
         """
     def rmsnorm(
         self,
@@ -171,9 +371,82 @@ class Commands:
         eps: float = 1e-6,
         n_vectors: SupportsIndex = 1,
     ) -> None:
-        """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats."""
+        """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats.
+
+        Parameters
+        ----------
+        x : operand
+            float32 [n_vectors, n].
+        weight : operand
+            float32 [n].
+        y : operand
+            float32 [n_vectors, n]; it may be x itself.
+        n : int
+            Elements of a row.
+        eps : float
+            Finite and not negative.
+        n_vectors : int
+            Rows.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
     def add(self, x: _Binding, y: _Binding, n: SupportsIndex) -> None:
-        """Record y += x over n floats."""
+        """Record y += x over n floats.
+
+        Parameters
+        ----------
+        x : operand
+            float32 [n].
+        y : operand
+            float32 [n]; it may be x itself.
+        n : int
+            Elements.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
+    def add_bias(
+        self,
+        bias: _Binding,
+        y: _Binding,
+        n: SupportsIndex,
+        n_vectors: SupportsIndex = 1,
+        *,
+        y_stride: SupportsIndex | None = None,
+    ) -> None:
+        """Record y[v, i] += bias[i] for each of n_vectors rows of n floats.
+
+        Parameters
+        ----------
+        bias : Buffer, (Buffer, int) or WeightHandle
+            float32 [n].
+        y : Buffer or (Buffer, int)
+            float32 [n_vectors, n], changed in place; it shares no byte with bias.
+        n : int
+            Elements of the bias.
+        n_vectors : int
+            Rows of y.
+        y_stride : int, optional
+            Elements from one row of y to the next, n or more; n where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where a buffer is too short, or the two overlap; nothing is recorded then.
+        """
     def embed(
         self,
         weight: WeightHandle,
@@ -187,13 +460,35 @@ class Commands:
     ) -> None:
         """Record y[t] = row tokens[position + t] of the weight; NaN where either is out of range.
 
-        tokens: uint32; state: 16 bytes, the position as uint32 first; y: float32 [n_tokens, k].
+        Parameters
+        ----------
+        weight : WeightHandle
+            The matrix of embeddings, a row for each token.
+        tokens : operand
+            uint32, all token ids of the text.
+        state : operand
+            16 bytes, the position as uint32 first.
+        y : operand
+            float32 [n_tokens, k].
+        n_rows, k : int, optional
+            Shape of the matrix; left out, the one that the handle was uploaded with.
+        n_tokens : int
+            Rows to look up.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
     def qk_norm_rope(
         self,
         qkv: _Binding,
-        q_norm: _Binding,
-        k_norm: _Binding,
+        q_norm: _Binding | None,
+        k_norm: _Binding | None,
         rope: _Binding,
         state: _Binding,
         *,
@@ -205,12 +500,56 @@ class Commands:
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
+        rotary_dim: SupportsIndex = 0,
+        rope_style: Literal["neox", "interleaved"] = "neox",
     ) -> None:
-        """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
+        """Record RMSNorm and RoPE of the heads of q and k, in place.
 
-        qkv: float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim], of the tokens at the state's position
-        and after it; rope: float32 [max_seq, 2, head_dim / 2], cosines then sines. Layer and kv_dtype are
-        those of the cache and change nothing here.
+        `layer` and `kv_dtype` are those of the caches; they change nothing here.
+
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
+        rope : operand
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
+        state : operand
+            16 bytes, the position as uint32 first.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32"}
+            Elements of the caches.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it.
+        eps : float
+            Of the norms; finite and not negative.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
     def kv_store(
         self,
@@ -227,15 +566,48 @@ class Commands:
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
     ) -> None:
-        """Record the store of k and v at the tokens' positions.
+        """Record the store of the tokens' keys and values into the caches; nothing past max_seq.
 
-        Caches: [layer, n_kv_heads, max_seq, head_dim] of kv_dtype, "f16" or "f32".
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        k_cache, v_cache : operand
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+        state : operand
+            16 bytes, the position as uint32 first.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32"}
+            Elements of the caches.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
     def qkv_to_cache(
         self,
         qkv: _Binding,
-        q_norm: _Binding,
-        k_norm: _Binding,
+        q_norm: _Binding | None,
+        k_norm: _Binding | None,
         rope: _Binding,
         k_cache: _Binding,
         v_cache: _Binding,
@@ -249,10 +621,58 @@ class Commands:
         layer: SupportsIndex,
         kv_dtype: Literal["f16", "f32"],
         n_tokens: SupportsIndex = 1,
+        rotary_dim: SupportsIndex = 0,
+        rope_style: Literal["neox", "interleaved"] = "neox",
     ) -> None:
-        """Record qk_norm_rope and kv_store in one.
+        """Record qk_norm_rope() and kv_store() in one.
 
         The queries are left in qkv for attention(); what is left there of the keys is not defined.
+
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
+        rope : operand
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
+        k_cache, v_cache : operand
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+        state : operand
+            16 bytes, the position as uint32 first.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32"}
+            Elements of the caches.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it.
+        eps : float
+            Of the norms; finite and not negative.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
     def attention(
         self,
@@ -274,16 +694,75 @@ class Commands:
     ) -> None:
         """Record causal attention of each token over all positions up to its own.
 
-        out: float32 [n_tokens, n_heads, head_dim]; scale: 1 / sqrt(head_dim) where left out. Caches as in
-        kv_store. max_length is the most positions that a replay will meet, max_seq where left out: it
-        decides into how many parts the work of one token is cut, and nothing else.
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        k_cache, v_cache : operand
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+        state : operand
+            16 bytes, the position as uint32 first.
+        out : operand
+            float32 [n_tokens, n_heads, head_dim]; NaN for a token past max_seq. It does not overlap
+            qkv.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32"}
+            Elements of the caches.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it.
+        max_length : int, optional
+            The most positions that a replay will meet, max_seq where left out: it decides into how
+            many splits the positions of one token are divided, and nothing else.
+        scale : float, optional
+            Factor of the scores; 1 / sqrt(head_dim) where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
     def argmax(
         self, logits: _Binding, out: _Binding, n: SupportsIndex, *, n_vectors: SupportsIndex = 1
     ) -> None:
-        """Record out[v] = the index of the largest of row v of logits [n_vectors, n].
+        """Record out[v] = the index of the largest of row v of the logits.
 
-        out: uint32 [n_vectors]. The lowest index of equal ones, and 0 where all are NaN.
+        Of equal ones the lowest index, and 0 where all are NaN.
+
+        Parameters
+        ----------
+        logits : operand
+            float32 [n_vectors, n].
+        out : operand
+            uint32 [n_vectors]. It does not overlap the logits.
+        n : int
+            Elements of a row.
+        n_vectors : int
+            Rows.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
     def advance(
         self,
@@ -296,4 +775,31 @@ class Commands:
         n_tokens: SupportsIndex = 1,
         greedy: bool = True,
     ) -> None:
-        """Record position += n_tokens and, where greedy, tokens[position] = argmax of n logits."""
+        """Record position += n_tokens and, where greedy, tokens[position] = argmax of n logits.
+
+        Parameters
+        ----------
+        logits : operand
+            float32 [n]; read only where greedy.
+        tokens : operand
+            uint32 [max_tokens].
+        state : operand
+            16 bytes, the position as uint32 first.
+        n : int
+            Logits.
+        max_tokens : int
+            Elements of tokens; a token past them is not stored.
+        n_tokens : int
+            Tokens in flight.
+        greedy : bool
+            Whether to choose the next token.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """

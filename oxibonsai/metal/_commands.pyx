@@ -2,15 +2,19 @@
 
 cimport cython
 from cpython.number cimport PyNumber_Index
+from libc.math cimport isfinite
 from libc.stdint cimport uint32_t, uint64_t
 
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
+from oxibonsai.metal._phases cimport FeedForward, record_feed_forward
 from oxibonsai.metal._pipeline cimport Pipeline
 from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
     OXB_ACTIVATIONS_INT8,
     OXB_MAX_BINDINGS,
     OXB_OK,
+    OXB_ROPE_INTERLEAVED,
+    OXB_ROPE_NEOX,
     oxb_attention_shape,
     oxb_binding,
     oxb_commands,
@@ -57,7 +61,17 @@ cdef oxb_attention_shape _attention_shape(
     shape.max_length = 0 if max_length is None else _u32(max_length, "max_length")
     if max_length is not None and shape.max_length == 0:
         raise EncodingError(f"max_length = 0 must lie in 1..{shape.max_seq}, the max_seq")
+    shape.rotary_dim = 0
+    shape.rope_style = OXB_ROPE_NEOX
     return shape
+
+
+cdef int _set_rope(oxb_attention_shape *shape, rotary_dim, rope_style) except -1:
+    if rope_style not in ("neox", "interleaved"):
+        raise EncodingError(f"rope_style = {rope_style!r} must be 'neox' or 'interleaved'")
+    shape.rotary_dim = _u32(rotary_dim, "rotary_dim")
+    shape.rope_style = OXB_ROPE_INTERLEAVED if rope_style == "interleaved" else OXB_ROPE_NEOX
+    return 0
 
 
 @cython.no_gc_clear
@@ -69,16 +83,23 @@ cdef class Commands:
     replay() for both. Each dispatch sees what the ones before it wrote. The recording keeps its
     buffers and pipelines alive. Once submitted it is sealed until reset().
 
+    A dispatch is checked when it is recorded: what is refused there is not recorded, and what is
+    recorded can run. describe() shows a recording; with OXIBONSAI_TRACE=1 in the environment each
+    submission prints what it runs to stderr.
+
     One thread uses a Commands at a time; different ones may run in different threads.
+
+    An operand of an op, written `operand` below, is a Buffer, a pair (Buffer, offset in bytes), or
+    the WeightHandle of a vector. Offsets are multiples of 4.
 
     Parameters
     ----------
     device : Device
         Where the sequence runs.
     activations : {"float32", "int8"}
-        What gemv() and gate_up_swiglu() of 8 or more vectors make of them: int8 rounds them to 8 bits
-        in blocks of 16 that share a scale, about 5e-3 of the result's norm. For matrices of 1 and 2
-        bits on the cpu device; others stay float32, as fewer vectors do.
+        How gemv() and gate_up_swiglu() take 8 or more vectors: int8 rounds them to 8 bits in blocks
+        of 16 that share a scale, with an error of about 5e-3 of the result's norm. It applies to
+        matrices of 1 and 2 bits on the cpu device; all others, and fewer vectors, stay float32.
 
     Attributes
     ----------
@@ -90,7 +111,8 @@ cdef class Commands:
     ValueError
         For other activations.
     EncodingError
-        For int8 on a device without such kernels: a GPU, or the portable ones.
+        For int8 on a device without such kernels (a GPU, or the cpu's portable variant), or where
+        the device is closed.
     """
 
     def __init__(self, Device device not None, *, activations="float32"):
@@ -119,7 +141,8 @@ cdef class Commands:
         if not self.handle:
             raise EncodingError("the commands are closed: record new ones")
         if self.busy:
-            raise EncodingError("the commands are in use by another thread: give each thread its own")
+            raise EncodingError(
+                "the commands are in use by another thread: give each thread its own")
         self.device.open_handle()
         return self.handle
 
@@ -130,11 +153,25 @@ cdef class Commands:
 
     @property
     def closed(self):
-        """Whether close() was called."""
+        """Whether close() was called.
+
+        Returns
+        -------
+        bool
+            A closed one refuses everything but close().
+        """
         return self.handle == NULL
 
     def close(self):
-        """Let go of the recording. Work in flight ends by itself. Idempotent."""
+        """Let go of the recording; work in flight ends by itself.
+
+        Closing it again does nothing.
+
+        Raises
+        ------
+        EncodingError
+            While another thread is inside submit(), wait() or replay().
+        """
         cdef oxb_commands *handle = self.handle
         cdef int i
         if not handle:
@@ -164,7 +201,7 @@ cdef class Commands:
         Raises
         ------
         EncodingError
-            While a submission is in flight.
+            While a submission is in flight, or where the commands are closed.
         """
         check(api.commands_reset(self.recording()))
 
@@ -176,33 +213,36 @@ cdef class Commands:
         ----------
         pipeline : Pipeline
             The kernel.
-        bindings : sequence of Buffer or (Buffer, int)
-            Buffers for the indices from 0 on, each with an offset in bytes where a pair is given.
-        args : buffer
-            The argument struct (at most 4096 bytes), bound after the last buffer.
-        threadgroups, threads : int or tuple of up to 3 ints
-            Threadgroups of the grid, and threads of a threadgroup.
+        bindings : iterable of operand
+            Buffers for the indices from 0 on, at most 31 with the argument struct.
+        args : bytes-like
+            The argument struct, at most 4096 bytes, bound after the last buffer; empty for none.
+        threadgroups : int or tuple of up to 3 ints
+            Threadgroups of the grid.
+        threads : int or tuple of up to 3 ints
+            Threads of a threadgroup; 1 on the cpu device.
         threadgroup_memory : int
-            Bytes of dynamic threadgroup memory.
+            Bytes of dynamic threadgroup memory, for a kernel that takes it.
 
         Raises
         ------
         EncodingError
-            Where a limit of the device is passed; nothing is recorded then.
+            Where what is bound is not what the kernel takes (`pipeline.arguments`), where a limit
+            of the pipeline or the device is passed, where an object belongs to another device or is
+            closed, or where the commands were submitted and are sealed. Nothing is recorded then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding bound[31]
         cdef HostBytes struct = host_bytes(args)
         cdef oxb_size grid = _size(threadgroups, "threadgroups"), group = _size(threads, "threads")
         cdef uint32_t memory = _u32(threadgroup_memory, "threadgroup_memory")
         operands = tuple((f"binding {i}", value) for i, value in enumerate(bindings))
-        if len(operands) > <int>OXB_MAX_BINDINGS:
-            raise EncodingError(f"{len(operands)} bindings: at most {OXB_MAX_BINDINGS} are allowed")
-        if struct.nbytes > 4096:
-            raise EncodingError(f"an argument struct of {struct.nbytes} bytes: at most 4096 are allowed")
-        bind_all(operands, bound)
+        # The shim refuses more bindings than there is room for here.
+        bind_all(operands[:<int>OXB_MAX_BINDINGS], bound)
         check(api.commands_dispatch(
-            self.recording(), pipeline.open_handle(), bound, <uint32_t>len(operands), struct.address,
-            <uint32_t>struct.nbytes, grid, group, memory,
+            self.recording(), pipeline.open_handle(), bound, <uint32_t>len(operands),
+            struct.address, struct.nbytes, grid, group, memory,
         ))
 
     cdef int drain(self, int keep, double timeout) except -1 nogil:
@@ -237,6 +277,19 @@ cdef class Commands:
 
         At most 16 submissions are in flight: past that it waits for the oldest. The cpu device runs
         them before it returns.
+
+        Parameters
+        ----------
+        times : int
+            How often, 1 to 2**31 - 1.
+
+        Raises
+        ------
+        EncodingError
+            Where nothing is recorded, the commands are closed or another thread is inside them.
+        ExecutionError
+            Where the device refused the work, or an earlier submission failed that nobody waited
+            for.
         """
         cdef int n = _times(times)
         self.enter()
@@ -259,7 +312,13 @@ cdef class Commands:
         Raises
         ------
         ExecutionError
-            Where the device failed, or did not finish in time; the buffers stay alive until it does.
+            Where the device failed, or did not finish in time; the buffers stay alive until it
+            does.
+        EncodingError
+            For a negative `keep`, or where the commands are closed or another thread is inside
+            them.
+        ValueError
+            For a timeout that is negative or no number of seconds.
         """
         cdef double seconds = timeout_seconds(timeout)
         kept = PyNumber_Index(keep)
@@ -274,7 +333,25 @@ cdef class Commands:
             self.busy = False
 
     def replay(self, times=1, timeout=None):
-        """Submit the recording `times` times and wait for all of them, without Python in between."""
+        """Submit the recording `times` times and wait for all of them, without Python in between.
+
+        Parameters
+        ----------
+        times : int
+            How often, 1 to 2**31 - 1.
+        timeout : float, optional
+            Seconds for each submission; without end where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where nothing is recorded, the commands are closed or another thread is inside them.
+        ExecutionError
+            Where the device failed, or did not finish in time; the buffers stay alive until it
+            does.
+        ValueError
+            For a timeout that is negative or no number of seconds.
+        """
         cdef int n = _times(times)
         cdef double seconds = timeout_seconds(timeout)
         self.enter()
@@ -287,24 +364,98 @@ cdef class Commands:
 
     @property
     def in_flight(self):
-        """Submissions that nobody has waited for."""
+        """Submissions that nobody has waited for.
+
+        Returns
+        -------
+        int
+            0 to 16.
+        """
         return self.n_flight
 
     @property
     def device_time(self):
-        """Seconds the device took for the last submission waited for; None before the first."""
+        """Time that the device took for the last submission waited for.
+
+        Returns
+        -------
+        float or None
+            Seconds; None before the first.
+        """
         return self.last.end - self.last.start if self.timed else None
 
-    # Each op converts its numbers first and reads open handles last: a conversion may run code that closes
-    # one of them.
+    def describe(self):
+        """Describe the recording: each dispatch, and under it what it uses.
+
+        The first line of a dispatch has its number, kernel, function constants {index: value} and
+        grid; the second the bytes of threadgroup memory, static and dynamic, and of the argument
+        struct. Then a line for each binding: index, role in the op that recorded it, "r", "rw" or
+        "?" for what the kernel does with it, and the bytes that the kernel sees, their offset and
+        the buffer's length.
+
+        Returns
+        -------
+        str
+            The lines, without a newline at the end.
+
+        Raises
+        ------
+        EncodingError
+            Where the commands are closed or another thread is inside them.
+
+        Examples
+        --------
+        >>> print(commands.describe())                              # doctest: +SKIP
+        1 dispatch on cpu:0
+        0 residual_add: 1 x 1 x 1 threadgroups of 1 x 1 x 1 threads
+            0 bytes of threadgroup memory, 16 bytes of arguments
+            buffer(0) input r, 32 bytes at 0 of 32
+            buffer(1) output rw, 32 bytes at 0 of 32
+        """
+        cdef oxb_commands *handle = self.recording()
+        cdef uint32_t i, n = api.commands_length(handle)
+        name = f"{self.device.driver}:{self.device.index}"
+        lines = [f"{n} dispatch{'' if n == 1 else 'es'} on {name}"]
+        for i in range(n):
+            lines.append(f"{i} {_described(handle, i)}")
+        return "\n".join(lines)
+
+    # Each op converts its numbers first and reads open handles last: a conversion may run code
+    # that closes one of them.
 
     def gemv(self, weight, x, y, n_rows=None, k=None, *, residual=False, n_vectors=1, y_stride=None,
              norm=None, eps=1e-6):
         """Record y = W x, or y += W x, for each of n_vectors rows of x.
 
-        x: float32 [n_vectors, k], y: float32 [n_vectors, n_rows], in Buffers. The rows of y are y_stride
-        elements apart, n_rows where left out. With `norm`, float32 [k], x is taken as
-        x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() computes it.
+        Parameters
+        ----------
+        weight : WeightHandle
+            The matrix W.
+        x : operand
+            float32 [n_vectors, k].
+        y : operand
+            float32 [n_vectors, n_rows], its rows y_stride elements apart. It does not overlap x.
+        n_rows, k : int, optional
+            Shape of the matrix; left out, the one that the handle was uploaded with.
+        residual : bool
+            Whether to add to y.
+        n_vectors : int
+            Rows of x.
+        y_stride : int, optional
+            Elements from one row of y to the next; n_rows where left out.
+        norm : operand, optional
+            float32 [k]: x is then taken as x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() gives it.
+        eps : float
+            Of the norm; finite and not negative.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding b[3]
         cdef oxb_norm normalise
@@ -322,7 +473,31 @@ cdef class Commands:
     def gate_up_swiglu(self, weight, x, y, n_rows=None, k=None, *, n_vectors=1, norm=None, eps=1e-6):
         """Record y = silu(W[:h] x) * (W[h:] x), h = n_rows / 2, for each of n_vectors rows of x.
 
-        x: float32 [n_vectors, k], y: float32 [n_vectors, h]. Norm and eps as in gemv().
+        Parameters
+        ----------
+        weight : WeightHandle
+            The matrix W: h rows of the gate, then h rows of up.
+        x : operand
+            float32 [n_vectors, k].
+        y : operand
+            float32 [n_vectors, h]. It does not overlap x.
+        n_rows, k : int, optional
+            Shape of the matrix; left out, the one that the handle was uploaded with.
+        n_vectors : int
+            Rows of x.
+        norm : operand, optional
+            float32 [k]: x is then taken as x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() gives it.
+        eps : float
+            Of the norm; finite and not negative.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding b[3]
         cdef oxb_norm normalise
@@ -335,8 +510,111 @@ cdef class Commands:
         check(api.op_gate_up_swiglu(self.recording(), w.matrix("gate_up_swiglu"), rows, columns,
                                     &normalise if norm is not None else NULL, b[0], b[1], vectors))
 
+    def feed_forward(self, attn, hidden, activated, *, attn_proj, norm, gate_up, down, n_vectors=1,
+                     eps=1e-6):
+        """Record the second half of a transformer layer for n_vectors rows, `hidden` in place.
+
+        hidden += attn_proj attn; activated = silu(gate n) * (up n) with
+        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
+
+        Parameters
+        ----------
+        attn : Buffer or (Buffer, int)
+            float32 [n_vectors, k of attn_proj]: the attention's output.
+        hidden : Buffer or (Buffer, int)
+            float32 [n_vectors, hidden_size]: the residual stream, read and written.
+        activated : Buffer or (Buffer, int)
+            float32 [n_vectors, intermediate_size]: overwritten.
+        attn_proj : WeightHandle
+            [hidden_size, k], as all weights here uploaded with its shape, in any format.
+        norm : WeightHandle or Buffer
+            float32 [hidden_size].
+        gate_up : WeightHandle
+            [2 intermediate_size, hidden_size]: gate rows, then up rows.
+        down : WeightHandle
+            [hidden_size, intermediate_size].
+        n_vectors : int
+            Rows.
+        eps : float
+            Added to the mean square.
+
+        Raises
+        ------
+        EncodingError
+            Where shapes do not fit one another or their buffers; nothing is recorded then.
+        """
+        cdef FeedForward f
+        cdef oxb_binding b[4]
+        cdef WeightHandle proj = weight_of(attn_proj, "attn_proj")
+        cdef WeightHandle gate = weight_of(gate_up, "gate_up")
+        cdef WeightHandle last = weight_of(down, "down")
+        for what, handle in (("attn_proj", proj), ("gate_up", gate), ("down", last)):
+            (<WeightHandle>handle).matrix(f"feed_forward: {what}")
+        f.n_vectors = count_of(n_vectors, "n_vectors")
+        f.hidden_size, f.attn_size = shape_of(proj, None, None)
+        f.intermediate_size = shape_of(last, None, None)[1]
+        f.eps = eps
+        bind_all((("attn", attn), ("hidden", hidden), ("activated", activated), ("norm", norm)), b)
+        f.attn, f.hidden, f.activated, f.norm = b[0], b[1], b[2], b[3]
+        f.normed.buffer = NULL
+        f.normed.offset = 0
+        f.attn_proj = proj.matrix("feed_forward: attn_proj")
+        f.gate_up = gate.matrix("feed_forward: gate_up")
+        f.down = last.matrix("feed_forward: down")
+        # The first op checks itself before it is recorded. What can be wrong with the others is
+        # checked here, so that an error leaves the recording as it was.
+        check(api.weight_check(
+            f.gate_up, 2 * f.intermediate_size, f.hidden_size, b"feed_forward: gate_up"))
+        check(api.weight_check(
+            f.down, f.hidden_size, f.intermediate_size, b"feed_forward: down"))
+        if not 1 <= f.n_vectors <= 0x7fffffff:
+            raise EncodingError(f"feed_forward: n_vectors = {f.n_vectors} must lie in 1..2**31 - 1")
+        if not (isfinite(f.eps) and f.eps >= 0):
+            raise EncodingError(f"feed_forward: eps = {eps} must be finite and not negative")
+        for what, value in (
+            ("gate_up", gate), ("down", last), ("activated", activated), ("norm", norm)
+        ):
+            owner = value[0] if isinstance(value, tuple) else value
+            if owner.device is not self.device:
+                raise EncodingError(
+                    f"feed_forward: {what} belongs to another device than the commands"
+                )
+        _check_room("activated", f.activated, f.n_vectors, f.intermediate_size)
+        _check_room("norm", f.norm, 1, f.hidden_size)
+        rows = int(f.n_vectors)  # sizes below in Python's integers: they cannot wrap
+        _check_apart("hidden and activated", f.hidden, rows * f.hidden_size, f.activated,
+                     rows * f.intermediate_size)
+        _check_apart("norm and activated", f.norm, f.hidden_size, f.activated,
+                     rows * f.intermediate_size)
+        record_feed_forward(self.recording(), &f)
+
     def rmsnorm(self, x, weight, y, n, *, eps=1e-6, n_vectors=1):
-        """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats."""
+        """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats.
+
+        Parameters
+        ----------
+        x : operand
+            float32 [n_vectors, n].
+        weight : operand
+            float32 [n].
+        y : operand
+            float32 [n_vectors, n]; it may be x itself.
+        n : int
+            Elements of a row.
+        eps : float
+            Finite and not negative.
+        n_vectors : int
+            Rows.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
         cdef oxb_binding b[3]
         cdef uint64_t size = count_of(n, "n"), vectors = count_of(n_vectors, "n_vectors")
         cdef float epsilon = eps
@@ -344,16 +622,84 @@ cdef class Commands:
         check(api.op_rmsnorm(self.recording(), b[0], b[1], b[2], size, vectors, epsilon))
 
     def add(self, x, y, n):
-        """Record y += x over n floats."""
+        """Record y += x over n floats.
+
+        Parameters
+        ----------
+        x : operand
+            float32 [n].
+        y : operand
+            float32 [n]; it may be x itself.
+        n : int
+            Elements.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
         cdef oxb_binding b[2]
         cdef uint64_t size = count_of(n, "n")
         bind_all((("x", x), ("y", y)), b)
         check(api.op_add(self.recording(), b[0], b[1], size))
 
+    def add_bias(self, bias, y, n, n_vectors=1, *, y_stride=None):
+        """Record y[v, i] += bias[i] for each of n_vectors rows of n floats.
+
+        Parameters
+        ----------
+        bias : Buffer, (Buffer, int) or WeightHandle
+            float32 [n].
+        y : Buffer or (Buffer, int)
+            float32 [n_vectors, n], changed in place; it shares no byte with bias.
+        n : int
+            Elements of the bias.
+        n_vectors : int
+            Rows of y.
+        y_stride : int, optional
+            Elements from one row of y to the next, n or more; n where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where a buffer is too short, or the two overlap; nothing is recorded then.
+        """
+        cdef oxb_binding b[2]
+        cdef uint64_t size = count_of(n, "n"), vectors = count_of(n_vectors, "n_vectors")
+        cdef uint64_t stride = size if y_stride is None else count_of(y_stride, "y_stride")
+        bind_all((("bias", bias), ("y", y)), b)
+        check(api.op_add_bias(self.recording(), b[0], b[1], size, vectors, stride))
+
     def embed(self, weight, tokens, state, y, n_rows=None, k=None, *, n_tokens=1):
         """Record y[t] = row tokens[position + t] of the weight; NaN where either is out of range.
 
-        tokens: uint32; state: 16 bytes, the position as uint32 first; y: float32 [n_tokens, k].
+        Parameters
+        ----------
+        weight : WeightHandle
+            The matrix of embeddings, a row for each token.
+        tokens : operand
+            uint32, all token ids of the text.
+        state : operand
+            16 bytes, the position as uint32 first.
+        y : operand
+            float32 [n_tokens, k].
+        n_rows, k : int, optional
+            Shape of the matrix; left out, the one that the handle was uploaded with.
+        n_tokens : int
+            Rows to look up.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding b[3]
         cdef WeightHandle w = weight_of(weight, "weight")
@@ -363,26 +709,102 @@ cdef class Commands:
         check(api.op_embed(self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count))
 
     def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim, max_seq,
-                     layer, kv_dtype, n_tokens=1, eps=1e-6):
-        """Record RMSNorm and RoPE (on halves) of the heads of q and k, in place.
+                     layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0, rope_style="neox"):
+        """Record RMSNorm and RoPE of the heads of q and k, in place.
 
-        qkv: float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim], of the tokens at the state's position
-        and after it; rope: float32 [max_seq, 2, head_dim / 2], cosines then sines. Layer and kv_dtype are
-        those of the cache and change nothing here.
+        `layer` and `kv_dtype` are those of the caches; they change nothing here.
+
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
+        rope : operand
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
+        state : operand
+            16 bytes, the position as uint32 first.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32"}
+            Elements of the caches.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it.
+        eps : float
+            Of the norms; finite and not negative.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding b[5]
         cdef oxb_attention_shape shape = _attention_shape(
             n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
         cdef float epsilon = eps
-        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
-                  ("state", state)), b)
-        check(api.op_qk_norm_rope(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, epsilon))
+        _set_rope(&shape, rotary_dim, rope_style)
+        b[3].buffer = b[4].buffer = NULL
+        bind_all(_with_norms(q_norm, k_norm, (("qkv", qkv), ("rope", rope), ("state", state))), b)
+        check(api.op_qk_norm_rope(self.recording(), b[0], b[3], b[4], b[1], b[2], &shape, epsilon))
 
     def kv_store(self, qkv, k_cache, v_cache, state, *, n_heads, n_kv_heads, head_dim, max_seq,
                  layer, kv_dtype, n_tokens=1):
-        """Record the store of k and v at the tokens' positions.
+        """Record the store of the tokens' keys and values into the caches; nothing past max_seq.
 
-        Caches: [layer, n_kv_heads, max_seq, head_dim] of kv_dtype, "f16" or "f32".
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        k_cache, v_cache : operand
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+        state : operand
+            16 bytes, the position as uint32 first.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32"}
+            Elements of the caches.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding b[4]
         cdef oxb_attention_shape shape = _attention_shape(
@@ -391,27 +813,117 @@ cdef class Commands:
         check(api.op_kv_store(self.recording(), b[0], b[1], b[2], b[3], &shape))
 
     def qkv_to_cache(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, *, n_heads, n_kv_heads,
-                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6):
-        """Record qk_norm_rope and kv_store in one.
+                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0,
+                     rope_style="neox"):
+        """Record qk_norm_rope() and kv_store() in one.
 
         The queries are left in qkv for attention(); what is left there of the keys is not defined.
+
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
+        rope : operand
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
+        k_cache, v_cache : operand
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+        state : operand
+            16 bytes, the position as uint32 first.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32"}
+            Elements of the caches.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it.
+        eps : float
+            Of the norms; finite and not negative.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding b[7]
         cdef oxb_attention_shape shape = _attention_shape(
             n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
         cdef float epsilon = eps
-        bind_all((("qkv", qkv), ("q_norm", q_norm), ("k_norm", k_norm), ("rope", rope),
-                  ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
+        _set_rope(&shape, rotary_dim, rope_style)
+        b[5].buffer = b[6].buffer = NULL
+        bind_all(_with_norms(q_norm, k_norm, (
+            ("qkv", qkv), ("rope", rope), ("k_cache", k_cache), ("v_cache", v_cache),
+            ("state", state),
+        )), b)
         check(api.op_qkv_to_cache(
-            self.recording(), b[0], b[1], b[2], b[3], b[4], b[5], b[6], &shape, epsilon))
+            self.recording(), b[0], b[5], b[6], b[1], b[2], b[3], b[4], &shape, epsilon))
 
     def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim, max_seq,
                   layer, kv_dtype, n_tokens=1, max_length=None, scale=None):
         """Record causal attention of each token over all positions up to its own.
 
-        out: float32 [n_tokens, n_heads, head_dim]; scale: 1 / sqrt(head_dim) where left out. Caches as in
-        kv_store. max_length is the most positions that a replay will meet, max_seq where left out: it
-        decides into how many parts the work of one token is cut, and nothing else.
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        k_cache, v_cache : operand
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+        state : operand
+            16 bytes, the position as uint32 first.
+        out : operand
+            float32 [n_tokens, n_heads, head_dim]; NaN for a token past max_seq. It does not overlap
+            qkv.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32"}
+            Elements of the caches.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it.
+        max_length : int, optional
+            The most positions that a replay will meet, max_seq where left out: it decides into how
+            many splits the positions of one token are divided, and nothing else.
+        scale : float, optional
+            Factor of the scores; 1 / sqrt(head_dim) where left out.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding b[5]
         cdef oxb_attention_shape shape = _attention_shape(
@@ -422,9 +934,29 @@ cdef class Commands:
         check(api.op_attention(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, factor))
 
     def argmax(self, logits, out, n, *, n_vectors=1):
-        """Record out[v] = the index of the largest of row v of logits [n_vectors, n].
+        """Record out[v] = the index of the largest of row v of the logits.
 
-        out: uint32 [n_vectors]. The lowest index of equal ones, and 0 where all are NaN.
+        Of equal ones the lowest index, and 0 where all are NaN.
+
+        Parameters
+        ----------
+        logits : operand
+            float32 [n_vectors, n].
+        out : operand
+            uint32 [n_vectors]. It does not overlap the logits.
+        n : int
+            Elements of a row.
+        n_vectors : int
+            Rows.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
         """
         cdef oxb_binding b[2]
         cdef uint64_t size = count_of(n, "n"), vectors = count_of(n_vectors, "n_vectors")
@@ -432,7 +964,34 @@ cdef class Commands:
         check(api.op_argmax(self.recording(), b[0], b[1], size, vectors))
 
     def advance(self, logits, tokens, state, n, max_tokens, *, n_tokens=1, greedy=True):
-        """Record position += n_tokens and, where greedy, tokens[position] = argmax of n logits."""
+        """Record position += n_tokens and, where greedy, tokens[position] = argmax of n logits.
+
+        Parameters
+        ----------
+        logits : operand
+            float32 [n]; read only where greedy.
+        tokens : operand
+            uint32 [max_tokens].
+        state : operand
+            16 bytes, the position as uint32 first.
+        n : int
+            Logits.
+        max_tokens : int
+            Elements of tokens; a token past them is not stored.
+        n_tokens : int
+            Tokens in flight.
+        greedy : bool
+            Whether to choose the next token.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
         cdef oxb_binding b[3]
         cdef uint64_t size = count_of(n, "n"), limit = count_of(max_tokens, "max_tokens")
         cdef uint64_t count = count_of(n_tokens, "n_tokens")
@@ -443,11 +1002,54 @@ cdef class Commands:
     def __repr__(self):
         if not self.handle:
             return "<Commands closed>"
-        return f"<Commands of {api.commands_length(self.handle)} dispatches, {self.n_flight} in flight>"
+        n = api.commands_length(self.handle)
+        return f"<Commands of {n} dispatches, {self.n_flight} in flight>"
+
+
+cdef str _described(oxb_commands *handle, uint32_t index):
+    cdef char text[4096]
+    cdef uint64_t length = 0
+    check(api.commands_describe(handle, index, text, sizeof(text), &length))
+    if length < sizeof(text):
+        return text[:length].decode()
+    longer = bytearray(length + 1)
+    check(api.commands_describe(handle, index, longer, length + 1, &length))
+    return longer[:length].decode()
 
 
 cdef tuple _with_norm(norm, tuple operands):
     return operands if norm is None else (*operands, ("norm", norm))
+
+
+cdef tuple _with_norms(q_norm, k_norm, tuple operands):
+    if (q_norm is None) != (k_norm is None):
+        given, missing = ("q_norm", "k_norm") if k_norm is None else ("k_norm", "q_norm")
+        raise EncodingError(f"{given} without {missing}: give both norms, or None for both")
+    return operands if q_norm is None else (*operands, ("q_norm", q_norm), ("k_norm", k_norm))
+
+
+cdef int _check_room(str what, oxb_binding binding, uint64_t n_rows, uint64_t width) except -1:
+    need = 4 * int(n_rows) * width
+    if binding.offset % 4:
+        raise EncodingError(
+            f"feed_forward: the offset of {what}, {binding.offset}, must be a multiple of 4"
+        )
+    if need > int(api.buffer_length(binding.buffer)) - binding.offset:
+        raise EncodingError(
+            f"feed_forward: {what} needs {need} bytes from offset {binding.offset} on, its buffer "
+            f"has {api.buffer_length(binding.buffer)}"
+        )
+    return 0
+
+
+cdef int _check_apart(str what, oxb_binding a, a_floats, oxb_binding b, b_floats) except -1:
+    if (
+        a.buffer == b.buffer
+        and a.offset < b.offset + 4 * b_floats
+        and b.offset < a.offset + 4 * a_floats
+    ):
+        raise EncodingError(f"feed_forward: {what} overlap: give them places of their own")
+    return 0
 
 
 cdef int _times(object times) except -1:

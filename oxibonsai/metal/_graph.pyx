@@ -1,7 +1,7 @@
-"""MetalGraph: weights, intermediate buffers and the fused phases of a transformer layer.
+"""MetalGraph: the fused phases of a transformer layer on one device.
 
-Every check is made before anything runs; the phases themselves, in _phases.pyx, run without the
-GIL.
+Every check is made before anything runs. The phases themselves, in _phases.pyx, run without the
+GIL; the uploads are in _uploads.pyx.
 """
 
 cimport cython
@@ -10,8 +10,9 @@ from libc.math cimport isfinite
 from libc.stdint cimport uint64_t
 
 from oxibonsai.metal._commands cimport shape_of, timeout_seconds
-from oxibonsai.metal._core cimport Device, api, check, host_bytes
+from oxibonsai.metal._core cimport Device, api, check
 from oxibonsai.metal._phases cimport FFN, BufferPool, BufferSet, ffn_phase, gemv_phase
+from oxibonsai.metal._uploads cimport WeightUploads
 from oxibonsai.metal._weights cimport WeightCache, WeightHandle, weight_of
 from oxibonsai.metal.oxb cimport oxb_weight
 
@@ -20,13 +21,7 @@ import threading
 
 from oxibonsai.metal._errors import EncodingError, ExecutionError
 from oxibonsai.metal._phases import BufferGuard
-from oxibonsai.metal._weights import (
-    upload_for,
-    upload_matrix,
-    upload_raw,
-    upload_vector,
-    weight_format,
-)
+from oxibonsai.metal._weights import upload_vector
 
 
 cdef extern from "base/clock.h" nogil:
@@ -55,18 +50,8 @@ cdef int _check_length(str what, Py_ssize_t got, uint64_t need) except -1:
     return 0
 
 
-def _split(data, default_format, shape):
-    """Return (bytes-like, format, shape) of a QTensor or of plain bytes."""
-    from oxibonsai.quant import QTensor
-    if not isinstance(data, QTensor):
-        return data, default_format, shape
-    if shape is not None and tuple(shape) != data.shape:
-        raise EncodingError(f"shape = {tuple(shape)}, the tensor is {data.shape}")
-    return data.data, data.format, data.shape
-
-
 @cython.no_gc_clear
-cdef class MetalGraph:
+cdef class MetalGraph(WeightUploads):
     """MetalGraph(device=None, *, timeout=None)\n--\n
     Uploads of weights and the fused phases of a transformer layer on one device.
 
@@ -148,12 +133,6 @@ cdef class MetalGraph:
     def __exit__(self, *exc):
         self.close()
 
-    cdef int check_open(self) except -1:
-        if self.is_closed or self.device is None:
-            raise EncodingError("the graph is closed: make a new MetalGraph")
-        self.device.open_handle()
-        return 0
-
     def commands(self, *, activations="float32"):
         """Make an empty recording on the graph's device.
 
@@ -174,328 +153,6 @@ cdef class MetalGraph:
         """
         self.check_open()
         return self.device.commands(activations=activations)
-
-    def upload_weight(self, data):
-        """Upload bytes as they are.
-
-        Parameters
-        ----------
-        data : QTensor or buffer
-            Contiguous bytes, at least one.
-
-        Returns
-        -------
-        WeightHandle
-            A handle that no kernel reads: encode_gemv raises EncodingError and names the right
-            upload.
-
-        Raises
-        ------
-        BufferCreationError
-            If `data` is empty, or larger than the device's memory.
-        """
-        self.check_open()
-        return upload_raw(self.device, _split(data, None, None)[0])
-
-    def upload_weight_soa(self, data, format=None, shape=None):
-        """Reformat a weight of any file format for the kernels and upload it.
-
-        Parameters
-        ----------
-        data : QTensor or buffer
-            The matrix, or its bytes as a file holds them.
-        format : str or Format, optional
-            File format of the bytes, as ``oxibonsai.formats.get`` knows it; a QTensor knows its
-            own.
-        shape : tuple of int, optional
-            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
-            it is used.
-
-        Returns
-        -------
-        WeightHandle
-            The weight, owned by the caller.
-
-        Raises
-        ------
-        EncodingError
-            If the format is unknown, missing or not that of the tensor, or the length is not that
-            of the shape or no whole number of blocks.
-        """
-        self.check_open()
-        data, found, shape = _split(data, format, shape)
-        if found is None:
-            raise EncodingError("upload_weight_soa: give the format of the bytes")
-        if format is not None and weight_format(format).name != weight_format(found).name:
-            raise EncodingError(f"upload_weight_soa: the tensor is {found}, not {format}")
-        return upload_matrix(self.device, data, found, shape)
-
-    def upload_q1_weight_soa(self, data, shape=None):
-        """Reformat Q1_0 blocks (18 bytes for 128 weights) and upload them.
-
-        Parameters
-        ----------
-        data : QTensor or buffer
-            A QTensor in Q1_0, or any contiguous bytes.
-        shape : tuple of int, optional
-            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
-            it is used.
-
-        Returns
-        -------
-        WeightHandle
-            The weight, owned by the caller.
-
-        Raises
-        ------
-        EncodingError
-            If the length is 0, no multiple of 18, or not that of the shape.
-        """
-        return self._upload_codes("upload_q1_weight_soa", data, "Q1_0", shape)
-
-    def upload_tq2_weight_soa(self, data, shape=None):
-        """Reformat ternary blocks and upload them.
-
-        Parameters
-        ----------
-        data : QTensor or buffer
-            A QTensor in any 2-bit or ternary format, or contiguous bytes in TQ2_0_g128 (34 bytes
-            for 128 weights).
-        shape : tuple of int, optional
-            (n_rows, k). Without it the weight has the plain layout, and its shape is checked when
-            it is used.
-
-        Returns
-        -------
-        WeightHandle
-            The weight, owned by the caller.
-
-        Raises
-        ------
-        EncodingError
-            If the length is 0, no whole number of blocks, or not that of the shape.
-        """
-        return self._upload_codes("upload_tq2_weight_soa", data, "TQ2_0_g128", shape)
-
-    def _upload_codes(self, method, data, default_format, shape):
-        self.check_open()
-        data, format, shape = _split(data, default_format, shape)
-        right = upload_for(format)
-        if right != method:
-            raise EncodingError(f"{method}: the tensor is {format}: upload it with {right}")
-        return upload_matrix(self.device, data, format, shape)
-
-    def _cached(self, kind, key, upload, data=None, shape=None):
-        self.check_open()
-        handle, hit = self.weights.get(kind, key, upload)
-        if hit and data is not None:
-            _check_hit(kind, key, handle, data, shape)
-        return handle
-
-    def get_or_upload_weight(self, key, data):
-        """Return the cached raw weight of a key, uploading it on a miss.
-
-        Parameters
-        ----------
-        key : int
-            Unsigned 64-bit integer; each kind of upload has a key space of its own.
-        data : QTensor or buffer
-            Contiguous bytes, as upload_weight takes.
-
-        Returns
-        -------
-        WeightHandle
-            The cached weight, which other callers share.
-
-        Raises
-        ------
-        EncodingError
-            If the cached weight has another length than `data`.
-        """
-        return self._cached("raw", key, lambda: self.upload_weight(data), data)
-
-    def get_or_upload_weight_lazy(self, key, produce):
-        """Return the cached raw weight of a key, producing and uploading it on a miss.
-
-        Parameters
-        ----------
-        key : int
-            Unsigned 64-bit integer; each kind of upload has a key space of its own.
-        produce : callable
-            Called without arguments on a miss; returns a QTensor or a buffer, as upload_weight
-            takes.
-
-        Returns
-        -------
-        WeightHandle
-            The cached weight, which other callers share.
-
-        Raises
-        ------
-        EncodingError
-            If `produce` asks for the same key.
-
-        Notes
-        -----
-        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
-        raises, the cache is unchanged.
-        """
-        return self._cached("raw", key, lambda: self.upload_weight(produce()))
-
-    def get_or_upload_q1_weight_soa(self, key, data, shape=None):
-        """Return the cached Q1 weight of a key, uploading it on a miss.
-
-        Parameters
-        ----------
-        key : int
-            Unsigned 64-bit integer; each kind of upload has a key space of its own.
-        data : QTensor or buffer
-            A QTensor in Q1_0, or Q1_0 blocks.
-        shape : tuple of int, optional
-            (n_rows, k), as in upload_q1_weight_soa.
-
-        Returns
-        -------
-        WeightHandle
-            The cached weight, which other callers share.
-
-        Raises
-        ------
-        EncodingError
-            If the cached weight has another length, format or shape than `data`, or `data` cannot
-            be uploaded.
-        """
-        return self._cached("q1", key, lambda: self.upload_q1_weight_soa(data, shape), data, shape)
-
-    def get_or_upload_q1_weight_soa_lazy(self, key, produce, shape=None):
-        """Return the cached Q1 weight of a key, producing and uploading it on a miss.
-
-        Parameters
-        ----------
-        key : int
-            Unsigned 64-bit integer; each kind of upload has a key space of its own.
-        produce : callable
-            Called without arguments on a miss; returns a QTensor or a buffer, as
-            upload_q1_weight_soa takes.
-        shape : tuple of int, optional
-            (n_rows, k), as in upload_q1_weight_soa.
-
-        Returns
-        -------
-        WeightHandle
-            The cached weight, which other callers share.
-
-        Raises
-        ------
-        EncodingError
-            If what `produce` returns cannot be uploaded, or `produce` asks for the same key.
-
-        Notes
-        -----
-        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
-        raises, the cache is unchanged.
-        """
-        return self._cached("q1", key, lambda: self.upload_q1_weight_soa(produce(), shape))
-
-    def get_or_upload_tq2_weight_soa(self, key, data, shape=None):
-        """Return the cached ternary weight of a key, uploading it on a miss.
-
-        Parameters
-        ----------
-        key : int
-            Unsigned 64-bit integer; each kind of upload has a key space of its own.
-        data : QTensor or buffer
-            A QTensor in any 2-bit or ternary format, or TQ2_0_g128 blocks.
-        shape : tuple of int, optional
-            (n_rows, k), as in upload_tq2_weight_soa.
-
-        Returns
-        -------
-        WeightHandle
-            The cached weight, which other callers share.
-
-        Raises
-        ------
-        EncodingError
-            If the cached weight has another length, format or shape than `data`, or `data` cannot
-            be uploaded.
-        """
-        return self._cached(
-            "tq2", key, lambda: self.upload_tq2_weight_soa(data, shape), data, shape
-        )
-
-    def get_or_upload_tq2_weight_soa_lazy(self, key, produce, shape=None):
-        """Return the cached ternary weight of a key, producing and uploading it on a miss.
-
-        Parameters
-        ----------
-        key : int
-            Unsigned 64-bit integer; each kind of upload has a key space of its own.
-        produce : callable
-            Called without arguments on a miss; returns a QTensor or a buffer, as
-            upload_tq2_weight_soa takes.
-        shape : tuple of int, optional
-            (n_rows, k), as in upload_tq2_weight_soa.
-
-        Returns
-        -------
-        WeightHandle
-            The cached weight, which other callers share.
-
-        Raises
-        ------
-        EncodingError
-            If what `produce` returns cannot be uploaded, or `produce` asks for the same key.
-
-        Notes
-        -----
-        `produce` runs in one thread, without the cache's lock; others that miss the key wait. If it
-        raises, the cache is unchanged.
-        """
-        return self._cached("tq2", key, lambda: self.upload_tq2_weight_soa(produce(), shape))
-
-    def upload_f32_weight(self, const float[::1] data not None):
-        """Upload a float32 vector, such as a norm's weight.
-
-        Parameters
-        ----------
-        data : float32 [n]
-            The vector, contiguous.
-
-        Returns
-        -------
-        WeightHandle
-            A handle of shape (n,), owned by the caller.
-
-        Raises
-        ------
-        BufferCreationError
-            If `data` is empty, or larger than the device's memory.
-        """
-        self.check_open()
-        return upload_vector(self.device, data)
-
-    def get_or_upload_f32_weight(self, key, const float[::1] data not None):
-        """Return the cached float32 vector of a key, uploading it on a miss.
-
-        Parameters
-        ----------
-        key : int
-            Unsigned 64-bit integer; each kind of upload has a key space of its own.
-        data : float32 [n]
-            The vector, contiguous.
-
-        Returns
-        -------
-        WeightHandle
-            The cached vector, which other callers share.
-
-        Raises
-        ------
-        EncodingError
-            If the cached vector has another length than `data`.
-        """
-        return self._cached("f32", key, lambda: self.upload_f32_weight(data), data)
 
     def acquire_buffers(self, hidden, inter, attn=None):
         """Hold the FFN phase's intermediate buffers for the body of a with statement.
@@ -561,7 +218,9 @@ cdef class MetalGraph:
 
     def _check_device(self, what, WeightHandle weight):
         if weight.device is not self.device:
-            raise EncodingError(f"{what}: the weight belongs to another device: upload it to this one")
+            raise EncodingError(
+                f"{what}: the weight belongs to another device: upload it to this one"
+            )
 
     def encode_gemv(self, weight, const float[::1] input not None, float[::1] output not None,
                     n_rows=None, k=None):
@@ -675,6 +334,7 @@ cdef class MetalGraph:
         cdef FFN f
         cdef BufferSet held
         cdef WeightHandle norm, proj, gate, last
+        cdef const oxb_weight *matrix
         cdef double timeout = self.timeout_s
         cdef double started = clock_now()
         cdef int retired = 1
@@ -689,15 +349,16 @@ cdef class MetalGraph:
         if hidden_size is None or intermediate_size is None:
             if shape is None:
                 raise EncodingError(
-                    f"{what}: down was uploaded without a shape: give hidden_size and intermediate_size"
+                    f"{what}: down was uploaded without a shape: give hidden_size and "
+                    "intermediate_size"
                 )
             hidden_size = shape[0] if hidden_size is None else hidden_size
             intermediate_size = shape[1] if intermediate_size is None else intermediate_size
-        f.hidden_size = _dimension(hidden_size, "hidden_size")
-        f.intermediate_size = _dimension(intermediate_size, "intermediate_size")
-        f.attn_size = proj.shape[1] if proj.shape is not None else max(attn_out.shape[0], 1)
-        f.eps = eps
-        if not (isfinite(f.eps) and f.eps >= 0):
+        f.ops.hidden_size = _dimension(hidden_size, "hidden_size")
+        f.ops.intermediate_size = _dimension(intermediate_size, "intermediate_size")
+        f.ops.attn_size = proj.shape[1] if proj.shape is not None else max(attn_out.shape[0], 1)
+        f.ops.eps = eps
+        if not (isfinite(f.ops.eps) and f.ops.eps >= 0):
             raise EncodingError(f"{what}: eps = {eps} must be finite and not negative")
         if not isinstance(norm_weight, WeightHandle):
             norm_weight = upload_vector(self.device, norm_weight)
@@ -706,30 +367,34 @@ cdef class MetalGraph:
             raise EncodingError(f"{what}: norm_weight must be a float32 vector, got {norm!r}")
         norm._check_open(f"{what}: norm_weight")
         self._check_device(f"{what}: norm_weight", norm)
-        _check_length("norm_weight", norm.weight.n_groups, f.hidden_size)
+        _check_length("norm_weight", norm.weight.n_groups, f.ops.hidden_size)
         for name, handle, rows, columns in (
-            ("attn_proj", proj, f.hidden_size, f.attn_size),
-            ("gate_up", gate, 2 * f.intermediate_size, f.hidden_size),
-            ("down", last, f.hidden_size, f.intermediate_size),
+            ("attn_proj", proj, f.ops.hidden_size, f.ops.attn_size),
+            ("gate_up", gate, 2 * f.ops.intermediate_size, f.ops.hidden_size),
+            ("down", last, f.ops.hidden_size, f.ops.intermediate_size),
         ):
             label = f"{what}: {name}"
             self._check_device(label, handle)
-            check(api.weight_check((<WeightHandle>handle).matrix(label), rows, columns, label.encode()))
-        _check_length("hidden", hidden.shape[0], f.hidden_size)
-        _check_length("attn_out", attn_out.shape[0], f.attn_size)
+            matrix = (<WeightHandle>handle).matrix(label)
+            check(api.weight_check(matrix, rows, columns, label.encode()))
+        _check_length("hidden", hidden.shape[0], f.ops.hidden_size)
+        _check_length("attn_out", attn_out.shape[0], f.ops.attn_size)
+        f.ops.n_vectors = 1
+        f.ops.norm.offset = 0
         f.hidden = &hidden[0]
         f.attn_out = &attn_out[0]
-        f.norm = f.attn_proj.buffer = f.gate_up.buffer = f.down.buffer = NULL
+        f.ops.norm.buffer = f.attn_proj.buffer = f.gate_up.buffer = f.down.buffer = NULL
         try:
             # Held from here on, whatever other threads close.
             proj.borrow(what, &f.attn_proj)
             gate.borrow(what, &f.gate_up)
             last.borrow(what, &f.down)
             api.buffer_retain(norm.vector_buffer(what))
-            f.norm = norm.weight.buffer
+            f.ops.norm.buffer = norm.weight.buffer
             while retired:
-                held = self.pool.acquire(
-                    (f.hidden_size, f.attn_size, f.hidden_size, f.intermediate_size))
+                held = self.pool.acquire((
+                    f.ops.hidden_size, f.ops.attn_size, f.ops.hidden_size, f.ops.intermediate_size
+                ))
                 with nogil:
                     retired = ffn_phase(held, &f, timeout)
                 if retired:
@@ -738,7 +403,7 @@ cdef class MetalGraph:
             self.pool.retire(held)
             raise
         finally:
-            api.buffer_release(f.norm)
+            api.buffer_release(f.ops.norm.buffer)
             api.buffer_release(f.attn_proj.buffer)
             api.buffer_release(f.gate_up.buffer)
             api.buffer_release(f.down.buffer)
@@ -773,19 +438,3 @@ def _check_family(what, weight, family):
             device_format[:2], "encode_qkv_phase"
         )
         raise EncodingError(f"{what}: the weight is {weight.format}: use {right}")
-
-
-def _check_hit(kind, key, handle, data, shape):
-    data, format, shape = _split(data, None, shape)
-    length = host_bytes(data).nbytes
-    if length != handle.byte_len:
-        raise EncodingError(
-            f"weight {key} ({kind}) is cached with {handle.byte_len} bytes, the call gives {length}: "
-            "use another key, or evict() it first"
-        )
-    if format is not None and format != handle.format:
-        raise EncodingError(f"weight {key} ({kind}) is cached as {handle.format}, the call gives {format}")
-    if shape is not None and tuple(shape) != handle.shape:
-        raise EncodingError(
-            f"weight {key} ({kind}) is cached as {handle.shape}, the call gives {tuple(shape)}"
-        )

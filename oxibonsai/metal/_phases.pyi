@@ -1,4 +1,6 @@
-"""Intermediate buffers, and the phases of MetalGraph that run on them without the GIL.
+"""The half-layer that MetalGraph and the models record, and the phases of MetalGraph.
+
+Phases run without the GIL, on intermediate buffers that they hold from upload to download.
 
 Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL,
 and so is the device.

@@ -7,11 +7,16 @@ from libc.string cimport memset
 
 from oxibonsai.metal._core cimport Device, api, check
 from oxibonsai.metal.oxb cimport (
+    OXB_ACCESS_UNKNOWN,
+    OXB_ACCESS_WRITE,
+    OXB_ARGUMENT_STRUCT,
+    OXB_ARGUMENT_THREADGROUP,
     OXB_CONSTANT_BOOL,
     OXB_CONSTANT_F32,
     OXB_CONSTANT_I32,
     OXB_CONSTANT_U32,
     OXB_MAX_CONSTANTS,
+    oxb_argument,
     oxb_constant,
     oxb_device,
     oxb_library,
@@ -86,7 +91,10 @@ cdef class Library:
         return self.handle
 
     def close(self):
-        """Release the library; its pipelines stay. Idempotent."""
+        """Release the library; its pipelines stay.
+
+        Closing it again does nothing.
+        """
         cdef oxb_library *handle = self.handle
         self.handle = NULL
         if handle:
@@ -94,21 +102,86 @@ cdef class Library:
                 api.library_release(handle)
 
     def pipeline(self, function, *, constants=None):
-        """Return the Pipeline of the kernel `function` of this library."""
+        """Make a kernel of this library ready to run.
+
+        Parameters
+        ----------
+        function : str
+            Name of the kernel.
+        constants : dict of int to bool, int or float, optional
+            Function constants by index.
+
+        Returns
+        -------
+        Pipeline
+            On the library's device.
+
+        Raises
+        ------
+        CompilationError
+            For an unknown kernel, an unknown constant, or one that has no value or another type.
+        EncodingError
+            Where the library or its device is closed.
+        """
         return Pipeline(self.device, function, constants=constants, library=self)
 
 
 class PipelineInfo(NamedTuple):
-    """Limits of a pipeline: threads of a threadgroup, SIMD-group width, bytes."""
+    """Limits of a pipeline.
+
+    Attributes
+    ----------
+    max_threads : int
+        Threads of the largest threadgroup that it runs with.
+    simd_width : int
+        Threads of a SIMD-group; 1 on the cpu device.
+    static_threadgroup_memory : int
+        Bytes that a threadgroup takes beside the dynamic ones.
+    """
 
     max_threads: int
     simd_width: int
     static_threadgroup_memory: int
 
 
+class Argument(NamedTuple):
+    """What a kernel takes at one index: every dispatch is checked by it when it is recorded.
+
+    Attributes
+    ----------
+    kind : {"buffer", "struct", "threadgroup"}
+        A buffer, in whose place the argument struct may stand where the kernel only reads it; the
+        argument struct and nothing else; or dynamic threadgroup memory.
+    binding : int
+        Index at which it is bound. The argument struct follows the last buffer.
+    size : int
+        Bytes: of a struct exactly, of what a buffer is bound to at least.
+    alignment : int
+        Bytes of which a buffer's offset is a multiple; 0 where the driver does not know.
+    writable : bool or None
+        Whether the kernel writes it; None where the driver does not know.
+    optional : bool
+        Whether the kernel does without it, since it does not use it.
+    """
+
+    kind: str
+    binding: int
+    size: int
+    alignment: int
+    writable: bool | None
+    optional: bool
+
+
+cdef object _argument(const oxb_argument *a):
+    kind = ("threadgroup" if a.kind == OXB_ARGUMENT_THREADGROUP
+            else "struct" if a.kind == OXB_ARGUMENT_STRUCT else "buffer")
+    writable = None if a.access == OXB_ACCESS_UNKNOWN else a.access == OXB_ACCESS_WRITE
+    return Argument(kind, a.index, a.size, a.alignment, writable, bool(a.optional))
+
+
 cdef int _fill_constant(oxb_constant *c, index, value) except -1:
     number = PyNumber_Index(index)
-    if not 0 <= number <= 65535:
+    if not 0 <= number <= 0xffffffff:  # the shim refuses those past 65535
         raise CompilationError(f"function constant {number}: indices are 0 to 65535")
     memset(c, 0, sizeof(oxb_constant))
     c.index = number
@@ -134,7 +207,7 @@ cdef int _fill_constant(oxb_constant *c, index, value) except -1:
 @cython.no_gc_clear
 cdef class Pipeline:
     """Pipeline(device, function, *, constants=None, library=None)\n--\n
-    A kernel made ready to run.
+    A kernel compiled with its function constants, ready to run.
 
     Parameters
     ----------
@@ -157,7 +230,9 @@ cdef class Pipeline:
     Raises
     ------
     CompilationError
-        For an unknown kernel or constant.
+        For an unknown kernel, an unknown constant, or one that has no value or another type.
+    EncodingError
+        Where the library or the device is closed.
     """
 
     def __init__(self, Device device not None, str function not None, *, constants=None,
@@ -175,13 +250,10 @@ cdef class Pipeline:
         if library is not None:
             library.open_handle()
         constants = dict(constants or {})
-        if len(constants) > <int>OXB_MAX_CONSTANTS:
-            raise CompilationError(
-                f"{function}: {len(constants)} function constants, at most {OXB_MAX_CONSTANTS} are allowed"
-            )
-        for index in sorted(constants):
+        for index in sorted(constants)[:<int>OXB_MAX_CONSTANTS]:
             _fill_constant(&values[n], index, constants[index])
             n += 1
+        n = <uint32_t>len(constants)  # the shim refuses more than there is room for here
         cdef oxb_device *borrowed = device.borrow()
         if library is not None:
             source = library.handle
@@ -209,13 +281,46 @@ cdef class Pipeline:
 
     @property
     def info(self):
-        """Limits of the pipeline, as a PipelineInfo."""
+        """Limits of the pipeline.
+
+        Returns
+        -------
+        PipelineInfo
+            Threads and bytes.
+
+        Raises
+        ------
+        EncodingError
+            Where the pipeline or its device is closed.
+        """
         cdef oxb_pipeline_info i
         api.pipeline_get_info(self.open_handle(), &i)
         return PipelineInfo(i.max_threads, i.simd_width, i.static_threadgroup_memory)
 
+    @property
+    def arguments(self):
+        """What the kernel takes, by which every dispatch of it is checked.
+
+        Returns
+        -------
+        tuple of Argument
+            Empty where the device's driver does not know.
+
+        Raises
+        ------
+        EncodingError
+            Where the pipeline or its device is closed.
+        """
+        cdef oxb_pipeline_info info
+        cdef uint32_t i
+        api.pipeline_get_info(self.open_handle(), &info)
+        return tuple([_argument(&info.arguments[i]) for i in range(info.n_arguments)])
+
     def close(self):
-        """Release the pipeline; recorded commands keep it. Idempotent."""
+        """Release the pipeline; commands that recorded it keep it.
+
+        Closing it again does nothing.
+        """
         cdef oxb_pipeline *handle = self.handle
         self.handle = NULL
         if handle:

@@ -52,6 +52,7 @@ cdef extern from "oxb_shim.h" nogil:
     unsigned int OXB_MAX_IN_FLIGHT
     unsigned int OXB_MAX_CONSTANTS
     unsigned int OXB_NAME_BYTES
+    unsigned int OXB_LAYOUT_PLAIN
     const char *OXB_API_CAPSULE
 
     ctypedef enum oxb_status:
@@ -88,6 +89,11 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t threads
         const char *variant
 
+    ctypedef struct oxb_size:
+        uint32_t x
+        uint32_t y
+        uint32_t z
+
     ctypedef struct oxb_device_info:
         char name[128]
         char driver[16]
@@ -99,6 +105,8 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t max_buffer_length
         uint64_t max_threadgroup_memory
         uint64_t recommended_working_set
+        oxb_size max_threads
+        oxb_size max_threadgroups
 
     ctypedef struct oxb_device_stats:
         uint64_t buffers
@@ -122,32 +130,39 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t type
         oxb_constant_value value
 
+    ctypedef enum oxb_argument_kind:
+        OXB_ARGUMENT_BUFFER
+        OXB_ARGUMENT_STRUCT
+        OXB_ARGUMENT_THREADGROUP
+
+    ctypedef enum oxb_access:
+        OXB_ACCESS_UNKNOWN
+        OXB_ACCESS_READ
+        OXB_ACCESS_WRITE
+
+    ctypedef struct oxb_argument:
+        uint32_t kind
+        uint32_t index
+        uint32_t size
+        uint32_t alignment
+        uint32_t access
+        uint32_t optional
+
     ctypedef struct oxb_pipeline_info:
         uint32_t max_threads
         uint32_t simd_width
         uint64_t static_threadgroup_memory
-        uint32_t written
+        uint32_t n_arguments
         uint32_t pad
+        oxb_argument arguments[32]
 
     ctypedef struct oxb_binding:
         oxb_buffer *buffer
         uint64_t offset
 
-    ctypedef struct oxb_size:
-        uint32_t x
-        uint32_t y
-        uint32_t z
-
     ctypedef struct oxb_times:
         double start
         double end
-
-    ctypedef enum oxb_layout:
-        OXB_LAYOUT_PLAIN
-        OXB_LAYOUT_PANELS
-        OXB_LAYOUT_TRITS
-        OXB_LAYOUT_COLUMNS
-        OXB_LAYOUT_COUNT
 
     ctypedef struct oxb_weight:
         oxb_buffer *buffer
@@ -167,6 +182,10 @@ cdef extern from "oxb_shim.h" nogil:
         float eps
         uint32_t pad
 
+    ctypedef enum oxb_rope_style:
+        OXB_ROPE_NEOX
+        OXB_ROPE_INTERLEAVED
+
     ctypedef struct oxb_attention_shape:
         uint32_t n_heads
         uint32_t n_kv_heads
@@ -176,6 +195,8 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t kv_f16
         uint32_t n_tokens
         uint32_t max_length
+        uint32_t rotary_dim
+        uint32_t rope_style
 
     ctypedef struct oxb_api:
         uint32_t abi_version
@@ -226,7 +247,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t (*commands_length)(oxb_commands *commands) noexcept nogil
         oxb_status (*commands_dispatch)(
             oxb_commands *commands, oxb_pipeline *pipeline, const oxb_binding *bindings,
-            uint32_t n_bindings, const void *args, uint32_t args_size, oxb_size threadgroups,
+            uint32_t n_bindings, const void *args, uint64_t args_size, oxb_size threadgroups,
             oxb_size threads, uint32_t threadgroup_memory) noexcept nogil
         oxb_status (*commands_submit)(
             oxb_commands *commands, oxb_submission **submission) noexcept nogil
@@ -285,13 +306,19 @@ cdef extern from "oxb_shim.h" nogil:
         const char *(*device_variant)(const char *driver, uint32_t index) noexcept nogil
         oxb_status (*commands_activations)(
             oxb_commands *commands, oxb_activations activations) noexcept nogil
+        oxb_status (*commands_describe)(
+            oxb_commands *commands, uint32_t index, char *text, uint64_t size,
+            uint64_t *length) noexcept nogil
+        oxb_status (*op_add_bias)(
+            oxb_commands *commands, oxb_binding bias, oxb_binding y, uint64_t n,
+            uint64_t n_vectors, uint64_t y_stride) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:
     unsigned int OXB_MAX_HEAD_DIM
     unsigned int OXB_MAX_SPLITS
     unsigned int OXB_NO_INDEX
-    unsigned int OXB_ARGMAX_PART
+    unsigned int OXB_ARGMAX_BLOCK
 
     ctypedef uint32_t oxb_u32
 
@@ -324,12 +351,17 @@ cdef extern from "oxb_args.h" nogil:
     struct oxb_quantize_args:
         oxb_u32 k
         oxb_u32 n_vectors
-        oxb_u32 group
+        oxb_u32 group_size
         oxb_u32 pad
 
     struct oxb_add_args:
         oxb_u64 n
         oxb_u64 pad
+
+    struct oxb_bias_args:
+        oxb_u64 y_stride
+        oxb_u32 n
+        oxb_u32 n_vectors
 
     struct oxb_decode_state:
         oxb_u32 position
@@ -348,10 +380,13 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 n_heads
         oxb_u32 n_kv_heads
         oxb_u32 head_dim
+        oxb_u32 rotary_dim
+        oxb_u32 interleaved
+        oxb_u32 has_norm
         oxb_f32 eps
         oxb_u32 max_seq
         oxb_u32 n_tokens
-        oxb_u32 pad[2]
+        oxb_u32 pad[3]
 
     struct oxb_kv_store_args:
         oxb_u64 layer_offset
@@ -367,9 +402,13 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 n_heads
         oxb_u32 n_kv_heads
         oxb_u32 head_dim
+        oxb_u32 rotary_dim
+        oxb_u32 interleaved
+        oxb_u32 has_norm
         oxb_f32 eps
         oxb_u32 max_seq
         oxb_u32 n_tokens
+        oxb_u32 pad
 
     struct oxb_attention_args:
         oxb_u64 layer_offset
@@ -393,25 +432,28 @@ cdef extern from "oxb_args.h" nogil:
         oxb_f32 value
         oxb_u32 index
 
-    struct oxb_argmax_parts_args:
+    struct oxb_argmax_blocks_args:
         oxb_u32 n
         oxb_u32 n_vectors
-        oxb_u32 n_parts
+        oxb_u32 n_blocks
         oxb_u32 pad
 
     struct oxb_argmax_args:
-        oxb_u32 n_parts
+        oxb_u32 n_blocks
         oxb_u32 n_vectors
         oxb_u32 pad[2]
 
     struct oxb_advance_args:
-        oxb_u32 n_parts
+        oxb_u32 n_blocks
         oxb_u32 max_tokens
         oxb_u32 n_tokens
         oxb_u32 pad
 
 
 cdef extern from "oxb_driver.h" nogil:
+    unsigned int OXB_TILE_ALL
+    unsigned int OXB_TILE_CONSTANTS
+    unsigned int OXB_MAX_LAYOUTS
     const char *OXB_DRIVER_ENTRY
 
     ctypedef struct oxb_driver_binding:
@@ -433,10 +475,68 @@ cdef extern from "oxb_driver.h" nogil:
     ctypedef void (*oxb_driver_done)(
         void *context, oxb_status status, const char *message, oxb_times times) noexcept nogil
 
+    ctypedef void oxb_reformat_blocks_fn(
+        oxb_file_format format, const uint8_t *from_, uint64_t n, uint8_t *scales,
+        uint8_t *codes) noexcept nogil
+
     ctypedef struct oxb_host:
         uint32_t abi_version
         uint32_t struct_size
         oxb_status (*fail)(oxb_status status, const char *format, ...) noexcept nogil
+        const oxb_file_format_info *(*file_format)(oxb_file_format format) noexcept nogil
+        const oxb_device_format_info *(*device_format)(oxb_device_format format) noexcept nogil
+        oxb_reformat_blocks_fn *reformat_blocks
+
+    ctypedef enum oxb_op:
+        OXB_OP_GEMV
+        OXB_OP_SWIGLU
+        OXB_OP_GEMM
+        OXB_OP_SWIGLU_GEMM
+        OXB_OP_GEMM_INT8
+        OXB_OP_QUANTIZE
+        OXB_OP_EMBED
+        OXB_OP_RMSNORM
+        OXB_OP_ADD
+        OXB_OP_BIAS
+        OXB_OP_QK_NORM_ROPE
+        OXB_OP_KV_STORE
+        OXB_OP_QKV_TO_CACHE
+        OXB_OP_ATTENTION
+        OXB_OP_COMBINE
+        OXB_OP_ARGMAX_BLOCKS
+        OXB_OP_ARGMAX
+        OXB_OP_ADVANCE
+        OXB_OP_COUNT
+
+    ctypedef struct oxb_op_shape:
+        uint64_t extent[3]
+        oxb_device_format format
+        uint32_t layout
+        uint64_t n_rows
+        uint64_t k
+        const oxb_attention_shape *attention
+        uint64_t cache_alignment
+
+    ctypedef struct oxb_tile:
+        uint32_t size[3]
+        uint32_t threads
+        const char *suffix
+        uint32_t column
+        uint32_t splits
+        uint32_t n_constants
+        oxb_constant constants[3]
+
+    ctypedef struct oxb_abilities:
+        uint32_t fused_norm
+        uint32_t fused_cache_store
+        uint32_t int8_products
+        uint32_t pad
+
+    ctypedef struct oxb_weight_layout:
+        uint32_t id
+        uint32_t pad
+        uint64_t size
+        uint64_t codes_offset
 
     ctypedef struct oxb_driver:
         uint32_t abi_version
@@ -468,16 +568,24 @@ cdef extern from "oxb_driver.h" nogil:
             void *device, void *library, const char *function, const oxb_constant *constants,
             uint32_t n_constants, void **pipeline, oxb_pipeline_info *info) noexcept nogil
         void (*pipeline_free)(void *device, void *pipeline) noexcept nogil
+        uint64_t (*binding_bytes)(
+            void *device, void *pipeline, const void *args, uint32_t index) noexcept nogil
         oxb_status (*submit)(
             void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
             oxb_driver_done done, void *context) noexcept nogil
         void (*replay_free)(void *device, void *replay) noexcept nogil
-        uint64_t (*weight_size)(
-            void *device, oxb_device_format kernel, oxb_layout layout, uint64_t n_rows, uint64_t k,
-            uint64_t *codes_offset) noexcept nogil
-        int (*weight_pack)(
-            void *device, oxb_file_format format, oxb_layout layout, const void *from_,
-            uint64_t n_rows, uint64_t k, void *to) noexcept nogil
+        void (*abilities)(void *device, oxb_abilities *abilities) noexcept nogil
+        oxb_status (*tile)(
+            void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) noexcept nogil
+        uint64_t (*int8_vector_bytes)(
+            void *device, oxb_device_format format, uint32_t layout, uint64_t k,
+            uint64_t n_vectors) noexcept nogil
+        uint32_t (*weight_layouts)(
+            void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,
+            oxb_weight_layout layouts[4]) noexcept nogil
+        oxb_status (*weight_pack)(
+            void *device, uint32_t layout, oxb_file_format format, const void *from_,
+            uint64_t n_rows, uint64_t k, void *to, int *fits) noexcept nogil
         const char *(*variant)(uint32_t index) noexcept nogil
         oxb_status (*capture_start)(void *device, const char *path) noexcept nogil
         oxb_status (*capture_stop)(void *device) noexcept nogil

@@ -11,13 +11,13 @@ Feed a prompt, then generate::
 from __future__ import annotations
 
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.generation import SessionFullError
+from oxibonsai.model.errors import SessionFileError, SessionFullError
+from oxibonsai.model.generation.sampling import Sampler
+from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.model import Model
-from oxibonsai.model.profile import Profile, Run
-from oxibonsai.model.sampling import Sampler
-from oxibonsai.model.scoring import Perplexity
+from oxibonsai.model.runtime.profile import Profile, Run
 from oxibonsai.model.session import Session
-from oxibonsai.model.statefile import SessionFileError
+from oxibonsai.model.tokenizer import Tokenizer
 
 __all__ = [
     "Model",
@@ -29,4 +29,5 @@ __all__ = [
     "Session",
     "SessionFileError",
     "SessionFullError",
+    "Tokenizer",
 ]

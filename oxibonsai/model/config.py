@@ -8,9 +8,7 @@ from dataclasses import dataclass, field
 from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.model.rope import RopeScaling
 
-__all__ = ["ModelConfig"]
-
-ARCHITECTURE = "qwen3"
+__all__ = ["ModelConfig", "architecture_name"]
 
 # What the decode step's kernels and 32-bit sizes allow, far above any published model.
 _LIMITS = {
@@ -32,7 +30,7 @@ _NEUTRAL = {"yarn_ext_factor": (1, -1), "yarn_log_multiplier": (0,), "alpha": (0
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The shape of a qwen3 model.
+    """The shape of a dense decoder: GQA attention with RoPE, RMSNorm, SwiGLU.
 
     Attributes
     ----------
@@ -74,15 +72,34 @@ class ModelConfig:
         """Rows of the fused projection of Q, K and V."""
         return (self.n_heads + 2 * self.n_kv_heads) * self.head_dim
 
+    @property
+    def rotary_dim(self) -> int:
+        """Elements of a head that RoPE turns."""
+        return self.head_dim
+
     @classmethod
     def from_gguf(cls, file: GGUFFile) -> ModelConfig:
-        """Read the shape; GGUFError for another architecture, or a missing or absurd value."""
-        found = file.metadata.get("general.architecture")
-        if found != ARCHITECTURE:
-            raise GGUFError(
-                f"{file.path}: general.architecture is {found!r}; only {ARCHITECTURE!r} is "
-                "supported"
-            )
+        """Read the shape from the keys that GGUF names alike in every architecture.
+
+        Each key begins with the file's ``general.architecture``. What one architecture asks beyond
+        them, its own file in ``oxibonsai.model.architectures`` checks.
+
+        Parameters
+        ----------
+        file : GGUFFile
+            The open file.
+
+        Returns
+        -------
+        ModelConfig
+            The shape.
+
+        Raises
+        ------
+        GGUFError
+            For a missing or absurd value.
+        """
+        name = architecture_name(file)
         embedding = file.tensors.get("token_embd.weight")
         if embedding is None:
             raise GGUFError(f"{file.path}: tensor 'token_embd.weight' is missing")
@@ -91,44 +108,82 @@ class ModelConfig:
                 f"{file.path}: tensor 'token_embd.weight' has shape {embedding.shape}; a matrix is "
                 "needed"
             )
-        n_heads = _integer(file, "attention.head_count")
-        hidden = _integer(file, "embedding_length")
-        context = _integer(file, "context_length")
-        theta = _number(file, "rope.freq_base", 10000.0)
+        read = _Reader(file, name)
+        n_heads = read.integer("attention.head_count")
+        hidden = read.integer("embedding_length")
+        context = read.integer("context_length")
+        theta = read.number("rope.freq_base", 10000.0)
         config = cls(
-            n_layers=_integer(file, "block_count"),
+            n_layers=read.integer("block_count"),
             hidden_size=hidden,
-            intermediate_size=_integer(file, "feed_forward_length"),
+            intermediate_size=read.integer("feed_forward_length"),
             n_heads=n_heads,
-            n_kv_heads=_integer(file, "attention.head_count_kv", n_heads),
-            head_dim=_integer(file, "attention.key_length", max(hidden // n_heads, 1)),
+            n_kv_heads=read.integer("attention.head_count_kv", n_heads),
+            head_dim=read.integer("attention.key_length", max(hidden // n_heads, 1)),
             vocab_size=embedding.shape[0],
             context_length=context,
             rope_theta=theta,
-            rms_eps=_number(file, "attention.layer_norm_rms_epsilon"),
-            rope_scaling=_rope_scaling(file, context, theta),
+            rms_eps=read.number("attention.layer_norm_rms_epsilon"),
+            rope_scaling=_rope_scaling(read, context, theta),
         )
-        config._check(file)
+        if config.n_heads % config.n_kv_heads:
+            raise GGUFError(
+                f"{file.path}: {config.n_heads} query heads do not divide among "
+                f"{config.n_kv_heads} key-value heads"
+            )
+        if config.head_dim % 2:
+            raise GGUFError(f"{file.path}: head_dim = {config.head_dim} is odd: RoPE turns pairs")
+        for key in ("attention.value_length", "rope.dimension_count"):
+            value = file.metadata.get(f"{name}.{key}", config.head_dim)
+            if not isinstance(value, int) or value != config.head_dim:
+                raise GGUFError(
+                    f"{file.path}: {name}.{key} is {value}; only the head_dim, "
+                    f"{config.head_dim}, is supported"
+                )
         return config
 
-    def _check(self, file: GGUFFile) -> None:
-        if self.n_heads % self.n_kv_heads:
-            raise GGUFError(
-                f"{file.path}: {self.n_heads} query heads do not divide among {self.n_kv_heads} "
-                "key-value heads"
-            )
-        if self.head_dim % 2:
-            raise GGUFError(f"{file.path}: head_dim = {self.head_dim} is odd: RoPE turns halves")
-        for key in ("attention.value_length", "rope.dimension_count"):
-            value = file.metadata.get(f"{ARCHITECTURE}.{key}", self.head_dim)
-            if not isinstance(value, int) or value != self.head_dim:
-                raise GGUFError(
-                    f"{file.path}: {ARCHITECTURE}.{key} is {value}; only the head_dim, "
-                    f"{self.head_dim}, is supported"
-                )
+
+def architecture_name(file: GGUFFile) -> str:
+    """Return ``general.architecture`` of a file; GGUFError where it is missing or no text."""
+    found = file.metadata.get("general.architecture")
+    if not isinstance(found, str):
+        raise GGUFError(f"{file.path}: general.architecture is {found!r}; a name is needed")
+    return found
 
 
-def _rope_scaling(file: GGUFFile, context: int, theta: float) -> RopeScaling:
+@dataclass(frozen=True)
+class _Reader:
+    """Reads the numbers of an architecture's metadata."""
+
+    file: GGUFFile
+    architecture: str
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        name = f"{self.architecture}.{key}"
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise GGUFError(f"{self.file.path}: {name} is {value!r}; an integer is needed")
+        if not 1 <= value <= _LIMITS[key]:
+            raise GGUFError(f"{self.file.path}: {name} = {value} must lie in 1..{_LIMITS[key]}")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        name = f"{self.architecture}.{key}"
+        value = self._value(name, default)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise GGUFError(f"{self.file.path}: {name} is {value!r}; a number is needed")
+        if not (math.isfinite(value) and value > 0):
+            raise GGUFError(f"{self.file.path}: {name} = {value} must be finite and above 0")
+        return float(value)
+
+    def _value(self, name: str, default: float | None) -> object:
+        value = self.file.metadata.get(name, default)
+        if value is None:
+            raise GGUFError(f"{self.file.path}: metadata {name!r} is missing")
+        return value
+
+
+def _rope_scaling(read: _Reader, context: int, theta: float) -> RopeScaling:
     """Read the RoPE scaling; GGUFError by name for one that would not be applied as meant.
 
     The keys are llama.cpp's, with its meaning where a key is missing or 0: a factor without a type
@@ -136,7 +191,8 @@ def _rope_scaling(file: GGUFFile, context: int, theta: float) -> RopeScaling:
     converters take from the ``attention_factor`` of Hugging Face's configurations, stands in the
     place of YaRN's own 0.1 ln(factor) + 1.
     """
-    prefix = f"{ARCHITECTURE}.rope.scaling."
+    file, architecture = read.file, read.architecture
+    prefix = f"{architecture}.rope.scaling."
     kind = file.metadata.get(prefix + "type", "linear")
     if not isinstance(kind, str) or kind not in ("none", "linear", "yarn"):
         raise GGUFError(
@@ -152,22 +208,22 @@ def _rope_scaling(file: GGUFFile, context: int, theta: float) -> RopeScaling:
                 f"{file.path}: RoPE scaling of type {kind!r} with {name} = {value!r} is not "
                 "supported"
             )
-    attention_factor = _number(file, "rope.scaling.attn_factor", 1.0)
+    attention_factor = read.number("rope.scaling.attn_factor", 1.0)
     key = "rope.scaling.factor"
-    if f"{ARCHITECTURE}.{key}" not in file.metadata:
+    if f"{architecture}.{key}" not in file.metadata:
         key = "rope.scale_linear"  # the older name
-    given = file.metadata.get(f"{ARCHITECTURE}.{key}")
-    factor = 1.0 if isinstance(given, (int, float)) and given == 0 else _number(file, key, 1.0)
+    given = file.metadata.get(f"{architecture}.{key}")
+    factor = 1.0 if isinstance(given, (int, float)) and given == 0 else read.number(key, 1.0)
     if kind == "none" or (kind == "linear" and factor == 1.0):
         return RopeScaling(attention_factor=attention_factor)
     if kind == "linear":
         return RopeScaling("linear", factor, attention_factor)
     if theta <= 1:
         raise GGUFError(
-            f"{file.path}: {ARCHITECTURE}.rope.freq_base = {theta} must be above 1 for YaRN"
+            f"{file.path}: {architecture}.rope.freq_base = {theta} must be above 1 for YaRN"
         )
-    fast = _number(file, "rope.scaling.yarn_beta_fast", 32.0)
-    slow = _number(file, "rope.scaling.yarn_beta_slow", 1.0)
+    fast = read.number("rope.scaling.yarn_beta_fast", 32.0)
+    slow = read.number("rope.scaling.yarn_beta_slow", 1.0)
     if fast < slow:
         raise GGUFError(
             f"{file.path}: {prefix}yarn_beta_fast = {fast} is below yarn_beta_slow = {slow}"
@@ -176,32 +232,8 @@ def _rope_scaling(file: GGUFFile, context: int, theta: float) -> RopeScaling:
     return RopeScaling(
         "yarn",
         factor,
-        attention_factor * _number(file, "rope.scaling.yarn_attn_factor", own),
-        _integer(file, "rope.scaling.original_context_length", context),
+        attention_factor * read.number("rope.scaling.yarn_attn_factor", own),
+        read.integer("rope.scaling.original_context_length", context),
         fast,
         slow,
     )
-
-
-def _integer(file: GGUFFile, key: str, default: int | None = None) -> int:
-    name = f"{ARCHITECTURE}.{key}"
-    value = file.metadata.get(name, default)
-    if value is None:
-        raise GGUFError(f"{file.path}: metadata {name!r} is missing")
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise GGUFError(f"{file.path}: {name} is {value!r}; an integer is needed")
-    if not 1 <= value <= _LIMITS[key]:
-        raise GGUFError(f"{file.path}: {name} = {value} must lie in 1..{_LIMITS[key]}")
-    return value
-
-
-def _number(file: GGUFFile, key: str, default: float | None = None) -> float:
-    name = f"{ARCHITECTURE}.{key}"
-    value = file.metadata.get(name, default)
-    if value is None:
-        raise GGUFError(f"{file.path}: metadata {name!r} is missing")
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise GGUFError(f"{file.path}: {name} is {value!r}; a number is needed")
-    if not (math.isfinite(value) and value > 0):
-        raise GGUFError(f"{file.path}: {name} = {value} must be finite and above 0")
-    return float(value)

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import operator
 import os
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from oxibonsai.chat import ChatTemplate, ChatTemplateError
 from oxibonsai.gguf import GGUFFile
 from oxibonsai.metal import Device, MetalGraph
-from oxibonsai.model import statefile
+from oxibonsai.model.architectures import ARCHITECTURES, ModelWeights, load_weights
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.scoring import Perplexity
-from oxibonsai.model.session import DEFAULT_CHUNK, Session, check_chunk
-from oxibonsai.model.weights import ModelWeights, load_weights
-from oxibonsai.tokenizer import Tokenizer
+from oxibonsai.model.generation.scoring import Perplexity
+from oxibonsai.model.session import DEFAULT_CHUNK, Session
+from oxibonsai.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -29,12 +26,12 @@ _DEFAULT_MAX_SEQ = 2048
 
 
 class Model:
-    """A qwen3 model on a device, made by ``Model.load``.
+    """A model on a device, made by ``Model.load``.
 
-    Attributes
+    Parameters
     ----------
-    path : str
-        The file.
+    file : GGUFFile
+        The open file, which the model closes.
     config : ModelConfig
         The shape.
     graph : MetalGraph
@@ -42,7 +39,14 @@ class Model:
     weights : ModelWeights
         The weights on the device.
     activations : {"float32", "int8"}
-        What prompts are multiplied in.
+        The type that prompts are multiplied in.
+
+    Attributes
+    ----------
+    path : str
+        The file.
+    config, graph, weights, activations
+        As given.
     name : str
         The model's name in the file, else the file's.
     """
@@ -74,7 +78,7 @@ class Model:
         type42: str | None = None,
         activations: Literal["float32", "int8"] = "float32",
     ) -> Model:
-        """Load a GGUF file of architecture qwen3.
+        """Load a GGUF file of an architecture in ``oxibonsai.model.architectures``.
 
         Parameters
         ----------
@@ -90,22 +94,28 @@ class Model:
             activations to 8 bits in blocks of 16, on the cpu device alone; it is faster with most
             processors and formats. Smaller batches, so all that is generated, stay float32.
 
+        Returns
+        -------
+        Model
+            The loaded model; close() it, or use it in a with statement.
+
         Raises
         ------
         GGUFError
             For a file that is damaged, of another architecture, or with tensors that are missing,
             unknown, of another shape or of an unsupported type.
         DeviceNotFoundError, BufferCreationError
-            From the device.
+            If there is no such device, or not enough memory on it.
         ValueError, EncodingError
             For other activations, and for those that the device has no kernels for.
         """
         file = GGUFFile(path, type42=type42)
         try:
-            config = ModelConfig.from_gguf(file)
+            architecture = ARCHITECTURES.of(file)
+            config = architecture.config(file)
             graph = MetalGraph(device)
             graph.commands(activations=activations).close()  # Refused before anything is loaded.
-            weights = load_weights(file, config, graph)
+            weights = load_weights(file, architecture, config, graph)
         except BaseException:
             file.close()
             raise
@@ -128,28 +138,6 @@ class Model:
             return frozenset()
         return self.tokenizer.eos_ids
 
-    @cached_property
-    def chat_template(self) -> ChatTemplate:
-        """The file's chat template; ChatTemplateError where it has none."""
-        tokenizer = self.tokenizer
-        if tokenizer.chat_template is None:
-            raise ChatTemplateError(
-                f"{self.name!r} ({self.path}) has no chat template: it continues text, see "
-                "Session.generate, and holds no conversation"
-            )
-
-        def name_of(key: str) -> str:
-            number = self._file.metadata.get(f"tokenizer.ggml.{key}_token_id")
-            return tokenizer.token_bytes(number).decode() if isinstance(number, int) else ""
-
-        return ChatTemplate(
-            tokenizer.chat_template,
-            tokenizer,
-            bos_token=name_of("bos"),
-            eos_token=name_of("eos"),
-            name=repr(self.name),
-        )
-
     def session(
         self,
         max_seq: int | None = None,
@@ -169,11 +157,16 @@ class Model:
             Elements of the KV cache. Half rounds K and V, about 4e-4 of the logits' norm on the
             demo model.
         chunk : int
-            Tokens of a prompt that run as one batch, 1 to 4096. Another size rounds in other
+            Tokens of a prompt that run in one submission, 1 to 4096. Another size rounds in other
             places; 1 gives the bits of generation.
         profile : bool
             Whether `Session.profile` keeps, and the logger ``oxibonsai.model`` tells at level INFO,
             where the time of each step goes.
+
+        Returns
+        -------
+        Session
+            An empty text.
 
         Raises
         ------
@@ -183,17 +176,9 @@ class Model:
             Where a cache of max_seq positions could not be made on the device.
         """
         self._check_open()
-        limit = self.config.context_length
         if max_seq is None:
-            max_seq = min(_DEFAULT_MAX_SEQ, limit)
-        max_seq = operator.index(max_seq)
-        if not 1 <= max_seq <= limit:
-            raise ValueError(
-                f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"
-            )
-        if kv_dtype not in ("f16", "f32"):
-            raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
-        return Session(self, max_seq, kv_dtype, check_chunk(chunk), bool(profile))
+            max_seq = min(_DEFAULT_MAX_SEQ, self.config.context_length)
+        return Session(self, max_seq, kv_dtype, chunk, bool(profile))
 
     def restore_session(
         self,
@@ -214,6 +199,11 @@ class Model:
         profile : bool
             As of session().
 
+        Returns
+        -------
+        Session
+            The restored session.
+
         Raises
         ------
         SessionFileError
@@ -222,23 +212,7 @@ class Model:
             For a max_seq that the text does not fit.
         """
         self._check_open()
-        with open(path, "rb") as file:
-            state = statefile.read_header(file, os.fspath(path), self)
-            max_seq = state.max_seq if max_seq is None else operator.index(max_seq)
-            if state.n_tokens > max_seq:
-                raise ValueError(f"max_seq = {max_seq}: the saved text has {state.n_tokens} tokens")
-            session = self.session(
-                max_seq,
-                state.kv_dtype,
-                chunk=state.chunk if chunk is None else chunk,
-                profile=profile,
-            )
-            try:
-                statefile.load(session, file, os.fspath(path), state)
-            except BaseException:
-                session.close()
-                raise
-            return session
+        return Session.restore(self, path, max_seq=max_seq, chunk=chunk, profile=bool(profile))
 
     def perplexity(
         self,
@@ -249,7 +223,7 @@ class Model:
         chunk: int = DEFAULT_CHUNK,
         progress: Callable[[int, int], object] | None = None,
     ) -> Perplexity:
-        """Return how well the model foretells a text, in float64.
+        """Return how well the model predicts a text, in float64.
 
         Parameters
         ----------
@@ -257,11 +231,23 @@ class Model:
             A text, or its tokens; at least two.
         window : int, optional
             A longer text is cut into windows of that many tokens, each read on its own; its first
-            token is not foretold. Left out, 2048 or the context_length, whichever is less.
-        kv_dtype, chunk
+            token is not predicted. Left out, 2048 or the context_length, whichever is less.
+        kv_dtype : {"f16", "f32"}
+            As of session().
+        chunk : int
             As of session().
         progress : callable, optional
-            Called with the tokens done so far and their number, after each window.
+            Called after each window with the number of tokens read so far and the number of all.
+
+        Returns
+        -------
+        Perplexity
+            Its mean and what it is made of.
+
+        Raises
+        ------
+        ValueError
+            For fewer than two tokens, a token outside the vocabulary, or a window out of range.
         """
         self._check_open()
         ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
@@ -278,7 +264,7 @@ class Model:
                 total += float(scores.sum())
                 n += len(scores)
         if n == 0:
-            raise ValueError(f"window = {window}: a window of one token foretells nothing")
+            raise ValueError(f"window = {window}: a window of one token predicts nothing")
         return Perplexity(total, n)
 
     @cached_property

@@ -5,91 +5,130 @@ from __future__ import annotations
 import operator
 import os
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.model import statefile
-from oxibonsai.model.asynchronous import in_thread
-from oxibonsai.model.cache import KVDtype
-from oxibonsai.model.decoder import Decoder
-from oxibonsai.model.generation import (
-    Generation,
-    GenerationOptions,
-    LogitsCallback,
-    SessionFullError,
-    full_error,
-)
-from oxibonsai.model.scoring import log_probabilities
-from oxibonsai.model.stopping import Stop
+from oxibonsai.model.generation import Generation, GenerationOptions, LogitsCallback
+from oxibonsai.model.generation.asynchronous import in_thread
+from oxibonsai.model.generation.scoring import Perplexity, log_probabilities
+from oxibonsai.model.generation.stopping import Stop
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.runtime import statefile
+from oxibonsai.model.runtime.cache import KVDtype
+from oxibonsai.model.runtime.decoder import Decoder
+from oxibonsai.model.runtime.profile import Profile
+from oxibonsai.model.timeline import Timeline
 
 if TYPE_CHECKING:
     from types import TracebackType
 
     from typing_extensions import Unpack
 
-    from oxibonsai.model.model import Model
-    from oxibonsai.model.profile import Profile
-
-__all__ = ["DEFAULT_CHUNK", "Session", "SessionFullError"]
+__all__ = ["DEFAULT_CHUNK", "Session", "check_chunk"]
 
 DEFAULT_CHUNK = 128
 Progress = Callable[[int, int], object]
 
 
+class SessionModel(LoadedModel, Protocol):
+    """A loaded model with what its users call; sessions know theirs by it."""
+
+    def session(
+        self,
+        max_seq: int | None = None,
+        kv_dtype: KVDtype = "f16",
+        *,
+        chunk: int = DEFAULT_CHUNK,
+        profile: bool = False,
+    ) -> Session:
+        """Return a new text on this model."""
+
+    def restore_session(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        max_seq: int | None = None,
+        chunk: int | None = None,
+        profile: bool = False,
+    ) -> Session:
+        """Return a session from a file that ``Session.save`` wrote."""
+
+    def perplexity(
+        self,
+        text: str | Sequence[int],
+        *,
+        window: int | None = None,
+        kv_dtype: KVDtype = "f16",
+        chunk: int = DEFAULT_CHUNK,
+        progress: Progress | None = None,
+    ) -> Perplexity:
+        """Return how well the model predicts a text."""
+
+    def close(self) -> None:
+        """Release the weights and the file."""
+
+
 class Session:
     """One text on a model, made by ``Model.session``.
 
-    Tokens of a prompt are fed in batches; each step of generation is a sequence that was recorded
-    once and is replayed. Position and tokens lie in small device buffers, so that a replay needs
-    nothing from the host. One thread uses a session at a time; sessions of one model are
-    independent.
+    A prompt is fed in chunks. Each step of generation replays a sequence that was recorded once:
+    position and tokens lie in small device buffers, so that a replay needs nothing from the host.
+    One thread uses a session at a time; sessions of one model are independent.
 
-    Attributes
+    Parameters
     ----------
     model : Model
         Whose weights are used.
     max_seq : int
         Positions the KV cache can grow to.
-    kv_dtype : str
-        ``"f16"`` or ``"f32"``.
+    kv_dtype : {"f16", "f32"}
+        Elements of the KV cache.
     chunk : int
-        Tokens of a prompt that run as one batch.
+        Tokens of a prompt that run in one submission.
+    profile : bool
+        Whether `profile` keeps what runs.
+
+    Attributes
+    ----------
+    model : Model
+        As given, as are max_seq, kv_dtype and chunk.
     """
 
     def __init__(
         self,
-        model: Model,
+        model: SessionModel,
         max_seq: int,
         kv_dtype: KVDtype,
         chunk: int = DEFAULT_CHUNK,
         profile: bool = False,
     ) -> None:
+        max_seq = operator.index(max_seq)
+        limit = model.config.context_length
+        if not 1 <= max_seq <= limit:
+            raise ValueError(
+                f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"
+            )
+        if kv_dtype not in ("f16", "f32"):
+            raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
-        self.chunk = chunk
-        self._profiled = profile
+        self.chunk = check_chunk(chunk)
         self._decoder = Decoder(model, max_seq, kv_dtype, profile)
-        self._closed = False
-        self._tokens: list[int] = []
-        # Whether the device's choice of the next token lies at the position: it survives steps that
-        # run ahead, unlike the logits.
-        self._chosen = False
-        # Counts what moved the text: a generation that was left sees that it did.
-        self._epoch = 0
+        self._timeline = Timeline(self._decoder, max_seq)
 
     @property
     def position(self) -> int:
         """Tokens in the context."""
-        return len(self._tokens)
+        return self._timeline.position
 
     @property
     def tokens(self) -> list[int]:
         """The tokens in the context."""
-        return list(self._tokens)
+        return self._timeline.tokens
 
     @property
     def profile(self) -> Profile | None:
@@ -120,22 +159,27 @@ class Session:
         logits : {"all", "last"} or None
             Which to return: float32 [len(ids), vocab], float32 [vocab], or None.
         chunk : int, optional
-            Tokens that run as one batch; the session's own where left out. Another size gives
-            logits that differ by rounding, and 1 gives the bits of generation.
+            Tokens that run in one submission; the session's `chunk` where left out. Another size
+            gives logits that differ by rounding, and 1 gives the bits of generation.
         progress : callable, optional
-            Called with the tokens fed so far and their number, after each batch. What it raises
-            ends the call.
+            Called after each chunk with the number of tokens fed so far and the number of all. An
+            exception from it ends the call.
+
+        Returns
+        -------
+        float32 array or None
+            The logits asked for.
 
         Raises
         ------
         SessionFullError
-            Where the tokens do not fit; nothing is fed then.
+            If the tokens do not fit; nothing is fed then.
         ValueError
-            For a token outside the vocabulary.
+            For no tokens, a token outside the vocabulary, or a closed session.
 
         Notes
         -----
-        Any exception in between, Ctrl-C included, takes the whole call back.
+        Any exception during the call, Ctrl-C included, leaves the session as it was before it.
         """
         if logits not in ("all", "last", None):
             raise ValueError(f"logits = {logits!r}: 'all', 'last' or None")
@@ -144,9 +188,8 @@ class Session:
             rows = np.empty((len(fed), self.model.config.vocab_size), np.float32)
             self._feed_all(fed, chunk, progress, _into(rows))
             return rows
-        with self._feeding(fed, chunk) as chunks:
-            for start, stop in chunks:
-                self._decoder.feed(fed[start:stop], 1 if stop == len(fed) else 0)
+        with self._feeding(fed, chunk, all_rows=False) as chunks:
+            for _, stop in chunks:
                 if progress is not None:
                     progress(stop, len(fed))
         return self._decoder.logits() if logits == "last" else None
@@ -158,11 +201,29 @@ class Session:
         chunk: int | None = None,
         progress: Progress | None = None,
     ) -> npt.NDArray[np.int64]:
-        """Feed tokens and return the most probable token after each, int64 [len(ids)].
+        """Feed tokens and return the most probable token after each.
 
-        Where ids are a guess of what the model would generate, the guess holds up to the first
-        place in which ``verify(ids)[i] != ids[i + 1]``; rewind() to it. Only the choices leave the
-        device. The arguments are those of forward().
+        If `ids` are a guess of what the model would generate, the guess holds up to the first i
+        with ``verify(ids)[i] != ids[i + 1]``; rewind() to there. Only the choices leave the device.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            As of forward().
+        chunk : int, optional
+            As of forward().
+        progress : callable, optional
+            As of forward().
+
+        Returns
+        -------
+        int64 [len(ids)]
+            The tokens.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of forward().
         """
         fed = self._check(ids)
         found = np.empty(len(fed), np.int64)
@@ -178,17 +239,31 @@ class Session:
     ) -> npt.NDArray[np.float64]:
         """Feed tokens and return the natural logarithm of the probability of each.
 
-        float64 [len(ids)], given all tokens before; of the first token of an empty session, which
-        nothing comes before, NaN. Logits of 32 tokens at most exist at one time. The arguments are
-        those of forward().
+        Parameters
+        ----------
+        ids : sequence of int
+            As of forward().
+        chunk : int, optional
+            As of forward().
+        progress : callable, optional
+            As of forward().
+
+        Returns
+        -------
+        float64 [len(ids)]
+            Of each token given all before it; NaN for the first token of an empty session. The
+            logits of at most 32 tokens exist at one time.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of forward().
         """
         fed = self._check(ids)
         found = np.full(len(fed), np.nan)
-        if self._tokens:
-            self._settle()
-            if self._decoder.logits_end != self.position:
-                self._decoder.rerun(self.position)
-            found[0] = log_probabilities(self._decoder.logits()[None], fed[:1])[0]
+        if self.position:
+            self._timeline.settle()
+            found[0] = log_probabilities(self._timeline.logits()[None], fed[:1])[0]
 
         def score(at: int, logits: npt.NDArray[np.float32]) -> None:
             following = fed[at + 1 : at + 1 + len(logits)]
@@ -207,33 +282,22 @@ class Session:
         *,
         argmax: bool = False,
     ) -> None:
-        """Feed tokens and give `take` all their logits, or choices, a piece at a time."""
-        with self._feeding(fed, chunk) as chunks:
+        """Feed tokens and pass their logits, or choices, to `take` in pieces."""
+        with self._feeding(fed, chunk, all_rows=True) as chunks:
             for start, stop in chunks:
-                self._decoder.feed(fed[start:stop], stop - start)
                 for row, piece in self._decoder.head(stop - start, argmax=argmax):
                     take(start + row, piece)
                 if progress is not None:
                     progress(stop, len(fed))
 
-    @contextmanager
-    def _feeding(self, fed: list[int], chunk: int | None) -> Iterator[list[tuple[int, int]]]:
-        """Give the bounds of the batches, and take all of them back on any exception."""
+    def _feeding(
+        self, fed: list[int], chunk: int | None, *, all_rows: bool
+    ) -> AbstractContextManager[Iterator[tuple[int, int]]]:
         size = self.chunk if chunk is None else check_chunk(chunk)
-        self._settle()
-        before = self.position
-        self._decoder.reserve(before + len(fed))
-        self._chosen = False
-        try:
-            yield [(i, min(i + size, len(fed))) for i in range(0, len(fed), size)]
-        except BaseException:
-            self._decoder.seek(before)
-            raise
-        self._tokens += fed
-        self._chosen = True
+        return self._timeline.feeding(fed, size, all_rows=all_rows)
 
     def _check(self, ids: Sequence[int]) -> list[int]:
-        self._check_open()
+        self._timeline.check_open()
         fed = [operator.index(i) for i in ids]
         vocab = self.model.config.vocab_size
         if not fed:
@@ -243,8 +307,7 @@ class Session:
                 raise ValueError(
                     f"token {token} at {i} is outside the vocabulary: ids are 0 to {vocab - 1}"
                 )
-        if self.position + len(fed) > self.max_seq:
-            raise full_error(self, len(fed))
+        self._timeline.check_room(len(fed))
         return fed
 
     # Generating
@@ -266,39 +329,48 @@ class Session:
     ) -> Iterator[int]:
         """Yield tokens that continue what was fed; each is in the context when it is yielded.
 
-        The iterator may be left at any time: the context then ends with the last token that it
-        yielded.
+        You may stop iterating at any time: the context then ends with the last yielded token.
 
         Parameters
         ----------
         max_tokens : int
-            The most to yield.
-        temperature, top_k, top_p, min_p, repetition_penalty, seed
-            See Sampler; temperature 0 takes the most probable token.
+            The maximum to yield.
+        temperature : float
+            As of Sampler; 0 takes the most probable token.
+        top_k : int
+            As of Sampler.
+        top_p, min_p, repetition_penalty : float
+            As of Sampler.
+        seed : int, optional
+            As of Sampler.
         ignore_eos : bool
-            Go on past the end of the text. By default generation stops before a token that ends it
-            (EOS, EOT).
+            Continue past tokens that end a text (EOS, EOT). By default generation stops before one.
         stop : str or sequence of str and lists of int
-            Texts and runs of tokens that end the generation. Tokens that may become one are held
-            back, and what belongs to one is neither yielded nor in the context. A token in whose
-            middle a text begins belongs to it; ``stream`` gives its beginning.
+            Texts and token sequences that end the generation. Tokens that may begin one are held
+            back; those of a complete one are neither yielded nor in the context. A token in whose
+            middle a stop text begins belongs to it; `stream` yields the characters before it.
         logits_callback : callable, optional
-            Called with the float32 [vocab] logits of each token before it is chosen. It may change
-            them in place: the choice is made from what it leaves.
+            Called with the float32 [vocab] logits before each token is chosen. It may change them
+            in place; the choice is made from the result.
         lookahead : int, optional
-            Steps of greedy generation that run before their tokens are read, 1 to 16, so that the
-            device never waits for the host. Left out, 16, and 1 on a device that runs on the
-            host's own threads and gains nothing.
+            Greedy steps in flight, 1 to 16, so that the device never waits for the host. Default:
+            16, or 1 on the cpu device, which runs on the host's threads and gains nothing.
+
+        Returns
+        -------
+        iterator of int
+            The tokens.
 
         Raises
         ------
         SessionFullError
-            Where the next token does not fit; what was generated stays.
+            If the next token does not fit; what was generated stays.
         ValueError
-            Where nothing was fed, or an argument is out of its range.
+            If nothing was fed, an argument is out of its range, or every logit is NaN or -inf.
         """
         return Generation(
-            self,
+            self._timeline,
+            self.model,
             max_tokens,
             temperature,
             ignore_eos=ignore_eos,
@@ -320,9 +392,30 @@ class Session:
     ) -> Iterator[str]:
         """Yield the text of generate() in pieces of whole characters.
 
-        No piece holds a stop text or a part of one. The arguments are those of generate().
+        No piece contains a stop text or the beginning of one.
+
+        Parameters
+        ----------
+        max_tokens : int
+            As of generate().
+        temperature : float
+            As of generate().
+        **options
+            The other parameters of generate().
+
+        Returns
+        -------
+        iterator of str
+            The pieces, which joined are the text.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of generate().
         """
-        return Generation(self, max_tokens, temperature, text=True, **options).text()
+        return Generation(
+            self._timeline, self.model, max_tokens, temperature, text=True, **options
+        ).text()
 
     def agenerate(
         self,
@@ -332,79 +425,150 @@ class Session:
     ) -> AsyncIterator[int]:
         """Yield the tokens of generate() to ``async for``.
 
-        A thread of its own waits for the device. A task that is cancelled ends once the step that
-        runs has finished, and the session stays usable. The arguments are those of generate().
+        A separate thread waits for the device. A cancelled task ends when the running step has
+        finished; the session stays usable.
+
+        Parameters
+        ----------
+        max_tokens : int
+            As of generate().
+        temperature : float
+            As of generate().
+        **options
+            The other parameters of generate().
+
+        Returns
+        -------
+        asynchronous iterator of int
+            The tokens.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of generate().
         """
         return in_thread(self.generate(max_tokens, temperature, **options))
-
-    # What a Generation calls
-
-    def _settle(self) -> int:
-        """Drop what ran ahead of the context; return the new epoch."""
-        self._check_open()
-        self._decoder.seek(self.position)
-        self._epoch += 1
-        return self._epoch
-
-    def _commit(self, token: int) -> None:
-        """Take a token whose step has run into the context."""
-        self._tokens.append(token)
-        if self._decoder.logits_end == self.position:
-            self._chosen = True
 
     # Moving
 
     def rewind(self, position: int) -> None:
-        """Forget all tokens from `position` on; ValueError unless it lies in 0..self.position."""
-        self._check_open()
-        position = operator.index(position)
-        if not 0 <= position <= self.position:
-            raise ValueError(f"cannot rewind to {position}: the session is at {self.position}")
-        if position < self.position:
-            self._decoder.finish()
-            del self._tokens[position:]
-            self._chosen = False
-            self._settle()
+        """Drop all tokens from `position` on.
+
+        Parameters
+        ----------
+        position : int
+            Tokens to keep.
+
+        Raises
+        ------
+        ValueError
+            If it is not in 0..self.position.
+        """
+        self._timeline.rewind(operator.index(position))
 
     def copy(self) -> Session:
-        """Return a session of its own that holds the same text and goes on in the same way."""
-        self._settle()
-        twin = Session(self.model, self.max_seq, self.kv_dtype, self.chunk, self._profiled)
+        """Return an independent session with the same text, settings, keys and values.
+
+        Returns
+        -------
+        Session
+            The copy.
+
+        Raises
+        ------
+        BufferCreationError
+            If the device has no memory for a second cache.
+        """
+        self._timeline.settle()
+        twin = Session(
+            self.model, self.max_seq, self.kv_dtype, self.chunk, self.profile is not None
+        )
         try:
-            twin._decoder.copy_from(self._decoder, self.position)
+            twin._timeline.copy_from(self._timeline)
         except BaseException:
             twin.close()
             raise
-        twin._tokens = self.tokens
-        twin._chosen = self._chosen
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the text with its keys and values to a file, for ``Model.restore_session``.
 
-        The file is in the format safetensors. It takes the place of an older one when it is
-        complete, and never before.
+        The file is in the format safetensors and replaces an existing one only once it is complete.
+
+        Parameters
+        ----------
+        path : str or path-like
+            Where it goes.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; an existing file is unchanged then.
         """
-        self._settle()
-        statefile.save(self, path)
+        self._timeline.settle()
+        statefile.save(path, self._timeline, self._decoder, chunk=self.chunk)
+
+    @classmethod
+    def restore(
+        cls,
+        model: SessionModel,
+        path: str | os.PathLike[str],
+        *,
+        max_seq: int | None = None,
+        chunk: int | None = None,
+        profile: bool = False,
+    ) -> Session:
+        """Return a session from a file that save() wrote.
+
+        Parameters
+        ----------
+        model : Model
+            The model whose session was saved.
+        path : str or path-like
+            The file.
+        max_seq, chunk : int, optional
+            As of ``Model.session``; those of the saved session where left out.
+        profile : bool
+            As of ``Model.session``.
+
+        Returns
+        -------
+        Session
+            It continues where the saved one was.
+
+        Raises
+        ------
+        SessionFileError
+            If the file is damaged, of another format, or of another model.
+        ValueError
+            If the text does not fit max_seq.
+        """
+        name = os.fspath(path)
+        with open(path, "rb") as file:
+            state = statefile.read_header(file, name, model)
+            max_seq = state.max_seq if max_seq is None else operator.index(max_seq)
+            if state.n_tokens > max_seq:
+                raise ValueError(f"max_seq = {max_seq}: the saved text has {state.n_tokens} tokens")
+            chunk = state.chunk if chunk is None else chunk
+            session = cls(model, max_seq, state.kv_dtype, chunk, profile)
+            try:
+                statefile.load(file, name, state, session._timeline, session._decoder)
+            except BaseException:
+                session.close()
+                raise
+            return session
 
     @property
     def closed(self) -> bool:
         """Whether close() was called, here or on the model."""
-        return self._closed or self.model.closed
-
-    def _check_open(self) -> None:
-        if self.closed:
-            raise ValueError("the session is closed: make a new one with model.session()")
+        return self._decoder.closed
 
     def close(self) -> None:
         """Release the KV cache and the buffers; idempotent."""
-        if not self._closed:
-            self._closed = True
-            self._decoder.close()
+        self._decoder.close()
 
     def __enter__(self) -> Session:
-        self._check_open()
+        self._timeline.check_open()
         return self
 
     def __exit__(
@@ -429,7 +593,7 @@ def _into(rows: npt.NDArray[Any]) -> Callable[[int, npt.NDArray[Any]], None]:
 
 
 def check_chunk(chunk: int) -> int:
-    """Return a number of tokens for a batch; ValueError unless it lies in 1..4096."""
+    """Return the size of a chunk; ValueError unless it is in 1..4096."""
     chunk = operator.index(chunk)
     if not 1 <= chunk <= 4096:
         raise ValueError(f"chunk = {chunk} must lie in 1..4096")

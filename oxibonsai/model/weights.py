@@ -1,17 +1,17 @@
-"""The weights of a qwen3 model: which tensors a file must have, and their upload."""
+"""Reading weights from a file: which tensors it must have, and their upload."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from itertools import groupby
 from typing import TypeAlias
 
 import numpy as np
 
-from oxibonsai.gguf import GGUFError, GGUFFile, check_supported
+from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.metal import Buffer, Commands, MetalGraph, WeightHandle
-from oxibonsai.model.config import ModelConfig
 
-__all__ = ["LayerWeights", "ModelWeights", "Place", "Projection", "load_weights"]
+__all__ = ["Place", "Projection", "WeightLoader", "check_tensors"]
 
 Place: TypeAlias = Buffer | tuple[Buffer, int]
 """A buffer, or a buffer and an offset in bytes."""
@@ -32,12 +32,11 @@ class Projection:
         x: Place,
         y: Place,
         *,
-        residual: bool = False,
         n_vectors: int = 1,
         norm: WeightHandle | None = None,
         eps: float = 1e-6,
     ) -> None:
-        """Record y = W x, or y += W x, for each of n_vectors rows of x.
+        """Record y = W x for each of n_vectors rows of x.
 
         With `norm` x is normalised first, as in ``Commands.gemv``.
         """
@@ -47,7 +46,6 @@ class Projection:
                 handle,
                 x,
                 (buffer, offset + 4 * first_row),
-                residual=residual,
                 n_vectors=n_vectors,
                 y_stride=self.n_rows,
                 norm=norm,
@@ -65,107 +63,11 @@ class Projection:
         return [handle for handle, _ in self.parts]
 
 
-@dataclass(frozen=True)
-class LayerWeights:
-    """One layer."""
+def check_tensors(file: GGUFFile, architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Raise GGUFError unless the file has every tensor of `shapes`, in its shape, and no other.
 
-    attn_norm: WeightHandle
-    qkv: Projection
-    q_norm: WeightHandle
-    k_norm: WeightHandle
-    attn_output: Projection
-    ffn_norm: WeightHandle
-    gate_up: WeightHandle
-    down: Projection
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of all."""
-        norms = (self.attn_norm, self.q_norm, self.k_norm)
-        return sum(h.nbytes for h in (*norms, *self.qkv.handles)) + self.rest_nbytes
-
-    @property
-    def rest_nbytes(self) -> int:
-        """Bytes of what comes after the keys and values."""
-        parts = (self.ffn_norm, self.gate_up, *self.attn_output.handles, *self.down.handles)
-        return sum(h.nbytes for h in parts)
-
-
-@dataclass(frozen=True)
-class ModelWeights:
-    """All weights; `head` is `embedding` itself where the file ties them."""
-
-    embedding: WeightHandle
-    layers: list[LayerWeights]
-    output_norm: WeightHandle
-    head: WeightHandle
-
-    @property
-    def tied(self) -> bool:
-        """Whether embedding and head are one matrix."""
-        return self.head is self.embedding
-
-    @property
-    def handles(self) -> list[WeightHandle]:
-        """Every handle, once."""
-        found = [self.embedding, self.output_norm]
-        if not self.tied:
-            found.append(self.head)
-        for layer in self.layers:
-            found += [layer.attn_norm, layer.q_norm, layer.k_norm, layer.ffn_norm, layer.gate_up]
-            for projection in (layer.qkv, layer.attn_output, layer.down):
-                found += projection.handles
-        return found
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes that decoding one token reads from the device, the embedding's other rows apart."""
-        skipped = 0 if self.tied else self.embedding.nbytes
-        return sum(handle.nbytes for handle in self.handles) - skipped
-
-    def close(self) -> None:
-        """Release all handles."""
-        for handle in self.handles:
-            handle.close()
-
-
-def expected_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a file with this shape, the optional head included."""
-    c = config
-    kv_size = c.n_kv_heads * c.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (c.vocab_size, c.hidden_size),
-        "output_norm.weight": (c.hidden_size,),
-        "output.weight": (c.vocab_size, c.hidden_size),
-    }
-    layer: dict[str, tuple[int, ...]] = {
-        "attn_norm": (c.hidden_size,),
-        "attn_q": (c.q_size, c.hidden_size),
-        "attn_k": (kv_size, c.hidden_size),
-        "attn_v": (kv_size, c.hidden_size),
-        "attn_q_norm": (c.head_dim,),
-        "attn_k_norm": (c.head_dim,),
-        "attn_output": (c.hidden_size, c.q_size),
-        "ffn_norm": (c.hidden_size,),
-        "ffn_gate": (c.intermediate_size, c.hidden_size),
-        "ffn_up": (c.intermediate_size, c.hidden_size),
-        "ffn_down": (c.hidden_size, c.intermediate_size),
-    }
-    for i in range(c.n_layers):
-        shapes |= {f"blk.{i}.{name}.weight": shape for name, shape in layer.items()}
-    return shapes
-
-
-def check_tensors(file: GGUFFile, config: ModelConfig) -> None:
-    """Raise GGUFError unless the file has every tensor, in its shape, and no other."""
-    check_supported(file)
-    # As many tensors as layers ask for is checked first: a lying block_count costs nothing.
-    if config.n_layers > len(file.tensors):
-        raise GGUFError(
-            f"{file.path}: {config.n_layers} layers in {len(file.tensors)} tensors: tensors are "
-            "missing"
-        )
-    shapes = expected_shapes(config)
+    ``output.weight`` may be missing: the head is the embedding then.
+    """
     missing = [name for name in shapes if name not in file.tensors and name != "output.weight"]
     if missing:
         raise GGUFError(
@@ -174,8 +76,8 @@ def check_tensors(file: GGUFFile, config: ModelConfig) -> None:
     for name, info in file.tensors.items():
         if name not in shapes:
             raise GGUFError(
-                f"{file.path}: tensor {name!r} has no place in a qwen3 model; leaving it out would "
-                "change the result"
+                f"{file.path}: tensor {name!r} has no place in a {architecture} model; leaving it "
+                "out would change the result"
             )
         if info.shape != shapes[name]:
             raise GGUFError(
@@ -183,83 +85,71 @@ def check_tensors(file: GGUFFile, config: ModelConfig) -> None:
             )
         if len(info.shape) == 1 and info.format not in ("F32", "F16", "BF16"):
             raise GGUFError(
-                f"{file.path}: tensor {name!r} is {info.format}; a norm's weight must be F32, F16 "
-                "or BF16"
+                f"{file.path}: tensor {name!r} is {info.format}; a vector must be F32, F16 or BF16"
             )
 
 
-def load_weights(file: GGUFFile, config: ModelConfig, graph: MetalGraph) -> ModelWeights:
-    """Upload every tensor of `file`, dropping its pages as soon as it is on the device."""
-    check_tensors(file, config)
-    uploaded: list[WeightHandle] = []
+class WeightLoader:
+    """Uploads tensors of a file, dropping their pages as soon as they are on the device.
 
-    def matrix(*names: str) -> WeightHandle:
-        infos = [file.tensors[name] for name in names]
+    Parameters
+    ----------
+    file : GGUFFile
+        The file, which check_tensors() has passed.
+    graph : MetalGraph
+        Where the weights go.
+    """
+
+    def __init__(self, file: GGUFFile, graph: MetalGraph) -> None:
+        self._file = file
+        self._graph = graph
+        self._uploaded: list[WeightHandle] = []
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file.tensors
+
+    def matrix(self, *names: str) -> WeightHandle:
+        """Upload matrices of one format and width as one, their rows one after another."""
+        infos = [self._file.tensors[name] for name in names]
+        for info in infos[1:]:
+            if info.format != infos[0].format:
+                raise GGUFError(
+                    f"{self._file.path}: {infos[0].name!r} is {infos[0].format} and {info.name!r} "
+                    f"is {info.format}; the fused kernel needs one format for both"
+                )
         n_rows = sum(info.shape[0] for info in infos)
-        handle = graph.upload_weight_soa(
-            file.joined_data(*names), format=infos[0].format, shape=(n_rows, infos[0].shape[1])
+        handle = self._graph.upload_weight_soa(
+            self._file.joined_data(*names),
+            format=infos[0].format,
+            shape=(n_rows, infos[0].shape[1]),
         )
-        uploaded.append(handle)
-        for name in names:
-            file.release(name)
-        return handle
+        return self._keep(handle, names)
 
-    def projection(*names: str) -> Projection:
-        """Return one GEMV for each run of tensors of one format."""
+    def projection(self, *names: str) -> Projection:
+        """Upload matrices over one input: one handle for each run of tensors of one format."""
         parts: list[tuple[WeightHandle, int]] = []
         row = 0
-        while names:
-            format = file.tensors[names[0]].format
-            n = next(
-                (i for i, name in enumerate(names) if file.tensors[name].format != format),
-                len(names),
-            )
-            parts.append((matrix(*names[:n]), row))
-            row += sum(file.tensors[name].shape[0] for name in names[:n])
-            names = names[n:]
+        for _, run in groupby(names, key=lambda name: self._file.tensors[name].format):
+            tensors = tuple(run)
+            parts.append((self.matrix(*tensors), row))
+            row += sum(self._file.tensors[name].shape[0] for name in tensors)
         return Projection(parts)
 
-    def vector(name: str) -> WeightHandle:
-        handle = graph.upload_f32_weight(_float32(file, name))
-        uploaded.append(handle)
-        return handle
+    def vector(self, *names: str) -> WeightHandle:
+        """Upload vectors as one of float32, one after another."""
+        values = np.concatenate([_float32(self._file, name) for name in names])
+        return self._keep(self._graph.upload_f32_weight(values), names)
 
-    def gate_up(prefix: str) -> WeightHandle:
-        gate, up = (file.tensors[f"{prefix}.ffn_{part}.weight"] for part in ("gate", "up"))
-        if gate.format != up.format:
-            raise GGUFError(
-                f"{file.path}: {gate.name!r} is {gate.format} and {up.name!r} is {up.format}; the "
-                "fused kernel needs one format for both"
-            )
-        return matrix(gate.name, up.name)
-
-    try:
-        # The largest first: their pages of the file are gone before the rest is on the device.
-        embedding = matrix("token_embd.weight")
-        head = matrix("output.weight") if "output.weight" in file.tensors else embedding
-        layers = [
-            LayerWeights(
-                attn_norm=vector(f"{p}.attn_norm.weight"),
-                qkv=projection(*(f"{p}.attn_{x}.weight" for x in "qkv")),
-                q_norm=vector(f"{p}.attn_q_norm.weight"),
-                k_norm=vector(f"{p}.attn_k_norm.weight"),
-                attn_output=projection(f"{p}.attn_output.weight"),
-                ffn_norm=vector(f"{p}.ffn_norm.weight"),
-                gate_up=gate_up(p),
-                down=projection(f"{p}.ffn_down.weight"),
-            )
-            for p in (f"blk.{i}" for i in range(config.n_layers))
-        ]
-        return ModelWeights(
-            embedding=embedding,
-            layers=layers,
-            output_norm=vector("output_norm.weight"),
-            head=head,
-        )
-    except BaseException:
-        for handle in uploaded:
+    def close(self) -> None:
+        """Release everything that was uploaded: loading has failed."""
+        for handle in self._uploaded:
             handle.close()
-        raise
+
+    def _keep(self, handle: WeightHandle, names: tuple[str, ...]) -> WeightHandle:
+        self._uploaded.append(handle)
+        for name in names:
+            self._file.release(name)
+        return handle
 
 
 def _float32(file: GGUFFile, name: str) -> np.ndarray:

@@ -66,7 +66,7 @@ _MAKES_KERNEL = re.compile(r"\b(?:kernel|host_name)\b")
 _SPACE_WORD = re.compile(r"\b(device|threadgroup|thread|constant)\b\s*")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _HALF = re.compile(r"(?i)((?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)h")
-_POINTER, _VALUE, _THREADGROUP = 0, 1, 2  # enum of shim/cuda/module.c
+_POINTER, _VALUE, _THREADGROUP = 0, 1, 2  # oxb_argument_kind of shim/include/oxb_shim.h
 
 
 @dataclass

@@ -1,4 +1,4 @@
-/* A condition variable that waits a relative time on a clock nobody sets. macOS has no
+/* A condition variable with a timed wait on the monotonic clock. macOS has no
  * pthread_condattr_setclock, Linux no relative wait. */
 #ifndef BASE_CLOCK_H
 #define BASE_CLOCK_H

@@ -1,7 +1,8 @@
-/* The cpu driver: what its files share. geometry.c takes the two group sizes from here.
+/* The cpu driver: what its files share.
  *
- * A threadgroup runs as one thread. A kernel computes every element in an order that does not
- * depend on how the groups are split, so results have the same bits for any number of threads.
+ * One thread runs a threadgroup. A kernel computes every element in an order that does not depend
+ * on how the threadgroups are spread over threads, so results have the same bits for any number of
+ * them.
  */
 #ifndef CPU_H
 #define CPU_H
@@ -13,17 +14,20 @@
 #include "oxb_args.h"
 #include "oxb_driver.h"
 
-#define CPU_ROWS                16u   /* rows of the output per group of a matrix kernel */
-#define CPU_ELEMENTS            4096u /* elements per group of residual_add */
-#define CPU_TOKENS              8u    /* tokens per group of attention */
+#define CPU_ROWS                16u   /* rows of the output in a tile of a matrix kernel */
+#define CPU_ELEMENTS            4096u /* elements in a tile of residual_add */
+#define CPU_TOKENS              8u    /* tokens in a tile of attention */
 #define CPU_MAX_HEAD_DIM        OXB_MAX_HEAD_DIM
 #define CPU_MAX_THREADS         1024u
 #define CPU_MAX_KERNEL_BINDINGS 5u
-#define CPU_BATCH               32u     /* vectors per group of a product of several; in int8 all */
+#define CPU_BATCH               32u /* vectors in a tile of a batched product; all of them in int8 */
 #define CPU_TABLES              393216u /* bytes of tables: they stay in the second-level cache */
 #define CPU_SCRATCH             (CPU_TABLES + 69632u) /* bytes per thread, aligned to 64 */
 #define CPU_SHARE               32768u /* bytes to work on that are worth a thread of their own */
-#define CPU_BAD_ARGS            UINT64_MAX
+#define CPU_BAD_ARGS            OXB_BAD_ARGS
+
+/* The layouts of weights beside the plain one: panels.h. */
+enum { CPU_LAYOUT_PANELS = 1, CPU_LAYOUT_TRITS = 2 };
 
 /* Clang contracts a * b + c by default and gcc does not under -std=c11: both round twice here. */
 #if defined(__clang__)
@@ -46,7 +50,7 @@ typedef struct cpu_call {
     int again;     /* the scratch is as this thread left it in this very dispatch */
 } cpu_call;
 
-/* Run groups [first, last). Groups past the end of the output are empty. */
+/* Run threadgroups [first, last). Those past the end of the output do nothing. */
 typedef void cpu_run_fn(const cpu_call *call, uint64_t first, uint64_t last);
 /* The bytes that `binding` must hold, or CPU_BAD_ARGS. What depends on device memory, such as
  * the position in the decode state, is checked by the kernel when it runs. */
@@ -59,22 +63,29 @@ typedef struct cpu_kernel {
     uint32_t n_bindings;
     uint32_t written; /* bit i: binding i is written */
     uint32_t args_size;
-    uint32_t grain;  /* the fewest groups worth a thread of their own */
+    uint32_t grain;  /* the fewest threadgroups worth a thread of their own */
     uint32_t format; /* oxb_device_format of the matrix kernels; half_cache of the cache kernels */
-    uint32_t layout; /* oxb_layout of the matrix */
+    uint32_t layout; /* of the matrix */
     int int8;        /* whether the vectors are int8 */
 } cpu_kernel;
 
 /* One dispatch, ready to run. */
 typedef struct cpu_step {
     cpu_call call;
-    uint64_t groups;
-    uint64_t worth; /* the most threads that the step is worth */
+    uint64_t groups; /* threadgroups */
+    uint64_t worth;  /* the most threads that the step is worth */
 } cpu_step;
 
 /* Run the steps in order on up to `threads` threads, the caller's included; returns when all is
  * done. */
 void cpu_pool_run(const cpu_step *steps, uint32_t n, uint32_t threads);
+
+/* geometry.c */
+void cpu_abilities(const cpu_isa *isa, oxb_abilities *abilities);
+void cpu_tile(oxb_op op, const oxb_op_shape *shape, oxb_tile *tile);
+/* 0 where a matrix is multiplied by so many vectors in float32. */
+uint64_t cpu_int8_vector_bytes(const cpu_isa *isa, uint32_t format, uint32_t layout, uint64_t k,
+                               uint64_t n_vectors);
 
 /* machine.c */
 uint32_t cpu_count(void); /* CPUs this process may use; performance cores on macOS */
@@ -90,7 +101,8 @@ static inline uint64_t cpu_add(uint64_t a, uint64_t b) {
     return a > UINT64_MAX - b ? UINT64_MAX : a + b;
 }
 
-/* Bytes of one group's codes, the scale included only where it is stored among them (q8_0). */
+/* Bytes of one scale group's codes, the scale included only where it is stored among them (q8_0).
+ */
 static inline uint64_t cpu_group_bytes(uint32_t format) {
     static const uint8_t bytes[OXB_DEVICE_FORMAT_COUNT] = {
 #define X(id, name, bits, group_size, coded) \
@@ -135,9 +147,10 @@ typedef struct cpu_matrix {
     uint32_t format;
 } cpu_matrix;
 
-#define CPU_TILE 2048u /* rows that share one set of tables */
+#define CPU_TABLE_ROWS 2048u /* rows that share one set of tables, the most */
 
-/* One vector, n rows of each part, n_parts * n <= CPU_TILE: sums[p * n + i] is row (first[p] + i).
+/* One vector, n rows of each part, n_parts * n <= CPU_TABLE_ROWS: sums[p * n + i] is row (first[p]
+ * + i).
  */
 void cpu_codes_rows(const cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
                     double *sums, void *scratch);
@@ -145,12 +158,12 @@ void cpu_codes_rows(const cpu_matrix *m, const uint64_t *first, uint32_t n_parts
 void cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint64_t n, float *w);
 
 cpu_run_fn cpu_gemv, cpu_gemv_residual, cpu_swiglu, cpu_gemm, cpu_gemm_residual, cpu_swiglu_gemm,
-    cpu_quantize, cpu_embed, cpu_rmsnorm, cpu_residual_add, cpu_qk_norm_rope, cpu_kv_store,
-    cpu_attention, cpu_combine, cpu_argmax_parts, cpu_argmax, cpu_advance;
+    cpu_quantize, cpu_embed, cpu_rmsnorm, cpu_residual_add, cpu_bias_add, cpu_qk_norm_rope,
+    cpu_kv_store, cpu_attention, cpu_combine, cpu_argmax_blocks, cpu_argmax, cpu_advance;
 cpu_need_fn cpu_gemv_need, cpu_swiglu_need, cpu_gemm_need, cpu_swiglu_gemm_need, cpu_quantize_need,
-    cpu_embed_need, cpu_rmsnorm_need, cpu_residual_add_need, cpu_qk_norm_rope_need,
-    cpu_kv_store_need, cpu_attention_need, cpu_combine_need, cpu_argmax_parts_need, cpu_argmax_need,
-    cpu_advance_need;
+    cpu_embed_need, cpu_rmsnorm_need, cpu_residual_add_need, cpu_bias_add_need,
+    cpu_qk_norm_rope_need, cpu_kv_store_need, cpu_attention_need, cpu_combine_need,
+    cpu_argmax_blocks_need, cpu_argmax_need, cpu_advance_need;
 
 /* NULL for a name that does not ship. */
 const cpu_kernel *cpu_find(const char *name);

@@ -12,11 +12,12 @@
 #include <sys/mman.h>
 #include <time.h>
 
-#include "front/front.h"
+#include "base/builtin_drivers.h"
 #include "panels.h"
 
-#define MAP_BYTES  ((size_t)1 << 20) /* from this size on, pages of their own */
-#define HUGE_BYTES ((size_t)2 << 20) /* a huge page of Linux */
+#define MAP_BYTES     ((size_t)1 << 20) /* from this size on, pages of their own */
+#define HUGE_BYTES    ((size_t)2 << 20) /* a huge page of Linux */
+#define CPU_ALIGNMENT 4u /* of a binding's offset: kernels load 32-bit elements at least */
 
 typedef struct cpu_device {
     const cpu_isa *isa;
@@ -29,11 +30,6 @@ typedef struct cpu_buffer {
     size_t mapped;
     int wrapped;
 } cpu_buffer;
-
-typedef struct cpu_replay {
-    uint32_t capacity;
-    cpu_step steps[];
-} cpu_replay;
 
 static const oxb_host *host;
 
@@ -120,7 +116,7 @@ static void device_info(void *device, oxb_device_info *info) {
     cpu_brand(info->name, sizeof info->name);
     snprintf(info->driver, sizeof info->driver, "cpu");
     snprintf(info->variant, sizeof info->variant, "%s", self->isa->name);
-    info->simd_width = 1; /* a threadgroup runs as one thread */
+    info->simd_width = 1; /* one thread runs a threadgroup */
     info->unified_memory = 1;
     info->threads = self->threads;
     info->max_buffer_length = cpu_memory();
@@ -212,22 +208,46 @@ static oxb_status buffer_fill(void *device, void *buffer, uint64_t offset, uint6
     return OXB_OK;
 }
 
-static int uses_layout(const cpu_device *device, uint32_t kernel, uint32_t layout) {
-    const cpu_code code = cpu_panel_code(kernel, layout);
-    return code != CPU_CODE_COUNT && device->isa->f32->code[code].rows != NULL;
+static void abilities(void *device, oxb_abilities *found) {
+    cpu_abilities(((const cpu_device *)device)->isa, found);
 }
 
-static uint64_t weight_size(void *device, oxb_device_format kernel, oxb_layout layout,
-                            uint64_t n_rows, uint64_t k, uint64_t *codes_offset) {
-    if (!uses_layout(device, kernel, layout)) return 0;
-    return cpu_panel_bytes(cpu_panel_code(kernel, layout), cpu_group(kernel), n_rows, k,
-                           codes_offset);
+static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *found) {
+    (void)device;
+    cpu_tile(op, shape, found);
+    return OXB_OK;
 }
 
-static int weight_pack(void *device, oxb_file_format format, oxb_layout layout, const void *from,
-                       uint64_t n_rows, uint64_t k, void *to) {
+static uint64_t int8_vector_bytes(void *device, oxb_device_format format, uint32_t layout,
+                                  uint64_t k, uint64_t n_vectors) {
+    return cpu_int8_vector_bytes(((const cpu_device *)device)->isa, format, layout, k, n_vectors);
+}
+
+static int uses_layout(const cpu_device *device, uint32_t format, uint32_t layout) {
+    const cpu_packing packing = cpu_panel_packing(format, layout);
+    return packing != CPU_PACKING_COUNT && device->isa->f32->packing[packing].rows != NULL;
+}
+
+static uint32_t weight_layouts(void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,
+                               oxb_weight_layout layouts[OXB_MAX_LAYOUTS]) {
+    static const uint32_t best_first[] = {CPU_LAYOUT_TRITS, CPU_LAYOUT_PANELS};
+    uint32_t n = 0;
+    for (unsigned i = 0; i < sizeof best_first / sizeof best_first[0]; i++) {
+        if (!uses_layout(device, format, best_first[i])) continue;
+        oxb_weight_layout *layout = &layouts[n++];
+        layout->id = best_first[i];
+        layout->size = cpu_panel_bytes(cpu_panel_packing(format, layout->id), cpu_group(format),
+                                       n_rows, k, &layout->codes_offset);
+    }
+    return n;
+}
+
+static oxb_status weight_pack(void *device, uint32_t layout, oxb_file_format format,
+                              const void *from, uint64_t n_rows, uint64_t k, void *to, int *fits) {
     const cpu_device *self = device;
-    return cpu_pack(self->isa, format, layout, from, n_rows, k, to, self->threads);
+    *fits = cpu_pack(self->isa, host->reformat_blocks, format, layout, from, n_rows, k, to,
+                     self->threads);
+    return OXB_OK;
 }
 
 static oxb_status library_new(void *device, const char *source, size_t length, void **library) {
@@ -246,20 +266,49 @@ static void library_free(void *device, void *library) {
     (void)library;
 }
 
+/* Whether the device's variant has what the kernel is made of. */
+static int has_kernel(const cpu_device *device, const cpu_kernel *kernel) {
+    if (kernel->layout != OXB_LAYOUT_PLAIN && !uses_layout(device, kernel->format, kernel->layout))
+        return 0;
+    return !kernel->int8 || device->isa->int8 != NULL;
+}
+
+/* The kernel's buffers, then its argument struct. binding_bytes() has what each buffer must hold.
+ */
+static void list_arguments(const cpu_kernel *kernel, oxb_pipeline_info *info) {
+    for (uint32_t i = 0; i < kernel->n_bindings; i++) {
+        const int writes = kernel->written >> i & 1;
+        info->arguments[i] = (oxb_argument){.kind = OXB_ARGUMENT_BUFFER,
+                                            .index = i,
+                                            .alignment = CPU_ALIGNMENT,
+                                            .access = writes ? OXB_ACCESS_WRITE : OXB_ACCESS_READ};
+    }
+    info->arguments[kernel->n_bindings] = (oxb_argument){.kind = OXB_ARGUMENT_STRUCT,
+                                                         .index = kernel->n_bindings,
+                                                         .size = kernel->args_size,
+                                                         .access = OXB_ACCESS_READ};
+    info->n_arguments = kernel->n_bindings + 1;
+}
+
 static oxb_status pipeline_new(void *device, void *library, const char *function,
                                const oxb_constant *constants, uint32_t n_constants, void **pipeline,
                                oxb_pipeline_info *info) {
-    (void)device;
+    const cpu_device *self = device;
     (void)library;
     const cpu_kernel *kernel = cpu_find(function);
     if (kernel == NULL)
         return host->fail(OXB_COMPILATION_FAILED, "the cpu device has no kernel '%.64s'", function);
+    if (!has_kernel(self, kernel))
+        return host->fail(OXB_COMPILATION_FAILED,
+                          "the %s variant of the cpu device has no kernel '%s'", self->isa->name,
+                          function);
     if (n_constants != 0)
         return host->fail(OXB_COMPILATION_FAILED,
                           "the cpu kernel '%s' has no function constant %" PRIu32 ": it takes none",
                           function, constants[0].index);
     *pipeline = (void *)(uintptr_t)kernel;
-    *info = (oxb_pipeline_info){.max_threads = 1, .simd_width = 1, .written = kernel->written};
+    *info = (oxb_pipeline_info){.max_threads = 1, .simd_width = 1};
+    list_arguments(kernel, info);
     return OXB_OK;
 }
 
@@ -268,55 +317,27 @@ static void pipeline_free(void *device, void *pipeline) {
     (void)pipeline;
 }
 
-/* A dispatch whose arguments do not fit its buffers must not reach a kernel. */
-static oxb_status check_step(const cpu_device *device, const oxb_driver_dispatch *dispatch,
-                             cpu_step *step) {
+static uint64_t binding_bytes(void *device, void *pipeline, const void *args, uint32_t index) {
+    const cpu_kernel *kernel = pipeline;
+    (void)device;
+    return kernel->need(kernel, args, index);
+}
+
+static void make_step(const cpu_device *device, const oxb_driver_dispatch *dispatch,
+                      cpu_step *step) {
     const cpu_kernel *kernel = dispatch->pipeline;
-    if ((kernel->layout != OXB_LAYOUT_PLAIN &&
-         !uses_layout(device, kernel->format, kernel->layout)) ||
-        (kernel->int8 && device->isa->int8 == NULL))
-        return host->fail(OXB_ENCODING_FAILED,
-                          "the %s variant of the cpu device has no kernel '%s'", device->isa->name,
-                          kernel->name);
-    if (dispatch->n_bindings != kernel->n_bindings || dispatch->args_size != kernel->args_size)
-        return host->fail(OXB_ENCODING_FAILED,
-                          "the cpu kernel '%s' takes %" PRIu32 " buffers and %" PRIu32
-                          " bytes of arguments, not %" PRIu32 " and %" PRIu32,
-                          kernel->name, kernel->n_bindings, kernel->args_size, dispatch->n_bindings,
-                          dispatch->args_size);
     const oxb_size grid = dispatch->threadgroups;
-    step->groups = cpu_mul((uint64_t)grid.x * grid.y, grid.z);
-    step->call.kernel = kernel;
-    step->call.isa = device->isa;
-    step->call.args = dispatch->args;
     uint64_t bytes = 0;
+    *step = (cpu_step){.groups = cpu_mul((uint64_t)grid.x * grid.y, grid.z),
+                       .call = {.kernel = kernel, .isa = device->isa, .args = dispatch->args}};
     for (uint32_t i = 0; i < kernel->n_bindings; i++) {
         const oxb_driver_binding *binding = &dispatch->bindings[i];
-        const uint64_t has =
-            binding->offset < binding->length ? binding->length - binding->offset : 0;
-        const uint64_t need = kernel->need(kernel, dispatch->args, i);
-        if (need == CPU_BAD_ARGS)
-            return host->fail(
-                OXB_ENCODING_FAILED,
-                "the arguments of the cpu kernel '%s' describe no matrix or shape that it can run",
-                kernel->name);
-        bytes = cpu_add(bytes, need);
-        if (need > has)
-            return host->fail(OXB_ENCODING_FAILED,
-                              "buffer %" PRIu32 " of the cpu kernel '%s' needs %" PRIu64
-                              " bytes, and there are %" PRIu64 " from offset %" PRIu64,
-                              i, kernel->name, need, has, binding->offset);
-        if (binding->offset % 4 != 0)
-            return host->fail(OXB_ENCODING_FAILED,
-                              "the offset %" PRIu64 " of buffer %" PRIu32
-                              " of the cpu kernel '%s' is not a multiple of 4",
-                              binding->offset, i, kernel->name);
+        bytes = cpu_add(bytes, kernel->need(kernel, dispatch->args, i));
         step->call.bindings[i] = (cpu_span){
             .address = (char *)((cpu_buffer *)binding->buffer)->address + binding->offset,
-            .length = has};
+            .length = binding->length - binding->offset};
     }
     step->worth = bytes / CPU_SHARE;
-    return OXB_OK;
 }
 
 static double seconds(void) {
@@ -328,21 +349,16 @@ static double seconds(void) {
 static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                          oxb_driver_done done, void *context) {
     const cpu_device *self = device;
-    cpu_replay *steps = *replay;
-    if (steps == NULL || steps->capacity < n) {
-        free(steps);
-        steps = malloc(sizeof *steps + n * sizeof steps->steps[0]);
-        *replay = steps;
+    cpu_step *steps = *replay; /* made once: the list stays as it is */
+    if (steps == NULL) {
+        steps = malloc(n * sizeof *steps);
         if (steps == NULL)
             return host->fail(OXB_EXECUTION_FAILED, "out of memory for %" PRIu32 " dispatches", n);
-        steps->capacity = n;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        const oxb_status status = check_step(self, &list[i], &steps->steps[i]);
-        if (status != OXB_OK) return status;
+        for (uint32_t i = 0; i < n; i++) make_step(self, &list[i], &steps[i]);
+        *replay = steps;
     }
     oxb_times times = {.start = seconds(), .end = 0};
-    cpu_pool_run(steps->steps, n, self->threads);
+    cpu_pool_run(steps, n, self->threads);
     times.end = seconds();
     done(context, OXB_OK, NULL, times);
     return OXB_OK;
@@ -353,7 +369,7 @@ static void replay_free(void *device, void *replay) {
     free(replay);
 }
 
-const oxb_driver *oxb_cpu_driver(const oxb_host *services) {
+const oxb_driver *cpu_driver(const oxb_host *services) {
     static const oxb_driver driver = {
         .abi_version = OXB_ABI_VERSION,
         .struct_size = sizeof(oxb_driver),
@@ -368,13 +384,17 @@ const oxb_driver *oxb_cpu_driver(const oxb_host *services) {
         .buffer_read = buffer_read,
         .buffer_write = buffer_write,
         .buffer_fill = buffer_fill,
-        .weight_size = weight_size,
+        .abilities = abilities,
+        .tile = tile,
+        .int8_vector_bytes = int8_vector_bytes,
+        .weight_layouts = weight_layouts,
         .weight_pack = weight_pack,
         .variant = variant,
         .library_new = library_new,
         .library_free = library_free,
         .pipeline_new = pipeline_new,
         .pipeline_free = pipeline_free,
+        .binding_bytes = binding_bytes,
         .submit = submit,
         .replay_free = replay_free,
     };

@@ -2,53 +2,54 @@
 #include <stdatomic.h>
 #include <string.h>
 
-#include "front/front.h"
 #include "half.h"
 #include "panels.h"
 
 #define LANES       CPU_LANES
 #define LINE        64u
-#define MAX_GROUPS  8u  /* groups of a row that are reformatted together */
+#define MAX_GROUPS  8u  /* scale groups of a row that are reformatted together */
 #define GROUP_BYTES 32u /* of plain codes, the most */
 
-cpu_code cpu_panel_code(uint32_t format, uint32_t layout) {
-    if (layout == OXB_LAYOUT_TRITS)
-        return format == OXB_DEVICE_FORMAT_Q2_G128 ? CPU_TRITS : CPU_CODE_COUNT;
-    if (layout != OXB_LAYOUT_PANELS) return CPU_CODE_COUNT;
+cpu_packing cpu_panel_packing(uint32_t format, uint32_t layout) {
+    if (layout == CPU_LAYOUT_TRITS)
+        return format == OXB_DEVICE_FORMAT_Q2_G128 ? CPU_TRITS : CPU_PACKING_COUNT;
+    if (layout != CPU_LAYOUT_PANELS) return CPU_PACKING_COUNT;
     switch (format) {
     case OXB_DEVICE_FORMAT_Q1_G128: return CPU_BITS;
     case OXB_DEVICE_FORMAT_Q2_G128:
     case OXB_DEVICE_FORMAT_Q2_G64: return CPU_PAIRS;
-    default: return CPU_CODE_COUNT;
+    default: return CPU_PACKING_COUNT;
     }
 }
 
-uint64_t cpu_panel_bytes(cpu_code code, uint64_t group, uint64_t n_rows, uint64_t k,
+uint64_t cpu_panel_bytes(cpu_packing packing, uint64_t group_size, uint64_t n_rows, uint64_t k,
                          uint64_t *codes_offset) {
-    const uint64_t rows = cpu_panel_rows_of(code);
-    const uint64_t tile_rows = cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group));
-    *codes_offset = cpu_mul(tile_rows, sizeof(uint16_t));
+    const uint64_t rows = cpu_panel_rows_of(packing);
+    const uint64_t strip_rows =
+        cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group_size));
+    *codes_offset = cpu_mul(strip_rows, sizeof(uint16_t));
     return cpu_add(*codes_offset,
-                   cpu_mul(tile_rows, cpu_panel_words(code, group) * sizeof(uint32_t)));
+                   cpu_mul(strip_rows, cpu_panel_words(packing, group_size) * sizeof(uint32_t)));
 }
 
 cpu_panels cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t format,
                          uint32_t layout, uint64_t k) {
-    const cpu_code code = cpu_panel_code(format, layout);
-    const uint32_t group = cpu_group(format);
+    const cpu_packing packing = cpu_panel_packing(format, layout);
+    const uint32_t group_size = cpu_group(format);
     return (cpu_panels){.scales = weight,
                         .codes = (const void *)((const char *)weight + codes_offset),
-                        .n_groups = k / group,
-                        .words = cpu_panel_words(code, group),
-                        .group = group,
-                        .code = code};
+                        .n_groups = k / group_size,
+                        .words = cpu_panel_words(packing, group_size),
+                        .group_size = group_size,
+                        .packing = packing};
 }
 
-/* The code of weight i of a row of a tile, whose words are LANES apart. 1-bit codes as 0 and 2. */
-static int code_at(cpu_code code, const uint32_t *words, unsigned i) {
+/* The code of weight i of a row of a strip, whose words are LANES apart. 1-bit codes as 0 and 2. */
+static int code_at(cpu_packing packing, const uint32_t *words, unsigned i) {
     static const int power_of_three[3] = {1, 3, 9};
-    if (code == CPU_BITS) return 2 * (int)(words[i / 32 * LANES] >> (8 * (i % 4) + i % 32 / 4) & 1);
-    if (code == CPU_PAIRS)
+    if (packing == CPU_BITS)
+        return 2 * (int)(words[i / 32 * LANES] >> (8 * (i % 4) + i % 32 / 4) & 1);
+    if (packing == CPU_PAIRS)
         return (int)(words[i / 16 * LANES] >> (8 * (i % 4) + 2 * (i % 16 / 4)) & 3);
     if (i >= 126) return (int)(words[(i - 126) * LANES] >> 29 & 3);
     const uint32_t word = words[i / 18 * LANES];
@@ -59,17 +60,18 @@ static int code_at(cpu_code code, const uint32_t *words, unsigned i) {
 }
 
 void cpu_panel_weights(const cpu_panels *p, uint64_t row, uint64_t group, float *weights) {
-    const uint64_t tile = cpu_tile_at(p, row / LANES, group);
-    const float scale = cpu_float_of_half(p->scales[tile * LANES + row % LANES]);
-    const uint32_t *words = p->codes + tile * p->words * LANES + row % LANES;
-    for (unsigned i = 0; i < p->group; i++)
-        weights[i] = (float)(code_at(p->code, words, i) - 1) * scale;
+    const uint64_t strip = cpu_strip_at(p, row / LANES, group);
+    const float scale = cpu_float_of_half(p->scales[strip * LANES + row % LANES]);
+    const uint32_t *words = p->codes + strip * p->words * LANES + row % LANES;
+    for (unsigned i = 0; i < p->group_size; i++)
+        weights[i] = (float)(code_at(p->packing, words, i) - 1) * scale;
 }
 
 typedef struct pack_job {
     const cpu_isa *isa;
+    oxb_reformat_blocks_fn *reformat;
     oxb_file_format format;
-    cpu_code code;
+    cpu_packing packing;
     const uint8_t *blocks;
     uint64_t n_rows;
     uint64_t k;
@@ -77,27 +79,27 @@ typedef struct pack_job {
     atomic_int *failed;
 } pack_job;
 
-/* Plain codes of some groups, of formats whose blocks hold them in another order. */
+/* Plain codes of some scale groups, of formats whose blocks hold them in another order. */
 typedef struct plain_rows {
     uint8_t scales[LANES][MAX_GROUPS * 2];
     uint8_t codes[LANES][MAX_GROUPS * GROUP_BYTES];
 } plain_rows;
 
-/* The rows of groups [group, group + n) of a tile. */
-static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64_t n,
+/* The rows of scale groups [group, group + n) of a strip. */
+static void find_rows(const pack_job *job, uint64_t strip, uint64_t group, uint64_t n,
                       plain_rows *plain, cpu_pack_rows *r) {
     static const uint8_t zeros[MAX_GROUPS * (GROUP_BYTES + 2)];
     const oxb_file_format_info *info = oxb_file_format_of(job->format);
     const int ordered =
         job->format != OXB_FILE_FORMAT_PTQ1_0 && job->format != OXB_FILE_FORMAT_TQ2_0;
     const uint64_t row_bytes = job->k / info->block_weights * info->block_bytes;
-    const uint64_t groups = info->block_weights / r->group; /* of a block */
+    const uint64_t groups = info->block_weights / r->group_size; /* of a block */
     r->code_stride = ordered ? info->block_bytes : GROUP_BYTES;
     r->scale_stride = ordered ? info->block_bytes : 2;
     for (uint64_t lane = 0; lane < LANES; lane++) {
-        const uint64_t row = tile * LANES + lane;
+        const uint64_t row = strip * LANES + lane;
         const uint8_t *block = job->blocks + row * row_bytes + group / groups * info->block_bytes;
-        /* The next groups: so many rows at once are more than the processor follows by itself. */
+        /* The next scale groups: the processor's own prefetcher does not follow so many rows. */
         const uint64_t bytes = n / groups * info->block_bytes;
         for (uint64_t i = bytes; row < job->n_rows && i < 2 * bytes + LINE; i += LINE)
             __builtin_prefetch(block + i);
@@ -107,8 +109,7 @@ static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64
             r->codes[lane] = block + (info->scale_offset == 0 ? 2 : 0);
             r->scales[lane] = block + info->scale_offset;
         } else {
-            formats_reformat_blocks(job->format, block, n / groups, plain->scales[lane],
-                                    plain->codes[lane]);
+            job->reformat(job->format, block, n / groups, plain->scales[lane], plain->codes[lane]);
             r->codes[lane] = plain->codes[lane];
             r->scales[lane] = plain->scales[lane];
         }
@@ -117,37 +118,39 @@ static void find_rows(const pack_job *job, uint64_t tile, uint64_t group, uint64
 
 static void pack_panels(const cpu_call *call, uint64_t first, uint64_t last) {
     const pack_job *job = call->args;
-    const uint32_t group_weights = cpu_group(oxb_file_format_of(job->format)->device_format);
-    const uint64_t n_groups = job->k / group_weights;
-    const uint64_t words = cpu_panel_words(job->code, group_weights);
-    const uint64_t tiles = cpu_panel_tiles(job->code);
-    const cpu_panels p = {.n_groups = n_groups, .code = job->code};
-    cpu_pack_rows r = {.group = group_weights,
-                       .code = job->code,
+    const uint32_t group_size = cpu_group(oxb_file_format_of(job->format)->device_format);
+    const uint64_t n_groups = job->k / group_size;
+    const uint64_t words = cpu_panel_words(job->packing, group_size);
+    const uint64_t strips = cpu_panel_strips(job->packing);
+    const cpu_panels p = {.n_groups = n_groups, .packing = job->packing};
+    cpu_pack_rows r = {.group_size = group_size,
+                       .packing = job->packing,
                        .no_three = job->format == OXB_FILE_FORMAT_TQ2_0_G128};
     uint64_t codes_offset;
     plain_rows plain;
-    (void)cpu_panel_bytes(job->code, group_weights, job->n_rows, job->k, &codes_offset);
-    for (uint64_t tile = first * tiles; tile < last * tiles; tile++)
+    (void)cpu_panel_bytes(job->packing, group_size, job->n_rows, job->k, &codes_offset);
+    for (uint64_t strip = first * strips; strip < last * strips; strip++)
         for (uint64_t group = 0; group < n_groups; group += MAX_GROUPS) {
-            const uint64_t at = cpu_tile_at(&p, tile, group);
+            const uint64_t at = cpu_strip_at(&p, strip, group);
             r.n_groups = n_groups - group < MAX_GROUPS ? n_groups - group : MAX_GROUPS;
             r.to_scales = (uint16_t *)job->to + at * LANES;
             r.to_codes = (uint32_t *)(void *)((char *)job->to + codes_offset) + at * words * LANES;
-            find_rows(job, tile, group, r.n_groups, &plain, &r);
+            find_rows(job, strip, group, r.n_groups, &plain, &r);
             if (atomic_load_explicit(job->failed, memory_order_relaxed)) return;
             if (!job->isa->f32->pack(&r))
                 atomic_store_explicit(job->failed, 1, memory_order_relaxed);
         }
 }
 
-int cpu_pack(const cpu_isa *isa, oxb_file_format format, oxb_layout layout, const void *from,
-             uint64_t n_rows, uint64_t k, void *to, uint32_t threads) {
+int cpu_pack(const cpu_isa *isa, oxb_reformat_blocks_fn *reformat, oxb_file_format format,
+             uint32_t layout, const void *from, uint64_t n_rows, uint64_t k, void *to,
+             uint32_t threads) {
     static const cpu_kernel kernel = {.name = "pack", .run = pack_panels, .grain = 1};
     atomic_int failed = 0;
-    const cpu_code code = cpu_panel_code(oxb_file_format_of(format)->device_format, layout);
-    const uint64_t rows = cpu_panel_rows_of(code);
-    const pack_job job = {isa, format, code, from, n_rows, k, to, &failed};
+    const cpu_packing packing =
+        cpu_panel_packing(oxb_file_format_of(format)->device_format, layout);
+    const uint64_t rows = cpu_panel_rows_of(packing);
+    const pack_job job = {isa, reformat, format, packing, from, n_rows, k, to, &failed};
     const cpu_step step = {.call = {.kernel = &kernel, .args = &job},
                            .groups = (n_rows + rows - 1) / rows,
                            .worth = n_rows * k / 8 / CPU_SHARE};

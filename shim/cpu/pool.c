@@ -1,9 +1,9 @@
 /* The process's thread pool: one hand-off per submission, whose steps run one after another.
  *
- * A step is cut into chunks of its groups, large ones first. `state` is the step in turn and how
- * many of its chunks nobody has claimed; whoever finishes the last chunk of a step makes the next
- * one `state`. No thread waits for another by name: one that the system has put aside holds up at
- * most the chunk that it is running.
+ * A step is cut into chunks of its threadgroups, large ones first. `state` is the step in turn and
+ * how many of its chunks nobody has claimed; whoever finishes the last chunk of a step makes the
+ * next one `state`. No thread waits for another by name: one that the system has put aside holds up
+ * at most the chunk that it is running.
  *
  * Locks: `turn` is taken first and held for a whole submission and across fork(); `sleep_lock` is a
  * leaf. Workers live as long as the process and hold no lock while they run kernels.
@@ -47,7 +47,7 @@ static struct {
     signal_word state;
     signal_word submissions; /* counted for the workers that the last one did not need */
     _Alignas(64) atomic_uint unfinished; /* chunks of the step in turn */
-    atomic_uint parts;                   /* threads that the submission may use */
+    atomic_uint n_threads;               /* threads that the submission may use */
     atomic_int crowded;                  /* more threads than CPUs: do not spin */
 
     /* The job: written before `state`, read by those who have claimed a chunk of it. */
@@ -108,43 +108,43 @@ static void change(signal_word *word, uint64_t value) {
     }
 }
 
-static uint32_t parts_of(const cpu_step *step, uint32_t parts) {
+static uint32_t threads_of(const cpu_step *step, uint32_t n_threads) {
     const uint64_t grains = step->groups / step->call.kernel->grain;
     const uint64_t worth = grains < step->worth ? grains : step->worth;
-    return worth >= parts ? parts : worth > 1 ? (uint32_t)worth : 1;
+    return worth >= n_threads ? n_threads : worth > 1 ? (uint32_t)worth : 1;
 }
 
-/* In grains of groups. */
+/* In grains of threadgroups. */
 typedef struct chunk {
     uint64_t first, size;
 } chunk;
 
-#define SMALLEST_SHARE 8u /* the last chunks are this part of a thread's share */
+#define SMALLEST_SHARE 8u /* the last chunks are this fraction of a thread's share */
 
 static uint64_t grains_of(const cpu_step *step) {
     return (step->groups + step->call.kernel->grain - 1) / step->call.kernel->grain;
 }
 
-/* Chunk `index` for `parts` threads: each takes a chunk of the half of what is left, again and
+/* Chunk `index` for `n_threads` threads: each takes a chunk of the half of what is left, again and
  * again, and then smallest ones. */
-static chunk chunk_of(uint64_t grains, uint32_t parts, uint64_t index) {
-    const uint64_t smallest = grains / (SMALLEST_SHARE * parts) + 1;
+static chunk chunk_of(uint64_t grains, uint32_t n_threads, uint64_t index) {
+    const uint64_t smallest = grains / (SMALLEST_SHARE * n_threads) + 1;
     uint64_t first = 0;
     for (;;) {
-        const uint64_t half = (grains - first) / 2 / parts;
+        const uint64_t half = (grains - first) / 2 / n_threads;
         if (half <= smallest) break;
-        if (index < parts) return (chunk){first + index * half, half};
-        first += half * parts;
-        index -= parts;
+        if (index < n_threads) return (chunk){first + index * half, half};
+        first += half * n_threads;
+        index -= n_threads;
     }
     first += index * smallest;
     const uint64_t left = first < grains ? grains - first : 0;
     return (chunk){first, left < smallest ? left : smallest};
 }
 
-static uint32_t chunks_of(const cpu_step *step, uint32_t parts) {
+static uint32_t chunks_of(const cpu_step *step, uint32_t n_threads) {
     const uint64_t grains = grains_of(step);
-    const uint32_t now = parts_of(step, parts);
+    const uint32_t now = threads_of(step, n_threads);
     if (now == 1) return 1;
     const uint64_t smallest = grains / (SMALLEST_SHARE * now) + 1;
     uint64_t first = 0, count = 0;
@@ -153,8 +153,8 @@ static uint32_t chunks_of(const cpu_step *step, uint32_t parts) {
     return (uint32_t)(count + (grains - first + smallest - 1) / smallest);
 }
 
-static void run_groups(worker *self, const cpu_step *step, uint64_t number, uint64_t first,
-                       uint64_t last) {
+static void run_threadgroups(worker *self, const cpu_step *step, uint64_t number, uint64_t first,
+                             uint64_t last) {
     cpu_call call = step->call;
     call.scratch = self->scratch;
     call.again = self->step == number;
@@ -162,17 +162,19 @@ static void run_groups(worker *self, const cpu_step *step, uint64_t number, uint
     if (first < last) call.kernel->run(&call, first, last);
 }
 
-static void run_chunk(worker *self, uint64_t number, uint32_t parts, uint64_t left) {
+static void run_chunk(worker *self, uint64_t number, uint32_t n_threads, uint64_t left) {
     const cpu_step *step = &pool.steps[number - pool.first];
     const uint64_t grain = step->call.kernel->grain;
-    const chunk c = chunk_of(grains_of(step), parts_of(step, parts), chunks_of(step, parts) - left);
+    const chunk c =
+        chunk_of(grains_of(step), threads_of(step, n_threads), chunks_of(step, n_threads) - left);
     const uint64_t last = (c.first + c.size) * grain;
-    run_groups(self, step, number, c.first * grain, last < step->groups ? last : step->groups);
+    run_threadgroups(self, step, number, c.first * grain,
+                     last < step->groups ? last : step->groups);
 }
 
 /* After the last chunk of step `number`: put the next one up. This thread runs those that are not
  * worth sharing itself. */
-static void next_step(worker *self, uint64_t number, uint32_t parts) {
+static void next_step(worker *self, uint64_t number, uint32_t n_threads) {
     for (;;) {
         number++;
         if (number == pool.first + pool.n) {
@@ -180,26 +182,26 @@ static void next_step(worker *self, uint64_t number, uint32_t parts) {
             return;
         }
         const cpu_step *step = &pool.steps[number - pool.first];
-        const uint32_t chunks = chunks_of(step, parts);
+        const uint32_t chunks = chunks_of(step, n_threads);
         if (chunks > 1) {
             atomic_store_explicit(&pool.unfinished, chunks, memory_order_relaxed);
             change(&pool.state, number << LEFT_BITS | chunks);
             return;
         }
-        run_groups(self, step, number, 0, step->groups);
+        run_threadgroups(self, step, number, 0, step->groups);
     }
 }
 
 /* Claim a chunk and run it, if `state` has one. A claim succeeds only on the state that was read,
  * so that what it belongs to cannot have ended since. */
-static int claim(worker *self, uint64_t state, uint32_t parts) {
+static int claim(worker *self, uint64_t state, uint32_t n_threads) {
     const uint64_t left = state & ((1u << LEFT_BITS) - 1);
     uint_fast64_t expected = state;
     if (left == 0) return 0;
     if (!atomic_compare_exchange_strong(&pool.state.value, &expected, state - 1))
         return 1; /* somebody else was first: look again */
-    run_chunk(self, state >> LEFT_BITS, parts, left);
-    if (atomic_fetch_sub(&pool.unfinished, 1) == 1) next_step(self, state >> LEFT_BITS, parts);
+    run_chunk(self, state >> LEFT_BITS, n_threads, left);
+    if (atomic_fetch_sub(&pool.unfinished, 1) == 1) next_step(self, state >> LEFT_BITS, n_threads);
     return 1;
 }
 
@@ -208,10 +210,10 @@ static void *work(void *context) {
     for (;;) {
         const uint64_t submission = atomic_load(&pool.submissions.value);
         const uint64_t state = atomic_load(&pool.state.value);
-        const uint32_t parts = atomic_load(&pool.parts);
-        if (self->index >= parts)
+        const uint32_t n_threads = atomic_load(&pool.n_threads);
+        if (self->index >= n_threads)
             wait_change(&pool.submissions, submission);
-        else if (!claim(self, state, parts))
+        else if (!claim(self, state, n_threads))
             wait_change(&pool.state, state);
     }
     return NULL;
@@ -230,7 +232,7 @@ static void after_fork_parent(void) {
 /* The child has no workers: it starts its own when it first submits, in the same memory. */
 static void after_fork_child(void) {
     pool.started = 0;
-    atomic_store(&pool.parts, 0);
+    atomic_store(&pool.n_threads, 0);
     atomic_store(&pool.state.sleepers, 0);
     atomic_store(&pool.submissions.sleepers, 0);
     pthread_cond_init(&pool.state.wake, NULL);
@@ -277,7 +279,7 @@ static void start_workers(uint32_t count) {
 static void run_alone(const cpu_step *steps, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
         pool.caller.step = UINT64_MAX;
-        run_groups(&pool.caller, &steps[i], 0, 0, steps[i].groups);
+        run_threadgroups(&pool.caller, &steps[i], 0, 0, steps[i].groups);
     }
 }
 
@@ -285,31 +287,32 @@ void cpu_pool_run(const cpu_step *steps, uint32_t n, uint32_t threads) {
     static pthread_once_t once = PTHREAD_ONCE_INIT;
     pthread_once(&once, prepare);
 
-    uint32_t parts = 1;
-    for (uint32_t i = 0; i < n && parts < threads; i++) {
-        const uint32_t wanted = parts_of(&steps[i], threads);
-        parts = wanted > parts ? wanted : parts;
+    uint32_t n_threads = 1;
+    for (uint32_t i = 0; i < n && n_threads < threads; i++) {
+        const uint32_t wanted = threads_of(&steps[i], threads);
+        n_threads = wanted > n_threads ? wanted : n_threads;
     }
     pthread_mutex_lock(&pool.turn);
-    if (parts > 1) start_workers(parts - 1);
-    parts = parts <= pool.started ? parts : pool.started + 1;
-    if (parts == 1) {
+    if (n_threads > 1) start_workers(n_threads - 1);
+    n_threads = n_threads <= pool.started ? n_threads : pool.started + 1;
+    if (n_threads == 1) {
         run_alone(steps, n);
         pthread_mutex_unlock(&pool.turn);
         return;
     }
     const uint64_t before = atomic_load(&pool.state.value) >> LEFT_BITS;
-    const uint32_t parts_before = atomic_load(&pool.parts);
+    const uint32_t threads_before = atomic_load(&pool.n_threads);
     pool.steps = steps;
     pool.n = n;
     pool.first = before + 1;
-    atomic_store(&pool.crowded, parts > pool.cpus);
-    atomic_store(&pool.parts, parts);
-    if (parts > parts_before) change(&pool.submissions, atomic_load(&pool.submissions.value) + 1);
-    next_step(&pool.caller, before, parts);
+    atomic_store(&pool.crowded, n_threads > pool.cpus);
+    atomic_store(&pool.n_threads, n_threads);
+    if (n_threads > threads_before)
+        change(&pool.submissions, atomic_load(&pool.submissions.value) + 1);
+    next_step(&pool.caller, before, n_threads);
     const uint64_t end = pool.first + n;
     uint64_t state;
     while ((state = atomic_load(&pool.state.value)) >> LEFT_BITS != end)
-        if (!claim(&pool.caller, state, parts)) wait_change(&pool.state, state);
+        if (!claim(&pool.caller, state, n_threads)) wait_change(&pool.state, state);
     pthread_mutex_unlock(&pool.turn);
 }

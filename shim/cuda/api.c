@@ -6,7 +6,7 @@
 #include "cuda_driver.h"
 
 struct cuda_api cuda;
-struct nvrtc_api nvrtc;
+struct nvrtc_api cuda_nvrtc;
 const oxb_host *cuda_host;
 
 /* Guards the loading of both. */
@@ -116,12 +116,12 @@ static oxb_status load_nvrtc(void) {
                          "no device \"cuda\": NVRTC is damaged, it has no working %s",
                          missing ? missing : "nvrtcVersion");
     }
-    nvrtc = found;
+    cuda_nvrtc = found;
     nvrtc_loaded = true;
     return OXB_OK;
 }
 
-oxb_status nvrtc_load(void) {
+oxb_status cuda_load_nvrtc(void) {
     pthread_mutex_lock(&load_lock);
     oxb_status status = nvrtc_loaded ? OXB_OK : load_nvrtc();
     pthread_mutex_unlock(&load_lock);

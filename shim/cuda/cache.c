@@ -1,8 +1,9 @@
 /* Compiled code in the user's cache directory: $XDG_CACHE_HOME or ~/.cache, there oxibonsai/cuda.
  *
- * Machine code is run as found, so the directory has to be this user's and nobody else may write to
- * it; an entry that is short, long or changed is none. Entries come into being by rename, whole or
- * not at all. Whatever fails is a miss: the code is compiled then.
+ * The machine code is run as it is found, so the directory must belong to this user and be writable
+ * by nobody else, and an entry whose length or digest is wrong is ignored. Entries are written to a
+ * temporary file and renamed, so that none is ever partial. Any failure is a miss: the code is
+ * compiled again.
  */
 #include <errno.h>
 #include <fcntl.h>
@@ -135,7 +136,7 @@ void cuda_cache_put(const unsigned char key[CUDA_DIGEST_BYTES], const cuda_code 
     if (code->length == 0 || code->length > MAX_ENTRY) return;
     int directory = open_directory();
     if (directory < 0) return;
-    /* Of this process and, among its threads, of this call. */
+    /* A name of this process's and, among its threads, of this call's. */
     unsigned long number = __atomic_add_fetch(&count, 1, __ATOMIC_RELAXED);
     snprintf(temporary, sizeof temporary, "new-%ld-%lu", (long)getpid(), number);
     int file =

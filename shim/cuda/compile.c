@@ -23,8 +23,8 @@ static const char *const fixed_options[] = {"--std=c++17",
  * driver compiles. */
 static bool choose_target(int arch, char *option, size_t size) {
     int count = 0, known[128], best = 0;
-    if (nvrtc.GetNumSupportedArchs(&count) != 0 || count < 1 || count > 128) return false;
-    if (nvrtc.GetSupportedArchs(known) != 0) return false;
+    if (cuda_nvrtc.GetNumSupportedArchs(&count) != 0 || count < 1 || count > 128) return false;
+    if (cuda_nvrtc.GetSupportedArchs(known) != 0) return false;
     for (int i = 0; i < count; i++) {
         if (known[i] <= arch && known[i] > best) best = known[i];
     }
@@ -35,14 +35,15 @@ static bool choose_target(int arch, char *option, size_t size) {
 
 static oxb_status nvrtc_failed(const char *name, const char *call, int result) {
     return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %s of NVRTC %d.%d gave %s", name, call,
-                     nvrtc.major, nvrtc.minor, nvrtc.GetErrorString(result));
+                     cuda_nvrtc.major, cuda_nvrtc.minor, cuda_nvrtc.GetErrorString(result));
 }
 
 static oxb_status log_failed(const char *name, nvrtc_program program, int result) {
     size_t length = 0;
-    char *log =
-        nvrtc.GetProgramLogSize(program, &length) == 0 && length > 1 ? malloc(length + 1) : NULL;
-    if (!log || nvrtc.GetProgramLog(program, log) != 0) {
+    char *log = cuda_nvrtc.GetProgramLogSize(program, &length) == 0 && length > 1
+                    ? malloc(length + 1)
+                    : NULL;
+    if (!log || cuda_nvrtc.GetProgramLog(program, log) != 0) {
         free(log);
         return nvrtc_failed(name, "nvrtcCompileProgram", result);
     }
@@ -55,8 +56,8 @@ static oxb_status log_failed(const char *name, nvrtc_program program, int result
 static oxb_status take_code(const char *name, nvrtc_program program, bool machine,
                             cuda_code *code) {
     size_t length = 0;
-    int result =
-        machine ? nvrtc.GetCUBINSize(program, &length) : nvrtc.GetPTXSize(program, &length);
+    int result = machine ? cuda_nvrtc.GetCUBINSize(program, &length)
+                         : cuda_nvrtc.GetPTXSize(program, &length);
     if (result != 0 || length == 0)
         return nvrtc_failed(name, machine ? "nvrtcGetCUBINSize" : "nvrtcGetPTXSize", result);
     char *bytes = malloc(length + 1);
@@ -64,7 +65,7 @@ static oxb_status take_code(const char *name, nvrtc_program program, bool machin
         return cuda_fail(OXB_COMPILATION_FAILED, "'%s': out of memory for %zu bytes of code", name,
                          length);
     bytes[length] = '\0';
-    result = machine ? nvrtc.GetCUBIN(program, bytes) : nvrtc.GetPTX(program, bytes);
+    result = machine ? cuda_nvrtc.GetCUBIN(program, bytes) : cuda_nvrtc.GetPTX(program, bytes);
     if (result != 0) {
         free(bytes);
         return nvrtc_failed(name, machine ? "nvrtcGetCUBIN" : "nvrtcGetPTX", result);
@@ -78,12 +79,12 @@ static oxb_status compile(const char *name, const char *source, const char *cons
     static const char *const header_names[] = {"prelude.h"};
     const char *headers[] = {cuda_prelude};
     nvrtc_program program = NULL;
-    int result = nvrtc.CreateProgram(&program, source, "program.cu", 1, headers, header_names);
+    int result = cuda_nvrtc.CreateProgram(&program, source, "program.cu", 1, headers, header_names);
     if (result != 0) return nvrtc_failed(name, "nvrtcCreateProgram", result);
-    result = nvrtc.CompileProgram(program, (int)n, options);
+    result = cuda_nvrtc.CompileProgram(program, (int)n, options);
     oxb_status status =
         result == 0 ? take_code(name, program, machine, code) : log_failed(name, program, result);
-    (void)nvrtc.DestroyProgram(&program);
+    (void)cuda_nvrtc.DestroyProgram(&program);
     return status;
 }
 
@@ -104,14 +105,14 @@ oxb_status cuda_compile(const cuda_device *self, const char *name, const char *s
         return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %u options are too many", name, n_options);
     if (!choose_target(self->arch, target, sizeof target))
         return cuda_fail(OXB_COMPILATION_FAILED, "'%s': NVRTC %d.%d does not compile for sm_%d",
-                         name, nvrtc.major, nvrtc.minor, self->arch);
+                         name, cuda_nvrtc.major, cuda_nvrtc.minor, self->arch);
     all[n++] = target;
     for (unsigned i = 0; i < N_FIXED; i++) all[n++] = fixed_options[i];
     for (uint32_t i = 0; i < n_options; i++) all[n++] = options[i];
 
     cuda_hash hash;
     unsigned char key[CUDA_DIGEST_BYTES];
-    int versions[] = {nvrtc.major, nvrtc.minor, cuda.version};
+    int versions[] = {cuda_nvrtc.major, cuda_nvrtc.minor, cuda.version};
     cuda_hash_begin(&hash);
     add_part(&hash, versions, sizeof versions);
     for (uint32_t i = 0; i < n; i++) add_part(&hash, all[i], strlen(all[i]));

@@ -160,7 +160,7 @@ struct nvrtc_api {
 };
 
 extern struct cuda_api cuda;
-extern struct nvrtc_api nvrtc;
+extern struct nvrtc_api cuda_nvrtc;
 extern const oxb_host *cuda_host;
 /* What is compiled ahead of each source of gpu/msl_sources.h, which are in CUDA C++ in this build.
  */
@@ -171,7 +171,7 @@ extern const char cuda_prelude[];
 /* Load libcuda and count the GPUs; a text says what is missing. */
 oxb_status cuda_load(int *gpus);
 /* Load an NVRTC that this driver can run the code of; a text says what is missing. */
-oxb_status nvrtc_load(void);
+oxb_status cuda_load_nvrtc(void);
 
 #define CUDA_TEXT_BYTES 512
 /* What `call` gave: its name, the error's name and text, and what to do where the context is lost.
@@ -285,25 +285,18 @@ void cuda_cache_put(const unsigned char key[CUDA_DIGEST_BYTES], const cuda_code 
 
 /* Libraries and pipelines. */
 
-enum cuda_argument_kind { CUDA_POINTER = 0, CUDA_VALUE = 1, CUDA_THREADGROUP = 2 };
-
-typedef struct cuda_argument {
-    uint32_t kind;
+/* A parameter of an entry: the address of a binding, or the argument struct by value. */
+typedef struct cuda_parameter {
+    bool by_value;
     uint32_t index; /* of the binding */
-    uint32_t writable;
-    uint32_t size; /* bytes that have to be bound at least */
-    uint32_t alignment;
-} cuda_argument;
+} cuda_parameter;
 
 typedef struct cuda_pipeline {
     cuda_module module;
     cuda_function function;
-    uint64_t static_memory;
-    uint32_t
-        n_arguments; /* in the order of the entry's parameters; threadgroup(0) is none of them */
-    bool dynamic_memory;
     char name[OXB_NAME_BYTES];
-    cuda_argument arguments[OXB_MAX_BINDINGS + 1];
+    uint32_t n_parameters; /* in the entry's order; threadgroup(0) is none of them */
+    cuda_parameter parameters[OXB_MAX_BINDINGS];
 } cuda_pipeline;
 
 oxb_status cuda_library_new(void *device, const char *source, size_t length, void **library);

@@ -6,14 +6,14 @@
 #include <string.h>
 #include <time.h>
 
+#include "base/builtin_drivers.h"
 #include "base/clock.h"
 #include "cuda_driver.h"
-#include "front/front.h"
+#include "gpu/gpu.h"
 
-#define MIN_ARCH                                                                     \
-    70 /* independent thread scheduling, which the kernels' shuffles are written for \
-        */
-#define SPIN_SECONDS 2e-4 /* a decode step is longer, a copy of some kilobytes is not */
+/* Compute capability 7.0: the kernels' shuffles need independent thread scheduling. */
+#define MIN_ARCH     70
+#define SPIN_SECONDS 2e-4 /* longer than a copy of some kilobytes, shorter than a decode step */
 
 static oxb_status device_count(uint32_t *count) {
     int gpus = 0;
@@ -48,7 +48,7 @@ cuda_result cuda_wait_event(cuda_event event, double seconds) {
     }
 }
 
-/* What the device was given so far. */
+/* Free what the device holds, also where opening it failed half way. */
 void cuda_device_free(cuda_device *self) {
     if (self->context) {
         if (cuda.CtxPushCurrent(self->context) == CUDA_OK) {
@@ -119,9 +119,9 @@ static oxb_status open_device(cuda_device *self) {
                          self->index, self->name, self->arch / 10, self->arch % 10, MIN_ARCH / 10,
                          MIN_ARCH % 10);
     }
-    oxb_status status = nvrtc_load();
+    oxb_status status = cuda_load_nvrtc();
     if (status != OXB_OK) return status;
-    /* The one that other libraries of the process share. */
+    /* The primary context, which other CUDA libraries in the process share. */
     result = cuda.DevicePrimaryCtxRetain(&self->context, self->gpu);
     if (result != CUDA_OK) {
         self->context = NULL;
@@ -161,16 +161,23 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     return OXB_OK;
 }
 
+/* Three limits that follow each other. */
+static oxb_size size_of(const int *limits) {
+    return (oxb_size){(uint32_t)limits[0], (uint32_t)limits[1], (uint32_t)limits[2]};
+}
+
 static void device_info(void *device, oxb_device_info *info) {
     cuda_device *self = device;
     *info =
         (oxb_device_info){.driver = "cuda",
                           .index = self->index,
-                          .simd_width = 32,
+                          .simd_width = GPU_SIMD_WIDTH,
                           .unified_memory = self->integrated,
                           .max_buffer_length = self->memory,
                           .max_threadgroup_memory = (uint64_t)self->limits[CUDA_MAX_SHARED_MEMORY],
-                          .recommended_working_set = self->memory};
+                          .recommended_working_set = self->memory,
+                          .max_threads = size_of(self->limits + CUDA_MAX_BLOCK_X),
+                          .max_threadgroups = size_of(self->limits + CUDA_MAX_GRID_X)};
     snprintf(info->name, sizeof info->name, "%s", self->name);
     snprintf(info->variant, sizeof info->variant, "sm_%d", self->arch);
 }
@@ -183,6 +190,10 @@ static const oxb_driver driver = {
     .device_open = device_open,
     .device_close = device_close,
     .device_info = device_info,
+    .abilities = gpu_abilities,
+    .tile = gpu_tile,
+    .weight_layouts = gpu_weight_layouts,
+    .weight_pack = gpu_weight_pack,
     .buffer_new = cuda_buffer_new,
     .buffer_wrap = cuda_buffer_wrap,
     .buffer_free = cuda_buffer_free,
@@ -197,8 +208,9 @@ static const oxb_driver driver = {
     .replay_free = cuda_replay_free,
 };
 
-const oxb_driver *oxb_cuda_driver(const oxb_host *services) {
+const oxb_driver *cuda_driver(const oxb_host *services) {
     cuda_host = services;
+    gpu_use(services);
     return &driver;
 }
 

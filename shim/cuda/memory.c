@@ -28,7 +28,7 @@ static oxb_status make_private(cuda_device *self, uint64_t length, cuda_buffer *
     cuda_result result = cuda.MemAlloc(&buffer->address, (size_t)length);
     if (result != CUDA_OK) return no_memory(self, length, "cuMemAlloc", result);
     result = cuda.MemsetD8Async(buffer->address, 0, (size_t)length, self->stream);
-    if (result == CUDA_OK) return OXB_OK; /* whatever comes later sees it: there is one stream */
+    if (result == CUDA_OK) return OXB_OK; /* later work sees it: there is one stream */
     (void)cuda.MemFree(buffer->address);
     return no_memory(self, length, "cuMemsetD8Async", result);
 }
@@ -207,8 +207,9 @@ void cuda_buffer_free(void *device, void *buffer) {
     free(b);
 }
 
-/* Copies. They go through two pinned stages in turn, so that one is filled while the other is on
- * the bus, and so that a copy that comes late writes into memory of ours. */
+/* Copies go through two pinned stages in turn: the host fills one while the other is on the bus,
+ * and a copy that completes after a timeout writes into a stage and not into the caller's memory.
+ */
 
 void cuda_stages_free(cuda_device *self) {
     for (unsigned i = 0; i < CUDA_STAGES; i++) {
@@ -238,7 +239,7 @@ static oxb_status copy_failed(cuda_device *self, const char *what, uint64_t leng
                               const char *call, cuda_result result) {
     char text[CUDA_TEXT_BYTES];
     if (result == CUDA_NOT_READY) {
-        /* The device may still write to the stages: they are its own from here on. */
+        /* The device may still write to the stages: never reuse or free them. */
         for (unsigned i = 0; i < CUDA_STAGES; i++) self->stages[i] = NULL;
         return cuda_fail(OXB_EXECUTION_FAILED,
                          "cannot %s %" PRIu64
@@ -254,7 +255,7 @@ static cuda_result copy_staged(cuda_device *self, cuda_address address, const ch
                                uint64_t length, const char **call) {
     cuda_result result = make_stages(self, call);
     uint64_t pieces = (length + STAGE_BYTES - 1) / STAGE_BYTES;
-    /* Piece p starts in round p and is taken up again when its stage is wanted, or at the end. */
+    /* Piece p starts in round p; it is completed when its stage is needed again, or at the end. */
     for (uint64_t p = 0; p < pieces + CUDA_STAGES && result == CUDA_OK; p++) {
         unsigned stage = (unsigned)(p % CUDA_STAGES);
         if (p >= CUDA_STAGES && p - CUDA_STAGES < pieces) {

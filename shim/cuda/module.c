@@ -8,7 +8,7 @@
 #include "cuda_driver.h"
 #include "gpu/msl_sources.h"
 
-/* Of oxibonsai/msl/cuda.py. */
+/* Written by oxibonsai/msl/cuda.py. */
 #define MARK          "// Translated from Metal Shading Language for shim/cuda/prelude, version 1\n"
 #define TABLE_VERSION 1u
 
@@ -37,7 +37,7 @@ oxb_status cuda_library_new(void *device, const char *source, size_t length, voi
     memcpy(text, source, length);
     text[length] = '\0';
     *made = (library){text, length};
-    /* All kernels once, so that what is wrong with the source shows here. */
+    /* Compile all kernels once, so that errors in the source are reported here. */
     cuda_code code;
     oxb_status status = strlen(text) == length
                             ? cuda_compile(self, "library", text, length, NULL, 0, &code)
@@ -104,7 +104,7 @@ static oxb_status find_source(const library *from, const char *function, const c
                      function);
 }
 
-/* The macro that gives a function constant its value, by its bits where it is a float. */
+/* The macro that defines a function constant; a float is passed by its bits. */
 static void constant_option(const oxb_constant *constant, char *option, size_t size) {
     unsigned index = constant->index;
     oxb_constant_value value = constant->value;
@@ -140,8 +140,8 @@ static oxb_status compile_kernel(const cuda_device *self, const library *from, c
     return cuda_compile(self, function, source, length, options, n + 2, code);
 }
 
-/* Hold the constants that were given against those that the kernel has: rows of index, type,
- * required. */
+/* Check the given constants against those that the kernel declares, in rows of index, type,
+ * required. Only the compiled code knows them, so that this check is the driver's. */
 static oxb_status check_constants(const char *name, const uint32_t *rows, uint32_t n_rows,
                                   const oxb_constant *constants, uint32_t n) {
     static const char *const types[] = {"a bool", "a uint", "an int", "a float"};
@@ -179,29 +179,34 @@ static oxb_status bad_table(const char *name) {
                      "'%s': the compiled code describes no kernel: it is damaged", name);
 }
 
-static oxb_status read_table(const cuda_pipeline *pipeline, const uint32_t *table, size_t words,
-                             const oxb_constant *constants, uint32_t n, cuda_pipeline *out) {
+/* Rows of kind, index, writable, size, alignment, as oxb_argument_kind counts the kinds. */
+static oxb_status read_table(cuda_pipeline *pipeline, const uint32_t *table, size_t words,
+                             const oxb_constant *constants, uint32_t n, oxb_pipeline_info *info) {
     const char *name = pipeline->name;
     if (words < 3 || table[0] != TABLE_VERSION) return bad_table(name);
     uint64_t n_arguments = table[1], n_constants = table[2];
-    if (n_arguments > OXB_MAX_BINDINGS + 1 || n_constants > words ||
+    if (n_arguments > OXB_MAX_ARGUMENTS || n_constants > words ||
         words != 3 + 5 * n_arguments + 3 * n_constants)
         return bad_table(name);
     const uint32_t *row = table + 3;
     for (uint64_t i = 0; i < n_arguments; i++, row += 5) {
-        if (row[0] == CUDA_THREADGROUP) {
-            out->dynamic_memory = true;
-            continue;
-        }
-        if (row[1] >= OXB_MAX_BINDINGS || row[0] > CUDA_VALUE) return bad_table(name);
-        out->arguments[out->n_arguments++] =
-            (cuda_argument){row[0], row[1], row[2], row[3], row[4]};
+        if (row[0] > OXB_ARGUMENT_THREADGROUP || row[1] >= OXB_MAX_BINDINGS) return bad_table(name);
+        info->arguments[info->n_arguments++] =
+            (oxb_argument){.kind = row[0],
+                           .index = row[1],
+                           .size = row[3],
+                           .alignment = row[4],
+                           .access = row[2] ? OXB_ACCESS_WRITE : OXB_ACCESS_READ};
+        if (row[0] == OXB_ARGUMENT_THREADGROUP) continue;
+        if (pipeline->n_parameters == OXB_MAX_BINDINGS) return bad_table(name);
+        pipeline->parameters[pipeline->n_parameters++] =
+            (cuda_parameter){row[0] == OXB_ARGUMENT_STRUCT, row[1]};
     }
     return check_constants(name, row, (uint32_t)n_constants, constants, n);
 }
 
 static oxb_status load_table(cuda_device *self, cuda_pipeline *pipeline,
-                             const oxb_constant *constants, uint32_t n) {
+                             const oxb_constant *constants, uint32_t n, oxb_pipeline_info *info) {
     char symbol[OXB_NAME_BYTES + 16], text[CUDA_TEXT_BYTES];
     cuda_address address = 0;
     size_t size = 0;
@@ -215,7 +220,7 @@ static oxb_status load_table(cuda_device *self, cuda_pipeline *pipeline,
     if (!table) return cuda_fail(OXB_COMPILATION_FAILED, "'%s': out of memory", pipeline->name);
     oxb_status status = cuda_copy_out(self, table, address, size);
     if (status == OXB_OK)
-        status = read_table(pipeline, table, size / sizeof *table, constants, n, pipeline);
+        status = read_table(pipeline, table, size / sizeof *table, constants, n, info);
     free(table);
     return status;
 }
@@ -238,14 +243,13 @@ static cuda_result load_function(cuda_pipeline *pipeline, const cuda_code *code,
     result = cuda.FuncGetAttribute(&threads, CUDA_FUNCTION_MAX_THREADS, pipeline->function);
     if (result == CUDA_OK)
         result = cuda.FuncGetAttribute(&memory, CUDA_FUNCTION_SHARED_BYTES, pipeline->function);
-    pipeline->static_memory = (uint64_t)memory;
     *info = (oxb_pipeline_info){.max_threads = (uint32_t)threads,
                                 .simd_width = 32,
                                 .static_threadgroup_memory = (uint64_t)memory};
     return result;
 }
 
-/* With the context entered. */
+/* Called with the context entered. */
 static oxb_status load(cuda_device *self, cuda_pipeline *pipeline, const cuda_code *code,
                        const oxb_constant *constants, uint32_t n, oxb_pipeline_info *info) {
     char text[CUDA_TEXT_BYTES];
@@ -254,13 +258,7 @@ static oxb_status load(cuda_device *self, cuda_pipeline *pipeline, const cuda_co
     if (result != CUDA_OK)
         return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %s", pipeline->name,
                          cuda_text(text, call, result));
-    oxb_status status = load_table(self, pipeline, constants, n);
-    if (status != OXB_OK) return status;
-    for (uint32_t i = 0; i < pipeline->n_arguments; i++) {
-        const cuda_argument *a = pipeline->arguments + i;
-        if (a->kind == CUDA_POINTER && a->writable) info->written |= (uint32_t)1 << a->index;
-    }
-    return OXB_OK;
+    return load_table(self, pipeline, constants, n, info);
 }
 
 oxb_status cuda_pipeline_new(void *device, void *from, const char *function,

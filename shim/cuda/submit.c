@@ -8,10 +8,10 @@
 #include "base/clock.h"
 #include "cuda_driver.h"
 
-#define SPIN_SECONDS 2e-4 /* then the waiter sleeps in the driver, and wakes some 30 us late */
+#define SPIN_SECONDS 2e-4 /* then the waiter sleeps in libcuda, which wakes it some 30 us late */
 
 typedef struct replay {
-    bool checked;
+    bool placed; /* place_args() was called */
     bool submitted;
     cuda_graph_exec graph; /* NULL until the second submission */
     cuda_address args; /* argument structs that kernels take by a pointer; 0 where there is none */
@@ -28,81 +28,12 @@ void cuda_replay_free(void *device, void *handle) {
     free(r);
 }
 
-/* Checks: what a kernel takes is held against what is bound. */
-
-static oxb_status check_argument(const cuda_pipeline *p, const cuda_argument *a,
-                                 const oxb_driver_dispatch *d) {
-    const char *name = p->name;
-    uint64_t bound = 0, offset = 0;
-    if (a->index < d->n_bindings) {
-        offset = d->bindings[a->index].offset;
-        bound = d->bindings[a->index].length - offset;
-        if (a->kind == CUDA_VALUE)
-            return cuda_fail(OXB_ENCODING_FAILED,
-                             "%s: its buffer(%u), the constant reference at the last index, is "
-                             "given by value on cuda: pass "
-                             "an argument struct for it, or declare it as a pointer",
-                             name, a->index);
-    } else if (a->index == d->n_bindings) {
-        bound = d->args_size;
-        if (bound && a->kind == CUDA_POINTER && a->writable)
-            return cuda_fail(OXB_ENCODING_FAILED,
-                             "%s: it writes buffer(%u), which is bound to an argument struct", name,
-                             a->index);
-    }
-    if (bound == 0)
-        return cuda_fail(OXB_ENCODING_FAILED, "%s: its buffer(%u) is not bound", name, a->index);
-    if (bound < a->size)
-        return cuda_fail(OXB_ENCODING_FAILED,
-                         "%s: buffer(%u) has %" PRIu64 " bytes bound and needs %u", name, a->index,
-                         bound, a->size);
-    if (a->alignment && offset % a->alignment)
-        return cuda_fail(OXB_ENCODING_FAILED,
-                         "%s: buffer(%u) starts at byte %" PRIu64 ", which is not a multiple of %u",
-                         name, a->index, offset, a->alignment);
-    return OXB_OK;
-}
-
-static oxb_status check_dispatch(const cuda_device *self, const oxb_driver_dispatch *d) {
-    const cuda_pipeline *p = d->pipeline;
-    const int *limits = self->limits;
-    for (uint32_t i = 0; i < p->n_arguments; i++) {
-        oxb_status status = check_argument(p, p->arguments + i, d);
-        if (status != OXB_OK) return status;
-    }
-    if (p->dynamic_memory && d->threadgroup_memory == 0)
-        return cuda_fail(OXB_ENCODING_FAILED, "%s: its threadgroup(0) has no length", p->name);
-    uint64_t memory = p->static_memory + (d->threadgroup_memory + UINT64_C(15)) / 16 * 16;
-    if (memory > (uint64_t)limits[CUDA_MAX_SHARED_MEMORY])
-        return cuda_fail(OXB_ENCODING_FAILED,
-                         "%s: %" PRIu64 " bytes of threadgroup memory, at most %d are allowed",
-                         p->name, memory, limits[CUDA_MAX_SHARED_MEMORY]);
-    if (d->threads.x > (uint32_t)limits[CUDA_MAX_BLOCK_X] ||
-        d->threads.y > (uint32_t)limits[CUDA_MAX_BLOCK_Y] ||
-        d->threads.z > (uint32_t)limits[CUDA_MAX_BLOCK_Z])
-        return cuda_fail(
-            OXB_ENCODING_FAILED,
-            "%s: a threadgroup of %u x %u x %u threads, at most %d x %d x %d are allowed", p->name,
-            d->threads.x, d->threads.y, d->threads.z, limits[CUDA_MAX_BLOCK_X],
-            limits[CUDA_MAX_BLOCK_Y], limits[CUDA_MAX_BLOCK_Z]);
-    if (d->threadgroups.x > (uint32_t)limits[CUDA_MAX_GRID_X] ||
-        d->threadgroups.y > (uint32_t)limits[CUDA_MAX_GRID_Y] ||
-        d->threadgroups.z > (uint32_t)limits[CUDA_MAX_GRID_Z])
-        return cuda_fail(
-            OXB_ENCODING_FAILED,
-            "%s: a grid of %u x %u x %u threadgroups, at most %d x %d x %d are allowed", p->name,
-            d->threadgroups.x, d->threadgroups.y, d->threadgroups.z, limits[CUDA_MAX_GRID_X],
-            limits[CUDA_MAX_GRID_Y], limits[CUDA_MAX_GRID_Z]);
-    return OXB_OK;
-}
-
 static uint64_t padded(uint64_t bytes) { return (bytes + 15) / 16 * 16; }
 
 static bool takes_args_by_pointer(const oxb_driver_dispatch *d) {
     const cuda_pipeline *p = d->pipeline;
-    for (uint32_t i = 0; i < p->n_arguments; i++) {
-        if (p->arguments[i].kind == CUDA_POINTER && p->arguments[i].index == d->n_bindings)
-            return true;
+    for (uint32_t i = 0; i < p->n_parameters; i++) {
+        if (!p->parameters[i].by_value && p->parameters[i].index == d->n_bindings) return true;
     }
     return false;
 }
@@ -137,7 +68,8 @@ static oxb_status place_args(cuda_device *self, replay *r, const oxb_driver_disp
     return status;
 }
 
-/* The entry's parameters of one dispatch: both calls that take them copy what they point to. */
+/* The entry's parameters for one dispatch. cuLaunchKernel and cuGraphAddKernelNode copy what
+ * `pointers` point to. */
 typedef struct entry_parameters {
     cuda_address addresses[OXB_MAX_BINDINGS + 1];
     void *pointers[OXB_MAX_BINDINGS + 1];
@@ -145,9 +77,9 @@ typedef struct entry_parameters {
 
 static void fill_parameters(const oxb_driver_dispatch *d, cuda_address args, entry_parameters *to) {
     const cuda_pipeline *p = d->pipeline;
-    for (uint32_t i = 0; i < p->n_arguments; i++) {
-        const cuda_argument *a = p->arguments + i;
-        if (a->kind == CUDA_VALUE) {
+    for (uint32_t i = 0; i < p->n_parameters; i++) {
+        const cuda_parameter *a = p->parameters + i;
+        if (a->by_value) {
             union {
                 const void *from;
                 void *to;
@@ -174,7 +106,7 @@ static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver
         fill_parameters(d, args, &parameters);
         if (takes_args_by_pointer(d)) args += padded(d->args_size);
         oxb_size grid = d->threadgroups, block = d->threads;
-        unsigned memory = p->dynamic_memory ? (unsigned)padded(d->threadgroup_memory) : 0;
+        unsigned memory = d->threadgroup_memory;
         cuda_result result;
         if (graph) {
             cuda_kernel_node kernel = {
@@ -211,7 +143,7 @@ static cuda_result make_graph(cuda_device *self, replay *r, const oxb_driver_dis
     return result;
 }
 
-/* Flights */
+/* Submissions in flight */
 
 static cuda_flight *take_flight(cuda_device *self, cuda_result *result) {
     pthread_mutex_lock(&self->flight_lock);
@@ -242,7 +174,7 @@ static void give_flight(cuda_device *self, cuda_flight *flight) {
     pthread_mutex_unlock(&self->flight_lock);
 }
 
-/* With flight_lock held, so that the flights queue in the stream's order. */
+/* Called with flight_lock held, so that flights are queued in the stream's order. */
 static cuda_result fly(cuda_device *self, const replay *r, const oxb_driver_dispatch *list,
                        uint32_t n, cuda_flight *flight, const char **call) {
     *call = "cuEventRecord";
@@ -272,19 +204,16 @@ static cuda_result fly(cuda_device *self, const replay *r, const oxb_driver_disp
     return CUDA_OK;
 }
 
-/* With the context entered. */
+/* Called with the context entered. */
 static oxb_status submit(cuda_device *self, const oxb_driver_dispatch *list, uint32_t n, replay *r,
                          oxb_driver_done done, void *context) {
     char text[CUDA_TEXT_BYTES];
     const char *call = "cuEventCreate";
     cuda_result result = CUDA_OK;
-    if (!r->checked) {
-        oxb_status status = OXB_OK;
-        for (uint32_t i = 0; i < n && status == OXB_OK; i++)
-            status = check_dispatch(self, list + i);
-        if (status == OXB_OK) status = place_args(self, r, list, n);
+    if (!r->placed) {
+        oxb_status status = place_args(self, r, list, n);
         if (status != OXB_OK) return status;
-        r->checked = true;
+        r->placed = true;
     } else if (r->submitted && !r->graph) {
         result = make_graph(self, r, list, n, &call);
     }
@@ -327,7 +256,7 @@ static cuda_result wait_for(const cuda_flight *flight) {
     return result == CUDA_NOT_READY ? cuda.EventSynchronize(flight->end) : result;
 }
 
-/* Report the end of a flight; what `done` frees may be the device itself. */
+/* Report the end of a flight; `done` may close the device. */
 static void land(cuda_device *self, cuda_flight *flight) {
     char text[CUDA_TEXT_BYTES];
     float milliseconds = 0;
@@ -363,7 +292,7 @@ static void *wait_in_order(void *device) {
         land(self, flight);
         pthread_mutex_lock(&self->flight_lock);
     }
-    bool alone = !self->waiting; /* closed by a `done` on this thread: nobody joins it */
+    bool alone = !self->waiting; /* a `done` on this thread closed the device: nobody joins */
     pthread_mutex_unlock(&self->flight_lock);
     if (entered) cuda_leave();
     if (alone) cuda_device_free(self);

@@ -5,7 +5,7 @@
  */
 #include <string.h>
 
-#include "front/front.h"
+#include "formats.h"
 
 #define ALIGN16(n) (((n) + 15u) & ~(uint64_t)15u)
 
@@ -28,41 +28,21 @@ const oxb_device_format_info *oxb_device_format_of(oxb_device_format format) {
     return (unsigned)format < OXB_DEVICE_FORMAT_COUNT ? &table[format] : NULL;
 }
 
-/* The name in error messages: that of the reference for its two formats, else the format's. */
-static const char *label(oxb_file_format format) {
-    switch (format) {
-    case OXB_FILE_FORMAT_Q1_0: return "Q1";
-    case OXB_FILE_FORMAT_TQ2_0_G128: return "TQ2";
-    default: return oxb_file_format_of(format)->name;
-    }
+static int is_dense(const oxb_device_format_info *info) { return !info->coded; }
+
+static uint64_t scale_groups(const oxb_file_format_info *info, uint64_t length) {
+    return length / info->block_bytes *
+           (info->block_weights / oxb_device_format_of(info->device_format)->group_size);
 }
 
-oxb_status oxb_reformat_size(oxb_file_format format, uint64_t length, uint64_t *size,
-                             uint64_t *codes_offset) {
+uint64_t formats_plain_size(oxb_file_format format, uint64_t length, uint64_t *codes_offset) {
     const oxb_file_format_info *info = oxb_file_format_of(format);
-    if (!info)
-        return front_fail(OXB_ENCODING_FAILED, "no weight format with number %d", (int)format);
-    if (length == 0) {
-        return front_fail(
-            OXB_ENCODING_FAILED,
-            "%s SoA reformat failed: input length 0: at least one block of %u bytes is needed",
-            label(format), info->block_bytes);
-    }
-    if (length % info->block_bytes) {
-        return front_fail(OXB_ENCODING_FAILED,
-                          "%s SoA reformat failed: input length %llu is not a multiple of %u",
-                          label(format), (unsigned long long)length, info->block_bytes);
-    }
     const oxb_device_format_info *to = oxb_device_format_of(info->device_format);
-    if (!to->coded) {
-        *codes_offset = 0;
-        *size = length;
-        return OXB_OK;
-    }
-    uint64_t groups = length / info->block_bytes * (info->block_weights / to->group_size);
+    *codes_offset = 0;
+    if (is_dense(to)) return length;
+    const uint64_t groups = scale_groups(info, length);
     *codes_offset = ALIGN16(groups * 2);
-    *size = *codes_offset + groups * (to->group_size * to->bits / 8);
-    return OXB_OK;
+    return *codes_offset + groups * (to->group_size * to->bits / 8);
 }
 
 /* Code 3 stands for 0 in TQ2_0_g128, but for +2 in the device format: it becomes code 1. */
@@ -120,7 +100,8 @@ static void tq2_codes(uint8_t *to, const uint8_t *block) {
     pack_codes(to, codes, 256);
 }
 
-/* Blocks whose codes have the device format's order. Constant sizes let the copies be inlined. */
+/* Blocks whose codes are already in the order of the device format. Constant sizes let the compiler
+ * inline the copies. */
 static inline void split_blocks(uint8_t *scales, uint8_t *codes, const uint8_t *from, uint64_t n,
                                 size_t block_bytes, size_t scale_offset) {
     size_t code_bytes = block_bytes - 2, code_offset = scale_offset ? 0 : 2;
@@ -156,23 +137,20 @@ void formats_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64
             tq2_codes(codes + 64 * i, from + 66 * i);
         }
         break;
-    default: break; /* dense: no codes */
+    default: break; /* dense */
     }
 }
 
-oxb_status oxb_reformat(oxb_file_format format, const void *source, uint64_t length, void *to) {
-    uint64_t size, codes_offset = 0;
-    oxb_status status = oxb_reformat_size(format, length, &size, &codes_offset);
-    if (status != OXB_OK) return status;
+void formats_pack_plain(oxb_file_format format, const void *from, uint64_t length, void *to) {
     const oxb_file_format_info *info = oxb_file_format_of(format);
-    const oxb_device_format_info *device = oxb_device_format_of(info->device_format);
-    if (!device->coded) {
-        memcpy(to, source, length);
-        return OXB_OK;
+    if (is_dense(oxb_device_format_of(info->device_format))) {
+        memcpy(to, from, length);
+        return;
     }
-    uint64_t n = length / info->block_bytes;
-    formats_reformat_blocks(format, source, n, to, (uint8_t *)to + codes_offset);
-    uint64_t groups = n * (info->block_weights / device->group_size);
-    memset((uint8_t *)to + 2 * groups, 0, codes_offset - 2 * groups);
-    return OXB_OK;
+    uint64_t codes_offset;
+    (void)formats_plain_size(format, length, &codes_offset);
+    formats_reformat_blocks(format, from, length / info->block_bytes, to,
+                            (uint8_t *)to + codes_offset);
+    const uint64_t scale_bytes = 2 * scale_groups(info, length);
+    memset((uint8_t *)to + scale_bytes, 0, codes_offset - scale_bytes);
 }

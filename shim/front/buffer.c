@@ -5,7 +5,7 @@
 
 #include "front.h"
 
-/* What the widest load of a kernel needs. */
+/* Bytes: kernels load up to 16 at once. */
 #define WRAP_ALIGNMENT 16u
 
 uint64_t oxb_page_size(void) {

@@ -3,45 +3,14 @@
 #include <string.h>
 
 #include "base/clock.h"
-#include "front.h"
-#include "ops/geometry.h"
-
-struct record {
-    oxb_pipeline *pipeline; /* retained */
-    size_t first_binding;
-    size_t args_offset;
-    uint32_t n_bindings;
-    uint32_t args_size;
-    uint32_t threadgroup_memory;
-    oxb_size threadgroups;
-    oxb_size threads;
-};
-
-struct array {
-    void *data;
-    size_t used;     /* elements */
-    size_t capacity; /* elements */
-};
-
-struct oxb_commands {
-    atomic_uint refs;
-    oxb_device *device;    /* retained */
-    struct array records;  /* struct record */
-    struct array bindings; /* oxb_binding, buffers retained */
-    struct array args;     /* bytes, each struct at a multiple of 16 */
-    oxb_buffer *scratch;   /* owned; NULL until an operation asks */
-    oxb_activations activations;
-    /* Made when the commands are sealed; point into the arrays above. */
-    oxb_driver_dispatch *list;
-    oxb_driver_binding *driver_bindings;
-    void *replay; /* the driver's */
-    atomic_uint in_flight;
-};
+#include "recording.h"
 
 struct oxb_submission {
     atomic_uint refs;       /* one of the caller, one of the device until it is done */
     oxb_device *device;     /* retained */
     oxb_commands *commands; /* retained until the device is done */
+    uint64_t number;        /* of the device's submissions; where front_tracing */
+    double begun;           /* clock_now(); where front_tracing */
     pthread_mutex_t lock;
     pthread_cond_t finished;
     /* Guarded by lock. */
@@ -52,7 +21,7 @@ struct oxb_submission {
     oxb_times times;
 };
 
-static void *array_add(struct array *array, size_t n, size_t size) {
+static void *array_add(front_array *array, size_t n, size_t size) {
     if (n > array->capacity - array->used) {
         size_t capacity = array->capacity ? array->capacity : 64;
         while (capacity - array->used < n) capacity *= 2;
@@ -77,12 +46,12 @@ oxb_status oxb_commands_new(oxb_device *device, oxb_commands **out) {
 }
 
 void front_commands_cut(oxb_commands *commands, uint32_t n) {
-    struct record *records = commands->records.data;
-    oxb_binding *bindings = commands->bindings.data;
+    front_record *records = commands->records.data;
+    front_bound *bindings = commands->bindings.data;
     if (n >= commands->records.used) return;
     for (size_t i = n; i < commands->records.used; i++) oxb_pipeline_release(records[i].pipeline);
     for (size_t i = records[n].first_binding; i < commands->bindings.used; i++)
-        oxb_buffer_release(bindings[i].buffer);
+        oxb_buffer_release(bindings[i].binding.buffer);
     commands->bindings.used = records[n].first_binding;
     commands->args.used = records[n].args_offset;
     commands->records.used = n;
@@ -132,7 +101,7 @@ oxb_status oxb_commands_activations(oxb_commands *commands, oxb_activations acti
                           "activations is %d: OXB_ACTIVATIONS_FLOAT32 or OXB_ACTIVATIONS_INT8",
                           (int)activations);
     }
-    if (activations == OXB_ACTIVATIONS_INT8 && !ops_has_int8(&device->info)) {
+    if (activations == OXB_ACTIVATIONS_INT8 && !device->abilities.int8_products) {
         return front_fail(OXB_ENCODING_FAILED,
                           "the %s kernels of the %s device do not take int8 activations: leave "
                           "them float32, or take "
@@ -163,111 +132,62 @@ oxb_status front_commands_scratch(oxb_commands *commands, uint64_t length, oxb_b
 
 uint32_t oxb_commands_length(oxb_commands *commands) { return (uint32_t)commands->records.used; }
 
-static oxb_status check_dispatch(const oxb_commands *commands, const oxb_pipeline *pipeline,
-                                 const oxb_binding *bindings, uint32_t n_bindings,
-                                 uint32_t args_size, oxb_size groups, oxb_size threads,
-                                 uint32_t threadgroup_memory) {
-    const oxb_device *device = commands->device;
-    const char *name = pipeline->name;
+oxb_status front_record_dispatch(oxb_commands *commands, oxb_pipeline *pipeline,
+                                 const front_dispatch *d) {
     if (commands->list) {
         return front_fail(OXB_ENCODING_FAILED,
                           "%s: these commands were submitted and are sealed: reset them first",
-                          name);
+                          pipeline->name);
     }
-    if (pipeline->device != device) {
-        return front_fail(OXB_ENCODING_FAILED, "%s: the pipeline belongs to another device", name);
-    }
-    if (n_bindings + (args_size > 0) > OXB_MAX_BINDINGS) {
-        return front_fail(OXB_ENCODING_FAILED, "%s: %u buffers%s: at most %u bindings are allowed",
-                          name, n_bindings, args_size ? " and an argument struct" : "",
-                          OXB_MAX_BINDINGS);
-    }
-    if (args_size > OXB_MAX_ARGS_BYTES) {
-        return front_fail(OXB_ENCODING_FAILED,
-                          "%s: an argument struct of %u bytes: at most %u are allowed", name,
-                          args_size, OXB_MAX_ARGS_BYTES);
-    }
-    for (uint32_t i = 0; i < n_bindings; i++) {
-        const oxb_buffer *buffer = bindings[i].buffer;
-        if (!buffer)
-            return front_fail(OXB_ENCODING_FAILED, "%s: binding %u has no buffer", name, i);
-        if (buffer->device != device) {
-            return front_fail(OXB_ENCODING_FAILED,
-                              "%s: the buffer of binding %u belongs to another device", name, i);
-        }
-        if (buffer->read_only && (pipeline->info.written >> i & 1)) {
-            return front_fail(OXB_ENCODING_FAILED,
-                              "%s writes binding %u, a buffer over read-only memory", name, i);
-        }
-        if (bindings[i].offset >= buffer->length) {
-            return front_fail(OXB_ENCODING_FAILED,
-                              "%s: binding %u starts at byte %llu of a buffer of %llu bytes", name,
-                              i, (unsigned long long)bindings[i].offset,
-                              (unsigned long long)buffer->length);
-        }
-    }
-    if (!groups.x || !groups.y || !groups.z || !threads.x || !threads.y || !threads.z) {
-        return front_fail(OXB_ENCODING_FAILED,
-                          "%s: empty grid: %u x %u x %u threadgroups of %u x %u x %u threads", name,
-                          groups.x, groups.y, groups.z, threads.x, threads.y, threads.z);
-    }
-    /* Widths of up to 2^32 each: compared by division, for the product can wrap. */
-    uint64_t limit = pipeline->info.max_threads;
-    if (threads.x > limit || threads.y > limit / threads.x ||
-        threads.z > limit / threads.x / threads.y) {
-        return front_fail(OXB_ENCODING_FAILED,
-                          "%s: a threadgroup of %u x %u x %u threads: at most %u are allowed", name,
-                          threads.x, threads.y, threads.z, pipeline->info.max_threads);
-    }
-    uint64_t memory = threadgroup_memory + pipeline->info.static_threadgroup_memory;
-    if (memory > device->info.max_threadgroup_memory) {
-        return front_fail(OXB_ENCODING_FAILED,
-                          "%s: %llu bytes of threadgroup memory: at most %llu are allowed", name,
-                          (unsigned long long)memory,
-                          (unsigned long long)device->info.max_threadgroup_memory);
-    }
-    return OXB_OK;
-}
-
-oxb_status oxb_commands_dispatch(oxb_commands *commands, oxb_pipeline *pipeline,
-                                 const oxb_binding *bindings, uint32_t n_bindings, const void *args,
-                                 uint32_t args_size, oxb_size threadgroups, oxb_size threads,
-                                 uint32_t threadgroup_memory) {
-    oxb_status status = check_dispatch(commands, pipeline, bindings, n_bindings, args_size,
-                                       threadgroups, threads, threadgroup_memory);
+    uint32_t threadgroup_memory;
+    oxb_status status = front_check_dispatch(commands->device, pipeline, d, &threadgroup_memory);
     if (status != OXB_OK) return status;
-    struct record record = {.pipeline = pipeline,
-                            .first_binding = commands->bindings.used,
-                            .args_offset = commands->args.used,
-                            .n_bindings = n_bindings,
-                            .args_size = args_size,
-                            .threadgroup_memory = threadgroup_memory,
-                            .threadgroups = threadgroups,
-                            .threads = threads};
-    size_t padded = ((size_t)args_size + 15) & ~(size_t)15;
-    oxb_binding *kept = array_add(&commands->bindings, n_bindings, sizeof *kept);
+    front_record record = {.pipeline = pipeline,
+                           .first_binding = commands->bindings.used,
+                           .args_offset = commands->args.used,
+                           .n_bindings = d->n_bindings,
+                           .args_size = (uint32_t)d->args_size,
+                           .threadgroup_memory = threadgroup_memory,
+                           .threadgroups = d->threadgroups,
+                           .threads = d->threads};
+    size_t padded = ((size_t)d->args_size + 15) & ~(size_t)15;
+    front_bound *kept = array_add(&commands->bindings, d->n_bindings, sizeof *kept);
     char *bytes = array_add(&commands->args, padded, 1);
-    struct record *place = array_add(&commands->records, 1, sizeof *place);
-    if ((n_bindings && !kept) || (padded && !bytes) || !place) {
-        if (!n_bindings || kept) commands->bindings.used = record.first_binding;
-        if (!padded || bytes) commands->args.used = record.args_offset;
+    front_record *place = array_add(&commands->records, 1, sizeof *place);
+    if ((d->n_bindings && !kept) || (padded && !bytes) || !place) {
+        commands->bindings.used = record.first_binding;
+        commands->args.used = record.args_offset;
         if (place) commands->records.used--;
         return front_fail(OXB_ENCODING_FAILED, "%s: out of memory recording dispatch %zu",
                           pipeline->name, commands->records.used);
     }
-    for (uint32_t i = 0; i < n_bindings; i++) {
-        kept[i] = bindings[i];
-        oxb_buffer_retain(bindings[i].buffer);
+    for (uint32_t i = 0; i < d->n_bindings; i++) {
+        kept[i] = (front_bound){d->bindings[i], d->roles ? d->roles[i] : (front_role){NULL, 0}};
+        oxb_buffer_retain(d->bindings[i].buffer);
     }
-    if (args_size) memcpy(bytes, args, args_size);
+    if (d->args_size) memcpy(bytes, d->args, (size_t)d->args_size);
     front_pipeline_retain(pipeline);
     *place = record;
     return OXB_OK;
 }
 
+oxb_status oxb_commands_dispatch(oxb_commands *commands, oxb_pipeline *pipeline,
+                                 const oxb_binding *bindings, uint32_t n_bindings, const void *args,
+                                 uint64_t args_size, oxb_size threadgroups, oxb_size threads,
+                                 uint32_t threadgroup_memory) {
+    const front_dispatch dispatch = {.bindings = bindings,
+                                     .args = args,
+                                     .args_size = args_size,
+                                     .n_bindings = n_bindings,
+                                     .threadgroup_memory = threadgroup_memory,
+                                     .threadgroups = threadgroups,
+                                     .threads = threads};
+    return front_record_dispatch(commands, pipeline, &dispatch);
+}
+
 static oxb_status seal(oxb_commands *commands) {
-    const struct record *records = commands->records.data;
-    const oxb_binding *bindings = commands->bindings.data;
+    const front_record *records = commands->records.data;
+    const front_bound *bindings = commands->bindings.data;
     size_t n = commands->records.used;
     if (n == 0)
         return front_fail(OXB_ENCODING_FAILED,
@@ -283,15 +203,15 @@ static oxb_status seal(oxb_commands *commands) {
         return front_fail(OXB_ENCODING_FAILED, "out of memory for a list of %zu dispatches", n);
     }
     for (size_t i = 0; i < commands->bindings.used; i++) {
-        const oxb_buffer *buffer = bindings[i].buffer;
+        const oxb_buffer *buffer = bindings[i].binding.buffer;
         commands->driver_bindings[i] = (oxb_driver_binding){
             .buffer = buffer->impl,
             .contents = buffer->contents ? (char *)buffer->contents - buffer->base : NULL,
-            .offset = buffer->base + bindings[i].offset,
+            .offset = buffer->base + bindings[i].binding.offset,
             .length = buffer->base + buffer->length};
     }
     for (size_t i = 0; i < n; i++) {
-        const struct record *r = records + i;
+        const front_record *r = records + i;
         commands->list[i] = (oxb_driver_dispatch){
             .pipeline = r->pipeline->impl,
             .bindings = commands->driver_bindings + r->first_binding,
@@ -350,10 +270,13 @@ static void release_submission(oxb_submission *submission) {
 static void submission_done(void *context, oxb_status status, const char *text, oxb_times times) {
     oxb_submission *submission = context;
     oxb_commands *commands = submission->commands;
+    if (front_tracing)
+        front_trace_done(submission->device, submission->number, status, text,
+                         clock_now() - submission->begun, times);
     leave_flight(submission->device);
     atomic_fetch_sub_explicit(&commands->in_flight, 1, memory_order_release);
-    /* Before anybody is woken: who has waited and let go of everything else finds the memory free.
-     */
+    /* Released before a waiter wakes, so that a caller who has released everything else finds the
+     * memory freed. */
     submission->commands = NULL;
     oxb_commands_release(commands);
     pthread_mutex_lock(&submission->lock);
@@ -385,9 +308,15 @@ oxb_status oxb_commands_submit(oxb_commands *commands, oxb_submission **out) {
     atomic_fetch_add_explicit(&commands->in_flight, 1, memory_order_relaxed);
     pthread_mutex_init(&submission->lock, NULL);
     clock_cond_init(&submission->finished);
+    if (front_tracing) {
+        submission->number = atomic_load(&device->submissions) + 1;
+        front_trace_submit(commands, submission->number);
+        submission->begun = clock_now();
+    }
     status = device->driver->submit(device->impl, commands->list, (uint32_t)commands->records.used,
                                     &commands->replay, submission_done, submission);
     if (status != OXB_OK) {
+        if (front_tracing) front_trace_refused(device, submission->number);
         leave_flight(device);
         atomic_fetch_sub_explicit(&commands->in_flight, 1, memory_order_relaxed);
         atomic_fetch_sub_explicit(&submission->refs, 1, memory_order_relaxed);

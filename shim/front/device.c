@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/builtin_drivers.h"
+#include "formats/formats.h"
 #include "front.h"
 
 #define MAX_DRIVERS 16u
@@ -24,7 +26,12 @@ oxb_status front_fail(oxb_status status, const char *format, ...) {
     return status;
 }
 
-static const oxb_host host = {OXB_ABI_VERSION, sizeof(oxb_host), front_fail};
+static const oxb_host host = {.abi_version = OXB_ABI_VERSION,
+                              .struct_size = sizeof(oxb_host),
+                              .fail = front_fail,
+                              .file_format = oxb_file_format_of,
+                              .device_format = oxb_device_format_of,
+                              .reformat_blocks = formats_reformat_blocks};
 
 /* The list only grows; `driver_lock` guards it and is a leaf. */
 static pthread_mutex_t driver_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -32,19 +39,21 @@ static const oxb_driver *drivers[MAX_DRIVERS];
 static uint32_t n_drivers;
 static pthread_once_t once = PTHREAD_ONCE_INIT;
 
-/* In the order in which the default device is looked for. */
-static void add_builtin_drivers(void) {
+/* Once, before anything else: the environment, and the drivers built in, in the order in which the
+ * default device is looked for. */
+static void begin(void) {
+    front_read_trace();
 #ifdef OXB_HAVE_METAL
-    drivers[n_drivers++] = oxb_metal_driver(&host);
+    drivers[n_drivers++] = metal_driver(&host);
 #endif
 #ifdef OXB_HAVE_CUDA
-    drivers[n_drivers++] = oxb_cuda_driver(&host);
+    drivers[n_drivers++] = cuda_driver(&host);
 #endif
-    drivers[n_drivers++] = oxb_cpu_driver(&host);
+    drivers[n_drivers++] = cpu_driver(&host);
 }
 
 uint32_t oxb_driver_count(void) {
-    pthread_once(&once, add_builtin_drivers);
+    pthread_once(&once, begin);
     pthread_mutex_lock(&driver_lock);
     uint32_t n = n_drivers;
     pthread_mutex_unlock(&driver_lock);
@@ -74,7 +83,7 @@ static const oxb_driver *driver_named(const char *name) {
 }
 
 oxb_status oxb_driver_load(const char *path) {
-    pthread_once(&once, add_builtin_drivers);
+    pthread_once(&once, begin);
     void *library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
     if (!library)
         return front_fail(OXB_DEVICE_NOT_FOUND, "cannot load driver %s: %s", path, dlerror());
@@ -99,8 +108,8 @@ oxb_status oxb_driver_load(const char *path) {
                    path, driver->abi_version, driver->struct_size, OXB_ABI_VERSION, sizeof *driver);
         driver = NULL;
     }
-    oxb_status status = driver ? OXB_OK : OXB_DEVICE_NOT_FOUND;
-    if (driver) {
+    oxb_status status = driver ? front_check_driver(driver) : OXB_DEVICE_NOT_FOUND;
+    if (status == OXB_OK) {
         pthread_mutex_lock(&driver_lock);
         if (n_drivers == MAX_DRIVERS) {
             status = front_fail(OXB_DEVICE_NOT_FOUND,
@@ -143,7 +152,9 @@ static oxb_status open_with(const oxb_driver *driver, uint32_t index,
                             const oxb_device_options *options, oxb_device **out) {
     static const oxb_device_options defaults = {0};
     uint32_t count = 0;
-    oxb_status status = driver->device_count(&count);
+    oxb_status status = front_check_driver(driver);
+    if (status == OXB_OK) status = front_check_trace();
+    if (status == OXB_OK) status = driver->device_count(&count);
     if (status != OXB_OK) return status;
     if (index >= count) {
         return front_fail(OXB_DEVICE_NOT_FOUND,
@@ -162,6 +173,13 @@ static oxb_status open_with(const oxb_driver *driver, uint32_t index,
     atomic_init(&device->refs, 1);
     device->driver = driver;
     driver->device_info(device->impl, &device->info);
+    driver->abilities(device->impl, &device->abilities);
+    status = front_check_device(device);
+    if (status != OXB_OK) {
+        driver->device_close(device->impl);
+        free(device);
+        return status;
+    }
     pthread_mutex_init(&device->cache_lock, NULL);
     pthread_mutex_init(&device->flight_lock, NULL);
     pthread_cond_init(&device->flight_change, NULL);

@@ -17,24 +17,20 @@
 /* Keep the message for oxb_last_error and return `status`. */
 oxb_status front_fail(oxb_status status, const char *format, ...) FRONT_PRINTF(2, 3);
 
-/* Split n blocks of codes: a half scale for each group, and the codes, both in the kernels' order.
- */
-void formats_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64_t n,
-                             uint8_t *scales, uint8_t *codes);
+/* drivers.c */
 
-/* Blocks of an n_rows x k matrix in OXB_LAYOUT_COLUMNS, which takes as many bytes as the plain
- * layout and has its codes at the same offset. */
-oxb_status gpu_reformat_columns(oxb_file_format format, const void *from, uint64_t n_rows,
-                                uint64_t k, void *to);
-
-/* The drivers built in; NULL where the build has none of that kind. */
-const oxb_driver *oxb_cpu_driver(const oxb_host *host);
-#ifdef OXB_HAVE_METAL
-const oxb_driver *oxb_metal_driver(const oxb_host *host);
-#endif
-#ifdef OXB_HAVE_CUDA
-const oxb_driver *oxb_cuda_driver(const oxb_host *host);
-#endif
+/* OXB_DEVICE_NOT_FOUND with the name of what a driver's table lacks. */
+oxb_status front_check_driver(const oxb_driver *driver);
+/* The same for an open device: that it has a tile for every op that its abilities name, and a
+ * layout for what it packs. */
+oxb_status front_check_device(const oxb_device *device);
+/* The driver's tile, checked: no field of it is 0 that is divided by. */
+oxb_status front_tile(const oxb_device *device, oxb_op op, const oxb_op_shape *shape,
+                      oxb_tile *tile);
+/* The driver's own layouts for a matrix, checked. */
+oxb_status front_weight_layouts(const oxb_device *device, oxb_device_format format, uint64_t n_rows,
+                                uint64_t k, oxb_weight_layout layouts[OXB_MAX_LAYOUTS],
+                                uint32_t *n);
 
 struct front_pipeline_entry;
 
@@ -45,6 +41,7 @@ struct oxb_device {
     const oxb_driver *driver;
     void *impl;
     oxb_device_info info;
+    oxb_abilities abilities;
     atomic_ullong buffers;
     atomic_ullong allocated_bytes;
     atomic_ullong submissions;
@@ -83,7 +80,36 @@ struct oxb_pipeline {
     void *impl;
     oxb_pipeline_info info;
     char name[OXB_NAME_BYTES];
+    uint32_t n_constants;
+    oxb_constant constants[OXB_MAX_CONSTANTS];
 };
+
+/* What a binding is to the op that records it, for messages and descriptions: a literal, or NULL
+ * where it is not known. */
+typedef struct front_role {
+    const char *name;
+    int written;
+} front_role;
+
+typedef struct front_dispatch {
+    const oxb_binding *bindings;
+    const front_role *roles; /* of the bindings; NULL where they are not known */
+    const void *args;
+    uint64_t args_size; /* bytes */
+    uint32_t n_bindings;
+    uint32_t threadgroup_memory; /* dynamic, bytes */
+    oxb_size threadgroups;
+    oxb_size threads;
+} front_dispatch;
+
+/* Check a dispatch and record it; nothing is recorded where the check fails. */
+oxb_status front_record_dispatch(oxb_commands *commands, oxb_pipeline *pipeline,
+                                 const front_dispatch *dispatch);
+
+/* OXIBONSAI_TRACE, read once, before the first device is opened. */
+extern int front_tracing;
+void front_read_trace(void);
+oxb_status front_check_trace(void);
 
 /* The device's pipeline for one of the kernels that ship, made on first use. Not retained: it lives
  * as long as the device. */

@@ -4,6 +4,8 @@
 
 #include "front.h"
 
+#define MAX_CONSTANT_INDEX 65535u /* Metal's */
+
 oxb_status oxb_library_new(oxb_device *device, const char *source, size_t length,
                            oxb_library **out) {
     oxb_library *library = calloc(1, sizeof *library);
@@ -31,6 +33,33 @@ void oxb_library_release(oxb_library *library) {
     free(library);
 }
 
+static oxb_status check_constants(const char *function, const oxb_constant *constants, uint32_t n) {
+    if (n > OXB_MAX_CONSTANTS) {
+        return front_fail(OXB_COMPILATION_FAILED,
+                          "%s: %u function constants, at most %u are allowed", function, n,
+                          OXB_MAX_CONSTANTS);
+    }
+    for (uint32_t i = 0; i < n; i++) {
+        if (constants[i].type > OXB_CONSTANT_F32) {
+            return front_fail(OXB_COMPILATION_FAILED,
+                              "%s: function constant %u is of type %u: an oxb_constant_type is "
+                              "0 to %u",
+                              function, constants[i].index, constants[i].type, OXB_CONSTANT_F32);
+        }
+        if (constants[i].index > MAX_CONSTANT_INDEX) {
+            return front_fail(OXB_COMPILATION_FAILED,
+                              "%s: function constant %u: indices are 0 to %u", function,
+                              constants[i].index, MAX_CONSTANT_INDEX);
+        }
+        for (uint32_t j = 0; j < i; j++) {
+            if (constants[j].index != constants[i].index) continue;
+            return front_fail(OXB_COMPILATION_FAILED, "%s: function constant %u is given twice",
+                              function, constants[i].index);
+        }
+    }
+    return OXB_OK;
+}
+
 oxb_status oxb_pipeline_new(oxb_device *device, oxb_library *library, const char *function,
                             const oxb_constant *constants, uint32_t n_constants,
                             oxb_pipeline **out) {
@@ -40,26 +69,33 @@ oxb_status oxb_pipeline_new(oxb_device *device, oxb_library *library, const char
                           "a function name of %zu bytes: 1 to %u are allowed", length,
                           OXB_NAME_BYTES - 1);
     }
-    if (n_constants > OXB_MAX_CONSTANTS) {
-        return front_fail(OXB_COMPILATION_FAILED,
-                          "%s: %u function constants, at most %u are allowed", function,
-                          n_constants, OXB_MAX_CONSTANTS);
-    }
+    oxb_status status = check_constants(function, constants, n_constants);
+    if (status != OXB_OK) return status;
     if (library && library->device != device) {
         return front_fail(OXB_COMPILATION_FAILED, "%s: the library belongs to another device",
                           function);
     }
     oxb_pipeline *pipeline = calloc(1, sizeof *pipeline);
     if (!pipeline) return front_fail(OXB_COMPILATION_FAILED, "out of memory for a pipeline handle");
-    oxb_status status =
-        device->driver->pipeline_new(device->impl, library ? library->impl : NULL, function,
-                                     constants, n_constants, &pipeline->impl, &pipeline->info);
+    status = device->driver->pipeline_new(device->impl, library ? library->impl : NULL, function,
+                                          constants, n_constants, &pipeline->impl, &pipeline->info);
     if (status != OXB_OK) {
+        free(pipeline);
+        return status;
+    }
+    if (pipeline->info.n_arguments > OXB_MAX_ARGUMENTS) {
+        status =
+            front_fail(OXB_COMPILATION_FAILED,
+                       "%s: the driver \"%s\" lists %u arguments, at most %u are allowed", function,
+                       device->driver->name, pipeline->info.n_arguments, OXB_MAX_ARGUMENTS);
+        device->driver->pipeline_free(device->impl, pipeline->impl);
         free(pipeline);
         return status;
     }
     atomic_init(&pipeline->refs, 1);
     memcpy(pipeline->name, function, length);
+    pipeline->n_constants = n_constants;
+    if (n_constants) memcpy(pipeline->constants, constants, n_constants * sizeof *constants);
     pipeline->device = device;
     oxb_device_retain(device);
     *out = pipeline;
@@ -84,19 +120,19 @@ void oxb_pipeline_release(oxb_pipeline *pipeline) {
     if (!cached) oxb_device_release(device);
 }
 
-/* A list, newest first: a device has some tens of pipelines. */
+/* A linked list, newest first: a device has some tens of shipped pipelines, and looks one up only
+ * when it records. */
 struct front_pipeline_entry {
     struct front_pipeline_entry *next;
     oxb_pipeline *pipeline;
-    uint32_t n_constants;
-    oxb_constant constants[];
 };
 
 static oxb_pipeline *find(const oxb_device *device, const char *function,
                           const oxb_constant *constants, uint32_t n) {
     for (const struct front_pipeline_entry *e = device->pipelines; e; e = e->next) {
-        if (e->n_constants == n && strcmp(e->pipeline->name, function) == 0 &&
-            (n == 0 || memcmp(e->constants, constants, n * sizeof *constants) == 0)) {
+        const oxb_pipeline *p = e->pipeline;
+        if (p->n_constants == n && strcmp(p->name, function) == 0 &&
+            (n == 0 || memcmp(p->constants, constants, n * sizeof *constants) == 0)) {
             return e->pipeline;
         }
     }
@@ -113,12 +149,12 @@ oxb_status front_shipped_pipeline(oxb_device *device, const char *function,
         *out = found;
         return OXB_OK;
     }
-    /* Compiled outside the lock; of two threads that compile one pipeline the second's is dropped.
+    /* Compiled outside the lock: where two threads compile one pipeline, the second's is dropped.
      */
     oxb_pipeline *made = NULL;
     oxb_status status = oxb_pipeline_new(device, NULL, function, constants, n_constants, &made);
     if (status != OXB_OK) return status;
-    struct front_pipeline_entry *entry = calloc(1, sizeof *entry + n_constants * sizeof *constants);
+    struct front_pipeline_entry *entry = calloc(1, sizeof *entry);
     if (!entry) {
         oxb_pipeline_release(made);
         return front_fail(OXB_COMPILATION_FAILED, "out of memory for the pipeline cache");
@@ -129,8 +165,6 @@ oxb_status front_shipped_pipeline(oxb_device *device, const char *function,
         /* The cache is the device's own: a reference back would keep the device alive for ever. */
         made->cached = 1;
         entry->pipeline = made;
-        entry->n_constants = n_constants;
-        if (n_constants) memcpy(entry->constants, constants, n_constants * sizeof *constants);
         entry->next = device->pipelines;
         device->pipelines = entry;
     }

@@ -1,13 +1,31 @@
-/* The layout of codes on GPUs: column by column, so that lanes with neighbouring rows read side by
- * side. */
+/* The layout of codes by columns. */
 #include <stdlib.h>
 #include <string.h>
 
-#include "front/front.h"
+#include "gpu.h"
 
-#define UNIT_BYTES 16u
-#define TILE_ROWS \
-    32u /* runs of 512 bytes are written, and what they come from stays in the cache */
+#define LOAD_BYTES 16u /* of codes that a lane reads at once */
+#define STRIP_ROWS 32u /* written together: runs of 512 bytes, whose source stays in the cache */
+
+static const oxb_host *host;
+
+void gpu_use(const oxb_host *services) { host = services; }
+
+static uint64_t scale_bytes(const oxb_device_format_info *info, uint64_t n_rows, uint64_t k) {
+    return n_rows * (k / info->group_size) * 2;
+}
+
+uint32_t gpu_weight_layouts(void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,
+                            oxb_weight_layout layouts[OXB_MAX_LAYOUTS]) {
+    (void)device;
+    const oxb_device_format_info *info = host->device_format(format);
+    if (!info->coded) return 0;
+    const uint64_t codes_offset = (scale_bytes(info, n_rows, k) + 15) / 16 * 16;
+    layouts[0] = (oxb_weight_layout){.id = GPU_LAYOUT_COLUMNS,
+                                     .size = codes_offset + n_rows * (k * info->bits / 8),
+                                     .codes_offset = codes_offset};
+    return 1;
+}
 
 /* Put `n` rows of `columns` elements each in the places of rows first, first + 1, ... of n_rows. */
 static void spread(const uint8_t *from, uint64_t n, uint64_t columns, size_t size, uint64_t first,
@@ -19,30 +37,30 @@ static void spread(const uint8_t *from, uint64_t n, uint64_t columns, size_t siz
     }
 }
 
-oxb_status gpu_reformat_columns(oxb_file_format format, const void *from, uint64_t n_rows,
-                                uint64_t k, void *to) {
-    const oxb_file_format_info *info = oxb_file_format_of(format);
-    const oxb_device_format_info *device = oxb_device_format_of(info->device_format);
-    uint64_t blocks = k / info->block_weights, groups = k / device->group_size,
-             units = k * device->bits / 8 / UNIT_BYTES;
-    uint64_t size = 0, codes_offset = 0;
-    oxb_status status =
-        oxb_reformat_size(format, n_rows * blocks * info->block_bytes, &size, &codes_offset);
-    if (status != OXB_OK) return status;
-    uint8_t *scales = malloc(TILE_ROWS * (groups * 2 + units * UNIT_BYTES));
+oxb_status gpu_weight_pack(void *device, uint32_t layout, oxb_file_format format, const void *from,
+                           uint64_t n_rows, uint64_t k, void *to, int *fits) {
+    (void)device;
+    (void)layout; /* there is one */
+    const oxb_file_format_info *info = host->file_format(format);
+    const oxb_device_format_info *codes_of = host->device_format(info->device_format);
+    const uint64_t blocks = k / info->block_weights, scale_groups = k / codes_of->group_size,
+                   loads = k * codes_of->bits / 8 / LOAD_BYTES;
+    const uint64_t used = scale_bytes(codes_of, n_rows, k), codes_offset = (used + 15) / 16 * 16;
+    uint8_t *scales = malloc(STRIP_ROWS * (scale_groups * 2 + loads * LOAD_BYTES));
     if (!scales) {
-        return front_fail(OXB_BUFFER_CREATION_FAILED,
-                          "out of memory to lay out rows of %llu weights", (unsigned long long)k);
+        return host->fail(OXB_BUFFER_CREATION_FAILED, "out of memory to pack rows of %llu weights",
+                          (unsigned long long)k);
     }
-    uint8_t *codes = scales + TILE_ROWS * groups * 2;
-    for (uint64_t row = 0; row < n_rows; row += TILE_ROWS) {
-        uint64_t n = n_rows - row < TILE_ROWS ? n_rows - row : TILE_ROWS;
-        formats_reformat_blocks(format, (const uint8_t *)from + row * blocks * info->block_bytes,
-                                n * blocks, scales, codes);
-        spread(scales, n, groups, 2, row, n_rows, to);
-        spread(codes, n, units, UNIT_BYTES, row, n_rows, (uint8_t *)to + codes_offset);
+    uint8_t *codes = scales + STRIP_ROWS * scale_groups * 2;
+    for (uint64_t row = 0; row < n_rows; row += STRIP_ROWS) {
+        const uint64_t n = n_rows - row < STRIP_ROWS ? n_rows - row : STRIP_ROWS;
+        host->reformat_blocks(format, (const uint8_t *)from + row * blocks * info->block_bytes,
+                              n * blocks, scales, codes);
+        spread(scales, n, scale_groups, 2, row, n_rows, to);
+        spread(codes, n, loads, LOAD_BYTES, row, n_rows, (uint8_t *)to + codes_offset);
     }
-    memset((uint8_t *)to + 2 * n_rows * groups, 0, codes_offset - 2 * n_rows * groups);
+    memset((uint8_t *)to + used, 0, codes_offset - used);
     free(scales);
+    *fits = 1;
     return OXB_OK;
 }

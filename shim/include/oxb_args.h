@@ -1,9 +1,9 @@
-/* Argument structs shared by host and device: one definition for C, Metal, NVRTC and the CPU
- * kernels.
+/* The argument structs of kernels: one definition for C, Metal and NVRTC.
  *
- * Every struct is padded to 16 bytes and holds fixed-width members at their natural alignment, so
- * that all compilers lay it out alike; the asserts hold each of them to it. Sizes count elements,
- * offsets count bytes. Strides and totals whose product can pass 2^32 are 64 bits wide.
+ * Members have a fixed width and stand at their natural alignment, and sizes are padded to a
+ * multiple of 16 bytes, so that every compiler lays a struct out alike; the asserts check it. Sizes
+ * and strides count elements, offsets count bytes, where no comment says otherwise. What can pass
+ * 2^32 is 64 bits wide.
  */
 #ifndef OXB_ARGS_H
 #define OXB_ARGS_H
@@ -25,8 +25,8 @@ typedef float oxb_f32;
 #define OXB_ASSERT(condition, message) _Static_assert(condition, message)
 #endif
 
-#define OXB_MAX_HEAD_DIM 512 /* kernels keep a head's vectors in fixed arrays */
-#define OXB_MAX_SPLITS   64  /* parts of the positions in decode attention */
+#define OXB_MAX_HEAD_DIM 512 /* kernels keep a head in arrays of fixed size */
+#define OXB_MAX_SPLITS   64  /* of the positions in decode attention */
 
 #define OXB_ARGS_SIZE(type, size)                                                                 \
     OXB_ASSERT(sizeof(struct type) == (size) && (size) % 16 == 0, #type " must be " #size " byte" \
@@ -34,9 +34,9 @@ typedef float oxb_f32;
 
 /* y[n_rows] = W x, or y += W x for the residual form, or s[n_rows] = silu(W[0:n_rows] x) *
  * (W[n_rows:2 n_rows] x). Bindings: weight, x, y; with a norm, weight, x, its weight, y.
- * The weight buffer holds a half scale per group, then at codes_offset the codes. Where `column` is
- * not 0, scales and 16-byte units of codes lie column by column, that many rows each:
- * OXB_LAYOUT_COLUMNS. */
+ * The weight buffer holds a half scale per scale group, then at codes_offset the codes. Where
+ * `column` is not 0, scales and 16-byte loads of codes lie column by column, that many rows each.
+ */
 struct oxb_gemv_args {
     oxb_u64 codes_offset;
     oxb_u32 n_rows;
@@ -47,7 +47,7 @@ struct oxb_gemv_args {
 };
 OXB_ARGS_SIZE(oxb_gemv_args, 32);
 
-/* The same for each row of x [n_vectors][k], into rows of y that are y_stride elements apart.
+/* The same for each row of x [n_vectors][k], to rows of y that are y_stride elements apart.
  * Bindings: weight, x, y. */
 struct oxb_gemm_args {
     oxb_u64 codes_offset;
@@ -68,12 +68,12 @@ struct oxb_rmsnorm_args {
 };
 OXB_ARGS_SIZE(oxb_rmsnorm_args, 16);
 
-/* Vectors of int8 for the gemm kernels that take them, of the cpu driver alone, which knows the
- * layout. Bindings: x, quantised x. */
+/* Vectors rounded to int8 for the gemm kernels that take them. The cpu driver alone has such
+ * kernels, and defines the layout. Bindings: x, quantised x. */
 struct oxb_quantize_args {
     oxb_u32 k;
     oxb_u32 n_vectors;
-    oxb_u32 group; /* weights of a scale of the matrix */
+    oxb_u32 group_size; /* of the matrix */
     oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_quantize_args, 16);
@@ -85,9 +85,18 @@ struct oxb_add_args {
 };
 OXB_ARGS_SIZE(oxb_add_args, 16);
 
-/* What changes from submission to submission, in a small device buffer that every replay reads. */
+/* y[v][i] += bias[i] for i < n, in each of n_vectors rows of y that are y_stride elements apart.
+ * Bindings: bias, y. */
+struct oxb_bias_args {
+    oxb_u64 y_stride;
+    oxb_u32 n;
+    oxb_u32 n_vectors;
+};
+OXB_ARGS_SIZE(oxb_bias_args, 16);
+
+/* What changes from submission to submission, in a device buffer that the kernels read. */
 struct oxb_decode_state {
-    oxb_u32 position; /* of the first token in flight; tokens[position] is that token */
+    oxb_u32 position; /* of the first token of the batch; tokens[position] is that token */
     oxb_u32 pad[3];
 };
 OXB_ARGS_SIZE(oxb_decode_state, 16);
@@ -105,21 +114,26 @@ struct oxb_embed_args {
 };
 OXB_ARGS_SIZE(oxb_embed_args, 32);
 
-/* RMSNorm of each head of q and k, then RoPE on halves (NeoX), in place in the fused qkv
- * [n_tokens][n_heads + 2 n_kv_heads][head_dim]. Bindings: qkv, q_norm, k_norm, rope, state.
- * rope: float32 [position][2][head_dim / 2], cosines then sines. */
+/* RMSNorm of each head of q and k where has_norm, then RoPE of its first rotary_dim elements, in
+ * place in the fused qkv [n_tokens][n_heads + 2 n_kv_heads][head_dim]. The pair that rotates by
+ * angle i is elements i and i + rotary_dim / 2 (NeoX), or 2 i and 2 i + 1 where interleaved.
+ * Bindings: qkv, q_norm, k_norm, rope, state; without a norm q_norm and k_norm are not read. rope:
+ * float32 [position][2][rotary_dim / 2], cosines then sines. */
 struct oxb_qk_norm_rope_args {
     oxb_u32 n_heads;
     oxb_u32 n_kv_heads;
     oxb_u32 head_dim;
+    oxb_u32 rotary_dim;  /* even, 2..head_dim */
+    oxb_u32 interleaved; /* 0 or 1 */
+    oxb_u32 has_norm;    /* 0 or 1 */
     oxb_f32 eps;
     oxb_u32 max_seq; /* positions of rope; tokens past them stay as they are */
     oxb_u32 n_tokens;
-    oxb_u32 pad[2];
+    oxb_u32 pad[3];
 };
-OXB_ARGS_SIZE(oxb_qk_norm_rope_args, 32);
+OXB_ARGS_SIZE(oxb_qk_norm_rope_args, 48);
 
-/* Store k and v of the tokens in flight into the caches; nothing of a token past max_seq. Bindings:
+/* Store k and v of n_tokens tokens into the caches; tokens past max_seq are not stored. Bindings:
  * qkv, k cache, v cache, state. Cache: [layer][kv head][position][head_dim], elements f16 or f32 by
  * the kernel's name. */
 struct oxb_kv_store_args {
@@ -133,25 +147,29 @@ struct oxb_kv_store_args {
 };
 OXB_ARGS_SIZE(oxb_kv_store_args, 32);
 
-/* Both of these: queries in place, keys and values to the caches only. Bindings: qkv, q_norm,
- * k_norm, rope, k cache, v cache, state. */
+/* qk_norm_rope and kv_store in one: queries in place, keys and values to the caches only. Bindings:
+ * qkv, q_norm, k_norm, rope, k cache, v cache, state. */
 struct oxb_qkv_to_cache_args {
     oxb_u64 layer_offset;
     oxb_u32 n_heads;
     oxb_u32 n_kv_heads;
     oxb_u32 head_dim;
+    oxb_u32 rotary_dim;
+    oxb_u32 interleaved;
+    oxb_u32 has_norm;
     oxb_f32 eps;
     oxb_u32 max_seq;
     oxb_u32 n_tokens;
+    oxb_u32 pad;
 };
-OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 32);
+OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 48);
 
 /* out[t][n_heads][head_dim] = softmax(q k / sqrt(head_dim)) v over positions 0..state.position + t,
- * NaN for a token past max_seq. Bindings: qkv (queries first), k cache, v cache, state, out. A unit
- * of work is `heads` query heads of one key-value head, `tokens` tokens and one of n_splits equal
- * parts of the positions. With several parts, out holds for each [t][head][part] the sum of weight
- * * value [head_dim], then the largest score and the sum of the weights relative to it:
- * attention_combine adds them up. */
+ * NaN for a token past max_seq. Bindings: qkv (queries first), k cache, v cache, state, out. A tile
+ * is `heads` query heads of one key-value head, `tokens` tokens and one of n_splits equal splits of
+ * the positions. With several splits, out holds for each [t][head][split] the sum of weight * value
+ * [head_dim], then the largest score and the sum of the weights relative to it: attention_combine
+ * adds them up. */
 struct oxb_attention_args {
     oxb_u64 layer_offset;
     oxb_u32 n_heads;
@@ -167,8 +185,8 @@ struct oxb_attention_args {
 };
 OXB_ARGS_SIZE(oxb_attention_args, 48);
 
-/* out[row][head_dim] from the n_splits parts of each row, n_tokens * n_heads of them. Bindings:
- * parts, out. */
+/* out[row][head_dim] from the n_splits splits of each row, n_tokens * n_heads of them. Bindings:
+ * splits, out. */
 struct oxb_combine_args {
     oxb_u64 n_rows;
     oxb_u32 head_dim;
@@ -176,10 +194,9 @@ struct oxb_combine_args {
 };
 OXB_ARGS_SIZE(oxb_combine_args, 16);
 
-/* The largest of some logits and the lowest index at which it stands; OXB_NO_INDEX where all are
- * NaN. */
-#define OXB_NO_INDEX    0xffffffffu
-#define OXB_ARGMAX_PART 4096u /* logits of a part */
+/* The largest of some logits, and the lowest of its indices; OXB_NO_INDEX where all are NaN. */
+#define OXB_NO_INDEX     0xffffffffu
+#define OXB_ARGMAX_BLOCK 4096u /* logits of a block */
 
 struct oxb_best {
     oxb_f32 value;
@@ -187,29 +204,30 @@ struct oxb_best {
 };
 OXB_ASSERT(sizeof(struct oxb_best) == 8, "oxb_best must be 8 bytes");
 
-/* best[v][part] of row v of logits [n_vectors][n]. Bindings: logits, best. */
-struct oxb_argmax_parts_args {
+/* best[v][block] of row v of logits [n_vectors][n], n_blocks of OXB_ARGMAX_BLOCK logits or, the
+ * last, fewer. Bindings: logits, best. */
+struct oxb_argmax_blocks_args {
     oxb_u32 n;
     oxb_u32 n_vectors;
-    oxb_u32 n_parts;
+    oxb_u32 n_blocks;
     oxb_u32 pad;
 };
-OXB_ARGS_SIZE(oxb_argmax_parts_args, 16);
+OXB_ARGS_SIZE(oxb_argmax_blocks_args, 16);
 
-/* out[v] = the index of the best of best[v][n_parts], 0 where there is none. Bindings: best, out.
+/* out[v] = the index of the best of best[v][n_blocks], 0 where there is none. Bindings: best, out.
  */
 struct oxb_argmax_args {
-    oxb_u32 n_parts;
+    oxb_u32 n_blocks;
     oxb_u32 n_vectors;
     oxb_u32 pad[2];
 };
 OXB_ARGS_SIZE(oxb_argmax_args, 16);
 
-/* Advance past the tokens in flight: state.position += n_tokens; where n_parts is not 0,
- * tokens[state.position] = the index of the best of best[n_parts]. Bindings: best, tokens, state.
+/* Advance past the tokens of the batch: state.position += n_tokens; where n_blocks is not 0,
+ * tokens[state.position] = the index of the best of best[n_blocks]. Bindings: best, tokens, state.
  */
 struct oxb_advance_args {
-    oxb_u32 n_parts;
+    oxb_u32 n_blocks;
     oxb_u32 max_tokens; /* elements of tokens */
     oxb_u32 n_tokens;
     oxb_u32 pad;

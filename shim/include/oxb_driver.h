@@ -1,9 +1,9 @@
 /* What a driver implements: a versioned table of functions behind the C ABI of oxb_shim.h.
  *
- * The front (shim/device.c, buffer.c, commands.c) owns the handles, reference counts, argument
- * checks and waiting; a driver owns the device. It may be called from many threads at once, and
- * sees only arguments that the front has checked. Work submitted to one device runs in the order of
- * submission.
+ * The front owns the handles, reference counts, argument checks and waiting; a driver owns the
+ * device, and all that is particular to it: the tiles of its kernels, its layouts of weights and
+ * its abilities. It may be called from many threads at once, and sees only arguments that the front
+ * has checked. Work submitted to one device runs in the order of submission.
  */
 #ifndef OXB_DRIVER_H
 #define OXB_DRIVER_H
@@ -17,29 +17,122 @@ typedef struct oxb_driver_binding {
     uint64_t length; /* bytes of the whole buffer */
 } oxb_driver_binding;
 
+/* One dispatch, which the front has held against the pipeline's arguments and the device's limits.
+ */
 typedef struct oxb_driver_dispatch {
     void *pipeline;
     const oxb_driver_binding *bindings;
-    const void *args; /* bound after the last buffer */
+    const void *args; /* bound after the last buffer; aligned to 16 bytes */
     uint32_t n_bindings;
-    uint32_t args_size;
+    uint32_t args_size; /* bytes; 0: none */
     oxb_size threadgroups;
     oxb_size threads;
-    uint32_t threadgroup_memory;
+    uint32_t threadgroup_memory; /* dynamic, bytes: a multiple of 16, 0 where the kernel has none */
 } oxb_driver_dispatch;
+
+/* What binding_bytes gives for an argument struct that describes nothing the kernel can run. */
+#define OXB_BAD_ARGS UINT64_MAX
 
 /* Reports the end of a submission, exactly once, from any thread; message may be NULL when ok.
  * The driver must not touch the dispatch list afterwards. */
 typedef void (*oxb_driver_done)(void *context, oxb_status status, const char *message,
                                 oxb_times times);
 
-/* Services the front gives to a driver that is loaded from a shared library. */
+/* Splits n blocks of a coded file format: a half scale for each scale group, and the codes, both in
+ * the order of the device format. */
+typedef void oxb_reformat_blocks_fn(oxb_file_format format, const uint8_t *from, uint64_t n,
+                                    uint8_t *scales, uint8_t *codes);
+
+/* Services that the front gives to every driver; one loaded from a library links nothing else. */
 typedef struct oxb_host {
     uint32_t abi_version;
     uint32_t struct_size;
     /* Keep a printf-formatted message for this thread's oxb_last_error and return `status`. */
     oxb_status (*fail)(oxb_status status, const char *format, ...);
+    /* The tables of formats; NULL for a value outside them. */
+    const oxb_file_format_info *(*file_format)(oxb_file_format format);
+    const oxb_device_format_info *(*device_format)(oxb_device_format format);
+    oxb_reformat_blocks_fn *reformat_blocks;
 } oxb_host;
+
+/* The operations of the op layer: X(id, name). The comment says what the extent counts along x, y
+ * and z: the elements that tiles are cut from. */
+#define OXB_OPS(X)                                                                        \
+    X(GEMV, "gemv")                   /* row of the output */                             \
+    X(SWIGLU, "swiglu")               /* row of the output */                             \
+    X(GEMM, "gemm")                   /* row of the output; vector */                     \
+    X(SWIGLU_GEMM, "swiglu_gemm")     /* row of the output; vector */                     \
+    X(GEMM_INT8, "gemm_int8")         /* the same: GEMM or SWIGLU_GEMM of int8 vectors */ \
+    X(QUANTIZE, "quantize")           /* vector */                                        \
+    X(EMBED, "embed")                 /* element of the row; token */                     \
+    X(RMSNORM, "rmsnorm")             /* vector */                                        \
+    X(ADD, "add")                     /* element */                                       \
+    X(BIAS, "bias")                   /* element of the bias; vector */                   \
+    X(QK_NORM_ROPE, "qk_norm_rope")   /* query or key head; token */                      \
+    X(KV_STORE, "kv_store")           /* key-value head; token */                         \
+    X(QKV_TO_CACHE, "qkv_to_cache")   /* query, key or value head; token */               \
+    X(ATTENTION, "attention")         /* query head; token; split of the positions */     \
+    X(COMBINE, "combine")             /* head of a token */                               \
+    X(ARGMAX_BLOCKS, "argmax_blocks") /* logit; vector */                                 \
+    X(ARGMAX, "argmax")               /* vector */                                        \
+    X(ADVANCE, "advance")             /* submission */
+
+typedef enum oxb_op {
+#define X(id, name) OXB_OP_##id,
+    OXB_OPS(X)
+#undef X
+        OXB_OP_COUNT
+} oxb_op;
+
+/* What a tile depends on. Fields that an op has no use for are 0. */
+typedef struct oxb_op_shape {
+    uint64_t extent[3]; /* 1 along what the op does not count; along z of ATTENTION too */
+    /* The matrix; for QUANTIZE that which the vectors will be multiplied by. */
+    oxb_device_format format;
+    uint32_t layout; /* OXB_LAYOUT_PLAIN or one of the driver's */
+    uint64_t n_rows; /* twice the extent for SWIGLU */
+    uint64_t k;
+    /* ATTENTION only. */
+    const oxb_attention_shape *attention;
+    uint64_t cache_alignment; /* bytes; that of the start of both caches in device memory */
+} oxb_op_shape;
+
+#define OXB_TILE_ALL       UINT32_MAX /* a size: the whole extent */
+#define OXB_TILE_CONSTANTS 3u
+
+/* The part of an op's output that one threadgroup computes, and what the kernel is told of it. */
+typedef struct oxb_tile {
+    uint32_t size[3];   /* of the extent, along x, y and z. ATTENTION: query heads that share a
+                           key-value head and divide their number evenly; tokens; 1 */
+    uint32_t threads;   /* of a threadgroup */
+    const char *suffix; /* of the kernel's name, for a layout or a variant; "" for none; static */
+    uint32_t column;    /* `column` of the argument struct, for ops on a matrix */
+    uint32_t splits;    /* ATTENTION: of the positions, 1 to OXB_MAX_SPLITS; the extent along z */
+    uint32_t n_constants;
+    oxb_constant constants[OXB_TILE_CONSTANTS]; /* function constants of the kernel */
+} oxb_tile;
+
+/* What a device can do beyond the ops that every driver has. */
+typedef struct oxb_abilities {
+    /* Bit f: GEMV and SWIGLU kernels of device format f normalise their input themselves; their
+     * names have "_norm" in them. */
+    uint32_t fused_norm;
+    /* 1: has QKV_TO_CACHE; else QK_NORM_ROPE and KV_STORE run in turn. */
+    uint32_t fused_cache_store;
+    /* 1: has QUANTIZE and GEMM_INT8, for matrices for which int8_vector_bytes() is not 0. */
+    uint32_t int8_products;
+    uint32_t pad;
+} oxb_abilities;
+
+#define OXB_MAX_LAYOUTS 4u
+
+/* A layout of weights of the driver's own, for one matrix. */
+typedef struct oxb_weight_layout {
+    uint32_t id; /* the driver's number for it, not OXB_LAYOUT_PLAIN */
+    uint32_t pad;
+    uint64_t size; /* bytes */
+    uint64_t codes_offset;
+} oxb_weight_layout;
 
 struct oxb_driver {
     uint32_t abi_version; /* OXB_ABI_VERSION it was built with */
@@ -65,29 +158,46 @@ struct oxb_driver {
 
     oxb_status (*library_new)(void *device, const char *source, size_t length, void **library);
     void (*library_free)(void *device, void *library);
+    /* `info` lists what the kernel takes: every dispatch is checked by it when it is recorded. */
     oxb_status (*pipeline_new)(void *device, void *library, const char *function,
                                const oxb_constant *constants, uint32_t n_constants, void **pipeline,
                                oxb_pipeline_info *info);
     void (*pipeline_free)(void *device, void *pipeline);
+    /* The bytes that the buffer at `index` must hold for an argument struct, or OXB_BAD_ARGS.
+     * `args` has the size of the list and is aligned to 16 bytes. NULL where the driver cannot
+     * tell. */
+    uint64_t (*binding_bytes)(void *device, void *pipeline, const void *args, uint32_t index);
 
     /* Run the list in order; every dispatch sees what the earlier ones wrote. `replay` keeps what
-     * the driver wants to remember of this list between submissions (a CUDA graph), NULL at first.
-     * Where this fails, `done` is not called. */
+     * the driver wants to remember of this list, which stays as it is, between submissions (a CUDA
+     * graph); NULL at first. Where this fails, `done` is not called. */
     oxb_status (*submit)(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                          oxb_driver_done done, void *context);
-    void (*replay_free)(void *device, void *replay);
+    void (*replay_free)(void *device, void *replay); /* called only where `replay` was set */
 
-    /* Layouts of weights beside the plain one, and variants of the kernels. NULL where there is
-     * none of a kind. The size in bytes of a matrix in `layout` with the offset of its codes, 0
-     * where the device does not use it for that matrix. */
-    uint64_t (*weight_size)(void *device, oxb_device_format kernel, oxb_layout layout,
-                            uint64_t n_rows, uint64_t k, uint64_t *codes_offset);
-    /* Lay out blocks in a buffer of that size; 0 where `layout` cannot hold these codes. */
-    int (*weight_pack)(void *device, oxb_file_format format, oxb_layout layout, const void *from,
-                       uint64_t n_rows, uint64_t k, void *to);
+    void (*abilities)(void *device, oxb_abilities *abilities);
+    /* The tile of `op` for a shape; *tile is zeroed. Never called for an op that the abilities
+     * leave out. When a device is opened, the front asks for every tile and refuses a device with a
+     * size or a number of threads of 0. */
+    oxb_status (*tile)(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile);
+    /* Bytes of a vector as int8 for a matrix, 0 where the device multiplies `n_vectors` of them
+     * faster, or at all, in float32. NULL without the ability. */
+    uint64_t (*int8_vector_bytes)(void *device, oxb_device_format format, uint32_t layout,
+                                  uint64_t k, uint64_t n_vectors);
+
+    /* Both NULL where the device has no layout beside the plain one, which the front packs. Those
+     * for an n_rows x k matrix, the best first; returns how many. */
+    uint32_t (*weight_layouts)(void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,
+                               oxb_weight_layout layouts[OXB_MAX_LAYOUTS]);
+    /* Pack blocks into a buffer of the layout's size. *fits: 0 where it cannot hold these codes. */
+    oxb_status (*weight_pack)(void *device, uint32_t layout, oxb_file_format format,
+                              const void *from, uint64_t n_rows, uint64_t k, void *to, int *fits);
+
+    /* Variants of the kernels that device_open takes, the best first; NULL past the last. NULL
+     * where there is one set of kernels. */
     const char *(*variant)(uint32_t index);
 
-    /* Write what the device does to a file for the maker's tools. Both NULL where there is no such.
+    /* Write what the device does to a file for the maker's tools. Both NULL where there are none.
      */
     oxb_status (*capture_start)(void *device, const char *path);
     oxb_status (*capture_stop)(void *device);

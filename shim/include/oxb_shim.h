@@ -4,7 +4,8 @@
  * their buffers and pipelines alive, and a submission keeps everything alive until the device has
  * finished with it, so handles may be released in any order. Every function that can fail returns
  * oxb_status and leaves its out-parameters untouched on failure; oxb_last_error() then holds a
- * message of the calling thread. No function aborts, throws or prints.
+ * message of the calling thread. No function aborts, throws or prints; only with
+ * OXIBONSAI_TRACE=1 in the environment do submissions print what they run to stderr.
  *
  * Thread safety: devices, buffers, libraries, pipelines, weights and submissions may be used from
  * any number of threads; one oxb_commands belongs to one thread at a time. Any call may block on a
@@ -22,11 +23,12 @@
 extern "C" {
 #endif
 
-#define OXB_ABI_VERSION    1u
+#define OXB_ABI_VERSION    2u
 #define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
 #define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
 #define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
 #define OXB_MAX_CONSTANTS  16u
+#define OXB_MAX_ARGUMENTS  (OXB_MAX_BINDINGS + 1u) /* threadgroup(0) beside the bindings */
 #define OXB_NAME_BYTES     64u
 
 typedef enum oxb_status {
@@ -53,6 +55,10 @@ typedef struct oxb_device_options {
     const char *variant; /* of the kernels, one of oxb_device_variant(); NULL for the best */
 } oxb_device_options;
 
+typedef struct oxb_size {
+    uint32_t x, y, z;
+} oxb_size;
+
 typedef struct oxb_device_info {
     char name[128];
     char driver[16];
@@ -64,6 +70,8 @@ typedef struct oxb_device_info {
     uint64_t max_buffer_length;
     uint64_t max_threadgroup_memory;
     uint64_t recommended_working_set;
+    oxb_size max_threads;      /* of a threadgroup in each direction; 0: the pipeline's limit */
+    oxb_size max_threadgroups; /* of a grid in each direction; 0: as many as 32 bits count */
 } oxb_device_info;
 
 /* A live view of what a device holds. */
@@ -93,12 +101,35 @@ typedef struct oxb_constant {
     oxb_constant_value value;
 } oxb_constant;
 
+typedef enum oxb_argument_kind {
+    OXB_ARGUMENT_BUFFER = 0,     /* a buffer; the argument struct too where it is only read */
+    OXB_ARGUMENT_STRUCT = 1,     /* the argument struct, and no buffer in its place */
+    OXB_ARGUMENT_THREADGROUP = 2 /* dynamic threadgroup memory */
+} oxb_argument_kind;
+
+typedef enum oxb_access {
+    OXB_ACCESS_UNKNOWN = 0,
+    OXB_ACCESS_READ = 1,
+    OXB_ACCESS_WRITE = 2 /* it may read as well */
+} oxb_access;
+
+/* What a kernel takes at one index. */
+typedef struct oxb_argument {
+    uint32_t kind;      /* oxb_argument_kind */
+    uint32_t index;     /* of the binding; the argument struct follows the last buffer */
+    uint32_t size;      /* bytes: of OXB_ARGUMENT_STRUCT exactly, of OXB_ARGUMENT_BUFFER at least */
+    uint32_t alignment; /* of a buffer's offset, bytes; 0 where the driver does not know */
+    uint32_t access;    /* oxb_access */
+    uint32_t optional;  /* the kernel does not use it: it may be left unbound */
+} oxb_argument;
+
 typedef struct oxb_pipeline_info {
     uint32_t max_threads; /* largest threadgroup this pipeline runs with */
     uint32_t simd_width;
-    uint64_t static_threadgroup_memory;
-    uint32_t written; /* bit i: binding i may be written; 0 where the driver does not know */
+    uint64_t static_threadgroup_memory; /* bytes */
+    uint32_t n_arguments;               /* 0 where the driver does not know what the kernel takes */
     uint32_t pad;
+    oxb_argument arguments[OXB_MAX_ARGUMENTS];
 } oxb_pipeline_info;
 
 typedef struct oxb_binding {
@@ -106,24 +137,14 @@ typedef struct oxb_binding {
     uint64_t offset; /* bytes */
 } oxb_binding;
 
-typedef struct oxb_size {
-    uint32_t x, y, z;
-} oxb_size;
-
 typedef struct oxb_times {
     double start; /* seconds on the device's clock */
     double end;
 } oxb_times;
 
-/* How a weight's buffer is laid out. A device is asked for the best it has for a matrix. */
-typedef enum oxb_layout {
-    OXB_LAYOUT_PLAIN = 0,  /* all scales, all codes, in row order: every device */
-    OXB_LAYOUT_PANELS = 1, /* cpu: rows interleaved for vector registers */
-    OXB_LAYOUT_TRITS = 2,  /* cpu: the same, with three weights of -1, 0 or 1 in 5 bits */
-    OXB_LAYOUT_COLUMNS =
-        3, /* GPUs: scales [group][row], then units of 16 bytes of codes [unit][row] */
-    OXB_LAYOUT_COUNT
-} oxb_layout;
+/* The layout of a weight's buffer that every device has: all scales, all codes, in row order. Other
+ * numbers are the driver's own. */
+#define OXB_LAYOUT_PLAIN 0u
 
 /* A weight matrix on a device. `buffer` is owned by whoever uploaded it (one reference).
  * n_rows and k are 0 where the shape is not known (plain SoA). */
@@ -134,12 +155,11 @@ typedef struct oxb_weight {
     uint32_t device_format; /* oxb_device_format */
     uint32_t n_rows;
     uint32_t k;
-    uint32_t layout; /* oxb_layout */
+    uint32_t layout; /* OXB_LAYOUT_PLAIN or one of the driver's */
 } oxb_weight;
 
-/* Vectors of a matrix product of 8 or more: as they are, or rounded to 8 bits in blocks of 16 that
- * share a scale, where the matrix is of 1 or 2 bits and the device keeps it in a layout of its own.
- */
+/* Vectors of a matrix product: as they are, or rounded to 8 bits in blocks of 16 that share a
+ * scale, where the driver has int8 products for the matrix and that many vectors. */
 typedef enum oxb_activations {
     OXB_ACTIVATIONS_FLOAT32 = 0,
     OXB_ACTIVATIONS_INT8 = 1
@@ -152,6 +172,9 @@ typedef struct oxb_norm {
     uint32_t pad;
 } oxb_norm;
 
+/* Which elements of a head RoPE rotates together: i and i + rotary_dim / 2, or 2 i and 2 i + 1. */
+typedef enum oxb_rope_style { OXB_ROPE_NEOX = 0, OXB_ROPE_INTERLEAVED = 1 } oxb_rope_style;
+
 typedef struct oxb_attention_shape {
     uint32_t n_heads;
     uint32_t n_kv_heads;
@@ -162,6 +185,9 @@ typedef struct oxb_attention_shape {
     uint32_t n_tokens;   /* in flight, at the state's position and after it */
     uint32_t max_length; /* the most positions that attention will meet, for the cut of the work; 0:
                             max_seq */
+    uint32_t
+        rotary_dim; /* elements of a head that RoPE rotates, the first ones; even; 0: head_dim */
+    uint32_t rope_style; /* oxb_rope_style */
 } oxb_attention_shape;
 
 /* Every function of the ABI, once: X(return type, name, parameters). The list makes the prototypes
@@ -216,15 +242,16 @@ typedef struct oxb_attention_shape {
     X(void, pipeline_get_info, (oxb_pipeline * pipeline, oxb_pipeline_info * info))                \
     X(void, pipeline_release, (oxb_pipeline * pipeline))                                           \
                                                                                                    \
-    /* Recording. Once submitted, commands are sealed: they can be submitted again and again, and  \
-     * reset when nothing of them is in flight. */                                                 \
+    /* Recording. A dispatch is checked here, once, against the arguments of its pipeline and the  \
+     * limits of its device. Once submitted, commands are sealed: they can be submitted again and, \
+     * when nothing of them is in flight, reset. */                                                \
     X(oxb_status, commands_new, (oxb_device * device, oxb_commands * *commands))                   \
     X(void, commands_release, (oxb_commands * commands))                                           \
     X(oxb_status, commands_reset, (oxb_commands * commands))                                       \
     X(uint32_t, commands_length, (oxb_commands * commands))                                        \
     X(oxb_status, commands_dispatch,                                                               \
       (oxb_commands * commands, oxb_pipeline * pipeline, const oxb_binding *bindings,              \
-       uint32_t n_bindings, const void *args, uint32_t args_size, oxb_size threadgroups,           \
+       uint32_t n_bindings, const void *args, uint64_t args_size, oxb_size threadgroups,           \
        oxb_size threads, uint32_t threadgroup_memory))                                             \
     X(oxb_status, commands_submit, (oxb_commands * commands, oxb_submission * *submission))        \
     /* timeout in seconds; infinite where negative. A timeout is OXB_EXECUTION_FAILED and the      \
@@ -265,6 +292,8 @@ typedef struct oxb_attention_shape {
     X(oxb_status, op_embed,                                                                        \
       (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,             \
        oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens))                   \
+    /* q_norm and k_norm: float32 [head_dim], or both without a buffer, for heads without a norm.  \
+     * rope: float32 [max_seq][2][rotary_dim / 2], cosines then sines. */                          \
     X(oxb_status, op_qk_norm_rope,                                                                 \
       (oxb_commands * commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,           \
        oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape, float eps))          \
@@ -295,9 +324,21 @@ typedef struct oxb_attention_shape {
      */                                                                                            \
     X(const char *, device_variant, (const char *driver, uint32_t index))                          \
                                                                                                    \
-    /* What matrix products of 8 or more vectors that are recorded from here on make of them.      \
-     * OXB_ENCODING_FAILED where the device has no such kernels. */                                \
-    X(oxb_status, commands_activations, (oxb_commands * commands, oxb_activations activations))
+    /* What matrix products that are recorded from here on make of their vectors, where the device \
+     * is faster by it. OXB_ENCODING_FAILED where it has no such kernels. */                       \
+    X(oxb_status, commands_activations, (oxb_commands * commands, oxb_activations activations))    \
+                                                                                                   \
+    /* Describe recorded dispatch `index`: a line of kernel, function constants and grid, then     \
+     * indented lines: threadgroup memory and arguments, and each binding. Writes up to `size`     \
+     * bytes with the NUL, as snprintf does; `length` is that of the whole text. */                \
+    X(oxb_status, commands_describe,                                                               \
+      (oxb_commands * commands, uint32_t index, char *text, uint64_t size, uint64_t *length))      \
+                                                                                                   \
+    /* y += bias, float32 [n], in each of n_vectors rows that are y_stride elements apart (0: n).  \
+     */                                                                                            \
+    X(oxb_status, op_add_bias,                                                                     \
+      (oxb_commands * commands, oxb_binding bias, oxb_binding y, uint64_t n, uint64_t n_vectors,   \
+       uint64_t y_stride))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

@@ -11,7 +11,7 @@
 
 /* Copies of private buffers, through the device */
 
-/* Run with blit_lock held: one blit of this device at a time. */
+/* Run `body` with blit_lock held, so that the device has one blit of ours at a time. */
 static oxb_status blitting(metal_device *self, oxb_status (^body)(void)) {
     pthread_mutex_lock(&self->blit_lock);
     oxb_status status = metal_guarded(OXB_EXECUTION_FAILED, body); /* never raises */
@@ -28,7 +28,7 @@ static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncode
     @try {
         encode(encoder);
     } @finally {
-        [encoder endEncoding]; /* Metal does not allow an encoder to go without */
+        [encoder endEncoding]; /* Metal requires it of every encoder, also after an exception */
     }
     return metal_run(commands, METAL_BLIT_SECONDS);
 }

@@ -5,7 +5,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/builtin_drivers.h"
 #include "base/clock.h"
+#include "gpu/gpu.h"
 #include "gpu/msl_sources.h"
 #include "metal.h"
 
@@ -18,7 +20,7 @@ const oxb_host *metal_host;
  * framework of which nothing is used. */
 __attribute__((used)) static CGDirectDisplayID (*const keep_core_graphics)(void) = CGMainDisplayID;
 
-/* What `text` says, for a message; valid until the pool ends. */
+/* The UTF-8 bytes of `text`, for a message; valid until the pool is drained. */
 const char *metal_utf8(NSString *text) {
     const char *bytes = [text UTF8String]; /* +0 */
     return bytes != NULL ? bytes : "no text";
@@ -55,19 +57,19 @@ void metal_object_free(void *device, void *object) {
     });
 }
 
-/* Waiting, for what this file waits for itself: the probe and blits. */
+/* Waiting inside the driver, for the probe and for blits; the front waits for submissions. */
 
 typedef struct outcome {
     pthread_mutex_t lock;
     pthread_cond_t finished;
     /* Guarded by lock. */
-    bool left; /* waiter or handler has let go: after a timeout the handler still comes */
+    bool left; /* waiter or handler has released it: after a timeout the handler still runs */
     bool done;
     bool ok;
     char text[512];
 } outcome;
 
-/* With the lock held, which it gives back. */
+/* Called with the lock held; unlocks it. */
 static void leave_outcome(outcome *o) {
     bool last = o->left;
     o->left = true;
@@ -78,7 +80,7 @@ static void leave_outcome(outcome *o) {
     free(o);
 }
 
-/* nil where a finished command buffer did its work, else the reason, +0. */
+/* nil where a finished command buffer completed, else the reason, +0. */
 NSString *metal_failure(id<MTLCommandBuffer> commands) {
     MTLCommandBufferStatus status = [commands status];
     NSError *error = [commands error]; /* +0 */
@@ -89,7 +91,7 @@ NSString *metal_failure(id<MTLCommandBuffer> commands) {
     return metal_text("%@ (%@ %ld)", metal_why(error), [error domain], (long)[error code]);
 }
 
-/* Commit, and wait for the end; nil, or the reason, +0. */
+/* Commit and wait until completion; nil, or the reason, +0. */
 NSString *metal_run(id<MTLCommandBuffer> commands, double seconds) {
     outcome *o = calloc(1, sizeof *o);
     if (o == NULL) return @"out of memory";
@@ -179,8 +181,8 @@ static NSString *run_probe(metal_device *self, metal_pipeline *pipeline) {
     return reason;
 }
 
-/* Compile and run a small kernel: virtual machines under-report what their device can do, so it is
- * admitted by what it does and not by its family. nil, or why it is refused, +0. */
+/* Compile and run a small kernel. Virtual machines under-report the GPU family, so a device is
+ * admitted by running the kernel and not by its family. nil, or why it is refused, +0. */
 static NSString *probe(metal_device *self) {
     NSString *reason = nil, *name = @"oxb_probe";
     id<MTLLibrary> library =
@@ -188,14 +190,14 @@ static NSString *probe(metal_device *self) {
     id<MTLFunction> function =
         library != nil ? metal_new_function(library, name, NULL, 0, &reason) : nil; /* +1 */
     [function autorelease];
+    oxb_pipeline_info info;
     metal_pipeline *pipeline =
-        function != nil ? metal_make_pipeline(self->device, function, name, &reason) : NULL;
+        function != nil ? metal_make_pipeline(self->device, function, name, &info, &reason) : NULL;
     if (pipeline == NULL) return metal_text("it cannot compile a kernel: %@", reason);
-    NSUInteger width = [pipeline->state threadExecutionWidth];
-    if (width != METAL_SIMD_WIDTH)
+    if (info.simd_width != METAL_SIMD_WIDTH)
         reason = metal_text(
-            "its SIMD-groups have %lu threads and the kernels need %u; use the cpu device",
-            (unsigned long)width, METAL_SIMD_WIDTH);
+            "its SIMD-groups have %u threads and the kernels need %u; use the cpu device",
+            info.simd_width, METAL_SIMD_WIDTH);
     @try {
         if (reason == nil) reason = run_probe(self, pipeline);
     } @finally {
@@ -233,7 +235,6 @@ static oxb_status open_device(uint32_t index, metal_device *self) {
                           index, name);
     [self->queue setLabel:@"oxibonsai"];
     NSUInteger memory = [self->device maxThreadgroupMemoryLength];
-    self->max_threads = [self->device maxThreadsPerThreadgroup];
     self->max_threadgroup_memory =
         memory < MAX_THREADGROUP_MEMORY ? memory : MAX_THREADGROUP_MEMORY;
     NSString *reason = probe(self);
@@ -271,58 +272,20 @@ static void device_info(void *device, oxb_device_info *info) {
                               .simd_width = METAL_SIMD_WIDTH};
     metal_guarded(OXB_DEVICE_NOT_FOUND, ^oxb_status {
         snprintf(info->name, sizeof info->name, "%s", metal_utf8([self->device name]));
+        MTLSize most = [self->device maxThreadsPerThreadgroup];
         info->unified_memory = [self->device hasUnifiedMemory] ? 1 : 0;
         info->max_buffer_length = [self->device maxBufferLength];
         info->max_threadgroup_memory = self->max_threadgroup_memory;
         info->recommended_working_set = [self->device recommendedMaxWorkingSetSize];
+        info->max_threads =
+            (oxb_size){(uint32_t)most.width, (uint32_t)most.height, (uint32_t)most.depth};
         return OXB_OK;
     });
 }
 
 /* Submission */
 
-/* Metal trusts its caller: what a kernel declares is held against what is bound. nil, or what is
- * wrong, +0. */
-static NSString *wrong_dispatch(const metal_device *self, const oxb_driver_dispatch *d) {
-    const metal_pipeline *p = d->pipeline;
-    for (uint32_t i = 0; i < p->n_arguments; i++) {
-        const metal_argument *a = p->arguments + i;
-        uint64_t bound = 0, offset = 0;
-        if (a->index < d->n_bindings) {
-            offset = d->bindings[a->index].offset;
-            bound = d->bindings[a->index].length - offset;
-        } else if (a->index == d->n_bindings) {
-            bound = d->args_size;
-            if (a->writable)
-                return metal_text("it writes buffer(%" PRIu64
-                                  "), which is bound to an argument struct",
-                                  a->index);
-        }
-        if (bound == 0) return metal_text("its buffer(%" PRIu64 ") is not bound", a->index);
-        if (bound < a->size)
-            return metal_text("buffer(%" PRIu64 ") has %" PRIu64 " bytes bound and needs %" PRIu64,
-                              a->index, bound, a->size);
-        if (a->alignment != 0 && offset % a->alignment != 0)
-            return metal_text("buffer(%" PRIu64 ") starts at byte %" PRIu64
-                              ", which is not a multiple of %" PRIu64,
-                              a->index, offset, a->alignment);
-    }
-    if (p->dynamic_memory && d->threadgroup_memory == 0) return @"its threadgroup(0) has no length";
-    uint64_t memory = p->static_memory + (d->threadgroup_memory + UINT64_C(15)) / 16 * 16;
-    if (memory > self->max_threadgroup_memory)
-        return metal_text("%" PRIu64 " bytes of threadgroup memory, at most %" PRIu64
-                          " are allowed",
-                          memory, self->max_threadgroup_memory);
-    MTLSize most = self->max_threads;
-    if (d->threads.x > most.width || d->threads.y > most.height || d->threads.z > most.depth)
-        return metal_text(
-            "a threadgroup of %u x %u x %u threads, at most %lu x %lu x %lu are allowed",
-            d->threads.x, d->threads.y, d->threads.z, (unsigned long)most.width,
-            (unsigned long)most.height, (unsigned long)most.depth);
-    return nil;
-}
-
-/* `memory` is the length that threadgroup(0) has by now: it stays set from dispatch to dispatch. */
+/* `memory` is the current length of threadgroup(0), which an encoder keeps between dispatches. */
 static void encode_dispatch(id<MTLComputeCommandEncoder> encoder, const oxb_driver_dispatch *d,
                             uint32_t *memory) {
     const metal_pipeline *p = d->pipeline;
@@ -332,9 +295,9 @@ static void encode_dispatch(id<MTLComputeCommandEncoder> encoder, const oxb_driv
                     offset:d->bindings[i].offset
                    atIndex:i];
     if (d->args_size != 0) [encoder setBytes:d->args length:d->args_size atIndex:d->n_bindings];
-    uint32_t wanted = p->dynamic_memory ? (d->threadgroup_memory + 15u) / 16u * 16u : 0;
-    if (wanted != *memory) [encoder setThreadgroupMemoryLength:wanted atIndex:0];
-    *memory = wanted;
+    if (d->threadgroup_memory != *memory)
+        [encoder setThreadgroupMemoryLength:d->threadgroup_memory atIndex:0];
+    *memory = d->threadgroup_memory;
     [encoder
          dispatchThreadgroups:MTLSizeMake(d->threadgroups.x, d->threadgroups.y, d->threadgroups.z)
         threadsPerThreadgroup:MTLSizeMake(d->threads.x, d->threads.y, d->threads.z)];
@@ -342,17 +305,9 @@ static void encode_dispatch(id<MTLComputeCommandEncoder> encoder, const oxb_driv
 
 static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                          oxb_driver_done done, void *context) {
-    static char checked; /* its address marks a list that was checked */
     metal_device *self = device;
+    (void)replay; /* nothing to keep */
     return metal_guarded(OXB_ENCODING_FAILED, ^oxb_status {
-        for (uint32_t i = 0; *replay == NULL && i < n; i++) {
-            NSString *wrong = wrong_dispatch(self, list + i);
-            if (wrong != nil)
-                return metal_fail(OXB_ENCODING_FAILED, "%s: %s",
-                                  metal_utf8(((const metal_pipeline *)list[i].pipeline)->name),
-                                  metal_utf8(wrong));
-        }
-        *replay = &checked;
         id<MTLCommandBuffer> commands =
             [self->queue commandBuffer]; /* +0: Metal keeps it once committed */
         if (commands == nil)
@@ -374,7 +329,7 @@ static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t
                 if (grouped) [encoder popDebugGroup];
             }
         } @finally {
-            [encoder endEncoding]; /* Metal does not allow an encoder to go without */
+            [encoder endEncoding]; /* Metal requires it of every encoder, also after an exception */
         }
         [commands addCompletedHandler:^(id<MTLCommandBuffer> finished) {
             @autoreleasepool {
@@ -387,11 +342,6 @@ static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t
         [commands commit];
         return OXB_OK;
     });
-}
-
-static void replay_free(void *device, void *replay) {
-    (void)device;
-    (void)replay; /* a mark, not memory */
 }
 
 /* Captures for Xcode */
@@ -436,6 +386,10 @@ static const oxb_driver driver = {
     .device_open = device_open,
     .device_close = device_close,
     .device_info = device_info,
+    .abilities = gpu_abilities,
+    .tile = gpu_tile,
+    .weight_layouts = gpu_weight_layouts,
+    .weight_pack = gpu_weight_pack,
     .buffer_new = metal_buffer_new,
     .buffer_wrap = metal_buffer_wrap,
     .buffer_free = metal_object_free,
@@ -447,20 +401,18 @@ static const oxb_driver driver = {
     .pipeline_new = metal_pipeline_new,
     .pipeline_free = metal_pipeline_free,
     .submit = submit,
-    .replay_free = replay_free,
     .capture_start = capture_start,
     .capture_stop = capture_stop,
 };
 
-const oxb_driver *oxb_metal_driver(const oxb_host *services);
-
-const oxb_driver *oxb_metal_driver(const oxb_host *services) {
+const oxb_driver *metal_driver(const oxb_host *services) {
     metal_host = services;
+    gpu_use(services);
     return &driver;
 }
 
 #ifdef OXB_DRIVER_LIBRARY
 __attribute__((visibility("default"))) const oxb_driver *oxb_driver_entry(const oxb_host *services);
 
-const oxb_driver *oxb_driver_entry(const oxb_host *services) { return oxb_metal_driver(services); }
+const oxb_driver *oxb_driver_entry(const oxb_host *services) { return metal_driver(services); }
 #endif

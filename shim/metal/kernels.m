@@ -15,7 +15,7 @@
 
 /* Libraries */
 
-/* +1, or nil with the reason, +0. Never raises: others may wait for the end of it. */
+/* +1, or nil with the reason, +0. Never raises: other threads may be waiting for the result. */
 id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **reason) {
     id<MTLLibrary> library = nil;
     @try {
@@ -35,8 +35,8 @@ id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **
     return library;
 }
 
-/* The library of a family of kernels that ship: the device's own reference, or nil with the reason.
- * Compiled on first use, once; who comes meanwhile waits for it. */
+/* The library of a family of shipped kernels: the device's own reference, or nil with the reason.
+ * The first caller compiles it; callers that come meanwhile wait. */
 static id<MTLLibrary> family_library(metal_device *self, unsigned index, NSString **reason) {
     metal_family *family = self->families + index;
     pthread_mutex_lock(&self->library_lock);
@@ -59,7 +59,8 @@ static id<MTLLibrary> family_library(metal_device *self, unsigned index, NSStrin
     return library;
 }
 
-/* +1: "oxibonsai.metallib" beside the file that holds this code, or nil: the sources do as well. */
+/* +1: "oxibonsai.metallib" beside the library that holds this code, or nil: the sources are then
+ * compiled instead. */
 id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device) {
     Dl_info where;
     char path[PATH_MAX];
@@ -170,29 +171,43 @@ id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
     return made;
 }
 
-/* Note what the kernel takes; nil, or the reason why it cannot be given that, +0. */
-static NSString *keep_arguments(metal_pipeline *pipeline, NSArray *arguments) {
+/* List what the kernel takes; nil, or the reason why it cannot be given that, +0. Metal says of a
+ * buffer's type how long one value of it is, and not whether there is one (a reference) or an array
+ * of them (a pointer), so that an argument struct may be longer than it. */
+static NSString *list_arguments(oxb_pipeline_info *info, NSArray *arguments) {
     for (MTLArgument *argument in arguments) {
-        NSUInteger index = [argument index];
-        if (![argument isActive]) continue;
-        if ([argument type] == MTLArgumentTypeBuffer && pipeline->n_arguments < OXB_MAX_BINDINGS) {
-            pipeline->arguments[pipeline->n_arguments++] =
-                (metal_argument){index, [argument bufferDataSize], [argument bufferAlignment],
-                                 [argument access] != MTLArgumentAccessReadOnly};
+        oxb_argument *to = info->arguments + info->n_arguments;
+        if (info->n_arguments == OXB_MAX_ARGUMENTS)
+            return metal_text("it takes more than %u arguments", OXB_MAX_ARGUMENTS);
+        uint32_t index = (uint32_t)[argument index];
+        if ([argument type] == MTLArgumentTypeBuffer) {
+            *to = (oxb_argument){.kind = OXB_ARGUMENT_BUFFER,
+                                 .index = index,
+                                 .access = [argument access] == MTLArgumentAccessReadOnly
+                                               ? OXB_ACCESS_READ
+                                               : OXB_ACCESS_WRITE,
+                                 .optional = ![argument isActive]};
+            if (!to->optional) { /* of what is not used Metal says no size */
+                to->size = (uint32_t)[argument bufferDataSize];
+                to->alignment = (uint32_t)[argument bufferAlignment];
+            }
         } else if ([argument type] == MTLArgumentTypeThreadgroupMemory && index == 0) {
-            pipeline->dynamic_memory = true;
-        } else {
+            *to = (oxb_argument){.kind = OXB_ARGUMENT_THREADGROUP};
+        } else if ([argument isActive]) {
             return metal_text(
                 "the argument %@ cannot be given: a kernel takes buffers and threadgroup(0)",
                 [argument name]);
+        } else {
+            continue;
         }
+        info->n_arguments++;
     }
     return nil;
 }
 
 /* Owned by the caller, or NULL with the reason, +0. */
 metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> function, NSString *name,
-                                    NSString **reason) {
+                                    oxb_pipeline_info *info, NSString **reason) {
     NSError *error = nil;
     MTLComputePipelineReflection *reflection = nil; /* +0 */
     MTLComputePipelineDescriptor *descriptor =
@@ -208,16 +223,18 @@ metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> functi
         *reason = metal_why(error);
         return NULL;
     }
+    *info = (oxb_pipeline_info){.max_threads = (uint32_t)[state maxTotalThreadsPerThreadgroup],
+                                .simd_width = (uint32_t)[state threadExecutionWidth],
+                                .static_threadgroup_memory = [state staticThreadgroupMemoryLength]};
+    *reason = list_arguments(info, [reflection arguments]);
+    if (*reason != nil) return NULL;
     metal_pipeline *pipeline = calloc(1, sizeof *pipeline);
-    *reason =
-        pipeline != NULL ? keep_arguments(pipeline, [reflection arguments]) : @"out of memory";
-    if (*reason != nil) {
-        free(pipeline);
+    if (pipeline == NULL) {
+        *reason = @"out of memory";
         return NULL;
     }
     pipeline->state = [state retain]; /* +1 */
     pipeline->name = [name copy];     /* +1 */
-    pipeline->static_memory = [state staticThreadgroupMemoryLength];
     return pipeline;
 }
 
@@ -267,21 +284,18 @@ oxb_status metal_pipeline_new(void *device, void *library, const char *function,
                 ? metal_new_function((id<MTLLibrary>)library, name, constants, n_constants, &reason)
                 : new_shipped_function(self, function, constants, n_constants, &reason); /* +1 */
         [found autorelease];
+        oxb_pipeline_info made;
         metal_pipeline *pipeline =
-            found != nil ? metal_make_pipeline(self->device, found, name, &reason) : NULL;
+            found != nil ? metal_make_pipeline(self->device, found, name, &made, &reason) : NULL;
         if (pipeline == NULL)
             return metal_fail(OXB_COMPILATION_FAILED, "'%s': %s", function, metal_utf8(reason));
-        NSUInteger width = [pipeline->state threadExecutionWidth];
-        if (width != METAL_SIMD_WIDTH) {
+        if (made.simd_width != METAL_SIMD_WIDTH) {
             metal_pipeline_free(self, pipeline);
             return metal_fail(OXB_COMPILATION_FAILED,
-                              "'%s': compiled for SIMD-groups of %lu threads; kernels need %u",
-                              function, (unsigned long)width, METAL_SIMD_WIDTH);
+                              "'%s': compiled for SIMD-groups of %u threads; kernels need %u",
+                              function, made.simd_width, METAL_SIMD_WIDTH);
         }
-        *info = (oxb_pipeline_info){.max_threads =
-                                        (uint32_t)[pipeline->state maxTotalThreadsPerThreadgroup],
-                                    .simd_width = (uint32_t)width,
-                                    .static_threadgroup_memory = pipeline->static_memory};
+        *info = made;
         *out = pipeline;
         return OXB_OK;
     });

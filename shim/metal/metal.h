@@ -1,14 +1,14 @@
 /* Shared by the files of the driver "metal": Apple's Metal through Objective-C, with manual retain
- * and release. metal.m has devices and submission, metal_kernels.m libraries and pipelines,
- * metal_buffers.m memory.
+ * and release. driver.m has devices and submission, kernels.m libraries and pipelines, buffers.m
+ * memory.
  *
  * They build against Apple's frameworks, and on other systems against GNUstep and the simulated
- * Metal of tests/metal_sim, so they keep to what both compile: no literals or subscripts of
- * Objective-C objects, no modules, and nothing newer than macOS 12.
+ * Metal of tests/simulators/metal_sim, so they keep to what both compile: no literals or subscripts
+ * of Objective-C objects, no modules, and nothing newer than macOS 12.
  *
- * Ownership is written where a reference is made: +1 is ours to release, +0 lives until the pool
- * ends. Every entry runs through metal_guarded(), which has the autorelease pool and turns an
- * Objective-C exception into a status.
+ * A comment where a reference is made says who owns it: +1 is ours to release, +0 lives until the
+ * autorelease pool is drained. Every entry point runs through metal_guarded(), which holds the pool
+ * and turns an Objective-C exception into a status.
  *
  * Locks: library_lock is never held while compiling. blit_lock is held while the device works, so
  * that one blit of ours is in flight at a time; completion handlers take neither. Nothing else is
@@ -44,7 +44,6 @@ typedef struct metal_device {
     id<MTLCommandQueue> queue;  /* +1 */
     id<MTLLibrary> precompiled; /* +1; nil where there is no metallib beside this library */
     uint32_t index;
-    MTLSize max_threads;
     uint64_t max_threadgroup_memory;
     pthread_mutex_t library_lock;
     pthread_cond_t library_change;
@@ -52,23 +51,12 @@ typedef struct metal_device {
     metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
-typedef struct metal_argument {
-    uint64_t index;
-    uint64_t size; /* bytes that have to be bound at least */
-    uint64_t alignment;
-    bool writable;
-} metal_argument;
-
 typedef struct metal_pipeline {
     id<MTLComputePipelineState> state; /* +1 */
     NSString *name;                    /* +1 */
-    uint64_t static_memory;
-    bool dynamic_memory; /* takes threadgroup(0) */
-    uint32_t n_arguments;
-    metal_argument arguments[OXB_MAX_BINDINGS];
 } metal_pipeline;
 
-/* metal.m */
+/* driver.m */
 
 extern const oxb_host *metal_host;
 /* Keep a message for the caller's thread and give `status` back: metal_fail(status, format, ...).
@@ -81,28 +69,28 @@ const char *metal_utf8(NSString *text);
 NSString *metal_string(const char *bytes);
 NSString *metal_why(NSError *error);
 
-/* Run `body` inside an autorelease pool; an exception becomes `code`. */
+/* Run `body` inside an autorelease pool; an exception becomes the status `code`. */
 oxb_status metal_guarded(oxb_status code, oxb_status (^body)(void));
-/* Frees what is an Objective-C object itself: buffers and libraries. */
+/* Release a handle that is an Objective-C object: a buffer or a library. */
 void metal_object_free(void *device, void *object);
 
-/* nil where a finished command buffer did its work, else the reason, +0. */
+/* nil where a finished command buffer completed, else the reason, +0. */
 NSString *metal_failure(id<MTLCommandBuffer> commands);
-/* Commit, and wait for the end; nil, or the reason, +0. */
+/* Commit and wait until completion; nil, or the reason, +0. */
 NSString *metal_run(id<MTLCommandBuffer> commands, double seconds);
 
-/* metal_kernels.m */
+/* kernels.m */
 
 /* +1, or nil with the reason, +0. Never raises. */
 id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **reason);
 /* +1, or nil with the reason, +0. */
 id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
                                    const oxb_constant *constants, uint32_t n, NSString **reason);
-/* +1: "oxibonsai.metallib" beside the file that holds this code, or nil: the sources do as well. */
+/* +1: "oxibonsai.metallib" beside the library that holds this code, or nil. */
 id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device);
 /* Owned by the caller, or NULL with the reason, +0. */
 metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> function, NSString *name,
-                                    NSString **reason);
+                                    oxb_pipeline_info *info, NSString **reason);
 
 oxb_status metal_library_new(void *device, const char *source, size_t length, void **library);
 oxb_status metal_pipeline_new(void *device, void *library, const char *function,
@@ -110,7 +98,7 @@ oxb_status metal_pipeline_new(void *device, void *library, const char *function,
                               oxb_pipeline_info *info);
 void metal_pipeline_free(void *device, void *pipeline);
 
-/* metal_buffers.m */
+/* buffers.m */
 
 oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                             void **contents);

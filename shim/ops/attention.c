@@ -35,28 +35,71 @@ static uint64_t cache_bytes(const oxb_attention_shape *s) {
     return ((uint64_t)s->layer + 1) * layer_elements(s) * (s->kv_f16 ? 2 : 4);
 }
 
+static uint32_t rotary_dim_of(const oxb_attention_shape *s) {
+    return s->rotary_dim ? s->rotary_dim : s->head_dim;
+}
+
+static oxb_status check_rope(const char *op, const oxb_attention_shape *s, oxb_binding q_norm,
+                             oxb_binding k_norm, float eps) {
+    const uint32_t rotary_dim = rotary_dim_of(s);
+    if (rotary_dim % 2 || rotary_dim > s->head_dim) {
+        return front_fail(
+            OXB_ENCODING_FAILED,
+            "%s: rotary_dim = %u must be even and lie in 2..%u, the head_dim; 0 stands "
+            "for head_dim",
+            op, rotary_dim, s->head_dim);
+    }
+    if (s->rope_style != OXB_ROPE_NEOX && s->rope_style != OXB_ROPE_INTERLEAVED) {
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: rope_style = %u must be %u (neox) or %u (interleaved)", op,
+                          s->rope_style, OXB_ROPE_NEOX, OXB_ROPE_INTERLEAVED);
+    }
+    const int has_q_norm = q_norm.buffer != NULL, has_k_norm = k_norm.buffer != NULL;
+    if (has_q_norm != has_k_norm) {
+        return front_fail(OXB_ENCODING_FAILED, "%s: %s without %s: give both norms, or none", op,
+                          has_q_norm ? "q_norm" : "k_norm", has_q_norm ? "k_norm" : "q_norm");
+    }
+    return has_q_norm ? ops_check_eps(op, eps) : OXB_OK;
+}
+
+/* The weight of a norm. A dispatch has no empty bindings: without a norm, the rope table stands in
+ * for its weight, and kernels do not read it there. */
+static ops_operand norm_operand(const char *name, oxb_binding norm, oxb_binding rope,
+                                const oxb_attention_shape *s) {
+    return norm.buffer ? (ops_operand){name, norm, (uint64_t)s->head_dim * 4, 0}
+                       : (ops_operand){"rope", rope, 0, 0};
+}
+
+static ops_operand rope_operand(oxb_binding rope, const oxb_attention_shape *s) {
+    return (ops_operand){"rope", rope, (uint64_t)s->max_seq * rotary_dim_of(s) * 4, 0};
+}
+
 oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm,
                                oxb_binding k_norm, oxb_binding rope, oxb_binding state,
                                const oxb_attention_shape *shape, float eps) {
     const char *op = "qk_norm_rope";
     oxb_status status = check_attention(op, shape);
-    if (status == OXB_OK) status = ops_check_eps(op, eps);
+    if (status == OXB_OK) status = check_rope(op, shape, q_norm, k_norm, eps);
     if (status != OXB_OK) return status;
     ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 1},
-                              {"q_norm", q_norm, (uint64_t)shape->head_dim * 4, 0},
-                              {"k_norm", k_norm, (uint64_t)shape->head_dim * 4, 0},
-                              {"rope", rope, (uint64_t)shape->max_seq * shape->head_dim * 4, 0},
+                              norm_operand("q_norm", q_norm, rope, shape),
+                              norm_operand("k_norm", k_norm, rope, shape),
+                              rope_operand(rope, shape),
                               ops_state_operand(state, 0)};
     if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
     struct oxb_qk_norm_rope_args args = {.n_heads = shape->n_heads,
                                          .n_kv_heads = shape->n_kv_heads,
                                          .head_dim = shape->head_dim,
+                                         .rotary_dim = rotary_dim_of(shape),
+                                         .interleaved = shape->rope_style == OXB_ROPE_INTERLEAVED,
+                                         .has_norm = q_norm.buffer != NULL,
                                          .eps = eps,
                                          .max_seq = shape->max_seq,
                                          .n_tokens = shape->n_tokens};
-    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_QK_NORM_ROPE);
-    const uint64_t units[3] = {(uint64_t)shape->n_heads + shape->n_kv_heads, shape->n_tokens, 1};
-    return ops_record(commands, &tile, "qk_norm_rope", operands, 5, &args, sizeof args, units);
+    const oxb_op_shape extent = {
+        .extent = {(uint64_t)shape->n_heads + shape->n_kv_heads, shape->n_tokens, 1}};
+    return ops_record(commands, OXB_OP_QK_NORM_ROPE, &extent, "qk_norm_rope", operands, 5, &args,
+                      sizeof args);
 }
 
 oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache,
@@ -76,10 +119,10 @@ oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding 
                                      .head_dim = shape->head_dim,
                                      .max_seq = shape->max_seq,
                                      .n_tokens = shape->n_tokens};
-    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_KV_STORE);
-    const uint64_t units[3] = {shape->n_kv_heads, shape->n_tokens, 1};
-    return ops_record(commands, &tile, shape->kv_f16 ? "kv_store_f16" : "kv_store_f32", operands, 4,
-                      &args, sizeof args, units);
+    const oxb_op_shape extent = {.extent = {shape->n_kv_heads, shape->n_tokens, 1}};
+    return ops_record(commands, OXB_OP_KV_STORE, &extent,
+                      shape->kv_f16 ? "kv_store_f16" : "kv_store_f32", operands, 4, &args,
+                      sizeof args);
 }
 
 oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm,
@@ -88,19 +131,18 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                const oxb_attention_shape *shape, float eps) {
     const char *op = "qkv_to_cache";
     oxb_status status = check_attention(op, shape);
-    if (status == OXB_OK) status = ops_check_eps(op, eps);
+    if (status == OXB_OK) status = check_rope(op, shape, q_norm, k_norm, eps);
     if (status != OXB_OK) return status;
     ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 1},
-                              {"q_norm", q_norm, (uint64_t)shape->head_dim * 4, 0},
-                              {"k_norm", k_norm, (uint64_t)shape->head_dim * 4, 0},
-                              {"rope", rope, (uint64_t)shape->max_seq * shape->head_dim * 4, 0},
+                              norm_operand("q_norm", q_norm, rope, shape),
+                              norm_operand("k_norm", k_norm, rope, shape),
+                              rope_operand(rope, shape),
                               {"k_cache", k_cache, cache_bytes(shape), 1},
                               {"v_cache", v_cache, cache_bytes(shape), 1},
                               ops_state_operand(state, 0)};
     if ((status = ops_check_operands(op, operands, 7)) != OXB_OK) return status;
-    const oxb_device_info *info = &front_commands_device(commands)->info;
     const uint32_t mark = oxb_commands_length(commands);
-    if (info->simd_width == 1) { /* the cpu's steps cost too little to put them together */
+    if (!front_commands_device(commands)->abilities.fused_cache_store) {
         status = oxb_op_qk_norm_rope(commands, qkv, q_norm, k_norm, rope, state, shape, eps);
         if (status == OXB_OK)
             status = oxb_op_kv_store(commands, qkv, k_cache, v_cache, state, shape);
@@ -109,30 +151,42 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                              .n_heads = shape->n_heads,
                                              .n_kv_heads = shape->n_kv_heads,
                                              .head_dim = shape->head_dim,
+                                             .rotary_dim = rotary_dim_of(shape),
+                                             .interleaved =
+                                                 shape->rope_style == OXB_ROPE_INTERLEAVED,
+                                             .has_norm = q_norm.buffer != NULL,
                                              .eps = eps,
                                              .max_seq = shape->max_seq,
                                              .n_tokens = shape->n_tokens};
-        oxb_tile tile = ops_tile_of(info, OXB_OP_QKV_TO_CACHE);
-        const uint64_t units[3] = {(uint64_t)shape->n_heads + 2 * (uint64_t)shape->n_kv_heads,
-                                   shape->n_tokens, 1};
-        status =
-            ops_record(commands, &tile, shape->kv_f16 ? "qkv_to_cache_f16" : "qkv_to_cache_f32",
-                       operands, 7, &args, sizeof args, units);
+        const oxb_op_shape extent = {
+            .extent = {(uint64_t)shape->n_heads + 2 * (uint64_t)shape->n_kv_heads, shape->n_tokens,
+                       1}};
+        status = ops_record(commands, OXB_OP_QKV_TO_CACHE, &extent,
+                            shape->kv_f16 ? "qkv_to_cache_f16" : "qkv_to_cache_f32", operands, 7,
+                            &args, sizeof args);
     }
     if (status != OXB_OK) front_commands_cut(commands, mark);
     return status;
 }
 
-/* Add up the parts that attention left in `parts`. */
-static oxb_status record_combine(oxb_commands *commands, oxb_buffer *parts, uint64_t bytes,
+/* Add up what attention left of each split in `splits`. */
+static oxb_status record_combine(oxb_commands *commands, oxb_buffer *splits, uint64_t bytes,
                                  ops_operand out, const struct oxb_attention_args *a) {
-    ops_operand operands[] = {{"parts", {parts, 0}, bytes, 0}, out};
+    ops_operand operands[] = {{"splits", {splits, 0}, bytes, 0}, out};
     struct oxb_combine_args args = {.n_rows = (oxb_u64)a->n_tokens * a->n_heads,
                                     .head_dim = a->head_dim,
                                     .n_splits = a->n_splits};
-    oxb_tile tile = ops_tile_of(&front_commands_device(commands)->info, OXB_OP_COMBINE);
-    const uint64_t units[3] = {args.n_rows, 1, 1};
-    return ops_record(commands, &tile, "attention_combine", operands, 2, &args, sizeof args, units);
+    const oxb_op_shape extent = {.extent = {args.n_rows, 1, 1}};
+    return ops_record(commands, OXB_OP_COMBINE, &extent, "attention_combine", operands, 2, &args,
+                      sizeof args);
+}
+
+/* Bytes that the start of both caches is a multiple of. A driver's buffers start at a page. */
+static uint64_t alignment_of(oxb_binding k_cache, oxb_binding v_cache) {
+    /* OR keeps the lowest set bit, so the result has the smaller alignment. */
+    const uint64_t start =
+        (k_cache.buffer->base + k_cache.offset) | (v_cache.buffer->base + v_cache.offset) | 4096;
+    return start & (~start + 1);
 }
 
 oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache,
@@ -149,10 +203,11 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
                               {"output", out, rows * shape->head_dim * 4, 1}};
     if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
     if ((status = ops_check_apart(op, operands, operands + 4)) != OXB_OK) return status;
-    /* Of two numbers, their bits together are as odd as the odder one. */
-    uint64_t place =
-        (k_cache.buffer->base + k_cache.offset) | (v_cache.buffer->base + v_cache.offset);
-    ops_attention_cut cut = ops_cut_attention(&front_commands_device(commands)->info, shape, place);
+    oxb_op_shape extent = {.extent = {shape->n_heads, shape->n_tokens, 1},
+                           .attention = shape,
+                           .cache_alignment = alignment_of(k_cache, v_cache)};
+    oxb_tile tile;
+    if ((status = ops_tile(commands, OXB_OP_ATTENTION, &extent, &tile)) != OXB_OK) return status;
     struct oxb_attention_args args = {.layer_offset = shape->layer * layer_elements(shape),
                                       .n_heads = shape->n_heads,
                                       .n_kv_heads = shape->n_kv_heads,
@@ -160,21 +215,22 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
                                       .max_seq = shape->max_seq,
                                       .scale = scale,
                                       .n_tokens = shape->n_tokens,
-                                      .n_splits = cut.splits,
-                                      .heads = cut.heads,
-                                      .tokens = cut.tile.units[1]};
+                                      .n_splits = tile.splits,
+                                      .heads = tile.size[0],
+                                      .tokens = tile.size[1]};
     ops_operand final = operands[4];
-    oxb_buffer *parts = NULL;
-    uint64_t bytes = rows * cut.splits * (shape->head_dim + (uint64_t)2) * 4;
-    if (cut.splits > 1) {
-        if ((status = front_commands_scratch(commands, bytes, &parts)) != OXB_OK) return status;
-        operands[4] = (ops_operand){"parts", {parts, 0}, bytes, 1};
+    oxb_buffer *splits = NULL;
+    uint64_t bytes = rows * tile.splits * (shape->head_dim + (uint64_t)2) * 4;
+    if (tile.splits > 1) {
+        if ((status = front_commands_scratch(commands, bytes, &splits)) != OXB_OK) return status;
+        operands[4] = (ops_operand){"splits", {splits, 0}, bytes, 1};
     }
-    const uint64_t units[3] = {shape->n_heads / cut.heads, shape->n_tokens, cut.splits};
+    extent.extent[2] = tile.splits;
     const uint32_t mark = oxb_commands_length(commands);
-    status = ops_record(commands, &cut.tile, shape->kv_f16 ? "attention_f16" : "attention_f32",
-                        operands, 5, &args, sizeof args, units);
-    if (status == OXB_OK && parts) status = record_combine(commands, parts, bytes, final, &args);
+    status = ops_record_tiles(commands, &tile, extent.extent,
+                              shape->kv_f16 ? "attention_f16" : "attention_f32", operands, 5, &args,
+                              sizeof args);
+    if (status == OXB_OK && splits) status = record_combine(commands, splits, bytes, final, &args);
     if (status != OXB_OK) front_commands_cut(commands, mark);
     return status;
 }

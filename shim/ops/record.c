@@ -2,6 +2,7 @@
 #include "record.h"
 
 #include <math.h>
+#include <stdio.h>
 
 #define MAX_OPERANDS 7u
 
@@ -16,10 +17,6 @@ oxb_status ops_check_operands(const char *op, const ops_operand *operands, uint3
             return front_fail(OXB_ENCODING_FAILED, "%s: %s too short: need %llu bytes, got %llu",
                               op, operands[i].name, (unsigned long long)operands[i].bytes,
                               (unsigned long long)length);
-        }
-        if (operands[i].written && buffer->read_only) {
-            return front_fail(OXB_ENCODING_FAILED, "%s: %s is a buffer over read-only memory", op,
-                              operands[i].name);
         }
         if (offset % 4) {
             return front_fail(OXB_ENCODING_FAILED,
@@ -57,24 +54,58 @@ ops_operand ops_state_operand(oxb_binding state, int written) {
     return (ops_operand){"state", state, sizeof(struct oxb_decode_state), written};
 }
 
-static uint32_t groups_of(uint64_t n, uint32_t per_group) {
-    return (uint32_t)((n + per_group - 1) / per_group);
+oxb_status ops_tile(const oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,
+                    oxb_tile *tile) {
+    return front_tile(front_commands_device(commands), op, shape, tile);
 }
 
-oxb_status ops_record(oxb_commands *commands, const oxb_tile *tile, const char *kernel,
-                      const ops_operand *operands, uint32_t n, const void *args, uint32_t args_size,
-                      const uint64_t units[3]) {
+oxb_status ops_record(oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,
+                      const char *kernel, const ops_operand *operands, uint32_t n, const void *args,
+                      uint32_t args_size) {
+    oxb_tile tile;
+    oxb_status status = ops_tile(commands, op, shape, &tile);
+    if (status != OXB_OK) return status;
+    return ops_record_tiles(commands, &tile, shape->extent, kernel, operands, n, args, args_size);
+}
+
+oxb_status ops_record_tiles(oxb_commands *commands, const oxb_tile *tile, const uint64_t extent[3],
+                            const char *kernel, const ops_operand *operands, uint32_t n,
+                            const void *args, uint32_t args_size) {
     oxb_device *device = front_commands_device(commands);
+    char name[OXB_NAME_BYTES];
+    if (snprintf(name, sizeof name, "%s%s", kernel, tile->suffix) >= (int)sizeof name) {
+        return front_fail(OXB_COMPILATION_FAILED,
+                          "%s%s: a kernel's name has at most %u bytes: the driver's suffix is too "
+                          "long",
+                          kernel, tile->suffix, OXB_NAME_BYTES - 1);
+    }
+    uint32_t tiles[3];
+    for (unsigned i = 0; i < 3; i++) {
+        const uint64_t count = extent[i] / tile->size[i] + (extent[i] % tile->size[i] != 0);
+        if (count > UINT32_MAX) {
+            return front_fail(OXB_ENCODING_FAILED,
+                              "%s: %llu elements in tiles of %u are too many threadgroups: at most "
+                              "%u are allowed",
+                              name, (unsigned long long)extent[i], tile->size[i], UINT32_MAX);
+        }
+        tiles[i] = (uint32_t)count;
+    }
     oxb_pipeline *pipeline = NULL;
     oxb_status status =
-        front_shipped_pipeline(device, kernel, tile->constants, tile->n_constants, &pipeline);
+        front_shipped_pipeline(device, name, tile->constants, tile->n_constants, &pipeline);
     if (status != OXB_OK) return status;
     oxb_binding bindings[MAX_OPERANDS];
-    for (uint32_t i = 0; i < n; i++) bindings[i] = operands[i].binding;
-    oxb_size threadgroups = {groups_of(units[0], tile->units[0]),
-                             groups_of(units[1], tile->units[1]),
-                             groups_of(units[2], tile->units[2])};
-    oxb_size threads = {tile->threads, 1, 1};
-    return oxb_commands_dispatch(commands, pipeline, bindings, n, args, args_size, threadgroups,
-                                 threads, 0);
+    front_role roles[MAX_OPERANDS];
+    for (uint32_t i = 0; i < n; i++) {
+        bindings[i] = operands[i].binding;
+        roles[i] = (front_role){operands[i].name, operands[i].written};
+    }
+    const front_dispatch dispatch = {.bindings = bindings,
+                                     .roles = roles,
+                                     .args = args,
+                                     .args_size = args_size,
+                                     .n_bindings = n,
+                                     .threadgroups = {tiles[0], tiles[1], tiles[2]},
+                                     .threads = {tile->threads, 1, 1}};
+    return front_record_dispatch(commands, pipeline, &dispatch);
 }

@@ -4,7 +4,6 @@
 #define OPS_RECORD_H
 
 #include "front/front.h"
-#include "geometry.h"
 
 #define OPS_MAX_COUNT 0x7fffffffu
 
@@ -25,9 +24,16 @@ oxb_status ops_check_eps(const char *op, float eps);
 /* The state of a decode step, as an operand. */
 ops_operand ops_state_operand(oxb_binding state, int written);
 
-/* Record `kernel` for units[0] x units[1] x units[2] units of the operation. */
-oxb_status ops_record(oxb_commands *commands, const oxb_tile *tile, const char *kernel,
-                      const ops_operand *operands, uint32_t n, const void *args, uint32_t args_size,
-                      const uint64_t units[3]);
+/* Record `kernel` over the extent of an op, in the tiles that the driver has for it. */
+oxb_status ops_record(oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,
+                      const char *kernel, const ops_operand *operands, uint32_t n, const void *args,
+                      uint32_t args_size);
+
+/* The tile, for an op whose arguments name parts of it; ops_record_tiles() records that op. */
+oxb_status ops_tile(const oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,
+                    oxb_tile *tile);
+oxb_status ops_record_tiles(oxb_commands *commands, const oxb_tile *tile, const uint64_t extent[3],
+                            const char *kernel, const ops_operand *operands, uint32_t n,
+                            const void *args, uint32_t args_size);
 
 #endif

@@ -28,7 +28,7 @@ from tiny_models import (
 from oxibonsai import metal
 from oxibonsai.chat import Chat, ChatTemplate, ChatTemplateError
 from oxibonsai.model import Model, SessionFullError
-from oxibonsai.tokenizer import Tokenizer
+from oxibonsai.model.tokenizer import Tokenizer
 
 
 @pytest.fixture
@@ -149,14 +149,14 @@ def test_demo_model_has_no_template_and_is_named(device):
         Model.load(Q1_MODEL, device) as model,
         pytest.raises(ChatTemplateError, match="'Alice 1-bit demo'"),
     ):
-        _ = model.chat_template
+        ChatTemplate.of(model)
 
 
 def test_tokens_of_the_file_are_the_templates(device, tmp_path):
     path = write_chain(tmp_path / "c.gguf", {}, vocabulary=chat_vocabulary("{{ eos_token }}x"))
     with Model.load(path, device) as model:
-        assert model.chat_template.render([]) == "<|im_end|>x"
-        assert model.chat_template.encode([]) == [IM_END, ord("x")]
+        assert ChatTemplate.of(model).render([]) == "<|im_end|>x"
+        assert ChatTemplate.of(model).encode([]) == [IM_END, ord("x")]
 
 
 # What users write is text

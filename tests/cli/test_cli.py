@@ -30,7 +30,7 @@ import oxibonsai
 from oxibonsai import gguf, metal
 from oxibonsai.cli import main
 from oxibonsai.model import Model
-from oxibonsai.tokenizer import Tokenizer
+from oxibonsai.model.tokenizer import Tokenizer
 
 TEXT = "x \N{LATIN SMALL LETTER E WITH ACUTE}\N{CJK UNIFIED IDEOGRAPH-4E2D}\U0001f333"
 TREE = "\U0001f333"

@@ -19,7 +19,7 @@ from oxibonsai import gguf
 Codes = npt.NDArray[Any]  # [rows, groups, 128], values 0, 1, 2 for -d, 0, +d
 Scales = npt.NDArray[Any]  # [rows, groups]
 
-Q1_MODEL = Path(oxibonsai.__file__).parent / "data" / "alice-q1_0.gguf"
+Q1_MODEL = oxibonsai.demo_model()
 TERNARY_MODEL = DATA / "alice-tq2_0_g128.gguf"
 Q1_GOLDEN = DATA / "alice-q1-golden.npz"
 TERNARY_GOLDEN = DATA / "alice-tq2-golden.npz"

@@ -192,25 +192,54 @@ def rope_frequency(i: int, dim: int, theta: float, scaling: Mapping[str, Any]) -
     return frequency
 
 
+def rope(
+    x: NDArray[Any],
+    position: int | NDArray[np.integer[Any]],
+    theta: float,
+    scaling: Mapping[str, Any] | None = None,
+    *,
+    rotary_dim: int = 0,
+    style: str = "neox",
+) -> F64:
+    """Rotate pair i of x [..., heads, dim] by position * theta^(-2 i / rotary_dim).
+
+    Pair i is elements i and i + rotary_dim / 2 for the style "neox", elements 2 i and 2 i + 1 for
+    "interleaved"; elements from rotary_dim on stay as they are, and 0 stands for dim. `position`
+    is one integer, or one for each index of the axes before heads. `scaling` is that of
+    rope_frequency, with attention_factor, which multiplies what was rotated.
+    """
+    result = np.array(x, np.float64)
+    dim = rotary_dim or result.shape[-1]
+    pair = np.arange(dim // 2)
+    first, second = {
+        "neox": (pair, pair + dim // 2),
+        "interleaved": (2 * pair, 2 * pair + 1),
+    }[style]
+    scaling = scaling or {"type": "none", "attention_factor": 1.0}
+    frequency = np.array([rope_frequency(i, dim, theta, scaling) for i in pair])
+    angle = np.asarray(position, np.float64)[..., None, None] * frequency
+    cos, sin = (f(angle) * scaling["attention_factor"] for f in (np.cos, np.sin))
+    a, b = result[..., first], result[..., second]
+    with np.errstate(invalid="ignore"):
+        result[..., first], result[..., second] = a * cos - b * sin, b * cos + a * sin
+    return result
+
+
 def rope_neox(
     x: NDArray[Any],
     position: int | NDArray[np.integer[Any]],
     theta: float,
     scaling: Mapping[str, Any] | None = None,
 ) -> F64:
-    """Rotate elements i and i + dim / 2 of x [..., heads, dim] by position * theta^(-2 i / dim).
+    """Rotate whole heads in the style "neox"."""
+    return rope(x, position, theta, scaling)
 
-    `position` is one integer, or one for each index of the axes before heads. `scaling` is that of
-    rope_frequency, with attention_factor, which multiplies the result.
-    """
-    x64 = np.asarray(x, np.float64)
-    dim = x64.shape[-1]
-    scaling = scaling or {"type": "none", "attention_factor": 1.0}
-    frequency = np.array([rope_frequency(i, dim, theta, scaling) for i in range(dim // 2)])
-    angle = np.asarray(position, np.float64)[..., None, None] * frequency
-    first, second = x64[..., : dim // 2], x64[..., dim // 2 :]
-    cos, sin = (f(angle) * scaling["attention_factor"] for f in (np.cos, np.sin))
-    return np.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+
+def add_bias(y: NDArray[Any], bias: NDArray[Any]) -> F64:
+    """Return y [..., n] + bias [n]."""
+    with np.errstate(invalid="ignore"):
+        result: F64 = np.asarray(y, np.float64) + np.asarray(bias, np.float64)
+    return result
 
 
 def attention(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> F64:

@@ -33,8 +33,9 @@ NOT_COMPILED = 9  # exit status of a run whose mutant is no program
 every_order = pytest.mark.parametrize("order", ORDERS)
 
 
-def groups_for(units: int, per_group: int) -> int:
-    return -(-units // per_group)
+def tiles_for(extent: int, size: int) -> int:
+    """Return how many tiles of `size` cover `extent`."""
+    return -(-extent // size)
 
 
 def state(position: int) -> NDArray[np.uint32]:

@@ -47,12 +47,12 @@ def random_matrix(name: str, n_rows: int, k: int) -> Matrix:
 
 
 def columns(name, m):
-    """Return the matrix with its scales and units of codes column by column."""
+    """Return the matrix with its scales and 16-byte loads of codes column by column."""
     n_rows, k = m.w64.shape
     group = formats.get(FORMATS[name]).group_size
     bits = formats.get(FORMATS[name]).bits
     scales = m.data[: n_rows * (k // group) * 2].reshape(n_rows, -1, 2).transpose(1, 0, 2)
-    units = m.data[m.codes_offset :].reshape(n_rows, -1, 16).transpose(1, 0, 2)
-    assert units.size * 8 == n_rows * k * bits
+    loads = m.data[m.codes_offset :].reshape(n_rows, -1, 16).transpose(1, 0, 2)
+    assert loads.size * 8 == n_rows * k * bits
     gap = np.zeros(m.codes_offset - scales.size, np.uint8)
-    return Matrix(np.concatenate([scales.ravel(), gap, units.ravel()]), m.codes_offset, m.w64)
+    return Matrix(np.concatenate([scales.ravel(), gap, loads.ravel()]), m.codes_offset, m.w64)

@@ -13,8 +13,8 @@ import reference
 from numpy.typing import NDArray
 
 from oxibonsai import gguf, quant
+from oxibonsai.model.tokenizer import byte_characters
 from oxibonsai.quant import QTensor
-from oxibonsai.tokenizer import _byte_characters
 
 Tensors = dict[str, "QTensor | NDArray[Any]"]
 EOS = 256
@@ -169,7 +169,7 @@ def reference_logits(
 
 def byte_vocabulary() -> dict[str, Any]:
     """Return the metadata of a tokenizer with a token for each byte and one end of text."""
-    characters = {number: c for c, number in _byte_characters().items()}
+    characters = {number: c for c, number in byte_characters().items()}
     return {
         "tokenizer.ggml.model": "gpt2",
         "tokenizer.ggml.pre": "qwen2",

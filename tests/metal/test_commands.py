@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import gc
 import mmap
+import os
+import re
 import struct
+import subprocess
+import sys
+import textwrap
 import threading
 import time
 
 import numpy as np
 import pytest
 from cases import activations, contents, random_weight, upload
+from places import ROOT
 
 from oxibonsai.metal import Commands, Device, EncodingError
 
@@ -282,7 +288,8 @@ def test_a_dispatch_names_its_limits(device):
 
     with device.commands() as commands:
         for text, call in {
-            "32 bindings: at most 31": lambda: dispatch([b] * 32),
+            "32 buffers and an argument struct: at most 31 bindings": lambda: dispatch([b] * 32),
+            "32 buffers: at most 31 bindings": lambda: dispatch([b] * 32, b""),
             "31 buffers and an argument struct: at most 31 bindings": lambda: dispatch([b] * 31),
             "an argument struct of 4097 bytes: at most 4096": lambda: dispatch(args=bytes(4097)),
             "argument struct of 4294967312 bytes": lambda: dispatch(args=mmap.mmap(-1, 2**32 + 16)),
@@ -318,34 +325,29 @@ def test_a_dispatch_names_its_limits(device):
                 commands.dispatch(wrong, [b], threadgroups=1)
 
 
-def test_all_31_bindings_are_admitted(device):
-    b = device.buffer(64)
-    pipeline = device.pipeline("residual_add")
-    with device.commands() as commands:
-        commands.dispatch(pipeline, [b] * 30, bytes(4096), threadgroups=1)
-        commands.dispatch(pipeline, [b] * 31, threadgroups=1)
-        assert len(commands) == 2
-
-
 @pytest.mark.device("cpu")
 @pytest.mark.parametrize(
     ("bindings", "args", "text"),
     [
         (1, struct.pack("<QQ", 8, 0), "takes 2 buffers and 16 bytes of arguments, not 1 and 16"),
+        (3, struct.pack("<QQ", 8, 0), "takes 2 buffers and 16 bytes of arguments, not 3 and 16"),
         (2, struct.pack("<Q", 8), "takes 2 buffers and 16 bytes of arguments, not 2 and 8"),
+        (
+            2,
+            struct.pack("<QQQ", 8, 0, 0),
+            "takes 2 buffers and 16 bytes of arguments, not 2 and 24",
+        ),
         (2, struct.pack("<QQ", 9, 0), "needs 36 bytes, and there are 32"),
         (2, struct.pack("<QQ", 2**62, 0), "describe no matrix or shape|needs"),
     ],
 )
-def test_the_cpu_checks_a_raw_dispatch_when_it_is_submitted(device, bindings, args, text):
+def test_the_cpu_knows_the_bytes_of_a_raw_dispatch(device, bindings, args, text):
     buffers = [device.buffer(32) for _ in range(bindings)]
     with device.commands() as commands:
-        commands.dispatch(device.pipeline("residual_add"), buffers, args, threadgroups=1)
         with pytest.raises(EncodingError, match=text):
-            commands.replay()
-        # Nothing is in flight, and the commands can be used again.
-        assert commands.in_flight == 0
-        commands.reset()
+            commands.dispatch(device.pipeline("residual_add"), buffers, args, threadgroups=1)
+        # Nothing was recorded, and the commands can be used.
+        assert len(commands) == 0
         commands.add(buffers[0], device.buffer(32), 8)
         commands.replay()
 
@@ -358,9 +360,10 @@ def test_the_cpu_refuses_a_struct_that_passes_the_end_of_a_weight(device, change
     weight, x, y = device.buffer(16 + 8 * 16), device.buffer(512), device.buffer(32)
     args = struct.pack("<QII16x", codes_offset, n_rows, k)
     with device.commands() as commands:
-        commands.dispatch(device.pipeline("gemv_q1_g128"), [weight, x, y], args, threadgroups=1)
+        pipeline = device.pipeline("gemv_q1_g128")
         with pytest.raises(EncodingError, match=r"needs \d+ bytes|describe no matrix"):
-            commands.replay()
+            commands.dispatch(pipeline, [weight, x, y], args, threadgroups=1)
+        assert len(commands) == 0
 
 
 @pytest.mark.device("cpu")
@@ -407,6 +410,109 @@ def test_a_kv_dtype_that_is_none_is_refused(device, bad):
         commands.kv_store(
             b, b, b, b, n_heads=1, n_kv_heads=1, head_dim=2, max_seq=1, layer=0, kv_dtype=bad
         )
+
+
+# Descriptions
+
+
+def test_a_recording_describes_itself(device, graph):
+    handle = upload(graph, random_weight("Q1_0", 4, 128))
+    x, y = device.buffer(512), device.buffer(64)
+    name = f"{device.driver}:{device.index}"
+    with device.commands() as commands:
+        assert commands.describe() == f"0 dispatches on {name}"
+        commands.add((x, 32), y, 8)
+        assert commands.describe().startswith(f"1 dispatch on {name}\n0 residual_add")
+        commands.gemv(handle, x, y)
+        text = commands.describe()
+        commands.replay()
+        assert commands.describe() == text  # a sealed one too
+    head, *lines = text.splitlines()
+    assert head == f"2 dispatches on {name}"
+    sizes = r"\d+ x \d+ x \d+ threadgroups of \d+ x \d+ x \d+ threads"
+    assert re.fullmatch(rf"0 residual_add( \{{.*\}})?: {sizes}", lines[0])
+    assert re.fullmatch(r"    \d+ bytes of threadgroup memory, 16 bytes of arguments", lines[1])
+    assert lines[2:4] == [
+        "    buffer(0) input r, 480 bytes at 32 of 512",
+        "    buffer(1) output rw, 64 bytes at 0 of 64",
+    ]
+    assert re.fullmatch(rf"1 gemv_q1_g128\w*( \{{\d+: .*\}})?: {sizes}", lines[4])
+    assert lines[5].endswith(" 32 bytes of arguments")
+    assert re.fullmatch(r"    buffer\(0\) weight r, (\d+) bytes at 0 of \1", lines[6])
+    assert lines[7:] == [
+        "    buffer(1) input r, 512 bytes at 0 of 512",
+        "    buffer(2) output rw, 64 bytes at 0 of 64",
+    ]
+
+
+def test_a_raw_dispatch_is_described_without_roles(device):
+    b = device.buffer(64)
+    pipeline = device.pipeline("residual_add")
+    with device.commands() as commands:
+        commands.dispatch(pipeline, [b, (b, 16)], struct.pack("<QQ", 8, 0), threadgroups=(2, 3, 4))
+        lines = commands.describe().splitlines()
+        assert lines[1].startswith("0 residual_add: 2 x 3 x 4 threadgroups of 1 x 1 x 1 threads")
+        assert lines[3:] == [
+            "    buffer(0) r, 64 bytes at 0 of 64",
+            "    buffer(1) rw, 48 bytes at 16 of 64",
+        ]
+
+
+def test_closed_commands_are_not_described(adder):
+    adder[0].close()
+    with pytest.raises(EncodingError, match="the commands are closed"):
+        adder[0].describe()
+
+
+TRACED = """
+    from oxibonsai import metal
+    with metal.Device("cpu") as device, device.commands() as commands:
+        x, y = device.buffer(64), device.buffer(32)
+        commands.add((x, 16), y, 8)
+        commands.add(x, y, 4)
+        commands.replay(2)
+"""
+
+
+def traced(value: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OXIBONSAI_TRACE": value, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", textwrap.dedent(TRACED)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True)
+
+
+def test_a_trace_prints_each_submission_as_it_runs():
+    done = traced("1")
+    assert (done.returncode, done.stdout) == (0, "")
+    lines = done.stderr.splitlines()
+    assert len(lines) == 6
+    for number, part in ((1, lines[:3]), (2, lines[3:])):
+        assert part[0] == (
+            f"oxibonsai: cpu:0 submission {number}, dispatch 0 of 2: residual_add: 1 x 1 x 1 "
+            "threadgroups of 1 x 1 x 1 threads; 0 bytes of threadgroup memory, 16 bytes of "
+            "arguments; buffer(0) input r, 48 bytes at 16 of 64; buffer(1) output rw, 32 bytes "
+            "at 0 of 32"
+        )
+        assert f"submission {number}, dispatch 1 of 2: residual_add" in part[1]
+        found = re.fullmatch(
+            rf"oxibonsai: cpu:0 submission {number}, done: (\d+\.\d+) ms, "
+            r"(\d+\.\d+) ms of them on the device",
+            part[2],
+        )
+        assert found
+        assert float(found[1]) >= float(found[2]) >= 0
+
+
+@pytest.mark.parametrize("off", ["", "0"])
+def test_no_trace_prints_nothing(off):
+    done = traced(off)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_another_setting_of_the_trace_is_an_error():
+    done = traced("yes")
+    assert done.returncode == 1
+    assert "OXIBONSAI_TRACE is 'yes': set 1 to print each submission" in done.stderr
+    assert "DeviceNotFoundError" in done.stderr
 
 
 # Threads

@@ -118,3 +118,23 @@ def test_errors_carry_their_status_and_message(client):
         client.reformat(np.zeros(19, np.uint8))
     with pytest.raises(ValueError, match=r"^4: a 3 x 128 weight in Q1_0 takes 54 bytes"):
         client.gemv(np.zeros(36, np.uint8), 3, 128, activations(128), np.zeros(3, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        ((True, False, 0), "qk_norm_rope: q_norm without k_norm: give both norms, or none"),
+        ((False, True, 1), "qk_norm_rope: k_norm without q_norm: give both norms, or none"),
+        ((True, True, 2), "qk_norm_rope: rope_style = 2 must be 0 (neox) or 1 (interleaved)"),
+        ((False, False, 2**32 - 1), "rope_style = 4294967295 must be 0 (neox)"),
+    ],
+)
+def test_options_that_only_c_can_give_wrong_are_refused(client, options, text):
+    message, length = client.rope(*options)
+    assert text in message
+    assert length == 0
+
+
+@pytest.mark.parametrize("options", [(True, True, 0), (False, False, 1)])
+def test_options_are_taken_from_c(client, options):
+    assert client.rope(*options) == ("", 1)

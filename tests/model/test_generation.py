@@ -16,7 +16,7 @@ from tiny_models import Tensors, Tiny, chain, random_tensors, write, write_chain
 
 from oxibonsai import metal
 from oxibonsai.model import Model, Session, SessionFullError
-from oxibonsai.model.stopping import StopScanner, stop_sequences
+from oxibonsai.model.generation.stopping import StopScanner, stop_sequences
 
 TINY = Tiny(context=128)
 IDS = [5, 17, 76, 0, 33]
@@ -295,6 +295,14 @@ def test_generation_left_while_tokens_are_held_back_drops_them(session):
     assert bytes(next(generation) for _ in range(1)) == b"d"  # "def" was held, and let go by "g"
     assert text(session) == "abcd"
     assert bytes(session.generate(2)) == b"ef"
+
+
+def test_text_moved_between_pieces_that_came_together_is_gone_on_from(session):
+    generation = session.generate(60, stop=["defX"])
+    assert bytes(next(generation) for _ in range(3)) == b"bcd"  # "g" has let "ef" go, too
+    session.forward([ord("p")], logits=None)
+    assert bytes(next(generation) for _ in range(2)) == b"qr"
+    assert text(session) == "abcdpqr"
 
 
 @pytest.mark.parametrize("stop", ["", [""], [[]], ["a", []]], ids=repr)

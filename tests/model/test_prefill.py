@@ -17,7 +17,7 @@ from tiny_models import Tiny, random_tensors, reference_logits, write
 
 from oxibonsai import metal
 from oxibonsai.model import Model, Session, SessionFullError
-from oxibonsai.model.steps import Recordings
+from oxibonsai.model.runtime.recordings import Recordings
 
 LIMIT = {"f32": 1e-5, "f16": 1e-3}
 TINY = Tiny(context=1200)
@@ -181,7 +181,7 @@ def test_long_cache_costs_nothing_until_it_is_used(device, tmp_path, tensors):
 
 
 def test_memory_that_runs_out_while_growing_loses_nothing(tiny, monkeypatch):
-    import oxibonsai.model.decoder as decoder
+    import oxibonsai.model.runtime.decoder as decoder
 
     real = decoder.rope_table
     with tiny.session() as session:

@@ -16,7 +16,8 @@ from cases import held_by, relative_error
 from tiny_models import Tiny, byte_vocabulary, random_tensors, reference_logits, write
 
 from oxibonsai import metal
-from oxibonsai.model import Model, Session, SessionFileError, statefile
+from oxibonsai.model import Model, Session, SessionFileError
+from oxibonsai.model.runtime import statefile
 
 TINY = Tiny(context=600, vocab=257)
 IDS = np.random.default_rng(3).integers(1, 256, 30).tolist()
@@ -347,7 +348,7 @@ def test_perplexity_of_a_long_text_goes_window_by_window(model, tensors):
     [
         ([], {}, "0 tokens has no perplexity"),
         ([1], {}, "1 tokens has no perplexity"),
-        ([1, 2, 3], {"window": 1}, "foretells nothing"),
+        ([1, 2, 3], {"window": 1}, "predicts nothing"),
         ([1, 2, 3], {"window": 601}, r"1\.\.600"),
         ([1, 999], {}, "token 999 at 1"),
     ],

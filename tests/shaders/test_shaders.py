@@ -22,7 +22,7 @@ from cases import (
     set_scales,
     swiglu_with_bound,
 )
-from shader_runs import FAMILY_OF, SENTINEL, Placed, every_order, groups_for, run, state
+from shader_runs import FAMILY_OF, SENTINEL, Placed, every_order, run, state, tiles_for
 from shader_weights import CODES, FORMATS, columns, every_format, matrix, random_matrix
 
 from oxibonsai import formats, metal, quant
@@ -42,7 +42,7 @@ def gemv(name, m, x, start=None, order="random", rows=4, simdgroups=2, mode="che
         kernel,
         [data, Placed(padded, offset=4), y],
         struct.pack("<QIIIIII", m.codes_offset, n_rows, k, column * n_rows, 0, 0, 0),
-        groups=groups_for(n_rows, rows * (32 if name in CODES else simdgroups)),
+        groups=tiles_for(n_rows, rows * (32 if name in CODES else simdgroups)),
         threads=32 * simdgroups,
         constants={0: rows},
         order=order,
@@ -72,7 +72,7 @@ def test_gemv_matches_the_definition_at_every_edge(name, order):
 @pytest.mark.parametrize("name", CODES)
 @every_order
 def test_gemv_of_many_rows_and_units(name, order):
-    # More rows than a threadgroup has, more units than parts.
+    # More rows than a threadgroup has, more 16-byte loads than splits.
     for n_rows, k in ((33, 128), (150, 128 * 9), (7, 128 * 17)):
         m, x = random_matrix(name, n_rows, k), activations(k)
         r = reference.gemv(m.w64, x)
@@ -105,7 +105,7 @@ def normed_gemv(name, m, x, weight, eps, order="random", rows=2, simdgroups=3):
         f"gemv_{name}_norm",
         [m.data, x, weight, np.full(n_rows, SENTINEL)],
         struct.pack("<QIIIfII", m.codes_offset, n_rows, k, 0, eps, 0, 0),
-        groups=groups_for(n_rows, rows * 32),
+        groups=tiles_for(n_rows, rows * 32),
         threads=32 * simdgroups,
         constants={0: rows},
         order=order,
@@ -148,7 +148,7 @@ def test_gate_up_swiglu_of_a_norm_matches_the_definition(name, order, size, eps)
         f"fused_gate_up_swiglu_{name}_norm",
         [m.data, x, weight, np.full(n_rows, SENTINEL)],
         struct.pack("<QIIIfII", m.codes_offset, n_rows, k, 0, eps, 0, 0),
-        groups=groups_for(n_rows, 32),
+        groups=tiles_for(n_rows, 32),
         threads=96,
         constants={0: 1},
         order=order,
@@ -248,7 +248,7 @@ def swiglu(name, m, x, order="random", rows=2, simdgroups=2, column=False):
         f"fused_gate_up_swiglu_{name}",
         [columns(name, m).data if column else m.data, x, np.full(n_rows, SENTINEL)],
         struct.pack("<QIIIIII", m.codes_offset, n_rows, k, column * 2 * n_rows, 0, 0, 0),
-        groups=groups_for(n_rows, rows * (32 if name in CODES else simdgroups)),
+        groups=tiles_for(n_rows, rows * (32 if name in CODES else simdgroups)),
         threads=32 * simdgroups,
         constants={0: rows},
         order=order,
@@ -385,15 +385,15 @@ def test_weights_past_32_bits_are_found():
     np.testing.assert_array_equal(y, dense(q)[0].astype(np.float32))
 
 
-def argmax_parts(logits, order="random", threads=96):
-    """Return struct oxb_best of each part of each row of the logits."""
+def argmax_blocks(logits, order="random", threads=96):
+    """Return struct oxb_best of each block of each row of the logits."""
     n_vectors, n = logits.shape
-    n_parts = groups_for(n, 4096)
+    n_blocks = tiles_for(n, 4096)
     return run(
-        "argmax_parts",
-        [logits, np.zeros((n_vectors, n_parts), [("value", "f4"), ("index", "u4")])],
-        struct.pack("<IIII", n, n_vectors, n_parts, 0),
-        groups=(n_parts, n_vectors),
+        "argmax_blocks",
+        [logits, np.zeros((n_vectors, n_blocks), [("value", "f4"), ("index", "u4")])],
+        struct.pack("<IIII", n, n_vectors, n_blocks, 0),
+        groups=(n_blocks, n_vectors),
         threads=threads,
         order=order,
     )[1]
@@ -403,7 +403,7 @@ def advance(
     logits, tokens, position, order="random", greedy=1, max_tokens=None, threads=96, n_tokens=1
 ):
     max_tokens = len(tokens) if max_tokens is None else max_tokens
-    best = argmax_parts(np.asarray([logits], np.float32), order, threads)[0]
+    best = argmax_blocks(np.asarray([logits], np.float32), order, threads)[0]
     after = run(
         "advance",
         [best, np.asarray(tokens, np.uint32), state(position)],
@@ -456,11 +456,11 @@ def test_advance_passes_all_tokens_of_a_batch():
 @every_order
 @pytest.mark.parametrize("threads", [32, 96])
 def test_argmax_of_several_vectors(order, threads):
-    for n in (101, 4096, 4097, 4096 * 40 + 3):  # more parts than lanes, too
+    for n in (101, 4096, 4097, 4096 * 40 + 3):  # more blocks than lanes, too
         logits = activations(5 * n).reshape(5, n)
         logits[3], logits[4] = np.nan, -np.inf
         logits[1, [7, n - 1]] = 50
-        best = argmax_parts(logits, order, threads)
+        best = argmax_blocks(logits, order, threads)
         out = run(
             "argmax",
             [best, np.full(5, 77, np.uint32)],
@@ -473,8 +473,8 @@ def test_argmax_of_several_vectors(order, threads):
 
 
 def test_every_kernel_of_the_table_is_there_and_no_other():
-    expected = {"rmsnorm", "residual_add", "qk_norm_rope", "attention_combine"}
-    expected |= {"argmax_parts", "argmax", "advance"}
+    expected = {"rmsnorm", "residual_add", "bias_add", "qk_norm_rope", "attention_combine"}
+    expected |= {"argmax_blocks", "argmax", "advance"}
     for op in ("kv_store", "qkv_to_cache", "attention"):
         expected |= {f"{op}_f16", f"{op}_f32"}
     for name in CODES:

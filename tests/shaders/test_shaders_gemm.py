@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, block, close_to, random_weight, same_non_finite, set_scales
-from shader_runs import SENTINEL, Placed, every_order, groups_for, run
+from shader_runs import SENTINEL, Placed, every_order, run, tiles_for
 from shader_weights import CODES, FORMATS, columns, every_format, matrix, random_matrix
 
 from oxibonsai import formats
@@ -29,7 +29,7 @@ def gemm(name, m, x, start=None, order="random", eights=1, mode="check", stride=
         kernel,
         [m.data, Placed(padded, offset=4), y],
         struct.pack("<QQIIII", m.codes_offset, stride, n_rows, k, len(x), column),
-        groups=(groups_for(n_rows, 64), groups_for(len(x), 8 * eights)),
+        groups=(tiles_for(n_rows, 64), tiles_for(len(x), 8 * eights)),
         threads=128,
         constants={0: eights},
         order=order,
@@ -130,7 +130,7 @@ def swiglu(name, m, x, order="random", eights=1):
         f"fused_gate_up_swiglu_gemm_{name}",
         [m.data, x, np.full((len(x), n_rows), SENTINEL)],
         struct.pack("<QQIIII", m.codes_offset, n_rows, n_rows, k, len(x), 0),
-        groups=(groups_for(n_rows, 32), groups_for(len(x), 8 * eights)),
+        groups=(tiles_for(n_rows, 32), tiles_for(len(x), 8 * eights)),
         threads=128,
         constants={0: eights},
         order=order,

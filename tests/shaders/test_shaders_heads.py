@@ -1,19 +1,19 @@
-"""The kernels of shaders/ that normalise, add and attend, each run alone with every access checked.
+"""The kernels of shaders/ that normalise, add, store and attend, each run alone.
 
-The threads of a dispatch run in three orders, and threadgroups are of other sizes than the op
-layer's.
+Every access is checked. The threads of a dispatch run in three orders, and threadgroups are of
+other sizes than the op layer's.
 """
 
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
-from shader_runs import SENTINEL, Placed, every_order, groups_for, run, state
+from shader_heads import CACHES, Heads, every_cache, every_shape
+from shader_runs import SENTINEL, Placed, every_order, run, state, tiles_for
 
 EPS = 1e-6
 
@@ -81,87 +81,22 @@ def test_residual_add_of_a_buffer_to_itself_doubles_it():
     np.testing.assert_array_equal(y, x + x)
 
 
+@every_order
+@pytest.mark.parametrize("n", [1, 63, 64, 65, 500])
+@pytest.mark.parametrize(("n_vectors", "stride"), [(1, 0), (3, 0), (3, 7)])
+def test_bias_add_is_exact_for_any_grid(order, n, n_vectors, stride):
+    bias, y = activations(n), activations(n_vectors * (n + stride)).reshape(n_vectors, -1)
+    bias[0], y[-1, n - 1] = np.inf, np.nan
+    args = struct.pack("<QII", n + stride, n, n_vectors)
+    expected = y.copy()
+    expected[:, :n] = reference.add_bias(y[:, :n], bias)
+    for groups in ((1, 1), (3, 1), (1, 2), (2, 3)):
+        after = run("bias_add", [bias, y], args, groups=groups, threads=32, order=order)
+        np.testing.assert_array_equal(after[0], bias)
+        np.testing.assert_array_equal(after[1], expected)
+
+
 # Heads
-
-
-class Heads(NamedTuple):
-    """A shape of attention."""
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    max_seq: int
-    layer: int = 0
-
-    @property
-    def n_qkv(self):
-        return self.n_heads + 2 * self.n_kv_heads
-
-    @property
-    def layer_offset(self):
-        return self.layer * self.n_kv_heads * self.max_seq * self.head_dim
-
-
-SHAPES = [(4, 2, 64), (6, 2, 128), (3, 1, 2), (5, 5, 30), (1, 1, 512)]
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-def rope_table(positions, dim):
-    angle = np.arange(positions)[:, None] * 1e6 ** (-2 * np.arange(dim // 2) / dim)
-    return np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
-
-
-def qk_norm_rope(heads, qkv, position, order="random", eps=1e-5, simdgroups=4):
-    norms = 1 + activations(heads.head_dim, 4) / 4, 1 + activations(heads.head_dim, 5) / 4
-    y = run(
-        "qk_norm_rope",
-        [qkv, *norms, rope_table(heads.max_seq, heads.head_dim), state(position)],
-        struct.pack("<IIIfIIII", *heads[:3], eps, heads.max_seq, len(qkv) // heads.n_qkv, 0, 0),
-        groups=(groups_for(heads.n_heads + heads.n_kv_heads, simdgroups), len(qkv) // heads.n_qkv),
-        threads=32 * simdgroups,
-        order=order,
-    )[0]
-    return y, *norms
-
-
-@every_shape
-@every_order
-@pytest.mark.parametrize("size", [1e-30, 2, 1e30])
-def test_qk_norm_rope_matches_the_definition(shape, order, size):
-    heads = Heads(*shape, 6)
-    n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
-    qkv = activations(heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim) * np.float32(size)
-    eps = 0.0 if size < 1 else 1e-5
-    y, q_norm, k_norm = qk_norm_rope(heads, qkv, 5, order, eps)
-    for got, rows, norm in (
-        (y[:n_q], qkv[:n_q], q_norm),
-        (y[n_q:n_qk], qkv[n_q:n_qk], k_norm),
-    ):
-        expected = reference.rope_neox(reference.rmsnorm(rows, norm, eps), 5, 1e6)
-        assert relative_error(got, expected) < 1e-6
-    np.testing.assert_array_equal(y[n_qk:], qkv[n_qk:])
-
-
-@every_order
-def test_qk_norm_rope_of_a_batch_takes_each_token_to_its_position(order):
-    heads = Heads(4, 2, 64, 6)
-    qkv = activations(4 * 8 * 64).reshape(-1, 64)
-    y = qk_norm_rope(heads, qkv, 3, order)[0].reshape(4, 8, 64)
-    for t in range(3):
-        alone = qk_norm_rope(heads, qkv.reshape(4, 8, 64)[t].copy(), 3 + t)[0]
-        np.testing.assert_array_equal(y[t], alone)
-    np.testing.assert_array_equal(y[3], qkv.reshape(4, 8, 64)[3])  # past the last position
-
-
-@pytest.mark.parametrize("position", [6, 7, 2**32 - 1])
-def test_qk_norm_rope_past_the_last_position_does_nothing(position):
-    qkv = activations(8 * 64).reshape(8, 64)
-    y = qk_norm_rope(Heads(4, 2, 64, 6), qkv, position)[0]
-    np.testing.assert_array_equal(y, qkv)
-
-
-CACHES = {"f16": np.float16, "f32": np.float32}
-every_cache = pytest.mark.parametrize("cache", CACHES)
 
 
 def kv_store(heads, cache, qkv, position, order="random"):
@@ -208,41 +143,6 @@ def test_kv_store_of_a_batch_fills_neighbouring_positions(cache, order):
     np.testing.assert_array_equal(after[1], before[1])
 
 
-def qkv_to_cache(heads, cache, qkv, position, order="random", simdgroups=3):
-    n_tokens = len(qkv) // heads.n_qkv
-    shape = (heads.layer + 2, heads.n_kv_heads, heads.max_seq, heads.head_dim)
-    norms = 1 + activations(heads.head_dim, 4) / 4, 1 + activations(heads.head_dim, 5) / 4
-    before = [np.full(shape, fill, CACHES[cache]) for fill in (3, -3)]
-    after = run(
-        f"qkv_to_cache_{cache}",
-        [qkv, *norms, rope_table(heads.max_seq, heads.head_dim), *before, state(position)],
-        struct.pack("<QIIIfII", heads.layer_offset, *heads[:3], 1e-5, heads.max_seq, n_tokens),
-        groups=(groups_for(heads.n_qkv, simdgroups), n_tokens),
-        threads=32 * simdgroups,
-        order=order,
-    )
-    return before, after
-
-
-@every_cache
-@every_order
-@every_shape
-@pytest.mark.parametrize("n_tokens", [1, 3])
-def test_qkv_to_cache_is_norm_rope_and_store(cache, order, shape, n_tokens):
-    heads = Heads(*shape, 7, layer=1)
-    n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
-    qkv = activations(n_tokens * heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim)
-    before, after = qkv_to_cache(heads, cache, qkv, 5, order)
-    turned = qk_norm_rope(heads, qkv, 5)[0].reshape(n_tokens, heads.n_qkv, heads.head_dim)
-    queries = after[0].reshape(turned.shape)[:, :n_q]
-    np.testing.assert_array_equal(queries, turned[:, :n_q])
-    for t in range(min(n_tokens, 2)):  # a third has no place
-        before[0][1, :, 5 + t] = turned[t, n_q:n_qk].astype(CACHES[cache])
-        before[1][1, :, 5 + t] = turned[t, n_qk:].astype(CACHES[cache])
-    np.testing.assert_array_equal(after[4], before[0])
-    np.testing.assert_array_equal(after[5], before[1])
-
-
 @every_cache
 @pytest.mark.parametrize("position", [7, 8, 2**32 - 1])
 def test_kv_store_past_max_seq_writes_nothing(cache, position):
@@ -251,7 +151,7 @@ def test_kv_store_past_max_seq_writes_nothing(cache, position):
     np.testing.assert_array_equal(after[1], before[1])
 
 
-def attention_args(heads, n_tokens=1, splits=1, per_group=1, tokens=1, layer_offset=None):
+def attention_args(heads, n_tokens=1, splits=1, tile_heads=1, tokens=1, layer_offset=None):
     return struct.pack(
         "<QIIIIfIIIII",
         heads.layer_offset if layer_offset is None else layer_offset,
@@ -259,7 +159,7 @@ def attention_args(heads, n_tokens=1, splits=1, per_group=1, tokens=1, layer_off
         heads.head_dim**-0.5,
         n_tokens,
         splits,
-        per_group,
+        tile_heads,
         tokens,
         0,
     )
@@ -276,7 +176,7 @@ def attention(
     simdgroups=3,
     mode="check",
     queries=1,
-    per_group=1,
+    tile_heads=1,
     splits=1,
     width=None,
 ):
@@ -293,12 +193,16 @@ def attention(
     width = (2 if n % 4 else 4) if width is None else width
     qkv = np.full((n_tokens, heads.n_qkv, n), np.nan, np.float32)
     qkv[:, : heads.n_heads] = batch
-    width = n if splits == 1 else splits * (n + 2)
+    out_width = n if splits == 1 else splits * (n + 2)
     out = run(
         f"attention_{cache}",
-        [qkv, *caches, state(position), np.full((n_tokens, heads.n_heads, width), SENTINEL)],
-        attention_args(heads, n_tokens, splits, per_group, queries // per_group),
-        groups=(heads.n_heads // per_group, groups_for(n_tokens, queries // per_group), splits),
+        [qkv, *caches, state(position), np.full((n_tokens, heads.n_heads, out_width), SENTINEL)],
+        attention_args(heads, n_tokens, splits, tile_heads, queries // tile_heads),
+        groups=(
+            heads.n_heads // tile_heads,
+            tiles_for(n_tokens, queries // tile_heads),
+            splits,
+        ),
         threads=32 * simdgroups,
         constants={0: queries, 1: width, 2: int(n > 128)},
         order=order,
@@ -375,9 +279,9 @@ def test_attention_matches_the_definition(cache, order, shape):
 
 @every_cache
 @every_order
-@pytest.mark.parametrize(("queries", "per_group"), [(2, 2), (2, 1), (4, 4), (4, 2), (4, 1)])
+@pytest.mark.parametrize(("queries", "tile_heads"), [(2, 2), (2, 1), (4, 4), (4, 2), (4, 1)])
 @pytest.mark.parametrize("dim", [64, 128, 30])
-def test_queries_that_share_the_caches_match_the_definition(cache, order, queries, per_group, dim):
+def test_queries_that_share_the_caches_match_the_definition(cache, order, queries, tile_heads, dim):
     heads = Heads(8, 2, dim, 80, layer=1)
     for n_tokens, length in ((1, 1), (1, 70), (3, 3), (5, 34), (5, 70)):
         _, k, v = random_heads(heads, cache, length)
@@ -393,7 +297,7 @@ def test_queries_that_share_the_caches_match_the_definition(cache, order, querie
                 length - n_tokens,
                 order,
                 queries=queries,
-                per_group=per_group,
+                tile_heads=tile_heads,
                 width=width,
             )
             assert relative_error(y, expected) < 1e-6
@@ -402,13 +306,13 @@ def test_queries_that_share_the_caches_match_the_definition(cache, order, querie
 @every_cache
 @every_order
 @pytest.mark.parametrize("splits", [2, 3, 7])
-def test_parts_of_the_positions_are_put_together(cache, order, splits):
-    # More parts than blocks of positions, too: empty parts count for nothing.
+def test_splits_of_the_positions_are_added_up(cache, order, splits):
+    # More splits than blocks of positions, too: empty splits count for nothing.
     heads = Heads(4, 2, 64, 130, layer=1)
     for length in (1, 32, 33, 64, 65, 130):
         q, k, v = random_heads(heads, cache, length)
         y = attention(
-            heads, cache, q, k, v, length - 1, order, queries=2, per_group=2, splits=splits
+            heads, cache, q, k, v, length - 1, order, queries=2, tile_heads=2, splits=splits
         )
         assert relative_error(y, reference.attention(q[None], k, v)[0]) < 1e-6
 
@@ -429,7 +333,7 @@ def test_tokens_of_a_batch_past_max_seq_are_nan_and_the_others_are_not():
     heads = Heads(2, 1, 64, 40)
     _, k, v = random_heads(heads, "f32", 40)
     q = activations(4 * 2 * 64).reshape(4, 2, 64)
-    y = attention(heads, "f32", q, k, v, 38, queries=4, per_group=2)
+    y = attention(heads, "f32", q, k, v, 38, queries=4, tile_heads=2)
     assert relative_error(y[:2], reference.attention(q[:2], k, v)) < 1e-6
     assert np.isnan(y[2:]).all()
 

@@ -12,7 +12,7 @@ from model_files import Q1_MODEL, TERNARY_MODEL, unpack_tq2_0_g128
 from places import TOOLS
 
 from oxibonsai import formats, gguf
-from oxibonsai.tokenizer import Tokenizer
+from oxibonsai.model.tokenizer import Tokenizer
 
 
 def run(monkeypatch, script, *arguments):

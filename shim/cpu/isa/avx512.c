@@ -6,9 +6,9 @@
 #include "dense.h"
 #include "int8.h"
 #include "pack.h"
-#include "tiles.h"
+#include "strips.h"
 
-const cpu_float_kernels cpu_avx512_f32 = {CODE_KERNELS, VECTOR_KERNELS, DENSE_KERNELS,
+const cpu_float_kernels cpu_avx512_f32 = {PACKING_KERNELS, VECTOR_KERNELS, DENSE_KERNELS,
                                           PACK_KERNELS};
 const cpu_int8_kernels cpu_avx512_int8 = {INT8_KERNELS};
 #else

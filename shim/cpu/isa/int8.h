@@ -1,9 +1,9 @@
-/* Tiles of rows times vectors of 8-bit activations: what each variant compiles for its registers.
+/* Strips of rows times vectors of 8-bit activations: what each variant compiles for its registers.
  *
  * A vector is cut into blocks of CPU_INT8_BLOCK activations, each of which is a whole number from
- * -127 to 127 times the block's scale. The codes of a tile are brought to bytes first, four weights
- * of 16 rows a register, for many vectors to share. A dot product of codes is exact; with the
- * scales it goes on in float32. Included after the simd_*.h of the variant.
+ * -127 to 127 times the block's scale. The codes of a strip are expanded to bytes first, four
+ * weights of 16 rows to a register, which many vectors share. A dot product of codes is exact; the
+ * scales are applied in float32. Included after the simd_*.h of the variant.
  */
 #ifndef CPU_INT8_H
 #define CPU_INT8_H
@@ -122,9 +122,9 @@ SIMD_TARGET static void expand_trits(uint32_t *to, const uint32_t *codes, uint64
 #define EXPAND_TRITS
 #endif
 
-/* `n` tiles times `v` vectors, known to the compiler. */
-SIMD_INLINE void int8_tiles(const cpu_int8_tiles *w, unsigned first, unsigned n,
-                            unsigned first_vector, unsigned v, double *sums) {
+/* `n` strips times `v` vectors, known to the compiler. */
+SIMD_INLINE void int8_strips(const cpu_int8_strips *w, unsigned first, unsigned n,
+                             unsigned first_vector, unsigned v, double *sums) {
     const uint32_t *codes = w->codes + first * w->code_stride;
     const uint16_t *scales = w->scales + first * LANES;
     const uint64_t stride = w->q_stride;
@@ -142,12 +142,12 @@ SIMD_INLINE void int8_tiles(const cpu_int8_tiles *w, unsigned first, unsigned n,
 #pragma GCC unroll 4
             for (unsigned t = 0; t < n; t++) sum[i * n + t] = lanes_of(start);
         }
-        for (uint64_t block = 0; block < w->group / CPU_INT8_BLOCK;
+        for (uint64_t block = 0; block < w->group_size / CPU_INT8_BLOCK;
              block++, q_scale += sizeof(float)) {
             dots dot[INT8_SUMS];
 #pragma GCC unroll 4
             for (unsigned word = 0; word < BLOCK_WORDS; word++, codes += LANES, q += 4) {
-                words code[INT8_TILES];
+                words code[INT8_STRIPS];
 #pragma GCC unroll 4
                 for (unsigned t = 0; t < n; t++) code[t] = words_load(codes + t * w->code_stride);
 #pragma GCC unroll 8
@@ -186,21 +186,21 @@ SIMD_INLINE void int8_tiles(const cpu_int8_tiles *w, unsigned first, unsigned n,
                              total[i * n + t], w->add);
 }
 
-SIMD_INLINE void int8_vectors(const cpu_int8_tiles *w, unsigned first_vector, unsigned v,
+SIMD_INLINE void int8_vectors(const cpu_int8_strips *w, unsigned first_vector, unsigned v,
                               double *sums) {
-    unsigned tile = 0;
-    for (; tile + INT8_TILES <= w->n_tiles; tile += INT8_TILES)
-        int8_tiles(w, tile, INT8_TILES, first_vector, v, sums);
-#if INT8_TILES > 1
-    for (; tile < w->n_tiles; tile++) int8_tiles(w, tile, 1, first_vector, v, sums);
+    unsigned strip = 0;
+    for (; strip + INT8_STRIPS <= w->n_strips; strip += INT8_STRIPS)
+        int8_strips(w, strip, INT8_STRIPS, first_vector, v, sums);
+#if INT8_STRIPS > 1
+    for (; strip < w->n_strips; strip++) int8_strips(w, strip, 1, first_vector, v, sums);
 #endif
 }
 
-/* In parts as equal as can be: a part of one vector costs almost as much as one of several. */
-SIMD_TARGET static void int8_rows(const cpu_int8_tiles *w, double *sums) {
-    unsigned left = w->n_vectors, parts = (left + INT8_VECTORS - 1) / INT8_VECTORS;
-    for (unsigned first = 0; parts > 0; parts--) {
-        const unsigned v = (left + parts - 1) / parts;
+/* In runs as equal as can be: a run of one vector costs almost as much as one of several. */
+SIMD_TARGET static void int8_rows(const cpu_int8_strips *w, double *sums) {
+    unsigned left = w->n_vectors, runs = (left + INT8_VECTORS - 1) / INT8_VECTORS;
+    for (unsigned first = 0; runs > 0; runs--) {
+        const unsigned v = (left + runs - 1) / runs;
         switch (v) {
 #define VECTORS(v) \
     case v: int8_vectors(w, first, v, sums); break

@@ -26,76 +26,76 @@
 #define CPU_KNOWS_DOTPROD 0
 #endif
 
-#define CPU_LANES     16u   /* rows of a tile: one row in each lane of a vector of 32-bit words */
-#define CPU_MAX_PANEL 8u    /* tiles whose groups lie side by side, the most */
+#define CPU_LANES     16u   /* rows of a strip: one in each lane of a vector of 32-bit words */
+#define CPU_MAX_PANEL 8u    /* strips of a panel, the most: their scale groups lie side by side */
 #define CPU_FLUSH     2048u /* weights added in float32 before they are added in float64 */
 
-/* How the words of a tile hold the codes of a row (panels.h). */
-typedef enum cpu_code {
+/* How the words of a strip hold the codes of a row (panels.h). */
+typedef enum cpu_packing {
     CPU_BITS,  /* 1 bit, 32 weights a word */
     CPU_PAIRS, /* 2 bits, 16 weights a word */
     CPU_TRITS, /* 5 bits for three weights, 7 words for 128 weights */
-    CPU_CODE_COUNT
-} cpu_code;
+    CPU_PACKING_COUNT
+} cpu_packing;
 
 #define CPU_MOST_TOGETHER \
     4u /* vectors that share the codes of a row as they are shifted, the most */
 
-/* Some tiles of a panel and some groups of their columns. */
-typedef struct cpu_tiles {
-    const uint16_t *scales; /* of the first group of the first tile */
+/* Some strips of a panel and some scale groups of their columns. */
+typedef struct cpu_strips {
+    const uint16_t *scales; /* of the first scale group of the first strip */
     const uint32_t *codes;
     uint64_t n_groups;
-    uint32_t group;     /* weights: 64 or 128 */
-    uint32_t n_tiles;   /* to the panel's end at most */
-    uint32_t n_vectors; /* whose tables lie side by side: 1, 2 or 4 */
-    uint64_t stride;    /* of the sums, from a vector to the next */
-    int add;            /* to the sums; else store them */
-    int streams;        /* cpu_streams() */
-} cpu_tiles;
+    uint32_t group_size; /* weights: 64 or 128 */
+    uint32_t n_strips;   /* to the panel's end at most */
+    uint32_t n_vectors;  /* whose tables lie side by side: 1, 2 or 4 */
+    uint64_t stride;     /* of the sums, from a vector to the next */
+    int add;             /* to the sums; else store them */
+    int streams;         /* cpu_streams() */
+} cpu_strips;
 
-typedef struct cpu_code_kernels {
-    /* Tables of what each field of a word contributes before the scale, for n_groups groups of x,
-     * which is vector v of n_vectors: their tables of a field lie side by side. */
+typedef struct cpu_packing_kernels {
+    /* Tables of what each field of a word contributes before the scale, for n_groups scale groups
+     * of x, which is vector v of n_vectors: their tables of a field lie side by side. */
     void (*tables)(float *tables, const float *x, uint64_t n_groups, uint32_t group, uint32_t v,
                    uint32_t n_vectors);
-    /* sums[v * stride + 16 i + lane]: row `lane` of tile i, times vector v. */
-    void (*rows)(const cpu_tiles *tiles, const float *tables, double *sums);
-} cpu_code_kernels;
+    /* sums[v * stride + 16 i + lane]: row `lane` of strip i, times vector v. */
+    void (*rows)(const cpu_strips *strips, const float *tables, double *sums);
+} cpu_packing_kernels;
 
 #define CPU_INT8_BLOCK 16u /* activations that share a scale */
 
 /* A vector as quantize() leaves it: int8 [k], then float scales [k / CPU_INT8_BLOCK], then for each
- * group minus the sum of what its activations stand for. Bytes of it: */
+ * scale group minus the sum of what its activations stand for. Bytes of it: */
 static inline uint64_t cpu_int8_bytes(uint64_t k, uint64_t group) {
     return k + k / CPU_INT8_BLOCK * sizeof(float) + k / group * sizeof(float);
 }
 
-/* Some tiles, whose codes are bytes now, times some quantised vectors. */
-typedef struct cpu_int8_tiles {
-    const uint32_t *codes;  /* [tile][four weights][lane] */
-    const uint16_t *scales; /* of the first group of the first tile */
-    uint64_t code_stride;   /* words from a tile to the next */
-    uint64_t scale_stride;  /* scales from a group to the next */
-    const int8_t *q;        /* of the first group of the first vector */
+/* Some strips, with their codes expanded to bytes, times some quantised vectors. */
+typedef struct cpu_int8_strips {
+    const uint32_t *codes;  /* [strip][four weights][lane] */
+    const uint16_t *scales; /* of the first scale group of the first strip */
+    uint64_t code_stride;   /* words from a strip to the next */
+    uint64_t scale_stride;  /* scales from a scale group to the next */
+    const int8_t *q;        /* of the first scale group of the first vector */
     const float *q_scales;
     const float *q_sums;
     uint64_t q_stride; /* bytes from a vector to the next */
     uint64_t n_groups;
-    uint32_t group;
-    uint32_t n_tiles;
+    uint32_t group_size;
+    uint32_t n_strips;
     uint32_t n_vectors;
     uint64_t stride; /* of the sums, from a vector to the next */
     int add;
-} cpu_int8_tiles;
+} cpu_int8_strips;
 
 typedef struct cpu_int8_kernels {
     void (*quantize)(const float *x, uint64_t k, uint32_t group, void *to);
-    /* The codes of some groups of a tile as bytes of value (code), four weights a word; the groups
-     * are `stride` words apart. */
-    void (*expand[CPU_CODE_COUNT])(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
-                                   uint64_t stride, uint32_t group);
-    void (*rows)(const cpu_int8_tiles *tiles, double *sums);
+    /* The codes of some scale groups of a strip as bytes of value (code), four weights a word; the
+     * scale groups are `stride` words apart. */
+    void (*expand[CPU_PACKING_COUNT])(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
+                                      uint64_t stride, uint32_t group);
+    void (*rows)(const cpu_int8_strips *strips, double *sums);
 } cpu_int8_kernels;
 
 #define CPU_ATTEND_HEADS   4u  /* query heads that share each row of the caches as it is read */
@@ -122,22 +122,22 @@ typedef struct cpu_attend {
     void *scratch; /* CPU_ATTEND_SCRATCH bytes */
 } cpu_attend;
 
-/* Groups of the 16 rows of a tile, where their blocks are, and where they go. */
+/* Scale groups of the 16 rows of a strip: where their blocks are, and where they go. */
 typedef struct cpu_pack_rows {
     const uint8_t *codes[CPU_LANES]; /* plain codes of the first group */
     const uint8_t *scales[CPU_LANES];
-    uint64_t code_stride; /* bytes from a group to the next */
+    uint64_t code_stride; /* bytes from a scale group to the next */
     uint64_t scale_stride;
     uint64_t n_groups;
-    uint32_t group; /* weights */
-    cpu_code code;
+    uint32_t group_size; /* weights */
+    cpu_packing packing;
     int no_three; /* a code of 3 stands for 1, which is 0 times the scale */
     uint16_t *to_scales;
     uint32_t *to_codes;
 } cpu_pack_rows;
 
 typedef struct cpu_float_kernels {
-    cpu_code_kernels code[CPU_CODE_COUNT]; /* NULL: the layout is not used */
+    cpu_packing_kernels packing[CPU_PACKING_COUNT]; /* NULL: the layout is not used */
     /* sums[i] = row i, `stride` bytes apart, times x: F32, F16, BF16 and Q8_0. */
     void (*dense)(uint32_t format, const uint8_t *rows, uint64_t stride, uint64_t n, const float *x,
                   uint64_t k, double *sums);

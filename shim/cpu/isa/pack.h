@@ -1,4 +1,4 @@
-/* Packing a tile: what each variant compiles for its registers. Included after its simd_*.h.
+/* Packing a strip: what each variant compiles for its registers. Included after its simd_*.h.
  *
  * 16 bytes of 16 rows are turned into four vectors of words; then the bits of each word are put
  * where panels.h says.
@@ -101,9 +101,9 @@ SIMD_INLINE int pack_trits(uint32_t *to, const words *plain) {
 }
 #endif
 
-SIMD_INLINE int pack_groups(const cpu_pack_rows *r, cpu_code code, unsigned bytes) {
-    const uint64_t n_words = cpu_panel_words(code, code == CPU_BITS ? 8 * bytes : 4 * bytes);
-    const uint64_t tiles = cpu_panel_tiles(code);
+SIMD_INLINE int pack_groups(const cpu_pack_rows *r, cpu_packing packing, unsigned bytes) {
+    const uint64_t n_words = cpu_panel_words(packing, packing == CPU_BITS ? 8 * bytes : 4 * bytes);
+    const uint64_t strips = cpu_panel_strips(packing);
     uint16_t *scales = r->to_scales;
     uint32_t *codes = r->to_codes;
     for (uint64_t g = 0; g < r->n_groups; g++) {
@@ -118,27 +118,27 @@ SIMD_INLINE int pack_groups(const cpu_pack_rows *r, cpu_code code, unsigned byte
             for (unsigned i = 0; i < bytes / 4; i++)
                 plain[i] = words_xor(plain[i], words_shift_left(threes(plain[i]), 1));
 #if SIMD_TRITS
-        if (code == CPU_TRITS && !pack_trits(codes, plain)) return 0;
+        if (packing == CPU_TRITS && !pack_trits(codes, plain)) return 0;
 #endif
-        if (code != CPU_TRITS)
+        if (packing != CPU_TRITS)
             for (unsigned i = 0; i < bytes / 4; i++)
                 words_store(codes + i * CPU_LANES,
-                            code == CPU_BITS ? spread_bits(plain[i]) : spread_pairs(plain[i]));
-        scales += tiles * CPU_LANES;
-        codes += tiles * n_words * CPU_LANES;
+                            packing == CPU_BITS ? spread_bits(plain[i]) : spread_pairs(plain[i]));
+        scales += strips * CPU_LANES;
+        codes += strips * n_words * CPU_LANES;
     }
     return 1;
 }
 
-SIMD_TARGET static int pack_tile(const cpu_pack_rows *r) {
-    switch (r->code) {
+SIMD_TARGET static int pack_strip(const cpu_pack_rows *r) {
+    switch (r->packing) {
     case CPU_BITS: return pack_groups(r, CPU_BITS, 16);
     case CPU_PAIRS:
-        return r->group == 64 ? pack_groups(r, CPU_PAIRS, 16) : pack_groups(r, CPU_PAIRS, 32);
+        return r->group_size == 64 ? pack_groups(r, CPU_PAIRS, 16) : pack_groups(r, CPU_PAIRS, 32);
     default: return pack_groups(r, CPU_TRITS, 32);
     }
 }
 
-#define PACK_KERNELS .pack = pack_tile
+#define PACK_KERNELS .pack = pack_strip
 
 #endif

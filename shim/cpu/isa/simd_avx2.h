@@ -10,12 +10,12 @@
 #else
 #define SIMD_TARGET __attribute__((target("avx2,fma,f16c")))
 #endif
-#define SIMD_INLINE        SIMD_TARGET static inline __attribute__((always_inline))
-#define SIMD_TILES         2u /* tiles of a panel that share each table as it is loaded */
-#define SIMD_TILES_OF_TWO  2u /* the same where two vectors share the codes, and where four do */
-#define SIMD_TILES_OF_FOUR 1u
-#define SIMD_TRITS         0
-#define SIMD_ROW           1u /* vectors of a row that attention sums in registers, for 4 heads */
+#define SIMD_INLINE         SIMD_TARGET static inline __attribute__((always_inline))
+#define SIMD_STRIPS         2u /* strips of a panel that share each table as it is loaded */
+#define SIMD_STRIPS_OF_TWO  2u /* the same where two vectors share the codes, and where four do */
+#define SIMD_STRIPS_OF_FOUR 1u
+#define SIMD_TRITS          0
+#define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef struct lanes {
     __m256 low, high;
@@ -247,9 +247,9 @@ SIMD_INLINE void lanes_to_bytes(int8_t *to, lanes a) {
 }
 
 /* Sums of products of four unsigned bytes, up to 3, and four signed ones, of a block. */
-#define INT8_TILES   1u
+#define INT8_STRIPS  1u
 #define INT8_VECTORS 4u
-#define INT8_SUMS    (INT8_TILES * INT8_VECTORS)
+#define INT8_SUMS    (INT8_STRIPS * INT8_VECTORS)
 
 typedef struct dots {
     __m256i low, high;

@@ -11,12 +11,12 @@
 #else
 #define SIMD_TARGET __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")))
 #endif
-#define SIMD_INLINE        SIMD_TARGET static inline __attribute__((always_inline))
-#define SIMD_TILES         4u /* tiles of a panel that share each table as it is loaded */
-#define SIMD_TILES_OF_TWO  4u /* the same where two vectors share the codes, and where four do */
-#define SIMD_TILES_OF_FOUR 4u
-#define SIMD_TRITS         1
-#define SIMD_ROW           4u /* vectors of a row that attention sums in registers, for 4 heads */
+#define SIMD_INLINE         SIMD_TARGET static inline __attribute__((always_inline))
+#define SIMD_STRIPS         4u /* strips of a panel that share each table as it is loaded */
+#define SIMD_STRIPS_OF_TWO  4u /* the same where two vectors share the codes, and where four do */
+#define SIMD_STRIPS_OF_FOUR 4u
+#define SIMD_TRITS          1
+#define SIMD_ROW            4u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef __m512 lanes;
 typedef __m512i words;
@@ -180,7 +180,7 @@ SIMD_INLINE void lanes_to_bytes(int8_t *to, lanes a) {
 }
 
 /* Sums of products of four unsigned bytes, up to 3, and four signed ones, of a block. */
-#define INT8_TILES 2u
+#define INT8_STRIPS 2u
 #if defined(SIMD_VNNI)
 #define INT8_VECTORS 6u
 typedef __m512i dots;
@@ -208,7 +208,7 @@ SIMD_INLINE lanes lanes_of_dots(dots sum) {
     return _mm512_cvtepi32_ps(_mm512_madd_epi16(sum, _mm512_set1_epi16(1)));
 }
 #endif
-#define INT8_SUMS (INT8_TILES * INT8_VECTORS)
+#define INT8_SUMS (INT8_STRIPS * INT8_VECTORS)
 
 /* GCC would start every look-up of a word first and keep the results in memory. */
 SIMD_INLINE void simd_in_order(lanes *a, words *b) {

@@ -12,12 +12,12 @@
 #else
 #define SIMD_TARGET __attribute__((target("arch=armv8.2-a+dotprod")))
 #endif
-#define SIMD_INLINE        SIMD_TARGET static inline __attribute__((always_inline))
-#define SIMD_TILES         1u /* tiles of a panel that share each table as it is loaded */
-#define SIMD_TILES_OF_TWO  1u /* the same where two vectors share the codes, and where four do */
-#define SIMD_TILES_OF_FOUR 1u
-#define SIMD_TRITS         0
-#define SIMD_ROW           1u /* vectors of a row that attention sums in registers, for 4 heads */
+#define SIMD_INLINE         SIMD_TARGET static inline __attribute__((always_inline))
+#define SIMD_STRIPS         1u /* strips of a panel that share each table as it is loaded */
+#define SIMD_STRIPS_OF_TWO  1u /* the same where two vectors share the codes, and where four do */
+#define SIMD_STRIPS_OF_FOUR 1u
+#define SIMD_TRITS          0
+#define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef struct lanes {
     float32x4_t v[4];
@@ -191,7 +191,7 @@ SIMD_INLINE void lanes_to_bytes(int8_t *to, lanes a) {
 }
 
 /* Sums of products of four bytes, codes up to 3 and activations, of a block. */
-#define INT8_TILES 1u
+#define INT8_STRIPS 1u
 #if defined(SIMD_DOTPROD)
 #define INT8_VECTORS 4u
 typedef struct dots {
@@ -239,7 +239,7 @@ SIMD_INLINE lanes lanes_of_dots(dots sum) {
     EACH(lanes, vcvtq_f32_s32(vpaddq_s32(vpaddlq_s16(sum.low[i]), vpaddlq_s16(sum.high[i]))));
 }
 #endif
-#define INT8_SUMS (INT8_TILES * INT8_VECTORS)
+#define INT8_SUMS (INT8_STRIPS * INT8_VECTORS)
 
 SIMD_INLINE void simd_in_order(lanes *a, words *b) {
     (void)a;

@@ -74,7 +74,7 @@ uint64_t cpu_attention_need(const cpu_kernel *kernel, const void *args, uint32_t
     }
 }
 
-/* Where a unit's results go: a head's output, or its part of the positions. */
+/* Where a head's results go: to the output, or to those of its split. */
 static float *output_of(const cpu_call *call, uint64_t token, uint64_t head, uint64_t split) {
     const struct oxb_attention_args *a = call->args;
     const uint64_t row = token * a->n_heads + head;
@@ -117,7 +117,7 @@ static void attend(const cpu_call *call, uint64_t token, uint64_t kv_head, uint6
     }
 }
 
-/* One token and key-value head: its query heads, some at a time, over one part of the positions. */
+/* One token and key-value head: its query heads, some at a time, over one split. */
 static void attend_token(const cpu_call *call, uint64_t token, uint64_t kv_head, uint64_t split) {
     const struct oxb_attention_args *a = call->args;
     const struct oxb_decode_state *state = call->bindings[3].address;
@@ -140,7 +140,7 @@ static void attend_token(const cpu_call *call, uint64_t token, uint64_t kv_head,
     }
 }
 
-/* Groups count key-value heads, then tiles of tokens, then parts of the positions. */
+/* Threadgroups count key-value heads, then tiles of tokens, then splits. */
 void cpu_attention(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_attention_args *a = call->args;
     const uint64_t tiles = ((uint64_t)a->n_tokens + CPU_TOKENS - 1) / CPU_TOKENS;
@@ -165,17 +165,18 @@ void cpu_combine(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_combine_args *a = call->args;
     const uint64_t n = a->head_dim;
     for (uint64_t row = first; row < last && row < a->n_rows; row++) {
-        const float *parts = (const float *)call->bindings[0].address + row * a->n_splits * (n + 2);
+        const float *splits =
+            (const float *)call->bindings[0].address + row * a->n_splits * (n + 2);
         float *out = (float *)call->bindings[1].address + row * n;
         float max = -INFINITY, total = 0;
         for (uint64_t s = 0; s < a->n_splits; s++)
-            max = parts[s * (n + 2) + n] > max ? parts[s * (n + 2) + n] : max;
+            max = splits[s * (n + 2) + n] > max ? splits[s * (n + 2) + n] : max;
         memset(out, 0, n * sizeof *out);
         for (uint64_t s = 0; s < a->n_splits; s++) {
-            const float *part = parts + s * (n + 2);
-            const float fade = expf(part[n] - (max == -INFINITY ? 0.0f : max));
-            total += part[n + 1] * fade;
-            for (uint64_t i = 0; i < n; i++) out[i] += part[i] * fade;
+            const float *split = splits + s * (n + 2);
+            const float fade = expf(split[n] - (max == -INFINITY ? 0.0f : max));
+            total += split[n + 1] * fade;
+            for (uint64_t i = 0; i < n; i++) out[i] += split[i] * fade;
         }
         for (uint64_t i = 0; i < n; i++) out[i] /= total;
     }

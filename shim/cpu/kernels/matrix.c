@@ -2,8 +2,8 @@
 #include "cpu/cpu.h"
 #include "cpu/panels.h"
 
-/* A part of a matrix in panels may start and end inside a tile. */
-#define SUMS (CPU_MOST_TOGETHER * (CPU_TILE + 2 * 2 * CPU_LANES))
+/* A part of a matrix in panels may start and end inside a strip. */
+#define SUMS (CPU_MOST_TOGETHER * (CPU_TABLE_ROWS + 2 * 2 * CPU_LANES))
 
 typedef struct matrix_scratch {
     _Alignas(64) uint64_t
@@ -23,8 +23,8 @@ uint64_t cpu_weight_bytes(const cpu_kernel *kernel, uint64_t codes_offset, uint6
     if (n_rows == 0 || k == 0 || k % group != 0) return CPU_BAD_ARGS;
     if (kernel->layout != OXB_LAYOUT_PLAIN) {
         uint64_t expected;
-        const cpu_code code = cpu_panel_code(format, kernel->layout);
-        const uint64_t bytes = cpu_panel_bytes(code, group, n_rows, k, &expected);
+        const cpu_packing packing = cpu_panel_packing(format, kernel->layout);
+        const uint64_t bytes = cpu_panel_bytes(packing, group, n_rows, k, &expected);
         return codes_offset == expected ? bytes : CPU_BAD_ARGS;
     }
     const uint64_t groups = cpu_mul(n_rows, k / group);
@@ -70,13 +70,12 @@ static cpu_sums rows_of_parts(const cpu_call *call, const cpu_matrix *m, const u
     return sums;
 }
 
-/* Bounds of the rows in groups [first, last), a tile at a time: the rows from `row`, 0 at the end.
- */
-static uint64_t tile_rows(uint64_t row, uint64_t last_group, uint64_t n_rows, uint64_t tile) {
-    const uint64_t end = last_group < n_rows / CPU_ROWS + 1 ? last_group * CPU_ROWS : n_rows;
-    const uint64_t last = end < n_rows ? end : n_rows;
-    const uint64_t rest = row < last ? last - row : 0;
-    return rest < tile ? rest : tile;
+/* How many of the rows from `row` on go together, 0 past those of threadgroup `last` - 1. */
+static uint64_t rows_together(uint64_t row, uint64_t last, uint64_t n_rows, uint64_t most) {
+    const uint64_t covered = last < n_rows / CPU_ROWS + 1 ? last * CPU_ROWS : n_rows;
+    const uint64_t end = covered < n_rows ? covered : n_rows;
+    const uint64_t rest = row < end ? end - row : 0;
+    return rest < most ? rest : most;
 }
 
 /* Bindings: weight, x, y; in int8 the quantised x before y. */
@@ -99,16 +98,17 @@ uint64_t cpu_swiglu_gemm_need(const cpu_kernel *kernel, const void *args, uint32
 
 typedef enum epilogue { STORE, ADD, SWIGLU } epilogue;
 
-/* The output of some vectors, as many as a kernel takes at once, for the rows of groups [first,
- * last). */
+/* The output of some vectors, as many as a kernel takes at once, for the rows of
+ * threadgroups [first, last). */
 static inline void product(const cpu_call *call, const cpu_matrix *m, float *y, uint64_t y_stride,
                            uint64_t n_rows, uint64_t first, uint64_t last, epilogue then,
                            int again) {
-    const uint64_t most = then == SWIGLU ? CPU_TILE / 2 : CPU_TILE;
-    const uint64_t tile = m->quantized != NULL ? CPU_INT8_ROWS : most;
+    const uint64_t of_tables = then == SWIGLU ? CPU_TABLE_ROWS / 2 : CPU_TABLE_ROWS;
+    const uint64_t most = m->quantized != NULL ? CPU_INT8_ROWS : of_tables;
     if (first > n_rows / CPU_ROWS) return;
     uint64_t n;
-    for (uint64_t row = first * CPU_ROWS; (n = tile_rows(row, last, n_rows, tile)) != 0; row += n) {
+    for (uint64_t row = first * CPU_ROWS; (n = rows_together(row, last, n_rows, most)) != 0;
+         row += n) {
         const uint64_t parts[2] = {row, n_rows + row};
         const cpu_sums sums = rows_of_parts(call, m, parts, then == SWIGLU ? 2 : 1, n, again);
         again = 1;
@@ -143,7 +143,7 @@ static uint32_t together(const cpu_kernel *kernel, uint64_t left) {
     return left >= CPU_MOST_TOGETHER ? CPU_MOST_TOGETHER : left >= 2 ? 2 : 1;
 }
 
-/* Some vectors [from, to) times the rows of groups [first, last). */
+/* Some vectors [from, to) times the rows of threadgroups [first, last). */
 static inline void batch_product(const cpu_call *call, uint64_t from, uint64_t to, uint64_t first,
                                  uint64_t last, epilogue then, int again) {
     const struct oxb_gemm_args *a = call->args;
@@ -165,19 +165,19 @@ static inline void batch_product(const cpu_call *call, uint64_t from, uint64_t t
     }
 }
 
-/* Groups count rows, then batches of vectors. */
+/* Threadgroups count tiles of rows, then tiles of vectors. */
 static inline void matrix_product(const cpu_call *call, uint64_t first, uint64_t last,
                                   epilogue then) {
     const struct oxb_gemm_args *a = call->args;
-    const uint64_t row_groups = (a->n_rows + CPU_ROWS - 1) / CPU_ROWS;
+    const uint64_t row_tiles = (a->n_rows + CPU_ROWS - 1) / CPU_ROWS;
     const uint64_t batch = call->kernel->int8 ? a->n_vectors : CPU_BATCH;
     int again = call->again;
-    while (first < last && first / row_groups * batch < a->n_vectors) {
-        const uint64_t from = first / row_groups * batch, row_group = first % row_groups;
+    while (first < last && first / row_tiles * batch < a->n_vectors) {
+        const uint64_t from = first / row_tiles * batch, row_tile = first % row_tiles;
         const uint64_t n =
-            last - first < row_groups - row_group ? last - first : row_groups - row_group;
+            last - first < row_tiles - row_tile ? last - first : row_tiles - row_tile;
         batch_product(call, from, a->n_vectors - from < batch ? a->n_vectors : from + batch,
-                      row_group, row_group + n, then, again);
+                      row_tile, row_tile + n, then, again);
         again = 1;
         first += n;
     }

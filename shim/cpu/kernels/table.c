@@ -70,10 +70,10 @@ static const cpu_kernel kernels[] = {
 #define X(id, name, bits, group_size, coded) MATRIX(id, name, "", OXB_LAYOUT_PLAIN, 4)
     OXB_DEVICE_FORMATS(X)
 #undef X
-        PACKED(Q1_G128, "q1_g128", "_panels", OXB_LAYOUT_PANELS, 4)
-            PACKED(Q2_G128, "q2_g128", "_panels", OXB_LAYOUT_PANELS, 4)
-                PACKED(Q2_G64, "q2_g64", "_panels", OXB_LAYOUT_PANELS, 4)
-                    PACKED(Q2_G128, "q2_g128", "_trits", OXB_LAYOUT_TRITS, CPU_MAX_PANEL)
+        PACKED(Q1_G128, "q1_g128", "_panels", CPU_LAYOUT_PANELS, 4)
+            PACKED(Q2_G128, "q2_g128", "_panels", CPU_LAYOUT_PANELS, 4)
+                PACKED(Q2_G64, "q2_g64", "_panels", CPU_LAYOUT_PANELS, 4)
+                    PACKED(Q2_G128, "q2_g128", "_trits", CPU_LAYOUT_TRITS, CPU_MAX_PANEL)
                         CACHE("f16", 1)
                             CACHE("f32", 0){"rmsnorm", cpu_rmsnorm, cpu_rmsnorm_need, 3, WRITES(2),
                                             sizeof(struct oxb_rmsnorm_args), 2, 0, 0, 0},
@@ -81,12 +81,14 @@ static const cpu_kernel kernels[] = {
      sizeof(struct oxb_quantize_args), 1, 0, 0, 1},
     {"residual_add", cpu_residual_add, cpu_residual_add_need, 2, WRITES(1),
      sizeof(struct oxb_add_args), 4, 0, 0, 0},
+    {"bias_add", cpu_bias_add, cpu_bias_add_need, 2, WRITES(1), sizeof(struct oxb_bias_args), 4, 0,
+     0, 0},
     {"qk_norm_rope", cpu_qk_norm_rope, cpu_qk_norm_rope_need, 5, WRITES(0),
      sizeof(struct oxb_qk_norm_rope_args), 8, 0, 0, 0},
     {"attention_combine", cpu_combine, cpu_combine_need, 2, WRITES(1),
      sizeof(struct oxb_combine_args), 8, 0, 0, 0},
-    {"argmax_parts", cpu_argmax_parts, cpu_argmax_parts_need, 2, WRITES(1),
-     sizeof(struct oxb_argmax_parts_args), 1, 0, 0, 0},
+    {"argmax_blocks", cpu_argmax_blocks, cpu_argmax_blocks_need, 2, WRITES(1),
+     sizeof(struct oxb_argmax_blocks_args), 1, 0, 0, 0},
     {"argmax", cpu_argmax, cpu_argmax_need, 2, WRITES(1), sizeof(struct oxb_argmax_args), 1, 0, 0,
      0},
     {"advance", cpu_advance, cpu_advance_need, 3, WRITES(1) | WRITES(2),

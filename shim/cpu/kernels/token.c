@@ -1,4 +1,4 @@
-/* Where a token enters and leaves: its embedding row, and the choice of the next one. */
+/* The two ends of a model: the embedding of a token, and the choice of the next one. */
 #include <math.h>
 #include <string.h>
 
@@ -33,7 +33,7 @@ static void embed_row(const cpu_call *call, uint64_t row, float *y) {
         const cpu_panels p = cpu_panels_at(call->bindings[0].address, a->codes_offset, format,
                                            call->kernel->layout, a->k);
         for (uint64_t group = 0; group < p.n_groups; group++)
-            cpu_panel_weights(&p, row, group, y + group * p.group);
+            cpu_panel_weights(&p, row, group, y + group * p.group_size);
         return;
     }
     const uint64_t groups = a->k / cpu_group(format);
@@ -77,29 +77,29 @@ static uint32_t largest(const float *x, uint32_t n) {
     return n;
 }
 
-uint64_t cpu_argmax_parts_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
-    const struct oxb_argmax_parts_args *a = args;
+uint64_t cpu_argmax_blocks_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
+    const struct oxb_argmax_blocks_args *a = args;
     (void)kernel;
-    if (a->n == 0 || a->n_parts != (a->n - 1) / OXB_ARGMAX_PART + 1) return CPU_BAD_ARGS;
+    if (a->n == 0 || a->n_blocks != (a->n - 1) / OXB_ARGMAX_BLOCK + 1) return CPU_BAD_ARGS;
     return cpu_mul(a->n_vectors,
-                   binding == 0 ? (uint64_t)a->n * 4 : a->n_parts * sizeof(struct oxb_best));
+                   binding == 0 ? (uint64_t)a->n * 4 : a->n_blocks * sizeof(struct oxb_best));
 }
 
-/* Groups count the parts of a vector, then vectors. */
-void cpu_argmax_parts(const cpu_call *call, uint64_t first, uint64_t last) {
-    const struct oxb_argmax_parts_args *a = call->args;
+/* Threadgroups count the blocks of a vector of logits, then vectors. */
+void cpu_argmax_blocks(const cpu_call *call, uint64_t first, uint64_t last) {
+    const struct oxb_argmax_blocks_args *a = call->args;
     struct oxb_best *best = call->bindings[1].address;
-    for (uint64_t i = first; i < last && i < (uint64_t)a->n_vectors * a->n_parts; i++) {
-        const uint32_t start = (uint32_t)(i % a->n_parts) * OXB_ARGMAX_PART;
-        const uint32_t n = a->n - start < OXB_ARGMAX_PART ? a->n - start : OXB_ARGMAX_PART;
-        const float *x = (const float *)call->bindings[0].address + i / a->n_parts * a->n + start;
+    for (uint64_t i = first; i < last && i < (uint64_t)a->n_vectors * a->n_blocks; i++) {
+        const uint32_t start = (uint32_t)(i % a->n_blocks) * OXB_ARGMAX_BLOCK;
+        const uint32_t n = a->n - start < OXB_ARGMAX_BLOCK ? a->n - start : OXB_ARGMAX_BLOCK;
+        const float *x = (const float *)call->bindings[0].address + i / a->n_blocks * a->n + start;
         const uint32_t index = largest(x, n);
         best[i] = index < n ? (struct oxb_best){x[index], start + index}
                             : (struct oxb_best){-INFINITY, OXB_NO_INDEX};
     }
 }
 
-/* The index of the best of the parts, 0 where there is none. */
+/* The index of the best of the blocks, 0 where there is none. */
 static uint32_t best_index(const struct oxb_best *best, uint32_t n) {
     struct oxb_best found = {-INFINITY, OXB_NO_INDEX};
     for (uint32_t i = 0; i < n; i++)
@@ -112,7 +112,7 @@ static uint32_t best_index(const struct oxb_best *best, uint32_t n) {
 uint64_t cpu_argmax_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_argmax_args *a = args;
     (void)kernel;
-    return cpu_mul(a->n_vectors, binding == 0 ? a->n_parts * sizeof(struct oxb_best) : 4);
+    return cpu_mul(a->n_vectors, binding == 0 ? a->n_blocks * sizeof(struct oxb_best) : 4);
 }
 
 void cpu_argmax(const cpu_call *call, uint64_t first, uint64_t last) {
@@ -120,14 +120,14 @@ void cpu_argmax(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_best *best = call->bindings[0].address;
     uint32_t *out = call->bindings[1].address;
     for (uint64_t v = first; v < last && v < a->n_vectors; v++)
-        out[v] = best_index(best + v * a->n_parts, a->n_parts);
+        out[v] = best_index(best + v * a->n_blocks, a->n_blocks);
 }
 
 uint64_t cpu_advance_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_advance_args *a = args;
     (void)kernel;
     switch (binding) {
-    case 0: return a->n_parts * sizeof(struct oxb_best);
+    case 0: return a->n_blocks * sizeof(struct oxb_best);
     case 1: return (uint64_t)a->max_tokens * 4;
     default: return sizeof(struct oxb_decode_state);
     }
@@ -139,6 +139,6 @@ void cpu_advance(const cpu_call *call, uint64_t first, uint64_t last) {
     struct oxb_decode_state *state = call->bindings[2].address;
     if (first > 0 || last == 0) return;
     state->position += a->n_tokens;
-    if (a->n_parts != 0 && state->position < a->max_tokens)
-        tokens[state->position] = best_index(call->bindings[0].address, a->n_parts);
+    if (a->n_blocks != 0 && state->position < a->max_tokens)
+        tokens[state->position] = best_index(call->bindings[0].address, a->n_blocks);
 }

@@ -1,4 +1,4 @@
-/* Atomics: Metal has relaxed ones only. */
+/* Atomics. Metal has relaxed ordering only. */
 namespace metal {
 enum memory_order { memory_order_relaxed };
 template <class T>
@@ -26,13 +26,13 @@ MSL_FN void atomic_store_explicit(volatile atomic<T> *p, msl_id<T> v, memory_ord
     MSL_FN T atomic_##name##_explicit(volatile atomic<T> *p, msl_id<T> v, memory_order) { \
         return function(msl_address(p), v);                                               \
     }
-MSL_ATOMIC(exchange, atomicExch)
-MSL_ATOMIC(fetch_add, atomicAdd)
-MSL_ATOMIC(fetch_and, atomicAnd)
-MSL_ATOMIC(fetch_or, atomicOr)
-MSL_ATOMIC(fetch_xor, atomicXor)
-MSL_ATOMIC(fetch_max, atomicMax)
-MSL_ATOMIC(fetch_min, atomicMin)
+MSL_ATOMIC(exchange, atomicExch);
+MSL_ATOMIC(fetch_add, atomicAdd);
+MSL_ATOMIC(fetch_and, atomicAnd);
+MSL_ATOMIC(fetch_or, atomicOr);
+MSL_ATOMIC(fetch_xor, atomicXor);
+MSL_ATOMIC(fetch_max, atomicMax);
+MSL_ATOMIC(fetch_min, atomicMin);
 template <class T>
 MSL_FN T atomic_fetch_sub_explicit(volatile atomic<T> *p, msl_id<T> v, memory_order) {
     return atomicAdd(msl_address(p), T(-v));

@@ -1,6 +1,6 @@
-/* What the entries are made of that oxibonsai/msl/cuda.py writes. */
+/* What the kernel entries that oxibonsai/msl/cuda.py generates are written with. */
 
-/* Parameter `place` of a function type. */
+/* The type of a function's parameter number `place`. */
 template <unsigned place, class F>
 struct msl_parameter;
 template <class A, class... B>
@@ -45,7 +45,7 @@ using msl_value = typename msl_without_const<msl_bound<place, F>>::type;
         msl_without_const<msl_bound<place, function>>::size, \
         msl_without_const<msl_bound<place, function>>::align
 
-/* enum oxb_constant_type of shim/oxb_shim.h. */
+/* enum oxb_constant_type of shim/include/oxb_shim.h. */
 template <class T>
 struct msl_constant_type {
     enum { value = 255 };
@@ -67,7 +67,7 @@ struct msl_constant_type<float> {
     enum { value = 3 };
 };
 
-/* A thread position: as many components as the kernel declares. */
+/* A position in the grid or the threadgroup; converts to what the kernel declares. */
 struct msl_vector_id {
     uint x, y, z;
     MSL_METHOD operator uint() const { return x; }
@@ -101,7 +101,7 @@ MSL_FN uint msl_quad_lane() { return msl_thread_index() & 3u; }
 MSL_FN uint msl_quad() { return msl_thread_index() >> 2; }
 MSL_FN uint msl_quads() { return (blockDim.x * blockDim.y * blockDim.z + 3u) >> 2; }
 
-/* threadgroup(0), whose length the host gives at each dispatch. */
+/* The kernel's threadgroup(0): dynamic memory, whose length each dispatch gives. */
 extern __shared__ uint4 msl_group_memory[];
 struct msl_group_argument {
     template <class T>

@@ -70,37 +70,37 @@ namespace metal {
     using ::F;                                                              \
     MSL_FN half F(half x, half y) { return half(::F(float(x), float(y))); } \
     MSL_VECTOR_2(F)
-MSL_TAKEN_1(sin)
-MSL_TAKEN_1(cos)
-MSL_TAKEN_1(tan)
-MSL_TAKEN_1(asin)
-MSL_TAKEN_1(acos)
-MSL_TAKEN_1(atan)
-MSL_TAKEN_1(sinh)
-MSL_TAKEN_1(cosh)
-MSL_TAKEN_1(tanh)
-MSL_TAKEN_1(asinh)
-MSL_TAKEN_1(acosh)
-MSL_TAKEN_1(atanh)
-MSL_TAKEN_1(exp)
-MSL_TAKEN_1(exp2)
-MSL_TAKEN_1(log)
-MSL_TAKEN_1(log2)
-MSL_TAKEN_1(log10)
-MSL_TAKEN_1(sqrt)
-MSL_TAKEN_1(floor)
-MSL_TAKEN_1(ceil)
-MSL_TAKEN_1(trunc)
-MSL_TAKEN_1(round)
-MSL_TAKEN_1(rint)
-MSL_TAKEN_1(fabs)
-MSL_TAKEN_2(pow)
-MSL_TAKEN_2(fmod)
-MSL_TAKEN_2(atan2)
-MSL_TAKEN_2(copysign)
-MSL_TAKEN_2(fmin)
-MSL_TAKEN_2(fmax)
-MSL_TAKEN_2(fdim)
+MSL_TAKEN_1(sin);
+MSL_TAKEN_1(cos);
+MSL_TAKEN_1(tan);
+MSL_TAKEN_1(asin);
+MSL_TAKEN_1(acos);
+MSL_TAKEN_1(atan);
+MSL_TAKEN_1(sinh);
+MSL_TAKEN_1(cosh);
+MSL_TAKEN_1(tanh);
+MSL_TAKEN_1(asinh);
+MSL_TAKEN_1(acosh);
+MSL_TAKEN_1(atanh);
+MSL_TAKEN_1(exp);
+MSL_TAKEN_1(exp2);
+MSL_TAKEN_1(log);
+MSL_TAKEN_1(log2);
+MSL_TAKEN_1(log10);
+MSL_TAKEN_1(sqrt);
+MSL_TAKEN_1(floor);
+MSL_TAKEN_1(ceil);
+MSL_TAKEN_1(trunc);
+MSL_TAKEN_1(round);
+MSL_TAKEN_1(rint);
+MSL_TAKEN_1(fabs);
+MSL_TAKEN_2(pow);
+MSL_TAKEN_2(fmod);
+MSL_TAKEN_2(atan2);
+MSL_TAKEN_2(copysign);
+MSL_TAKEN_2(fmin);
+MSL_TAKEN_2(fmax);
+MSL_TAKEN_2(fdim);
 using ::fma;
 MSL_FN half fma(half a, half b, half c) {
     half r;
@@ -109,7 +109,7 @@ MSL_FN half fma(half a, half b, half c) {
         : "h"(a.msl_bits), "h"(b.msl_bits), "h"(c.msl_bits));
     return r;
 }
-MSL_VECTOR_3(fma)
+MSL_VECTOR_3(fma);
 
 /* Of one float, by a formula in x. */
 #define MSL_FLOAT_1(F, value)                 \
@@ -119,21 +119,21 @@ MSL_VECTOR_3(fma)
         return half(value);                   \
     }                                         \
     MSL_VECTOR_1(F)
-MSL_FLOAT_1(sign, x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x == 0.0f ? x : 0.0f)
-MSL_FLOAT_1(saturate, x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x)
-MSL_FLOAT_1(fract, fminf(x - floorf(x), 0x1.fffffep-1f))
+MSL_FLOAT_1(sign, x > 0.0f ? 1.0f : x < 0.0f ? -1.0f : x == 0.0f ? x : 0.0f);
+MSL_FLOAT_1(saturate, x < 0.0f ? 0.0f : x > 1.0f ? 1.0f : x);
+MSL_FLOAT_1(fract, fminf(x - floorf(x), 0x1.fffffep-1f));
 using ::rsqrt;
 MSL_FN half rsqrt(half x) { return half(rsqrtf(float(x))); }
-MSL_VECTOR_1(rsqrt)
+MSL_VECTOR_1(rsqrt);
 using ::exp10;
 MSL_FN half exp10(half x) { return half(exp10f(float(x))); }
-MSL_VECTOR_1(exp10)
+MSL_VECTOR_1(exp10);
 using ::cospi;
 using ::sinpi;
 MSL_FN float powr(float x, float y) { return powf(x, y); }
 MSL_FN float step(float edge, float x) { return x < edge ? 0.0f : 1.0f; }
 MSL_FN float mix(float a, float b, float t) { return a + (b - a) * t; }
-MSL_VECTOR_3(mix)
+MSL_VECTOR_3(mix);
 MSL_FN float smoothstep(float a, float b, float x) {
     const float t = saturate((x - a) / (b - a));
     return t * t * (3.0f - 2.0f * t);
@@ -157,10 +157,10 @@ using ::isfinite;
 using ::isinf;
 using ::isnan;
 using ::signbit;
-MSL_TEST(isnan, ::isnan(x))
-MSL_TEST(isinf, ::isinf(x))
-MSL_TEST(isfinite, ::isfinite(x))
-MSL_TEST(signbit, ::signbit(x))
+MSL_TEST(isnan, ::isnan(x));
+MSL_TEST(isinf, ::isinf(x));
+MSL_TEST(isfinite, ::isfinite(x));
+MSL_TEST(signbit, ::signbit(x));
 
 /* Of numbers that are not NaN the smaller and the larger, for floats as fmin and fmax. */
 using ::max;
@@ -170,12 +170,12 @@ MSL_FN half max(half a, half b) { return half(fmaxf(float(a), float(b))); }
 #define MSL_SMALL(T)                                 \
     MSL_FN T min(T a, T b) { return b < a ? b : a; } \
     MSL_FN T max(T a, T b) { return a < b ? b : a; }
-MSL_SMALL(char)
-MSL_SMALL(uchar)
-MSL_SMALL(short)
-MSL_SMALL(ushort)
-MSL_VECTOR_2(min)
-MSL_VECTOR_2(max)
+MSL_SMALL(char);
+MSL_SMALL(uchar);
+MSL_SMALL(short);
+MSL_SMALL(ushort);
+MSL_VECTOR_2(min);
+MSL_VECTOR_2(max);
 template <class T>
 MSL_FN MSL_NUMBER(T) min3(T a, T b, T c) {
     return min(a, min(b, c));
@@ -188,50 +188,50 @@ template <class T>
 MSL_FN MSL_NUMBER(T) clamp(T x, msl_id<T> low, msl_id<T> high) {
     return min(max(x, low), high);
 }
-MSL_VECTOR_3(clamp)
+MSL_VECTOR_3(clamp);
 using ::abs;
 MSL_FN half abs(half x) { return half(fabsf(float(x))); }
-MSL_VECTOR_1(abs)
+MSL_VECTOR_1(abs);
 
-#define MSL_USE(F) using metal::F;
-#define MSL_PRECISE   \
-    MSL_USE(exp)      \
-    MSL_USE(exp2)     \
-    MSL_USE(exp10)    \
-    MSL_USE(log)      \
-    MSL_USE(log2)     \
-    MSL_USE(log10)    \
-    MSL_USE(sqrt)     \
-    MSL_USE(rsqrt)    \
-    MSL_USE(sin)      \
-    MSL_USE(cos)      \
-    MSL_USE(tan)      \
-    MSL_USE(sinh)     \
-    MSL_USE(cosh)     \
-    MSL_USE(tanh)     \
-    MSL_USE(asin)     \
-    MSL_USE(acos)     \
-    MSL_USE(atan)     \
-    MSL_USE(atan2)    \
-    MSL_USE(pow)      \
-    MSL_USE(powr)     \
-    MSL_USE(fmod)     \
-    MSL_USE(round)    \
-    MSL_USE(rint)     \
-    MSL_USE(trunc)    \
-    MSL_USE(floor)    \
-    MSL_USE(ceil)     \
-    MSL_USE(fma)      \
-    MSL_USE(fabs)     \
-    MSL_USE(abs)      \
-    MSL_USE(min)      \
-    MSL_USE(max)      \
-    MSL_USE(fmin)     \
-    MSL_USE(fmax)     \
-    MSL_USE(clamp)    \
-    MSL_USE(saturate) \
-    MSL_USE(sign)     \
-    MSL_USE(divide)
+#define MSL_USE(F) using metal::F
+#define MSL_PRECISE    \
+    MSL_USE(exp);      \
+    MSL_USE(exp2);     \
+    MSL_USE(exp10);    \
+    MSL_USE(log);      \
+    MSL_USE(log2);     \
+    MSL_USE(log10);    \
+    MSL_USE(sqrt);     \
+    MSL_USE(rsqrt);    \
+    MSL_USE(sin);      \
+    MSL_USE(cos);      \
+    MSL_USE(tan);      \
+    MSL_USE(sinh);     \
+    MSL_USE(cosh);     \
+    MSL_USE(tanh);     \
+    MSL_USE(asin);     \
+    MSL_USE(acos);     \
+    MSL_USE(atan);     \
+    MSL_USE(atan2);    \
+    MSL_USE(pow);      \
+    MSL_USE(powr);     \
+    MSL_USE(fmod);     \
+    MSL_USE(round);    \
+    MSL_USE(rint);     \
+    MSL_USE(trunc);    \
+    MSL_USE(floor);    \
+    MSL_USE(ceil);     \
+    MSL_USE(fma);      \
+    MSL_USE(fabs);     \
+    MSL_USE(abs);      \
+    MSL_USE(min);      \
+    MSL_USE(max);      \
+    MSL_USE(fmin);     \
+    MSL_USE(fmax);     \
+    MSL_USE(clamp);    \
+    MSL_USE(saturate); \
+    MSL_USE(sign);     \
+    MSL_USE(divide);
 namespace precise {
 MSL_PRECISE
 }

@@ -79,13 +79,13 @@ MSL_FN T simd_shuffle_and_fill_down(T value, T fill, ushort delta) {
         }                                                              \
         return value;                                                  \
     }
-MSL_REDUCE(simd_sum, a + b)
-MSL_REDUCE(simd_product, a *b)
-MSL_REDUCE(simd_and, a &b)
-MSL_REDUCE(simd_or, a | b)
-MSL_REDUCE(simd_xor, a ^ b)
-MSL_REDUCE(simd_max, max(a, b))
-MSL_REDUCE(simd_min, min(a, b))
+MSL_REDUCE(simd_sum, a + b);
+MSL_REDUCE(simd_product, a *b);
+MSL_REDUCE(simd_and, a &b);
+MSL_REDUCE(simd_or, a | b);
+MSL_REDUCE(simd_xor, a ^ b);
+MSL_REDUCE(simd_max, max(a, b));
+MSL_REDUCE(simd_min, min(a, b));
 #define MSL_QUAD_REDUCE(F, combined)                                   \
     template <class T>                                                 \
     MSL_FN T F(T value) {                                              \
@@ -95,9 +95,9 @@ MSL_REDUCE(simd_min, min(a, b))
         }                                                              \
         return value;                                                  \
     }
-MSL_QUAD_REDUCE(quad_sum, a + b)
-MSL_QUAD_REDUCE(quad_max, max(a, b))
-MSL_QUAD_REDUCE(quad_min, min(a, b))
+MSL_QUAD_REDUCE(quad_sum, a + b);
+MSL_QUAD_REDUCE(quad_max, max(a, b));
+MSL_QUAD_REDUCE(quad_min, min(a, b));
 template <class T>
 MSL_FN T quad_shuffle(T value, ushort lane) {
     return simd_shuffle(value, ushort((msl_lane() & ~3u) + lane));
@@ -125,8 +125,8 @@ MSL_FN T quad_shuffle_xor(T value, ushort mask) {
         const T sum = simd_shuffle_up(simd_prefix_inclusive_##F(value), 1); \
         return msl_lane() ? sum : T(identity);                              \
     }
-MSL_SCAN(sum, 0, +)
-MSL_SCAN(product, 1, *)
+MSL_SCAN(sum, 0, +);
+MSL_SCAN(product, 1, *);
 
 MSL_FN bool simd_any(bool c) { return __any_sync(MSL_LANES, c); }
 MSL_FN bool simd_all(bool c) { return __all_sync(MSL_LANES, c); }

@@ -36,18 +36,18 @@ constexpr bool is_floating_point_v = false;
 #define MSL_TRAIT(trait, T) \
     template <>             \
     constexpr bool trait<T> = true;
-MSL_TRAIT(is_integral_v, bool)
-MSL_TRAIT(is_integral_v, char)
-MSL_TRAIT(is_integral_v, signed char)
-MSL_TRAIT(is_integral_v, uchar)
-MSL_TRAIT(is_integral_v, short)
-MSL_TRAIT(is_integral_v, ushort)
-MSL_TRAIT(is_integral_v, int)
-MSL_TRAIT(is_integral_v, uint)
-MSL_TRAIT(is_integral_v, long)
-MSL_TRAIT(is_integral_v, ulong)
-MSL_TRAIT(is_floating_point_v, float)
-MSL_TRAIT(is_floating_point_v, ::half)
+MSL_TRAIT(is_integral_v, bool);
+MSL_TRAIT(is_integral_v, char);
+MSL_TRAIT(is_integral_v, signed char);
+MSL_TRAIT(is_integral_v, uchar);
+MSL_TRAIT(is_integral_v, short);
+MSL_TRAIT(is_integral_v, ushort);
+MSL_TRAIT(is_integral_v, int);
+MSL_TRAIT(is_integral_v, uint);
+MSL_TRAIT(is_integral_v, long);
+MSL_TRAIT(is_integral_v, ulong);
+MSL_TRAIT(is_floating_point_v, float);
+MSL_TRAIT(is_floating_point_v, ::half);
 template <class T>
 struct msl_same {
     typedef T type;
@@ -93,9 +93,9 @@ struct half {
     MSL_FN half &operator op##=(half & a, T b) {                                       \
         return a = half(a op b);                                                       \
     }
-MSL_HALF_OPERATOR(+)
-MSL_HALF_OPERATOR(-)
-MSL_HALF_OPERATOR(*)
+MSL_HALF_OPERATOR(+);
+MSL_HALF_OPERATOR(-);
+MSL_HALF_OPERATOR(*);
 MSL_HALF_OPERATOR(/)
 
 namespace metal {
@@ -231,16 +231,16 @@ struct vec : msl_storage<T, N> {
     MSL_FN vec<T, N> &operator op##=(vec<T, N> &a, U b) {                     \
         return a = a op b;                                                    \
     }
-MSL_VECTOR_OPERATOR(+)
-MSL_VECTOR_OPERATOR(-)
-MSL_VECTOR_OPERATOR(*)
-MSL_VECTOR_OPERATOR(/)
-MSL_VECTOR_OPERATOR(%)
-MSL_VECTOR_OPERATOR(&)
-MSL_VECTOR_OPERATOR(|)
-MSL_VECTOR_OPERATOR(^)
-MSL_VECTOR_OPERATOR(<<)
-MSL_VECTOR_OPERATOR(>>)
+MSL_VECTOR_OPERATOR(+);
+MSL_VECTOR_OPERATOR(-);
+MSL_VECTOR_OPERATOR(*);
+MSL_VECTOR_OPERATOR(/);
+MSL_VECTOR_OPERATOR(%);
+MSL_VECTOR_OPERATOR(&);
+MSL_VECTOR_OPERATOR(|);
+MSL_VECTOR_OPERATOR(^);
+MSL_VECTOR_OPERATOR(<<);
+MSL_VECTOR_OPERATOR(>>);
 #define MSL_VECTOR_COMPARISON(op)                                          \
     template <class T, int N>                                              \
     MSL_FN vec<bool, N> operator op(vec<T, N> a, vec<T, N> b) {            \
@@ -252,12 +252,12 @@ MSL_VECTOR_OPERATOR(>>)
     MSL_FN vec<bool, N> operator op(vec<T, N> a, msl_id<T> b) {            \
         return a op vec<T, N>(b);                                          \
     }
-MSL_VECTOR_COMPARISON(==)
-MSL_VECTOR_COMPARISON(!=)
-MSL_VECTOR_COMPARISON(<)
-MSL_VECTOR_COMPARISON(>)
-MSL_VECTOR_COMPARISON(<=)
-MSL_VECTOR_COMPARISON(>=)
+MSL_VECTOR_COMPARISON(==);
+MSL_VECTOR_COMPARISON(!=);
+MSL_VECTOR_COMPARISON(<);
+MSL_VECTOR_COMPARISON(>);
+MSL_VECTOR_COMPARISON(<=);
+MSL_VECTOR_COMPARISON(>=);
 template <class T, int N>
 MSL_FN vec<T, N> operator-(vec<T, N> a) {
     vec<T, N> r;
@@ -335,15 +335,15 @@ struct numeric_limits;
         static MSL_METHOD T infinity() { return T(as_type<float>(0x7f800000u)); }  \
         static MSL_METHOD T quiet_NaN() { return T(as_type<float>(0x7fffffffu)); } \
     };
-MSL_LIMITS(float, 3.402823466e+38f, -3.402823466e+38f, 1.175494351e-38f, 1.192092896e-07f)
-MSL_LIMITS(char, 127, -128, -128, 0)
-MSL_LIMITS(uchar, 255, 0, 0, 0)
-MSL_LIMITS(short, 32767, -32768, -32768, 0)
-MSL_LIMITS(ushort, 65535, 0, 0, 0)
-MSL_LIMITS(int, 2147483647, -2147483647 - 1, -2147483647 - 1, 0)
-MSL_LIMITS(uint, 0xffffffffu, 0u, 0u, 0u)
-MSL_LIMITS(long, 0x7fffffffffffffffL, -0x7fffffffffffffffL - 1, -0x7fffffffffffffffL - 1, 0)
-MSL_LIMITS(ulong, ~0ul, 0ul, 0ul, 0ul)
+MSL_LIMITS(float, 3.402823466e+38f, -3.402823466e+38f, 1.175494351e-38f, 1.192092896e-07f);
+MSL_LIMITS(char, 127, -128, -128, 0);
+MSL_LIMITS(uchar, 255, 0, 0, 0);
+MSL_LIMITS(short, 32767, -32768, -32768, 0);
+MSL_LIMITS(ushort, 65535, 0, 0, 0);
+MSL_LIMITS(int, 2147483647, -2147483647 - 1, -2147483647 - 1, 0);
+MSL_LIMITS(uint, 0xffffffffu, 0u, 0u, 0u);
+MSL_LIMITS(long, 0x7fffffffffffffffL, -0x7fffffffffffffffL - 1, -0x7fffffffffffffffL - 1, 0);
+MSL_LIMITS(ulong, ~0ul, 0ul, 0ul, 0ul);
 
 template <class T, unsigned long N>
 struct array {
@@ -377,25 +377,25 @@ struct msl_reader {
     typedef metal::msl_packed<T, 2> packed_##T##2; \
     typedef metal::msl_packed<T, 3> packed_##T##3; \
     typedef metal::msl_packed<T, 4> packed_##T##4;
-MSL_VECTORS(char)
-MSL_VECTORS(uchar)
-MSL_VECTORS(short)
-MSL_VECTORS(ushort)
-MSL_VECTORS(int)
-MSL_VECTORS(uint)
-MSL_VECTORS(long)
-MSL_VECTORS(ulong)
-MSL_VECTORS(half)
-MSL_VECTORS(float)
-MSL_VECTORS(bool)
-MSL_PACKED(char)
-MSL_PACKED(uchar)
-MSL_PACKED(short)
-MSL_PACKED(ushort)
-MSL_PACKED(int)
-MSL_PACKED(uint)
-MSL_PACKED(half)
-MSL_PACKED(float)
+MSL_VECTORS(char);
+MSL_VECTORS(uchar);
+MSL_VECTORS(short);
+MSL_VECTORS(ushort);
+MSL_VECTORS(int);
+MSL_VECTORS(uint);
+MSL_VECTORS(long);
+MSL_VECTORS(ulong);
+MSL_VECTORS(half);
+MSL_VECTORS(float);
+MSL_VECTORS(bool);
+MSL_PACKED(char);
+MSL_PACKED(uchar);
+MSL_PACKED(short);
+MSL_PACKED(ushort);
+MSL_PACKED(int);
+MSL_PACKED(uint);
+MSL_PACKED(half);
+MSL_PACKED(float);
 #define char2   msl_char2
 #define char3   msl_char3
 #define char4   msl_char4

@@ -4,7 +4,7 @@
 cimport oxibonsai.metal as metal
 cimport oxibonsai.metal.oxb as oxb
 from cpython.pycapsule cimport PyCapsule_Import
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.stdlib cimport free, malloc
 
 from oxibonsai.metal.oxb cimport (
@@ -13,6 +13,7 @@ from oxibonsai.metal.oxb cimport (
     OXB_OK,
     OXB_STORAGE_SHARED,
     oxb_api,
+    oxb_attention_shape,
     oxb_binding,
     oxb_buffer,
     oxb_commands,
@@ -107,6 +108,37 @@ def gemv(const unsigned char[::1] blocks not None, uint64_t n_rows, uint64_t k,
         status = _gemv(&blocks[0], blocks.shape[0], n_rows, k, &x[0], &y[0])
     if status != OXB_OK:
         raise ValueError(f"{<int>status}: {api.last_error().decode()}")
+
+
+def rope(bint has_q_norm, bint has_k_norm, uint32_t rope_style):
+    """Record qk_norm_rope of one head of two elements; return the message and the length."""
+    cdef oxb_device *device = NULL
+    cdef oxb_buffer *buffer = NULL
+    cdef oxb_commands *commands = NULL
+    cdef oxb_binding all, none
+    cdef oxb_attention_shape shape
+    shape.n_heads = shape.n_kv_heads = shape.max_seq = shape.n_tokens = 1
+    shape.head_dim = 2
+    shape.layer = shape.kv_f16 = shape.max_length = shape.rotary_dim = 0
+    shape.rope_style = rope_style
+    cdef oxb_status status = api.device_open(b"cpu", 0, NULL, &device)
+    if status == OXB_OK:
+        status = api.buffer_new(device, 64, OXB_STORAGE_SHARED, &buffer)
+    if status == OXB_OK:
+        status = api.commands_new(device, &commands)
+    if status != OXB_OK:
+        raise ValueError(api.last_error().decode())
+    all.buffer = buffer
+    none.buffer = NULL
+    all.offset = none.offset = 0
+    status = api.op_qk_norm_rope(commands, all, all if has_q_norm else none,
+                                 all if has_k_norm else none, all, all, &shape, 1e-6)
+    length = api.commands_length(commands)
+    message = api.last_error().decode() if status != OXB_OK else ""
+    api.commands_release(commands)
+    api.buffer_release(buffer)
+    api.device_release(device)
+    return message, length
 
 
 def drivers():

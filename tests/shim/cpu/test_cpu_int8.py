@@ -21,7 +21,7 @@ from cases import (
 from model_files import PROMPTS, Q1_GOLDEN, Q1_MODEL, TERNARY_GOLDEN, TERNARY_MODEL
 
 from oxibonsai import metal, quant
-from oxibonsai.metal import EncodingError
+from oxibonsai.metal import CompilationError, EncodingError
 from oxibonsai.model import Model
 
 # The variants that keep matrices in a layout of their own; portable multiplies in float32.
@@ -101,7 +101,7 @@ def test_the_error_is_below_that_of_llama_cpp(graph, name, seed):
 
 @pytest.mark.parametrize("n_half", [16, 75])
 def test_swiglu_of_several_vectors(graph, n_half):
-    """The up rows may start inside a tile."""
+    """The up rows may start inside a strip."""
     k = 256
     q, x = random_weight("Q1_0", 2 * n_half, k), activations(9 * k).reshape(9, k)
     with upload(graph, q) as handle:
@@ -233,16 +233,8 @@ def test_the_portable_kernels_refuse_it():
     with metal.Device("cpu", variant="portable") as device:
         with pytest.raises(EncodingError, match="the portable kernels of the cpu device do not"):
             device.commands(activations="int8")
-        pipeline = device.pipeline("quantize_int8")
-        args = np.array([128, 1, 128, 0], np.uint32)
-        with (
-            device.buffer(512) as x,
-            device.buffer(512) as to,
-            device.commands() as commands,
-        ):
-            commands.dispatch(pipeline, [x, to], args, threadgroups=1)
-            with pytest.raises(EncodingError, match="has no kernel 'quantize_int8'"):
-                commands.replay()
+        with pytest.raises(CompilationError, match="has no kernel 'quantize_int8'"):
+            device.pipeline("quantize_int8")
 
 
 @pytest.mark.parametrize("bad", ["int4", None, 8])

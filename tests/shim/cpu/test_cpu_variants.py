@@ -164,7 +164,7 @@ def test_non_finite_scales_and_activations(graph, name):
 
 @pytest.mark.parametrize("name", ["Q1_0", "Q2_0", *TERNARY])
 def test_an_odd_number_of_gate_rows(graph, name):
-    """The up rows then start inside a tile."""
+    """The up rows then start inside a strip."""
     n_rows, k = 2 * 75, 2 * block(name)
     q, x = random_weight(name, n_rows, k), activations(k)
     device = graph.device

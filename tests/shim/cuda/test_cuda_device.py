@@ -261,13 +261,15 @@ def test_what_is_bound_is_held_against_the_kernel(device):
     ]
     for function, bindings, args, text in cases:
         with device.commands() as commands:
-            commands.dispatch(library.pipeline(function), bindings, args, threadgroups=1)
             with pytest.raises(EncodingError, match=text):
-                commands.submit()
-    with device.commands() as commands:
-        commands.dispatch(library.pipeline("by_value"), [y, add], bytes(8), threadgroups=(1, 65536))
-        with pytest.raises(EncodingError, match="a grid of 1 x 65536 x 1 threadgroups, at most"):
-            commands.submit()
+                commands.dispatch(library.pipeline(function), bindings, args, threadgroups=1)
+            assert len(commands) == 0
+    pipeline = library.pipeline("by_value")
+    with (
+        device.commands() as commands,
+        pytest.raises(EncodingError, match="a grid of 1 x 65536 x 1 threadgroups, at most"),
+    ):
+        commands.dispatch(pipeline, [y, add], bytes(8), threadgroups=(1, 65536))
 
 
 CONSTANTS = """

@@ -248,6 +248,44 @@ with Device("cuda") as device, device.commands() as commands:
     assert lines[6:] == ["0.002500", "0"]
 
 
+def test_every_misuse_is_refused_and_none_is_launched(run):
+    lines = run(
+        """
+from misuses import MISUSES, Stage, refused
+tried = [misuse for misuse in MISUSES if misuse.applies("cuda")]
+with Stage("cuda") as stage:
+    submits = 0
+    for misuse in tried:
+        refused(stage, misuse)
+        submits += misuse.submits
+        assert fake.launches + fake.graph_launches == submits, misuse.name
+    stage.dispatch()
+    stage.commands.replay()
+    print(fake.launches + fake.graph_launches - submits, len(tried) > 30)
+print(fake.alive())
+"""
+    )
+    assert lines == ["1 True", "{}"]
+
+
+def test_the_list_of_arguments_is_that_of_the_translation(run):
+    lines = run(
+        """
+with Device("cuda") as device:
+    for name in ("residual_add", "gemv_q1_g128_norm"):
+        for a in device.pipeline(name).arguments:
+            print(*a)
+"""
+    )
+    assert lines == [
+        "buffer 0 4 4 False False",
+        "buffer 1 4 4 True False",
+        "struct 2 16 8 False False",
+        *(f"buffer {i} {size} {size} {i == 3} False" for i, size in enumerate((1, 4, 4, 4))),
+        "struct 4 32 8 False False",
+    ]
+
+
 def test_sixteen_submissions_are_in_flight_and_a_timeout_leaves_them(run):
     lines = run(
         """

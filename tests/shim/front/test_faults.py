@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import shlex
-import subprocess
-import sysconfig
 import threading
 import time
 import weakref
-from collections.abc import Iterator
-from pathlib import Path
 
 import numpy as np
 import pytest
 from cases import activations, random_weight, upload
-from places import SIMULATORS
+from fault_driver import build
 
-import oxibonsai
 from oxibonsai import metal
 from oxibonsai.metal import (
     BufferCreationError,
@@ -31,66 +24,6 @@ from oxibonsai.metal import (
 )
 
 RUN, FAIL, FAIL_SILENTLY, HOLD, REFUSE = range(5)
-SOURCE = SIMULATORS / "fault_driver" / "fault_driver.c"
-
-
-def build(folder: Path, *flags: str) -> Path:
-    library = folder / f"fault{len(list(folder.iterdir()))}.so"
-    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
-    command = [compiler[0], "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-Wall", "-Werror"]
-    command += ["-I", oxibonsai.get_include(), *flags, str(SOURCE), "-o", str(library), "-pthread"]
-    subprocess.run(command, check=True)
-    return library
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory) -> ctypes.CDLL:
-    path = build(tmp_path_factory.mktemp("driver"))
-    metal.load_driver(path)
-    return ctypes.CDLL(str(path))
-
-
-class Fault:
-    """The switches and counters of the driver, as attributes."""
-
-    library: ctypes.CDLL
-
-    def __init__(self, library: ctypes.CDLL):
-        object.__setattr__(self, "library", library)
-
-    def __getattr__(self, name: str) -> int:
-        return ctypes.c_int.in_dll(self.library, f"fault_{name}").value
-
-    def __setattr__(self, name: str, value: int) -> None:
-        ctypes.c_int.in_dll(self.library, f"fault_{name}").value = value
-
-    def finish(self, count: int = 64, fails: bool = False) -> int:
-        return int(self.library.fault_finish(count, int(fails)))
-
-    def reset(self) -> None:
-        self.finish()
-        for name in ("count_fails", "open_fails", "compile_fails", "mode", "fill", "submissions"):
-            setattr(self, name, 0)
-        self.buffer_fails = -1
-
-
-@pytest.fixture
-def fault(library) -> Iterator[Fault]:
-    fault = Fault(library)
-    fault.reset()
-    fault.present = 1
-    yield fault
-    fault.reset()
-    gc.collect()
-    fault.present = 0
-    assert (fault.devices_live, fault.buffers_live, fault.wraps_live) == (0, 0, 0)
-    assert fault.pipelines_live == 0
-
-
-@pytest.fixture
-def faulty(fault) -> Iterator[Device]:
-    with Device("fault") as device:
-        yield device
 
 
 @pytest.fixture
@@ -144,7 +77,7 @@ def test_a_device_that_is_refused_names_the_reason_and_gives_way(fault, monkeypa
 
 def test_a_driver_of_another_version_is_refused(library, tmp_path):
     path = build(tmp_path, "-DFAULT_ABI")
-    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 2 .* build it again"):
+    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 3 .* build it again"):
         metal.load_driver(path)
 
 

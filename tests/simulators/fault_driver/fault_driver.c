@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "oxb_args.h"
 #include "oxb_driver.h"
 
 #define EXPORT   __attribute__((visibility("default")))
@@ -24,6 +25,9 @@ EXPORT int fault_mode; /* of submissions, enum mode */
 EXPORT int fault_fill; /* what a run writes into the last buffer of each dispatch, 0: nothing */
 EXPORT int fault_buffers_made, fault_buffers_live, fault_devices_live, fault_pipelines_live;
 EXPORT int fault_submissions;
+EXPORT int fault_reached;    /* calls of submit, whatever came of them */
+EXPORT int fault_dispatches; /* in them */
+EXPORT int fault_unchecked;  /* of those, the ones that the front should have refused */
 EXPORT int fault_wraps_live;
 
 static const oxb_host *host;
@@ -77,6 +81,21 @@ static void device_info(void *device, oxb_device_info *info) {
     info->max_buffer_length = (uint64_t)1 << 32;
     info->max_threadgroup_memory = 32768;
     info->recommended_working_set = info->max_buffer_length;
+    info->max_threads = (oxb_size){448, 448, 64};
+    info->max_threadgroups = (oxb_size){0x7fffffff, 65535, 65535};
+}
+
+static void abilities(void *device, oxb_abilities *found) {
+    (void)device;
+    *found = (oxb_abilities){.fused_norm = UINT32_MAX, .fused_cache_store = 1};
+}
+
+static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *found) {
+    (void)device;
+    (void)op;
+    (void)shape;
+    *found = (oxb_tile){.size = {1, 1, 1}, .threads = 32, .suffix = "", .splits = 1};
+    return OXB_OK;
 }
 
 static oxb_status buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
@@ -166,6 +185,43 @@ static void library_free(void *device, void *library) {
     free(library);
 }
 
+static const oxb_argument read_floats = {OXB_ARGUMENT_BUFFER, 0, 4, 4, OXB_ACCESS_READ, 0};
+static const oxb_argument write_floats = {OXB_ARGUMENT_BUFFER, 1, 4, 4, OXB_ACCESS_WRITE, 0};
+
+/* Kernels whose arguments the driver knows; of all others it does not. */
+static void list_arguments(const char *function, oxb_pipeline_info *info) {
+    oxb_argument *a = info->arguments;
+    if (strcmp(function, "residual_add") == 0) {
+        a[0] = read_floats;
+        a[1] = write_floats;
+        a[2] = (oxb_argument){OXB_ARGUMENT_STRUCT, 2, 16, 0, OXB_ACCESS_READ, 0};
+        info->n_arguments = 3;
+    } else if (strcmp(function, "takes_memory") == 0) {
+        a[0] = write_floats;
+        a[0].index = 0;
+        a[1] = (oxb_argument){.kind = OXB_ARGUMENT_THREADGROUP};
+        info->n_arguments = 2;
+    } else if (strcmp(function, "takes_31") == 0 || strcmp(function, "takes_30") == 0) {
+        uint32_t n = function[strlen(function) - 1] == '1' ? 31 : 30;
+        for (uint32_t i = 0; i < n; i++) {
+            a[i] = read_floats;
+            a[i].index = i;
+        }
+        a[n] = (oxb_argument){OXB_ARGUMENT_STRUCT, n, 4096, 0, OXB_ACCESS_READ, 0};
+        info->n_arguments = n == 31 ? 31 : n + 1;
+    } else if (strcmp(function, "takes_any") == 0) {
+        a[0] = write_floats;
+        a[0].index = 0;
+        a[0].access = OXB_ACCESS_UNKNOWN;
+        a[1] = read_floats;
+        a[1].optional = 1;
+        a[1].index = 1;
+        info->n_arguments = 2;
+    } else if (strcmp(function, "lists_too_many") == 0) {
+        info->n_arguments = OXB_MAX_ARGUMENTS + 1;
+    }
+}
+
 static oxb_status pipeline_new(void *device, void *library, const char *function,
                                const oxb_constant *constants, uint32_t n_constants, void **pipeline,
                                oxb_pipeline_info *info) {
@@ -175,10 +231,23 @@ static oxb_status pipeline_new(void *device, void *library, const char *function
     (void)n_constants;
     if (fault_compile_fails) return host->fail(OXB_COMPILATION_FAILED, "no function %s", function);
     fault_pipelines_live++;
-    *pipeline = malloc(1);
-    *info = (oxb_pipeline_info){
-        .max_threads = 448, .simd_width = 32, .static_threadgroup_memory = 1024};
+    oxb_pipeline_info *kept = calloc(1, sizeof *kept);
+    kept->max_threads = 448;
+    kept->simd_width = 32;
+    kept->static_threadgroup_memory = 1024;
+    list_arguments(function, kept);
+    *pipeline = kept;
+    *info = *kept;
     return OXB_OK;
+}
+
+static uint64_t binding_bytes(void *device, void *pipeline, const void *args, uint32_t index) {
+    const oxb_pipeline_info *info = pipeline;
+    (void)device;
+    (void)index;
+    if (info->n_arguments != 3) return 0;
+    uint64_t n = ((const struct oxb_add_args *)args)->n;
+    return n == 0 || n > (uint64_t)1 << 40 ? OXB_BAD_ARGS : 4 * n;
 }
 
 static void pipeline_free(void *device, void *pipeline) {
@@ -197,10 +266,47 @@ static void run(const oxb_driver_dispatch *list, uint32_t n) {
 
 static const oxb_times times = {.start = 1.5, .end = 2.0};
 
+/* The driver's own look at what reaches it: that it need not look is what it is there to show. */
+static int is_right(const oxb_driver_dispatch *d) {
+    const oxb_pipeline_info *info = d->pipeline;
+    uint64_t threads = (uint64_t)d->threads.x * d->threads.y * d->threads.z;
+    int dynamic = 0;
+    if (threads == 0 || threads > info->max_threads || d->threads.z > 64) return 0;
+    if (!d->threadgroups.x || !d->threadgroups.y || !d->threadgroups.z) return 0;
+    if (d->threadgroups.y > 65535 || d->threadgroups.z > 65535) return 0;
+    if (d->threadgroup_memory % 16 || d->threadgroup_memory + 1024 > 32768) return 0;
+    if (d->n_bindings + (d->args_size > 0) > OXB_MAX_BINDINGS || d->args_size > 4096) return 0;
+    if (d->args_size && (!d->args || (uintptr_t)d->args % 16)) return 0;
+    for (uint32_t i = 0; i < d->n_bindings; i++) {
+        const oxb_driver_binding *b = d->bindings + i;
+        if (!b->buffer || b->offset >= b->length || b->length > ((memory *)b->buffer)->length)
+            return 0;
+    }
+    for (uint32_t i = 0; i < info->n_arguments; i++) {
+        const oxb_argument *a = info->arguments + i;
+        if (a->kind == OXB_ARGUMENT_THREADGROUP) {
+            dynamic = 1;
+        } else if (a->index < d->n_bindings) {
+            const oxb_driver_binding *b = d->bindings + a->index;
+            if (a->kind == OXB_ARGUMENT_STRUCT || b->offset % (a->alignment ? a->alignment : 1))
+                return 0;
+            if (b->length - b->offset < a->size) return 0;
+        } else if (a->index == d->n_bindings && d->args_size) {
+            if (a->access == OXB_ACCESS_WRITE || d->args_size < a->size) return 0;
+        } else if (!a->optional) {
+            return 0;
+        }
+    }
+    return !info->n_arguments || dynamic == (d->threadgroup_memory != 0);
+}
+
 static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                          oxb_driver_done done, void *context) {
     (void)device;
     if (!*replay) *replay = malloc(1);
+    fault_reached++;
+    fault_dispatches += (int)n;
+    for (uint32_t i = 0; i < n; i++) fault_unchecked += !is_right(list + i);
     switch (fault_mode) {
     case REFUSE: return host->fail(OXB_EXECUTION_FAILED, "the queue is gone");
     case HOLD:
@@ -264,6 +370,8 @@ const oxb_driver *oxb_driver_entry(const oxb_host *services) {
         .device_open = device_open,
         .device_close = device_close,
         .device_info = device_info,
+        .abilities = abilities,
+        .tile = tile,
         .buffer_new = buffer_new,
         .buffer_wrap = buffer_wrap,
         .buffer_free = buffer_free,
@@ -274,6 +382,7 @@ const oxb_driver *oxb_driver_entry(const oxb_host *services) {
         .library_free = library_free,
         .pipeline_new = pipeline_new,
         .pipeline_free = pipeline_free,
+        .binding_bytes = binding_bytes,
         .submit = submit,
         .replay_free = replay_free,
     };

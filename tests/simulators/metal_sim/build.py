@@ -114,6 +114,7 @@ def compile_all(folder: Path, sanitize: bool) -> None:
     places = [f'-DSIM_PYTHON="{sys.executable}"', f'-DSIM_TESTS="{HERE.parent}"']
     sources = [
         *sorted((SHIM / "metal").glob("*.m")),
+        *sorted((SHIM / "gpu").glob("*.c")),
         *sorted(HERE.glob("*.m")),
         folder / "oxb_msl.c",
     ]

@@ -8,6 +8,8 @@ import time
 from contextlib import closing
 
 import numpy as np
+from misuses import MISUSES, Stage
+from misuses import refused as refused_alike
 
 from metal_sim.kernels import ARGS, SOURCE, N, adder, run
 from metal_sim.scenarios_devices import refused
@@ -268,12 +270,38 @@ def what_metal_would_trust_is_checked(sim: Simulation) -> None:
         ]
         for pipeline, bindings, args, text in cases:
             with one.device.commands() as commands:
-                commands.dispatch(pipeline, bindings, args, threadgroups=1)
                 with refused(EncodingError, pipeline.function, text):
-                    commands.submit()
-            assert one.device.stats.in_flight == 0
+                    commands.dispatch(pipeline, bindings, args, threadgroups=1)
+                assert len(commands) == 0
         vectors.close()
         reversed_.close()
+
+
+def every_misuse_is_refused_as_on_other_devices(sim: Simulation) -> None:
+    with Stage("metal") as stage:
+        submits = 0
+        before = sim.made("MTLCommandBuffer")
+        tried = [misuse for misuse in MISUSES if misuse.applies("metal")]
+        assert len(tried) > 30
+        for misuse in tried:
+            refused_alike(stage, misuse)
+            submits += misuse.submits
+            assert sim.made("MTLCommandBuffer") == before + submits, misuse.name
+        stage.dispatch()  # what is right still runs
+        stage.commands.replay()
+        assert sim.made("MTLCommandBuffer") == before + submits + 1
+
+
+def a_pipeline_lists_what_metals_reflection_says(sim: Simulation) -> None:
+    with adder() as one:
+        arguments = one.pipeline.arguments
+        assert [(a.kind, a.binding, a.size, a.writable) for a in arguments] == [
+            ("buffer", 0, 4, False),
+            ("buffer", 1, 4, True),
+            ("buffer", 2, 16, False),
+        ]
+        with closing(one.library.pipeline("reversed")) as pipeline:
+            assert [a.kind for a in pipeline.arguments] == ["buffer", "threadgroup"]
 
 
 def threadgroup_memory_is_given_kernel_by_kernel(sim: Simulation) -> None:

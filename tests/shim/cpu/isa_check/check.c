@@ -9,7 +9,7 @@
 #include <string.h>
 
 #include "cpu/panels.h"
-#include "front/front.h"
+#include "formats/formats.h"
 
 #define MAX_ROWS    300u
 #define MAX_K       2560u
@@ -73,7 +73,7 @@ static void check_rows(const cpu_call *call, const cpu_matrix *m, uint64_t first
     double error[MAX_VECTORS] = {0}, norm[MAX_VECTORS] = {0}, size[MAX_VECTORS] = {0};
     for (uint64_t row = 0; row < n; row++) {
         for (uint64_t g = 0; g < p.n_groups; g++)
-            cpu_panel_weights(&p, first + row, g, weights + g * p.group);
+            cpu_panel_weights(&p, first + row, g, weights + g * p.group_size);
         for (uint32_t v = 0; v < m->n_vectors; v++) {
             const float *x = m->x + v * m->k;
             double expected = 0, sizes = 0;
@@ -105,22 +105,23 @@ static void check_product(const cpu_isa *isa, oxb_file_format format, uint32_t l
     static uint32_t quantized[MAX_VECTORS * MAX_K]; /* more than enough */
     const oxb_file_format_info *info = oxb_file_format_of(format);
     const uint32_t group = cpu_group(info->device_format);
-    const cpu_code code = cpu_panel_code(info->device_format, layout);
-    if (isa->f32->code[code].rows == NULL) return;
+    const cpu_packing packing = cpu_panel_packing(info->device_format, layout);
+    if (isa->f32->packing[packing].rows == NULL) return;
     random_blocks(info, blocks, n_rows * k / info->block_weights, without_three);
     for (uint64_t i = 0; i < MAX_VECTORS * k; i++)
         x[i] = random_float() * (i / 100 % 3 == 1 ? 4.0f : 1.0f);
     uint64_t codes_offset;
-    void *packed = malloc(cpu_panel_bytes(code, group, n_rows, k, &codes_offset));
-    const int fits = cpu_pack(isa, format, layout, blocks, n_rows, k, packed, 1);
-    expect(fits == (layout != OXB_LAYOUT_TRITS || without_three), isa->name,
+    void *packed = malloc(cpu_panel_bytes(packing, group, n_rows, k, &codes_offset));
+    const int fits =
+        cpu_pack(isa, formats_reformat_blocks, format, layout, blocks, n_rows, k, packed, 1);
+    expect(fits == (layout != CPU_LAYOUT_TRITS || without_three), isa->name,
            "codes that fit the layout", fits, 1);
     const cpu_kernel kernel = {.format = info->device_format, .layout = layout};
     const cpu_call call = {.kernel = &kernel, .isa = isa};
     const uint64_t bytes = cpu_int8_bytes(k, group);
     for (uint64_t v = 0; v < MAX_VECTORS; v++)
         isa->int8->quantize(x + v * k, k, group, (char *)quantized + v * bytes);
-    /* Parts that start and end inside a tile. */
+    /* Parts that start and end inside a strip. */
     for (uint64_t first = 0; fits && first < n_rows; first += 133) {
         cpu_matrix m = {.weight = packed,
                         .codes_offset = codes_offset,
@@ -242,11 +243,11 @@ int main(void) {
     for (uint32_t i = 0; (isa = cpu_variant(i)) != NULL; i++) {
         printf("%s\n", isa->name);
         for (uint64_t n_rows = 1; n_rows < MAX_ROWS; n_rows += 1 + n_rows * 2 / 3) {
-            check_product(isa, OXB_FILE_FORMAT_Q1_0, OXB_LAYOUT_PANELS, n_rows, 2304, 0);
-            check_product(isa, OXB_FILE_FORMAT_Q2_0, OXB_LAYOUT_PANELS, n_rows, 192, 0);
-            check_product(isa, OXB_FILE_FORMAT_PQ2_0, OXB_LAYOUT_PANELS, n_rows, 2304, 0);
-            check_product(isa, OXB_FILE_FORMAT_PQ2_0, OXB_LAYOUT_TRITS, n_rows, 2304, 1);
-            check_product(isa, OXB_FILE_FORMAT_PQ2_0, OXB_LAYOUT_TRITS, n_rows, 128, 0);
+            check_product(isa, OXB_FILE_FORMAT_Q1_0, CPU_LAYOUT_PANELS, n_rows, 2304, 0);
+            check_product(isa, OXB_FILE_FORMAT_Q2_0, CPU_LAYOUT_PANELS, n_rows, 192, 0);
+            check_product(isa, OXB_FILE_FORMAT_PQ2_0, CPU_LAYOUT_PANELS, n_rows, 2304, 0);
+            check_product(isa, OXB_FILE_FORMAT_PQ2_0, CPU_LAYOUT_TRITS, n_rows, 2304, 1);
+            check_product(isa, OXB_FILE_FORMAT_PQ2_0, CPU_LAYOUT_TRITS, n_rows, 128, 0);
         }
         for (uint32_t n = 2; n <= 512; n = n * 3 / 2 + n % 2)
             for (uint32_t heads = 1; heads <= 4; heads++)

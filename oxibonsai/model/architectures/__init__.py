@@ -1,0 +1,24 @@
+"""The architectures that can run, one file each, by ``general.architecture``.
+
+A new dense one is a file like ``qwen3.py`` and an entry here, and no C: its configuration, the
+tensors it expects, and the recording of a layer.
+"""
+
+from __future__ import annotations
+
+from oxibonsai.model.architectures.base import Architecture, Layer, LayerStep, ModelWeights
+from oxibonsai.model.architectures.qwen3 import Qwen3
+from oxibonsai.model.architectures.registry import Registry, load_weights
+
+__all__ = [
+    "ARCHITECTURES",
+    "Architecture",
+    "Layer",
+    "LayerStep",
+    "ModelWeights",
+    "Registry",
+    "load_weights",
+]
+
+ARCHITECTURES = Registry(Qwen3())
+"""What ``Model.load`` takes."""

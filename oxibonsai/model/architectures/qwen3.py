@@ -1,0 +1,125 @@
+"""Qwen3: GQA attention with q and k norms and RoPE on halves, and a SwiGLU feed-forward block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from oxibonsai.gguf import GGUFFile
+from oxibonsai.metal import WeightHandle
+from oxibonsai.model.architectures.base import LayerStep
+from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.weights import Projection, WeightLoader
+
+__all__ = ["Qwen3"]
+
+
+class Qwen3:
+    """The architecture ``qwen3``."""
+
+    name = "qwen3"
+
+    def config(self, file: GGUFFile) -> ModelConfig:
+        """Read the shape."""
+        return ModelConfig.from_gguf(file)
+
+    def layer_tensors(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of a layer's tensors."""
+        c = config
+        kv_size = c.n_kv_heads * c.head_dim
+        return {
+            "attn_norm.weight": (c.hidden_size,),
+            "attn_q.weight": (c.q_size, c.hidden_size),
+            "attn_k.weight": (kv_size, c.hidden_size),
+            "attn_v.weight": (kv_size, c.hidden_size),
+            "attn_q_norm.weight": (c.head_dim,),
+            "attn_k_norm.weight": (c.head_dim,),
+            "attn_output.weight": (c.hidden_size, c.q_size),
+            "ffn_norm.weight": (c.hidden_size,),
+            "ffn_gate.weight": (c.intermediate_size, c.hidden_size),
+            "ffn_up.weight": (c.intermediate_size, c.hidden_size),
+            "ffn_down.weight": (c.hidden_size, c.intermediate_size),
+        }
+
+    def load_layer(self, loader: WeightLoader, prefix: str) -> Qwen3Layer:
+        """Upload a layer."""
+        p = prefix
+        return Qwen3Layer(
+            attn_norm=loader.vector(f"{p}attn_norm.weight"),
+            qkv=loader.projection(*(f"{p}attn_{x}.weight" for x in "qkv")),
+            q_norm=loader.vector(f"{p}attn_q_norm.weight"),
+            k_norm=loader.vector(f"{p}attn_k_norm.weight"),
+            attn_output=loader.matrix(f"{p}attn_output.weight"),
+            ffn_norm=loader.vector(f"{p}ffn_norm.weight"),
+            gate_up=loader.matrix(f"{p}ffn_gate.weight", f"{p}ffn_up.weight"),
+            down=loader.matrix(f"{p}ffn_down.weight"),
+        )
+
+
+@dataclass(frozen=True)
+class Qwen3Layer:
+    """One layer on the device."""
+
+    attn_norm: WeightHandle
+    qkv: Projection
+    q_norm: WeightHandle
+    k_norm: WeightHandle
+    attn_output: WeightHandle
+    ffn_norm: WeightHandle
+    gate_up: WeightHandle
+    down: WeightHandle
+
+    @property
+    def first_handles(self) -> list[WeightHandle]:
+        """Weights up to the caches."""
+        return [self.attn_norm, self.q_norm, self.k_norm, *self.qkv.handles]
+
+    @property
+    def second_handles(self) -> list[WeightHandle]:
+        """Weights behind them."""
+        return [self.attn_output, self.ffn_norm, self.gate_up, self.down]
+
+    def record_keys_and_values(self, step: LayerStep) -> None:
+        """Record q, k and v of the normed input, and what goes into the caches."""
+        eps = step.config.rms_eps
+        self.qkv.record(
+            step.commands,
+            step.hidden,
+            step.qkv,
+            n_vectors=step.n_tokens,
+            norm=self.attn_norm,
+            eps=eps,
+        )
+        step.commands.qkv_to_cache(
+            step.qkv,
+            self.q_norm,
+            self.k_norm,
+            step.rope,
+            step.k_cache,
+            step.v_cache,
+            step.state,
+            eps=eps,
+            **step.heads,
+        )
+
+    def record_rest(self, step: LayerStep) -> None:
+        """Record the attention, its output projection and the feed-forward block."""
+        step.commands.attention(
+            step.qkv,
+            step.k_cache,
+            step.v_cache,
+            step.state,
+            step.attention,
+            max_length=step.max_length,
+            **step.heads,
+        )
+        step.commands.feed_forward(
+            step.attention,
+            step.hidden,
+            step.activated,
+            attn_proj=self.attn_output,
+            norm=self.ffn_norm,
+            gate_up=self.gate_up,
+            down=self.down,
+            n_vectors=step.n_tokens,
+            eps=step.config.rms_eps,
+        )

@@ -1,0 +1,331 @@
+"""The device's side of a session: buffers, recorded steps, and what is in flight."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+
+import numpy as np
+import numpy.typing as npt
+
+from oxibonsai.metal import BufferCreationError, Commands
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.rope import rope_table
+from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket
+from oxibonsai.model.runtime.profile import Profile, Run
+from oxibonsai.model.runtime.recordings import Recordings
+from oxibonsai.model.runtime.steps import (
+    HeadStep,
+    Step,
+    TextBuffers,
+    Workspace,
+    record,
+    weight_bytes,
+    working_buffer,
+)
+
+__all__ = ["Decoder"]
+
+_HEAD_ROWS = 32  # tokens of a chunk whose logits exist at one time
+_STATE_BYTES = 16  # struct oxb_decode_state
+_UNKNOWN = -1
+
+
+class Decoder:
+    """Runs tokens on the device for a Timeline, which knows which of them are the text.
+
+    Attributes
+    ----------
+    position : int
+        Where the next step begins, once all that was submitted has run; -1 after a failure.
+    logits_end : int
+        The position behind the token that the logits are of; -1 where they are being made.
+    device_time : float or None
+        Seconds the device took for the last step that was waited for.
+    in_flight : int
+        Decode steps that nobody has waited for.
+    cache : KVCache
+        Keys and values; grows by steps up to max_seq.
+    """
+
+    def __init__(self, model: LoadedModel, max_seq: int, kv_dtype: KVDtype, profile: bool) -> None:
+        self.model = model
+        self.max_seq = max_seq
+        self.kv_dtype = kv_dtype
+        self.profile = Profile() if profile else None
+        self._device = model.device
+        self._closed = False
+        self._recordings = Recordings()
+        self._flying: Commands | None = None
+        self._flying_step = Step(1, 1, 0)
+        self._finished_at = 0.0
+        self._encoded = 0.0
+        self._refuse_too_long()
+        self.cache, self._text = self._allocate(length_bucket(1, max_seq))
+        self._work = Workspace(self._device, model.config, 1)
+        self._text.state.write(np.zeros(4, np.uint32))
+        self.position = 0
+        self.logits_end = _UNKNOWN
+        self.device_time: float | None = None
+
+    def _refuse_too_long(self) -> None:
+        """Raise if a cache of max_seq positions, to which it may grow, could never be allocated."""
+        nbytes = KVCache.nbytes_of(self.model.config, self.kv_dtype, self.max_seq)
+        limit = self._device.info.max_buffer_length
+        if nbytes > limit:
+            raise BufferCreationError(
+                f"keys of {self.max_seq} positions take {nbytes} bytes, the device's buffers hold "
+                f"{limit}: make the session with a smaller max_seq"
+            )
+
+    def _allocate(self, capacity: int) -> tuple[KVCache, TextBuffers]:
+        c = self.model.config
+        device = self._device
+        cache = KVCache(device, c, self.kv_dtype, capacity)
+        text = TextBuffers(
+            rope=device.upload(
+                rope_table(c.rotary_dim, capacity, c.rope_theta, c.rope_scaling),
+                storage=device.working_storage,
+            ),
+            state=working_buffer(device, _STATE_BYTES),
+            # Shared: the host reads a token while later steps run, without waiting for those.
+            tokens=device.buffer(4 * (capacity + 1)),
+            logits=working_buffer(device, 4 * c.vocab_size),
+        )
+        return cache, text
+
+    @property
+    def closed(self) -> bool:
+        """Whether close() was called, here or on the model."""
+        return self._closed or self.model.closed
+
+    # What the host writes and reads
+
+    def reserve(self, n_positions: int) -> None:
+        """Make room for n_positions of at most max_seq; the text so far stays."""
+        if n_positions <= self.cache.capacity:
+            return
+        self.finish()
+        cache, text = self._allocate(length_bucket(n_positions, self.max_seq))
+        cache.copy_from(self.cache, max(self.position, 0))
+        tokens = np.empty(self.cache.capacity + 1, np.uint32)
+        text.tokens.write(self._text.tokens.read(tokens))
+        text.logits.write(self.logits())
+        text.state.write(self._text.state.read(np.empty(4, np.uint32)))
+        self._recordings.clear()
+        old = (self.cache, self._text)
+        self.cache, self._text = cache, text
+        for part in old:
+            part.close()
+
+    def seek(self, position: int) -> None:
+        """Wait for what is in flight, and let the next step begin at `position`."""
+        self.finish()
+        if position != self.position:
+            self.position = _UNKNOWN
+            self._text.state.write(np.array([position], np.uint32))
+            self.position = position
+
+    def write_tokens(self, ids: Sequence[int], at: int) -> None:
+        """Set tokens from position `at` on."""
+        self._text.tokens.write(np.array(ids, np.uint32), 4 * at)
+
+    def token(self, at: int) -> int:
+        """Return the token at a position, fed or chosen."""
+        out = np.empty(1, np.uint32)
+        self._text.tokens.read(out, 4 * at)
+        return int(out[0])
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Return the logits of the last step."""
+        out = np.empty(self.model.config.vocab_size, np.float32)
+        self._text.logits.read(out)
+        return out
+
+    def logit(self, token: int) -> float:
+        """Return one logit of the last step."""
+        out = np.empty(1, np.float32)
+        self._text.logits.read(out, 4 * token)
+        return float(out[0])
+
+    def set_logits(self, logits: npt.NDArray[np.float32]) -> None:
+        """Take `logits` for the last step's, and choose the next token by them."""
+        self._text.logits.write(logits)
+        self.logits_end = self.position
+        best = int(np.argmax(np.where(np.isnan(logits), -np.inf, logits)))
+        self.write_tokens([best], self.position)
+
+    def copy_from(self, other: Decoder, n_positions: int) -> None:
+        """Take over another decoder's first n_positions, the token after them and the logits."""
+        other.finish()
+        self.reserve(n_positions)
+        self.cache.copy_from(other.cache, n_positions)
+        tokens = np.empty(n_positions + 1, np.uint32)
+        self._text.tokens.write(other._text.tokens.read(tokens))
+        self._text.logits.write(other.logits())
+        self.seek(n_positions)
+        self.logits_end = other.logits_end
+
+    # What the device does
+
+    def feed(self, ids: Sequence[int], rows: int) -> None:
+        """Run tokens in one submission; see Step for `rows`."""
+        n_tokens = len(ids)
+        # Only now: the step before has left its choice here.
+        self.write_tokens(ids, self.position)
+        if n_tokens > self._work.n_tokens:
+            self._resize(n_tokens)
+        self._run(self._step(n_tokens, rows), n_tokens)
+
+    def head(
+        self, n_tokens: int, *, argmax: bool
+    ) -> Iterator[tuple[int, npt.NDArray[np.float32] | npt.NDArray[np.uint32]]]:
+        """Yield (first row, logits or their argmax) in pieces for the n_tokens just fed.
+
+        They must have been fed with as many rows as tokens.
+        """
+        vocab = self.model.config.vocab_size
+        if n_tokens == 1:
+            if argmax:
+                yield 0, np.array([self.token(self.position)], np.uint32)
+            else:
+                yield 0, self.logits()[None]
+            return
+        if not self._work.n_rows:
+            self._work.add_rows(self._device, self.model.config, _HEAD_ROWS)
+        for first in range(0, n_tokens, _HEAD_ROWS):
+            step = HeadStep(first, min(_HEAD_ROWS, n_tokens - first), argmax)
+            self._run(step, 0)
+            rows, choices = self._work.rows, self._work.choices
+            assert rows is not None
+            assert choices is not None
+            if first + step.n_tokens == n_tokens:
+                last = np.empty(vocab, np.float32)
+                self.set_logits(rows.read(last, 4 * vocab * (step.n_tokens - 1)))
+            if argmax:
+                yield first, choices.read(np.empty(step.n_tokens, np.uint32))
+            else:
+                yield first, rows.read(np.empty((step.n_tokens, vocab), np.float32))
+
+    def rerun(self, position: int) -> None:
+        """Run the token before `position` again, for its logits and its choice."""
+        self.seek(position - 1)
+        self.submit()
+        self.finish()
+
+    def submit(self) -> None:
+        """Start a decode step of the token at the position, and do not wait for it."""
+        step = self._step(1, 1)
+        commands = self._recorded(step)
+        if self._flying is not commands:
+            self.finish()
+            self._flying, self._flying_step = commands, step
+        started = time.perf_counter()
+        if not commands.in_flight:
+            self._finished_at = started
+        at, self.position = self.position, _UNKNOWN
+        self.logits_end = _UNKNOWN
+        try:
+            commands.submit()
+        except BaseException:
+            self._drain(commands)
+            raise
+        self.position = at + 1
+        self._encoded += time.perf_counter() - started
+
+    @property
+    def in_flight(self) -> int:  # noqa: D102  # an attribute of the class
+        return self._flying.in_flight if self._flying else 0
+
+    def finish(self, keep: int = 0) -> None:
+        """Wait for all decode steps but the last `keep`, oldest first."""
+        while self._flying is not None and self._flying.in_flight > keep:
+            commands = self._flying
+            n = commands.in_flight
+            encoded, self._encoded = self._encoded / n, self._encoded * (n - 1) / n
+            try:
+                commands.wait(keep=n - 1)
+            except BaseException:
+                self.position = _UNKNOWN
+                self._drain(commands)
+                raise
+            now = time.perf_counter()
+            self._measure(commands, self._flying_step, now - self._finished_at, encoded)
+            self._finished_at = now
+            if n == 1:
+                self.logits_end = self.position
+
+    def _run(self, step: Step | HeadStep, n_tokens: int) -> None:
+        """Run a step that moves the position on by n_tokens, and wait for it."""
+        self.finish()
+        commands = self._recorded(step)
+        at, self.position = self.position, _UNKNOWN
+        self.logits_end = _UNKNOWN
+        started = time.perf_counter()
+        try:
+            commands.submit()
+            encoded = time.perf_counter()
+            commands.wait()
+        except BaseException:
+            self._drain(commands)
+            raise
+        self.position = at + n_tokens
+        if isinstance(step, Step) and step.rows == 1:
+            self.logits_end = self.position
+        self._measure(commands, step, time.perf_counter() - started, encoded - started)
+
+    def _drain(self, commands: Commands) -> None:
+        """Wait for the other submissions after one failed, whose error is the one to report."""
+        while commands.in_flight:
+            with suppress(RuntimeError):
+                commands.wait()
+
+    # Recordings
+
+    def _step(self, n_tokens: int, rows: int) -> Step:
+        bucket = length_bucket(self.position + n_tokens, self.max_seq)
+        # Only the attention of a single row is split by the length.
+        return Step(n_tokens, rows, bucket if rows == 1 else self.cache.capacity)
+
+    def _recorded(self, step: Step | HeadStep) -> Commands:
+        return self._recordings.get(
+            step,
+            lambda: record(self.model, self.kv_dtype, self.cache, self._text, self._work, step),
+        )
+
+    def _resize(self, n_tokens: int) -> None:
+        self.finish()
+        work = Workspace(self._device, self.model.config, n_tokens)
+        self._recordings.clear()
+        old, self._work = self._work, work
+        old.close()
+
+    def _measure(
+        self, commands: Commands, step: Step | HeadStep, wall: float, encode: float
+    ) -> None:
+        self.device_time = commands.device_time
+        if self.profile is not None:
+            self.profile.add(
+                Run(
+                    kind=step.kind,
+                    n_tokens=step.n_tokens,
+                    wall=wall,
+                    encode=encode,
+                    device=self.device_time or 0.0,
+                    dispatches=len(commands),
+                    weight_bytes=weight_bytes(self.model.weights, step),
+                )
+            )
+
+    def close(self) -> None:
+        """Wait for what is in flight and release everything; idempotent."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._flying is not None:
+            self._drain(self._flying)
+        self._recordings.clear()
+        self.cache.close()
+        self._text.close()
+        self._work.close()

@@ -1,0 +1,192 @@
+"""Sessions in files: tokens, keys and values, and the last logits, in the format safetensors.
+
+The layout is public (8 bytes with the length of a JSON header, the header, the data), so that other
+programs can read the arrays; nothing in a file is executed. A file fits one model: its fingerprint
+is in the header.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from oxibonsai.model.errors import SessionFileError
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.runtime.cache import KVCache, KVDtype
+from oxibonsai.model.runtime.decoder import Decoder
+from oxibonsai.model.timeline import Timeline
+
+__all__ = ["SessionState", "load", "read_header", "save"]
+
+_VERSION = "1"
+_MAX_HEADER = 1 << 16
+_DTYPES = {"f16": "F16", "f32": "F32"}
+
+
+@dataclass(frozen=True)
+class SessionState:
+    """What the header says.
+
+    Attributes
+    ----------
+    n_tokens : int
+        Tokens of the text.
+    kv_dtype : str
+        Of the keys and values.
+    max_seq, chunk : int
+        Of the session that was saved.
+    fresh : bool
+        Whether the logits of the last token are in the file.
+    data_start : int
+        Bytes before the first array.
+    """
+
+    n_tokens: int
+    kv_dtype: KVDtype
+    max_seq: int
+    chunk: int
+    fresh: bool
+    data_start: int
+
+
+def _arrays(
+    model: LoadedModel, n_tokens: int, kv_dtype: KVDtype, fresh: bool
+) -> dict[str, tuple[str, list[int], int]]:
+    """Return name: (dtype, shape, bytes) in the order of the file."""
+    c = model.config
+    shape = [c.n_layers, c.n_kv_heads, n_tokens, c.head_dim]
+    nbytes = KVCache.nbytes_of(c, kv_dtype, n_tokens)
+    found = {
+        "k": (_DTYPES[kv_dtype], shape, nbytes),
+        "v": (_DTYPES[kv_dtype], shape, nbytes),
+        "tokens": ("U32", [n_tokens], 4 * n_tokens),
+    }
+    if fresh:
+        found["logits"] = ("F32", [c.vocab_size], 4 * c.vocab_size)
+    return found
+
+
+def _entries(arrays: dict[str, tuple[str, list[int], int]]) -> dict[str, Any]:
+    entries = {}
+    at = 0
+    for name, (dtype, shape, nbytes) in arrays.items():
+        entries[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + nbytes]}
+        at += nbytes
+    return entries
+
+
+def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, chunk: int) -> None:
+    """Write a settled text with its keys and values, all of it or nothing."""
+    target = Path(path)
+    model, n = decoder.model, timeline.position
+    logits = timeline.known_logits()
+    header: dict[str, Any] = {
+        "__metadata__": {
+            "format": "oxibonsai session",
+            "version": _VERSION,
+            "model": model.fingerprint,
+            "name": model.name,
+            "max_seq": str(decoder.max_seq),
+            "chunk": str(chunk),
+        }
+    }
+    header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    # In the same folder: a rename is atomic only within one file system.
+    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
+    try:
+        with open(handle, "wb") as file:
+            file.write(len(text).to_bytes(8, "little"))
+            file.write(text)
+            cache = decoder.cache
+            for buffer in (cache.k, cache.v):
+                for rows in cache.read(buffer, n):
+                    file.write(rows.data)
+            file.write(np.array(timeline.tokens, "<u4").data)
+            if logits is not None:
+                file.write(logits.data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(name, target)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
+    """Return what a file's header says; SessionFileError where it does not fit the model."""
+
+    def refuse(why: str) -> SessionFileError:
+        return SessionFileError(f"{path}: {why}")
+
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or not 2 <= length <= min(_MAX_HEADER, size - 8):
+        raise refuse("no session file: it does not begin with a safetensors header")
+    try:
+        header = json.loads(file.read(length))
+        about = header["__metadata__"]
+        if about["format"] != "oxibonsai session":
+            raise KeyError("format")
+        version, fingerprint = about["version"], about["model"]
+        max_seq, chunk = int(about["max_seq"]), int(about["chunk"])
+        (n_tokens,) = header["tokens"]["shape"]
+        dtype = header["k"]["dtype"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise refuse("no session file: its header has another format") from None
+    if version != _VERSION:
+        raise refuse(f"version {version!r} of the format; this package reads {_VERSION!r}")
+    if fingerprint != model.fingerprint:
+        raise refuse(
+            f"the session belongs to another model, {about.get('name')!r}: load that one, or feed "
+            "the text again"
+        )
+    kinds = [kind for kind, name in _DTYPES.items() if name == dtype]
+    limit = model.config.context_length
+    if not kinds or isinstance(n_tokens, bool) or not isinstance(n_tokens, int):
+        raise refuse(f"keys of dtype {dtype!r} for {n_tokens!r} tokens")
+    if not 0 <= n_tokens <= max_seq <= limit or chunk < 1:
+        raise refuse(f"{n_tokens} tokens of {max_seq}: the model's context_length is {limit}")
+    kv_dtype: KVDtype = "f16" if kinds == ["f16"] else "f32"
+    fresh = "logits" in header and n_tokens > 0
+    arrays = _arrays(model, n_tokens, kv_dtype, fresh)
+    expected = _entries(arrays)
+    if {name: entry for name, entry in header.items() if name != "__metadata__"} != expected:
+        raise refuse(f"its arrays are not those of {n_tokens} tokens of this model")
+    whole = 8 + length + sum(nbytes for _, _, nbytes in arrays.values())
+    if size != whole:
+        raise refuse(f"{size} bytes where {whole} are needed: the file is cut short or too long")
+    return SessionState(n_tokens, kv_dtype, max_seq, chunk, fresh, 8 + length)
+
+
+def load(
+    file: IO[bytes], path: str, state: SessionState, timeline: Timeline, decoder: Decoder
+) -> None:
+    """Fill a new text from a file, read behind its header."""
+
+    def read(array: np.ndarray) -> np.ndarray:
+        if file.readinto(array.view(np.uint8).data) != array.nbytes:  # type: ignore[attr-defined]
+            raise SessionFileError(f"{path}: the file is cut short")
+        return array
+
+    c, n = decoder.model.config, state.n_tokens
+    decoder.reserve(n)
+    cache = decoder.cache
+    rows = np.empty(n * c.head_dim * cache.itemsize_of(state.kv_dtype), np.uint8)
+    for buffer in (cache.k, cache.v):
+        for head in range(c.n_layers * c.n_kv_heads):
+            cache.write(buffer, head, read(rows))
+    tokens = read(np.empty(n, "<u4"))
+    if n and int(tokens.max()) >= c.vocab_size:
+        raise SessionFileError(
+            f"{path}: token {int(tokens.max())} is outside the vocabulary of {c.vocab_size}"
+        )
+    logits = read(np.empty(c.vocab_size, "<f4")) if state.fresh else None
+    timeline.restore(tokens.tolist(), None if logits is None else logits.astype(np.float32))

@@ -1,0 +1,340 @@
+"""The one owner of a text: its tokens, what has run ahead of them, and where both end.
+
+A text has three ends, of which the host knows two and the device the third::
+
+    0 ........... position ........... cursor ........... runner.position
+      the text             held                in flight
+
+- ``tokens[:position]`` is the text: fed by a caller, or given out by a generation.
+- Between position and cursor are *held* tokens: their steps have run and the host has read them,
+  but they may still become part of a stop sequence, so that they are not given out yet.
+- Behind the cursor, greedy steps are in flight: the device chooses their tokens, which nobody has
+  read.
+
+The invariant, between any two calls:
+
+1. ``position <= cursor <= max_seq``, and the keys and values of the text's tokens lie on the device
+   at the positions 0 to position - 1.
+2. A generation changes the text by commit() alone. Every other change, and settle(), gives a new
+   epoch, by which a generation that was left sees that the text is no longer its own.
+3. After settle() nothing is held or in flight: ``position == cursor == runner.position``.
+4. Where `chosen` is set, the token buffer holds the device's own choice at every place from
+   position to cursor. A choice outlives the logits it was made from, which later steps overwrite.
+5. A call that raises leaves the text as it was. The runner may not know its position then; the next
+   settle() sets it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from oxibonsai.model.errors import SessionFullError
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Runner", "Timeline"]
+
+
+class Runner(Protocol):
+    """What a timeline asks of the device's side; `Decoder` is the one in the package."""
+
+    @property
+    def position(self) -> int:
+        """Where the next step begins once all submitted ones have run; -1 where that is unknown."""
+
+    @property
+    def logits_end(self) -> int:
+        """The position behind the token that the logits are of; -1 where there are none."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can run any more."""
+
+    def reserve(self, n_positions: int) -> None:
+        """Make room for n_positions."""
+
+    def seek(self, position: int) -> None:
+        """Wait for what is in flight, and let the next step begin at `position`."""
+
+    def feed(self, ids: Sequence[int], rows: int) -> None:
+        """Run tokens from the position on in one submission, with logits of the last `rows`."""
+
+    def submit(self) -> None:
+        """Start a step of the token at the position, and do not wait for it."""
+
+    def finish(self, keep: int = 0) -> None:
+        """Wait for all submitted steps but the last `keep`."""
+
+    def rerun(self, position: int) -> None:
+        """Run the token before `position` again, for its logits and its choice."""
+
+    def token(self, at: int) -> int:
+        """Return the token at a position, fed or chosen."""
+
+    def write_tokens(self, ids: Sequence[int], at: int) -> None:
+        """Set tokens from position `at` on."""
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Return the logits of the last step."""
+
+    def logit(self, token: int) -> float:
+        """Return one logit of the last step."""
+
+    def set_logits(self, logits: npt.NDArray[np.float32]) -> None:
+        """Take `logits` for the last step's, and choose the next token by them."""
+
+    def copy_from(self, other: Self, n_positions: int) -> None:
+        """Take over another runner's first n_positions, the token after them and the logits."""
+
+
+class Timeline:
+    """A text on a runner; the module says what holds between calls.
+
+    Parameters
+    ----------
+    runner : Runner
+        The device's side, which nobody else moves.
+    max_seq : int
+        Tokens that the text may have.
+    """
+
+    def __init__(self, runner: Runner, max_seq: int) -> None:
+        self._runner = runner
+        self._max_seq = max_seq
+        self._tokens: list[int] = []
+        self._held: deque[int] = deque()
+        self._chosen = False
+        self._epoch = 0
+
+    @property
+    def tokens(self) -> list[int]:
+        """The tokens of the text, in a list of the caller's own."""
+        return list(self._tokens)
+
+    @property
+    def position(self) -> int:
+        """Tokens in the text."""
+        return len(self._tokens)
+
+    @property
+    def cursor(self) -> int:
+        """Where the next token goes: behind the text and the held tokens."""
+        return len(self._tokens) + len(self._held)
+
+    @property
+    def held(self) -> list[int]:
+        """The held tokens, oldest first."""
+        return list(self._held)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the device's choice of the next token is known; see the invariant."""
+        return self._chosen
+
+    @property
+    def epoch(self) -> int:
+        """A number that changes whenever the text changes other than by commit()."""
+        return self._epoch
+
+    def history(self) -> Iterator[int]:
+        """Return an iterator over the text and the held tokens."""
+        return chain(self._tokens, self._held)
+
+    def check_open(self) -> None:
+        """Raise ValueError where the session or its model is closed."""
+        if self._runner.closed:
+            raise ValueError("the session is closed: make a new one with model.session()")
+
+    def check_room(self, n_tokens: int) -> None:
+        """Raise SessionFullError unless n_tokens fit behind the text."""
+        self._check_room(self.position + n_tokens, n_tokens)
+
+    def _check_room(self, end: int, n_tokens: int) -> None:
+        if end > self._max_seq:
+            raise SessionFullError(
+                f"{n_tokens} tokens do not fit: the session holds {self.position} of "
+                f"{self._max_seq}; rewind() it, or make one with a larger max_seq"
+            )
+
+    # Moving the text
+
+    def settle(self) -> int:
+        """Drop what is held or in flight, and return the new epoch."""
+        self.check_open()
+        self._runner.seek(self.position)
+        self._held.clear()
+        self._epoch += 1
+        return self._epoch
+
+    @contextmanager
+    def feeding(
+        self, ids: Sequence[int], chunk: int, *, all_rows: bool
+    ) -> Iterator[Iterator[tuple[int, int]]]:
+        """Feed tokens in the body of a with statement; any exception there takes all of them back.
+
+        Parameters
+        ----------
+        ids : sequence of int
+            Tokens that fit, of the vocabulary.
+        chunk : int
+            Tokens that run in one submission.
+        all_rows : bool
+            Whether the runner makes logits of every token; else of the last alone.
+
+        Yields
+        ------
+        iterator of (int, int)
+            Each step of it runs the next chunk and gives its bounds in `ids`. The body must exhaust
+            it.
+        """
+        self.settle()
+        before = self.position
+        self._runner.reserve(before + len(ids))
+        self._chosen = False
+
+        def chunks() -> Iterator[tuple[int, int]]:
+            for start in range(0, len(ids), chunk):
+                stop = min(start + chunk, len(ids))
+                rows = stop - start if all_rows else int(stop == len(ids))
+                self._runner.feed(ids[start:stop], rows)
+                yield start, stop
+
+        try:
+            yield chunks()
+        except BaseException:
+            self._runner.seek(before)
+            raise
+        self._tokens += ids
+        self._chosen = True
+
+    def rewind(self, position: int) -> None:
+        """Forget all tokens from `position` on; ValueError unless it lies in 0..self.position."""
+        self.check_open()
+        if not 0 <= position <= self.position:
+            raise ValueError(f"cannot rewind to {position}: the session is at {self.position}")
+        if position < self.position:
+            self._runner.finish()
+            del self._tokens[position:]
+            self._chosen = False
+            self.settle()
+
+    def copy_from(self, other: Timeline) -> None:
+        """Take over the text of another, settled timeline on a runner of the same shape."""
+        self._runner.copy_from(other._runner, other.position)
+        self._tokens = other.tokens
+        self._held.clear()
+        self._chosen = other._chosen
+        self._epoch += 1
+
+    def restore(self, tokens: Sequence[int], logits: npt.NDArray[np.float32] | None) -> None:
+        """Take over a text whose keys and values were written to the device.
+
+        Parameters
+        ----------
+        tokens : sequence of int
+            The text.
+        logits : float32 [vocab], optional
+            Those of its last token, where they are known.
+        """
+        if tokens:
+            self._runner.write_tokens(tokens, 0)
+        self._runner.seek(len(tokens))
+        self._tokens = list(tokens)
+        self._held.clear()
+        self._chosen = logits is not None
+        if logits is not None:
+            self._runner.set_logits(logits)
+        self._epoch += 1
+
+    # Going on from it
+
+    def logits(self) -> npt.NDArray[np.float32]:
+        """Return the logits of the token before the cursor; where they are lost it runs again."""
+        if self._runner.logits_end != self.cursor:
+            self._runner.rerun(self.cursor)
+        return self._runner.logits()
+
+    def known_logits(self) -> npt.NDArray[np.float32] | None:
+        """Return the logits of the text's last token, or None where a later step has run."""
+        if self.position == 0 or self._runner.logits_end != self.position:
+            return None
+        return self._runner.logits()
+
+    def choice(self) -> int:
+        """Return the most probable token for the cursor, as the device chose it.
+
+        Raises
+        ------
+        ValueError
+            Where every logit is NaN or -inf.
+        """
+        runner, at = self._runner, self.cursor
+        if not self._chosen:
+            runner.rerun(at)
+            self._chosen = not self._held  # held ones may be the host's choices
+        token = runner.token(at)
+        if token == 0 and runner.logits_end != at:
+            # The device also takes 0 where nothing can be taken. Only the logits tell the two
+            # apart, and a later step has overwritten them.
+            runner.rerun(at)
+        if runner.logits_end == at and not runner.logit(token) > -np.inf:
+            raise ValueError("no token can be drawn: every logit is NaN or -inf")
+        return token
+
+    def take_choice(self, token: int, steps: int) -> None:
+        """Hold the token that choice() gave, once its step has run.
+
+        Parameters
+        ----------
+        token : int
+            The choice.
+        steps : int
+            Steps in flight from the token's own on, as far as they fit; only the first is waited
+            for. At least 1.
+
+        Raises
+        ------
+        SessionFullError
+            Where the token does not fit.
+        """
+        runner, at = self._runner, self.cursor
+        self._check_room(at + 1, 1)
+        steps = min(steps, self._max_seq - at)
+        try:
+            while runner.position - at < steps:
+                runner.reserve(runner.position + 1)
+                runner.submit()
+            runner.finish(keep=runner.position - at - 1)
+        except BaseException:
+            self._chosen = False  # how far the device came is not known
+            raise
+        self._held.append(token)
+
+    def take(self, token: int) -> None:
+        """Hold a token that the host chose, once its step has run; SessionFullError at max_seq."""
+        at = self.cursor
+        self._check_room(at + 1, 1)
+        self._runner.reserve(at + 1)
+        self._chosen = False
+        self._runner.write_tokens([token], at)
+        self._runner.submit()
+        self._runner.finish()
+        self._held.append(token)
+
+    def commit(self) -> int:
+        """Take the oldest held token into the text, and return it."""
+        if not self._held:
+            raise ValueError("no token is held: take() or take_choice() comes before commit()")
+        token = self._held.popleft()
+        self._tokens.append(token)
+        if self._runner.logits_end == self.position:
+            self._chosen = True
+        return token

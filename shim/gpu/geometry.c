@@ -1,0 +1,147 @@
+/* Tiles of the kernels in shaders/. */
+#include "gpu.h"
+#include "oxb_args.h"
+
+#define ALL  OXB_TILE_ALL
+#define SIMD GPU_SIMD_WIDTH
+
+#define CONSTANT(at, value)                      \
+    {                                            \
+        at, OXB_CONSTANT_U32, { .u32 = (value) } \
+    }
+#define SIZE(x, y, z, n_threads) .size = {x, y, z}, .threads = (n_threads), .suffix = ""
+#define ROWS_CONSTANT(rows)      .n_constants = 1, .constants = {CONSTANT(0, rows)} /* rows.h */
+
+/* At most 256 threads, which every pipeline takes. A SIMD-group computes several rows of a matrix,
+ * or one head of qk_norm_rope; embed and residual_add give each thread several elements. */
+#define GEMV_ROWS            4u
+#define GEMV_SIMDGROUPS      4u
+#define SWIGLU_ROWS          2u
+#define SWIGLU_SIMDGROUPS    4u
+#define LOOKUP_SIMDGROUPS    8u   /* shaders/lookup.h */
+#define LOOKUP_THREADGROUPS  256u /* fill the largest GPUs: from there on, more rows to a lane */
+#define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
+#define GEMM_SIMDGROUPS      4u
+#define HEAD_SIMDGROUPS      4u
+#define ATTENTION_SIMDGROUPS 4u
+#define ATTENTION_SPLIT      128u /* positions of a split, at the least */
+#define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
+
+#define BIT(format) (1u << OXB_DEVICE_FORMAT_##format)
+#define CODED       (BIT(Q1_G128) | BIT(Q2_G128) | BIT(Q2_G64))
+#define ANY         UINT32_MAX
+
+_Static_assert(OXB_DEVICE_FORMAT_COUNT <= 32, "a mask has a bit for every device format");
+
+/* Every lane computes rows of its own from tables that a SIMD-group shares: more rows to a lane
+ * share the tables, fewer make threadgroups enough to fill the chip. */
+static void fit_lookup(const oxb_op_shape *shape, oxb_tile *tile, uint32_t most) {
+    uint32_t rows = 1;
+    while (rows < most && shape->extent[0] / (SIMD * 2 * rows) >= LOOKUP_THREADGROUPS) rows *= 2;
+    tile->size[0] = SIMD * rows;
+    tile->constants[0].value.u32 = rows;
+}
+
+static void fit_gemv(const oxb_op_shape *shape, oxb_tile *tile) { fit_lookup(shape, tile, 4); }
+
+static void fit_swiglu(const oxb_op_shape *shape, oxb_tile *tile) { fit_lookup(shape, tile, 2); }
+
+/* Matrices of 8 vectors that share the weights of a threadgroup: no more than there are. */
+static void fit_gemm(const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint64_t n_vectors = shape->extent[1];
+    const uint32_t eights = n_vectors > 16 ? 4 : n_vectors > 8 ? 2 : 1;
+    tile->size[1] = 8 * eights;
+    tile->constants[0].value.u32 = eights;
+}
+
+static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
+    const oxb_attention_shape *s = shape->attention;
+    const uint32_t length = s->max_length ? s->max_length : s->max_seq;
+    const uint32_t ratio = s->n_heads / s->n_kv_heads;
+    /* A batch has threadgroups enough as it is. */
+    const uint32_t splits =
+        s->n_tokens == 1 ? length / ATTENTION_SPLIT + (length % ATTENTION_SPLIT != 0) : 1;
+    tile->splits = splits < OXB_MAX_SPLITS ? splits : OXB_MAX_SPLITS;
+    /* The queries that share each load of the caches: heads first, then tokens. A long head leaves
+     * registers for one only. */
+    uint32_t queries = s->head_dim > 128 ? 1 : ATTENTION_QUERIES;
+    while (queries > s->n_tokens * ratio) queries /= 2;
+    uint32_t heads = queries;
+    while (ratio % heads) heads /= 2;
+    tile->size[0] = heads;
+    tile->size[1] = queries / heads;
+    const uint64_t four = s->kv_f16 ? 8 : 16; /* bytes of four elements */
+    const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
+    tile->constants[0].value.u32 = queries;
+    tile->constants[1].value.u32 = wide ? 4 : 2;
+    tile->constants[2].value.u32 = s->head_dim > 128;
+}
+
+/* The kernels: what each computes, for which device formats, in which tile. The first row that
+ * takes the format is used. `fit` sets what depends on the shape. */
+static const struct variant {
+    oxb_op op;
+    uint32_t formats; /* bit f: device format f; ANY where there is no matrix */
+    oxb_tile tile;
+    void (*fit)(const oxb_op_shape *shape, oxb_tile *tile);
+} variants[] = {
+    {OXB_OP_GEMV,
+     CODED, /* look-up: shaders/lookup.h */
+     {SIZE(SIMD, ALL, ALL, SIMD *LOOKUP_SIMDGROUPS), ROWS_CONSTANT(1)},
+     fit_gemv},
+    {OXB_OP_GEMV,
+     ANY,
+     {SIZE(GEMV_ROWS * GEMV_SIMDGROUPS, ALL, ALL, SIMD *GEMV_SIMDGROUPS), ROWS_CONSTANT(GEMV_ROWS)},
+     NULL},
+    {OXB_OP_SWIGLU,
+     CODED,
+     {SIZE(SIMD, ALL, ALL, SIMD *LOOKUP_SIMDGROUPS), ROWS_CONSTANT(1)},
+     fit_swiglu},
+    {OXB_OP_SWIGLU,
+     ANY,
+     {SIZE(SWIGLU_ROWS * SWIGLU_SIMDGROUPS, ALL, ALL, SIMD *SWIGLU_SIMDGROUPS),
+      ROWS_CONSTANT(SWIGLU_ROWS)},
+     NULL},
+    {OXB_OP_GEMM,
+     ANY,
+     {SIZE(GEMM_ROWS, 8, ALL, SIMD *GEMM_SIMDGROUPS), ROWS_CONSTANT(1)},
+     fit_gemm},
+    {OXB_OP_SWIGLU_GEMM,
+     ANY,
+     {SIZE(GEMM_ROWS / 2, 8, ALL, SIMD *GEMM_SIMDGROUPS), ROWS_CONSTANT(1)},
+     fit_gemm},
+    {OXB_OP_EMBED, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
+    {OXB_OP_RMSNORM, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
+    {OXB_OP_ADD, ANY, {SIZE(4096, ALL, ALL, 256)}, NULL},
+    {OXB_OP_BIAS, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
+    {OXB_OP_QK_NORM_ROPE, ANY, {SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)}, NULL},
+    {OXB_OP_KV_STORE, ANY, {SIZE(1, 1, ALL, 128)}, NULL},
+    {OXB_OP_QKV_TO_CACHE, ANY, {SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)}, NULL},
+    {OXB_OP_ATTENTION,
+     ANY,
+     {SIZE(1, 1, 1, SIMD *ATTENTION_SIMDGROUPS), .n_constants = 3,
+      .constants = {CONSTANT(0, 1), CONSTANT(1, 2), CONSTANT(2, 0)}},
+     fit_attention},
+    {OXB_OP_COMBINE, ANY, {SIZE(1, ALL, ALL, 128)}, NULL},
+    {OXB_OP_ARGMAX_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
+    {OXB_OP_ARGMAX, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
+    {OXB_OP_ADVANCE, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
+};
+
+void gpu_abilities(void *device, oxb_abilities *abilities) {
+    (void)device;
+    *abilities = (oxb_abilities){.fused_norm = CODED, .fused_cache_store = 1};
+}
+
+oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {
+    (void)device;
+    for (unsigned i = 0; i < sizeof variants / sizeof variants[0]; i++) {
+        const struct variant *v = variants + i;
+        if (v->op != op || !(v->formats >> shape->format & 1)) continue;
+        *tile = v->tile;
+        if (v->fit) v->fit(shape, tile);
+        if (shape->layout == GPU_LAYOUT_COLUMNS) tile->column = (uint32_t)shape->n_rows;
+        break;
+    }
+    return OXB_OK; /* without a row the tile is zeros, which the front refuses by name */
+}

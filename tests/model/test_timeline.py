@@ -1,0 +1,281 @@
+"""The invariant of a text, on a runner made of lists: what it says is held after every call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from oxibonsai.model import SessionFullError
+from oxibonsai.model.timeline import Timeline
+
+VOCAB = 11
+MAX_SEQ = 12
+
+
+def choice_after(tokens: Sequence[int]) -> int:
+    """Return what the runner chooses behind tokens: it depends on all of them."""
+    return sum((i + 1) * (token + 1) for i, token in enumerate(tokens)) % VOCAB
+
+
+class Failure(Exception):
+    pass
+
+
+class ListRunner:
+    """A runner whose device memory is two lists, and whose calls fail on demand.
+
+    keys[i] is the token whose step has run at position i, so that choices come from it alone.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[int] = [-1] * (MAX_SEQ + 1)
+        self.buffer: list[int] = [-1] * (MAX_SEQ + 2)
+        self.position = 0
+        self.logits_end = -1
+        self.closed = False
+        self.flying = 0
+        self.fail_in = 0  # calls until one fails; 0: none does
+
+    def _may_fail(self) -> None:
+        if self.fail_in:
+            self.fail_in -= 1
+            if not self.fail_in:
+                self.position = -1
+                self.logits_end = -1
+                self.flying = 0
+                raise Failure
+
+    def _run(self) -> None:
+        at = self.position
+        assert 0 <= at < MAX_SEQ
+        self.keys[at] = self.buffer[at]
+        self.position = at + 1
+        self.buffer[at + 1] = choice_after(self.keys[: at + 1])
+
+    def reserve(self, n_positions: int) -> None:
+        assert n_positions <= MAX_SEQ
+        self._may_fail()
+
+    def seek(self, position: int) -> None:
+        self.flying = 0
+        self.position = position
+
+    def feed(self, ids: Sequence[int], rows: int) -> None:
+        self._may_fail()
+        for token in ids:  # each in the place of what the step before it chose
+            self.write_tokens([token], self.position)
+            self._run()
+        if rows:
+            self.logits_end = self.position
+
+    def submit(self) -> None:
+        self._may_fail()
+        self._run()
+        self.logits_end = -1
+        self.flying += 1
+
+    def finish(self, keep: int = 0) -> None:
+        self._may_fail()
+        if self.flying > keep:
+            self.flying = keep
+            if not keep:
+                self.logits_end = self.position
+
+    def rerun(self, position: int) -> None:
+        assert position > 0
+        self.seek(position - 1)
+        self.submit()
+        self.finish()
+
+    def token(self, at: int) -> int:
+        return self.buffer[at]
+
+    def write_tokens(self, ids: Sequence[int], at: int) -> None:
+        self.buffer[at : at + len(ids)] = ids
+
+    def logits(self) -> Any:
+        found = np.zeros(VOCAB, np.float32)
+        found[choice_after(self.keys[: self.logits_end])] = 1
+        return found
+
+    def logit(self, token: int) -> float:
+        return float(self.logits()[token])
+
+    def set_logits(self, logits: Any) -> None:
+        self.logits_end = self.position
+        self.buffer[self.position] = int(np.argmax(logits))
+
+    def copy_from(self, other: ListRunner, n_positions: int) -> None:
+        other.finish()
+        self.keys[:n_positions] = other.keys[:n_positions]
+        self.buffer[: n_positions + 1] = other.buffer[: n_positions + 1]
+        self.seek(n_positions)
+        self.logits_end = other.logits_end
+
+
+def check(timeline: Timeline, runner: ListRunner, text: list[int]) -> None:
+    """Assert the invariant, and that the text is the one that is expected."""
+    tokens = timeline.tokens
+    assert tokens == text
+    assert timeline.position == len(text) <= timeline.cursor <= MAX_SEQ
+    assert timeline.cursor - timeline.position == len(timeline.held)
+    assert list(timeline.history()) == text + timeline.held
+    assert runner.keys[: len(text)] == text
+    if timeline.chosen:
+        for at in range(timeline.position, timeline.cursor + 1):
+            assert at == 0 or runner.buffer[at] == choice_after(runner.keys[:at])
+
+
+OPERATIONS = st.one_of(
+    st.tuples(
+        st.just("feed"), st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5),
+        st.integers(1, 3), st.booleans(), st.booleans(),
+    ),
+    st.tuples(st.just("choose"), st.integers(1, 6)),
+    st.tuples(st.just("take"), st.integers(0, VOCAB - 1)),
+    st.tuples(st.just("commit"), st.just(0)),
+    st.tuples(st.just("settle"), st.just(0)),
+    st.tuples(st.just("rewind"), st.integers(0, MAX_SEQ)),
+    st.tuples(st.just("copy"), st.just(0)),
+    st.tuples(st.just("restore"), st.booleans()),
+    st.tuples(st.just("fail"), st.integers(1, 4)),
+)  # fmt: skip
+
+
+@given(st.lists(OPERATIONS, max_size=30))
+def test_invariant_holds_after_every_call(operations):
+    runner = ListRunner()
+    timeline = Timeline(runner, MAX_SEQ)
+    text: list[int] = []
+    lost = False  # after a failed step the text has to be settled first, as every caller does
+    for operation, *arguments in operations:
+        epoch = timeline.epoch
+        try:
+            if operation in ("choose", "take") and (lost or not text):
+                timeline.settle()
+                lost = False
+            match operation:
+                case "feed":
+                    ids, chunk, all_rows, interrupted = arguments
+                    if len(text) + len(ids) > MAX_SEQ:
+                        with pytest.raises(SessionFullError):
+                            timeline.check_room(len(ids))
+                        continue
+                    with timeline.feeding(ids, chunk, all_rows=all_rows) as batches:
+                        bounds = list(batches)
+                        if interrupted:
+                            raise Failure
+                    assert [i for start, stop in bounds for i in ids[start:stop]] == ids
+                    text += ids
+                    lost = False
+                    assert timeline.chosen
+                    assert timeline.epoch != epoch
+                case "choose" if text:
+                    chosen = timeline.choice()
+                    assert chosen == choice_after(text + timeline.held)
+                    timeline.take_choice(chosen, arguments[0])
+                    assert runner.position <= MAX_SEQ
+                case "take" if text:
+                    assert int(np.argmax(timeline.logits())) == choice_after(text + timeline.held)
+                    timeline.take(arguments[0])
+                case "commit" if timeline.held:
+                    text.append(timeline.held[0])
+                    assert timeline.commit() == text[-1]
+                    assert timeline.epoch == epoch
+                case "commit":
+                    with pytest.raises(ValueError, match="no token is held"):
+                        timeline.commit()
+                case "settle":
+                    assert timeline.settle() == timeline.epoch != epoch
+                    assert timeline.cursor == timeline.position == runner.position
+                    assert runner.flying == 0
+                    lost = False
+                case "rewind" if arguments[0] > len(text):
+                    with pytest.raises(ValueError, match=rf"cannot rewind to {arguments[0]}"):
+                        timeline.rewind(arguments[0])
+                case "rewind":
+                    timeline.rewind(arguments[0])
+                    del text[arguments[0] :]
+                case "copy":
+                    timeline.settle()
+                    twin_runner = ListRunner()
+                    twin = Timeline(twin_runner, MAX_SEQ)
+                    twin.copy_from(timeline)
+                    check(twin, twin_runner, text)
+                    timeline, runner, lost = twin, twin_runner, False
+                case "restore":
+                    timeline.settle()
+                    logits = timeline.known_logits() if arguments[0] else None
+                    twin_runner = ListRunner()
+                    twin_runner.keys = list(runner.keys)
+                    twin = Timeline(twin_runner, MAX_SEQ)
+                    twin.restore(text, logits)
+                    check(twin, twin_runner, text)
+                    timeline, runner, lost = twin, twin_runner, False
+                case "fail":
+                    runner.fail_in = arguments[0]
+        except Failure:
+            lost = True
+        except SessionFullError:
+            assert timeline.cursor == MAX_SEQ
+        check(timeline, runner, text)
+
+
+def test_closed_text_is_refused_by_every_verb_that_moves_it():
+    runner = ListRunner()
+    timeline = Timeline(runner, MAX_SEQ)
+    runner.closed = True
+    for call in (
+        timeline.check_open,
+        timeline.settle,
+        lambda: timeline.rewind(0),
+        lambda: timeline.feeding([1], 1, all_rows=False).__enter__(),
+    ):
+        with pytest.raises(ValueError, match="the session is closed"):
+            call()
+
+
+def test_full_text_takes_no_token_and_says_how_full_it_is():
+    timeline = Timeline(ListRunner(), MAX_SEQ)
+    with timeline.feeding([1] * MAX_SEQ, 4, all_rows=False) as batches:
+        assert list(batches) == [(0, 4), (4, 8), (8, 12)]
+    for call in (
+        lambda: timeline.take(1),
+        lambda: timeline.take_choice(timeline.choice(), 3),
+        lambda: timeline.check_room(1),
+    ):
+        with pytest.raises(SessionFullError, match="1 tokens do not fit: the session holds 12 of"):
+            call()
+        assert timeline.position == timeline.cursor == MAX_SEQ
+
+
+def test_choices_in_flight_are_dropped_with_what_is_held():
+    runner = ListRunner()
+    timeline = Timeline(runner, MAX_SEQ)
+    with timeline.feeding([3, 4], 2, all_rows=False) as batches:
+        list(batches)
+    chosen = timeline.choice()
+    timeline.take_choice(chosen, 5)
+    assert (timeline.position, timeline.cursor, runner.position) == (2, 3, 7)
+    assert timeline.held == [chosen]
+    assert runner.flying == 4
+    timeline.settle()
+    assert (timeline.position, timeline.cursor, runner.position) == (2, 2, 2)
+    assert timeline.choice() == chosen
+
+
+def test_nothing_but_nan_is_no_choice():
+    class Blind(ListRunner):
+        def logits(self) -> Any:
+            return np.full(VOCAB, np.nan, np.float32)
+
+    timeline = Timeline(Blind(), MAX_SEQ)
+    with timeline.feeding([0], 1, all_rows=False) as batches:
+        list(batches)
+    with pytest.raises(ValueError, match="every logit is NaN or -inf"):
+        timeline.choice()

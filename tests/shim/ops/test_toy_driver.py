@@ -1,0 +1,184 @@
+"""A driver with tiles, a layout and an ability of its own; drivers with a gap in their table."""
+
+from __future__ import annotations
+
+import ctypes
+import shlex
+import subprocess
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import reference
+from cases import activations, close_to, contents, dense, random_weight, run_python
+from places import SIMULATORS
+
+import oxibonsai
+from oxibonsai import metal
+from oxibonsai.metal import CompilationError, Device, DeviceNotFoundError
+
+SOURCE = SIMULATORS / "toy_driver" / "toy_driver.c"
+GEMV_ROWS, ADD_ELEMENTS, THREADS = 5, 13, 3
+
+
+def build(folder: Path, gap: str = "NONE") -> Path:
+    library = folder / f"toy_{gap.lower()}.so"
+    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
+    command = [compiler[0], "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-Wall", "-Wextra"]
+    command += ["-Werror", "-I", oxibonsai.get_include(), f"-DTOY_GAP={gap}", str(SOURCE)]
+    subprocess.run([*command, "-o", str(library), "-lm"], check=True)
+    return library
+
+
+class Toy:
+    """The device, and what it ran."""
+
+    def __init__(self, device: Device, library: ctypes.CDLL) -> None:
+        self.device = device
+        self.library = library
+        library.toy_kernel.restype = ctypes.c_char_p
+
+    def ran(self) -> list[tuple[str, tuple[int, int, int], int, int]]:
+        """Return kernel, grid, threads and function constant of every dispatch."""
+        n = ctypes.c_int.in_dll(self.library, "toy_log_length").value
+        of = self.library
+        return [
+            (
+                of.toy_kernel(i).decode(),
+                (of.toy_grid(i, 0), of.toy_grid(i, 1), of.toy_grid(i, 2)),
+                of.toy_threads(i),
+                of.toy_rows(i),
+            )
+            for i in range(n)
+        ]
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory) -> ctypes.CDLL:
+    path = build(tmp_path_factory.mktemp("toy"))
+    metal.load_driver(path)
+    return ctypes.CDLL(str(path))
+
+
+@pytest.fixture
+def toy(library) -> Iterator[Toy]:
+    ctypes.c_int.in_dll(library, "toy_log_length").value = 0
+    present = ctypes.c_int.in_dll(library, "toy_present")
+    present.value = 1
+    with Device("toy") as device:
+        yield Toy(device, library)
+    present.value = 0
+
+
+@pytest.mark.parametrize("n", [1, 13, 14, 40])
+def test_an_element_wise_op_is_cut_into_the_tiles_of_the_driver(toy, n):
+    x, y = activations(n), activations(n, 1)
+    with toy.device.upload(x) as a, toy.device.upload(y) as b, toy.device.commands() as commands:
+        commands.add(a, b, n)
+        commands.replay()
+        np.testing.assert_array_equal(contents(b), x + y)
+    assert toy.ran() == [("residual_add", (-(-n // ADD_ELEMENTS), 1, 1), THREADS, 0)]
+
+
+@pytest.mark.parametrize("norm", [False, True], ids=["plain", "norm"])
+@pytest.mark.parametrize("n_rows", [1, 5, 6, 33])
+def test_a_gemv_runs_in_the_layout_and_by_the_ability_of_the_driver(toy, n_rows, norm):
+    k = 256
+    q, x, weight = random_weight("Q1_0", n_rows, k), activations(k), activations(k, 2)
+    expected_x = reference.rmsnorm(x[None], weight, 1e-6)[0] if norm else x
+    expected = reference.gemv(dense(q), expected_x)
+    with (
+        metal.MetalGraph(toy.device) as graph,
+        graph.upload_q1_weight_soa(q) as handle,
+        toy.device.upload(x) as a,
+        toy.device.upload(weight) as b,
+        toy.device.buffer(4 * n_rows) as y,
+        toy.device.commands() as commands,
+    ):
+        commands.gemv(handle, a, y, norm=b if norm else None)
+        commands.replay()
+        close_to(contents(y), expected, reference.gemv_bound(dense(q), expected_x, expected))
+    kernel = "gemv_q1_g128_norm_bottom_up" if norm else "gemv_q1_g128_bottom_up"
+    assert toy.ran() == [(kernel, (-(-n_rows // GEMV_ROWS), 1, 1), THREADS, GEMV_ROWS)]
+
+
+def test_a_matrix_without_a_shape_stays_in_the_plain_layout(toy):
+    q, x = random_weight("Q1_0", 7, 128), activations(128)
+    y = np.zeros(7, np.float32)
+    with (
+        metal.MetalGraph(toy.device) as graph,
+        graph.upload_weight_soa(q.data, "Q1_0") as handle,
+    ):
+        graph.encode_gemv(handle, x, y, 7, 128)
+    expected = reference.gemv(dense(q), x)
+    close_to(y, expected, reference.gemv_bound(dense(q), x, expected))
+    assert toy.ran() == [("gemv_q1_g128", (2, 1, 1), THREADS, GEMV_ROWS)]
+
+
+def test_an_ability_that_the_driver_lacks_is_recorded_in_steps(toy):
+    # Its norm is fused for 1-bit weights only, and it has no kernel for the norm on its own.
+    q = random_weight("Q2_0", 8, 128)
+    with (
+        metal.MetalGraph(toy.device) as graph,
+        graph.upload_weight_soa(q) as handle,
+        toy.device.buffer(512) as x,
+        toy.device.buffer(512) as y,
+        toy.device.commands() as commands,
+    ):
+        with pytest.raises(CompilationError, match="the toy has no kernel rmsnorm"):
+            commands.gemv(handle, x, y, norm=x)
+        assert len(commands) == 0
+
+
+def test_activations_in_int8_are_refused_without_the_ability(toy):
+    with pytest.raises(metal.EncodingError, match="do not take int8 activations"):
+        toy.device.commands(activations="int8")
+
+
+# Gaps in a driver's table
+
+LOAD = """
+import sys
+from oxibonsai import metal
+try:
+    metal.load_driver(sys.argv[1])
+except metal.DeviceNotFoundError as error:
+    print("load:", error)
+    sys.exit()
+import ctypes
+ctypes.c_int.in_dll(ctypes.CDLL(sys.argv[1]), "toy_present").value = 1
+try:
+    metal.Device("toy")
+except metal.DeviceNotFoundError as error:
+    print("open:", error)
+assert "toy" not in [info.driver for info in metal.devices()]
+with metal.Device() as device:
+    assert device.driver != "toy"
+"""
+
+GAPS = {
+    "NO_TILE_FUNCTION": 'load: driver "toy": its table has no function tile:',
+    "NO_PACK": 'load: driver "toy": its table has no function weight_pack:',
+    "NO_INT8_BYTES": 'open: driver "toy" has int8 products, and its table has no function int8_v',
+    "NO_ROW": 'open: driver "toy": its tile of embed is 0 x 0 x 0 for 0 threads, and none may be 0',
+    "ZERO_SIZE": 'open: driver "toy": its tile of add is 0 x 1 x 4294967295 for 3 threads',
+    "ZERO_THREADS": 'open: driver "toy": its tile of gemv is 5 x 1 x 4294967295 for 0 threads',
+    "NO_SUFFIX": 'open: driver "toy": its tile of gemv has no suffix',
+    "NO_SPLITS": 'open: driver "toy": its tile of attention has 0 splits and 1 query heads',
+    "UNEVEN_HEADS": 'open: driver "toy": its tile of attention has 1 splits and 3 query heads',
+    "PLAIN_LAYOUT": 'open: driver "toy": its layouts of q1_g128 are wrong',
+}
+
+
+@pytest.mark.parametrize("gap", GAPS)
+def test_a_gap_in_the_table_is_named_when_the_driver_is_loaded_or_opened(tmp_path, gap):
+    done = run_python(LOAD, str(build(tmp_path, gap)))
+    assert done.stdout.startswith(GAPS[gap])
+    assert "the driver must be corrected" in done.stdout
+
+
+def test_a_driver_without_devices_is_not_asked_for_tiles(library):
+    with pytest.raises(DeviceNotFoundError, match='no device "toy:0": 0 devices of driver'):
+        Device("toy")
