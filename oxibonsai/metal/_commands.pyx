@@ -708,8 +708,8 @@ cdef class Commands:
         cdef uint64_t rows, columns, count = count_of(n_tokens, "n_tokens")
         rows, columns = shape_of(w, n_rows, k)
         bind_all((("tokens", tokens), ("state", state), ("y", y)), b)
-        check(api.op_embed(self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2],
-                           count))
+        check(api.op_embed(
+            self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count))
 
     def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim,
                      max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0,
