@@ -150,7 +150,10 @@ class BuildExtWithDrivers(build_ext):
 
     def is_stale(self, extension: Extension) -> bool:
         """Say whether a source or a file it may include is newer than the built module."""
-        inputs = [*extension.sources, *extension.depends]
+        # Not what this build has just written itself: its own inputs are among `depends`.
+        scratch = Path(self.build_temp)
+        sources = [path for path in extension.sources if scratch not in Path(path).parents]
+        inputs = [*sources, *extension.depends]
         return self.force or newer_group(inputs, self.get_ext_fullpath(extension.name), "newer")
 
     def write_c_of(self, extensions: list[Extension]) -> None:
