@@ -1,7 +1,8 @@
 # Everything runs from .venv, which is made on first use from $(PYTHON).
 #   make demo       generate text with the model that ships
 #   make test       the fast tests          make test-slow / test-peer / test-all  the rest
-#   make lint       ruff, mypy, stubs, cython-lint
+#   make lint       ruff, mypy, import-linter, stubs, cython-lint, clang-format, layers, codespell
+#   make format     bring the code into shape
 #   make cross      compile the C code for macOS with zig
 #   make sanitize   the tests under ASan + UBSan, those with threads under TSan, the simulated Metal
 #   make bench      benchmarks              make clean      remove what was built
@@ -11,19 +12,23 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
-PIP := $(PY) -m pip install --quiet --disable-pip-version-check
+PIP := $(PY) -m pip install --quiet --disable-pip-version-check --no-compile
 PYTEST := $(PY) -m pytest
 PYTEST_ARGS ?=
+# How many processes run the tests; 0 runs them in pytest's own: make test JOBS=0
+JOBS ?= auto
+PARALLEL = -n $(JOBS) --dist worksteal
 
 SIMULATION := clang-19 lld-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev
 SIMULATION += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 
 SOURCES := $(wildcard shim/*/*.[chm] shim/*/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
     oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
-BUILT := $(VENV)/.built
+BUILT := $(VENV)/.built $(VENV)/.installed
 
 .PHONY: demo build test test-slow test-peer test-all
-.PHONY: lint lint-ruff lint-mypy lint-stubs lint-cython cross sanitize bench clean
+.PHONY: lint lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-spelling format
+.PHONY: cross sanitize bench clean
 .DELETE_ON_ERROR:
 
 demo: $(BUILT)
@@ -32,18 +37,18 @@ demo: $(BUILT)
 build: $(BUILT)
 
 test: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-cuda $(VENV)/.simulation
-	$(PYTEST) $(PYTEST_ARGS)
+	$(PYTEST) $(PARALLEL) $(PYTEST_ARGS)
 
 test-slow: $(BUILT) $(VENV)/.extra-test
-	$(PYTEST) -m slow $(PYTEST_ARGS)
+	$(PYTEST) -m slow $(PARALLEL) $(PYTEST_ARGS)
 
 test-peer: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers
-	$(PYTEST) -m peer $(PYTEST_ARGS)
+	$(PYTEST) -m peer $(PARALLEL) $(PYTEST_ARGS)
 
 test-all: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers
-	$(PYTEST) -m "slow or not slow" $(PYTEST_ARGS)
+	$(PYTEST) -m "slow or not slow" $(PARALLEL) $(PYTEST_ARGS)
 
-lint: lint-ruff lint-mypy lint-stubs lint-cython
+lint: lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-spelling
 
 lint-ruff: $(VENV)/.extra-dev
 	$(VENV)/bin/ruff check .
@@ -57,6 +62,9 @@ lint-mypy: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-dev
 	$(VENV)/bin/mypy
 	$(VENV)/bin/mypy --config-file= --ignore-missing-imports $(LENIENT:%=--disable-error-code=%) tests
 
+lint-imports: $(VENV)/.extra-dev
+	PYTHONPATH=. $(VENV)/bin/lint-imports --no-cache
+
 lint-stubs: $(BUILT) $(VENV)/.extra-dev
 	$(PY) tools/generate_pxd.py --check && $(PY) tools/generate_stubs.py --check
 	$(PY) tools/check_docstrings.py
@@ -64,7 +72,19 @@ lint-stubs: $(BUILT) $(VENV)/.extra-dev
 	    --allowlist tools/stubtest_allowlist.txt oxibonsai.metal
 
 lint-cython: $(VENV)/.extra-dev
-	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint oxibonsai
+	PATH="$(CURDIR)/$(VENV)/bin:$$PATH" cython-lint oxibonsai examples tests
+
+lint-c: $(VENV)/.extra-dev
+	$(PY) tools/format_c.py --check
+	$(PY) tools/check_layers.py
+
+lint-spelling: $(VENV)/.extra-dev
+	$(VENV)/bin/codespell
+
+format: $(VENV)/.extra-dev
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+	$(PY) tools/format_c.py
 
 cross: $(BUILT) $(VENV)/.extra-dev
 	$(PY) tools/cross_compile_macos.py
@@ -75,7 +95,7 @@ sanitize: $(BUILT) $(VENV)/.extra-test $(VENV)/.simulation
 	$(PY) tools/sanitize.py metal $(PYTEST_ARGS)
 
 bench: $(BUILT) $(VENV)/.extra-bench
-	$(PYTEST) -o addopts= benchmarks $(PYTEST_ARGS)
+	$(PYTEST) benchmarks $(PYTEST_ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info oxibonsai/include
@@ -96,19 +116,21 @@ $(VENV)/.made:
 	@$(PIP) 'setuptools>=77' 'Cython>=3.1'
 	@touch $@
 
-$(VENV)/.installed: $(VENV)/.made pyproject.toml
-	@echo "Building and installing oxibonsai into $(VENV)" >&2
-	@$(PIP) --no-build-isolation --editable '.[model]'
+# Each source is compiled once: the editable install after it finds all modules up to date. Bytecode
+# is written for what is imported, when it is.
+$(VENV)/.built: $(VENV)/.made $(SOURCES)
+	@echo "Compiling the extension modules of oxibonsai" >&2
+	@$(PY) setup.py --quiet build_ext --inplace
 	@touch $@
 
-# Compile again what changed since; right after the install that is nothing.
-$(BUILT): $(VENV)/.installed $(SOURCES)
-	@$(PY) setup.py --quiet build_ext --inplace
+$(VENV)/.installed: pyproject.toml | $(VENV)/.built
+	@echo "Installing oxibonsai into $(VENV)" >&2
+	@$(PIP) --no-build-isolation --editable '.[model]'
 	@touch $@
 
 # An extension module that is gone is built again, whatever the stamps say.
 ifeq ($(wildcard oxibonsai/metal/_core*.so),)
-.PHONY: $(VENV)/.installed
+.PHONY: $(VENV)/.built
 endif
 
 # What runs the Metal driver and its kernels on Linux, and the cpu's kernels for Arm. Without it their tests are skipped and say so.
@@ -131,8 +153,21 @@ $(VENV)/.extra-%: $(VENV)/.installed
 	@$(PIP) 'oxibonsai[$*]'
 	@touch $@
 
+# The wheels of the peers first, in a folder: .ci/run makes them while tests run in $(VENV).
+$(VENV)/.wheels-peers: $(VENV)/.installed
+	@echo "Building the wheels of oxibonsai[peers]" >&2
+	@$(PY) -c 'from importlib.metadata import requires; \
+	    print(*[r.split(";")[0] for r in requires("oxibonsai") if "peers" in r], sep="\n")' >$(VENV)/peers.txt
+	@$(PY) -m pip wheel --quiet --wheel-dir $(VENV)/wheels --requirement $(VENV)/peers.txt
+	@touch $@
+
+$(VENV)/.extra-peers: $(VENV)/.wheels-peers
+	@echo "Installing the packages of oxibonsai[peers]" >&2
+	@$(PIP) --find-links $(VENV)/wheels 'oxibonsai[peers]'
+	@touch $@
+
 # libllama alone: without the command-line helpers and the image models, in less than half the time.
 # Not for this very processor: pip keeps the wheel.
-$(VENV)/.extra-peers: export CMAKE_ARGS = -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
+$(VENV)/.wheels-peers: export CMAKE_ARGS = -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
     -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_lean.cmake
-$(VENV)/.extra-peers: export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+$(VENV)/.wheels-peers: export CMAKE_BUILD_PARALLEL_LEVEL ?= 2

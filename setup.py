@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
-from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 from setuptools.errors import CompileError, PlatformError
+from setuptools.modified import newer_group
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "tools"))
@@ -35,6 +39,7 @@ SHIM = Path("shim")
 # One set of flags for every file: variants for an instruction set are chosen by function attribute,
 # and a universal2 Python compiles each file for both architectures. No fast math.
 C_FLAGS = [
+    "-O3",
     "-std=c11",
     "-g0",
     "-fno-math-errno",
@@ -42,12 +47,20 @@ C_FLAGS = [
     "-fvisibility=hidden",
     "-pthread",
 ]
+# The C that Cython writes checks arguments and passes pointers on: some megabytes that take three
+# times as long to compile at -O3.
+CYTHON_FLAGS = ["-O1"]
 C_FLAGS += os.environ.get("OXIBONSAI_CFLAGS", "").split()
 LINK_FLAGS = ["-pthread", *os.environ.get("OXIBONSAI_LDFLAGS", "").split()]
 MACROS = [("_GNU_SOURCE", "1")] if sys.platform == "linux" else []
 LIBRARIES = ["m", "dl"] if sys.platform == "linux" else []
 
 HEADERS = sorted((SHIM / "include").glob("*.h"))
+# What any object file may depend on besides its own source.
+SHARED_INPUTS = [Path("setup.py"), *sorted(SHIM.rglob("*.h"))]
+DECLARATIONS = sorted(Path("oxibonsai/metal").glob("*.pxd"))
+EMBEDDED = [Path("tools/embed_shaders.py")]
+EMBEDDED += [path for folder in ("shaders", "oxibonsai/msl") for path in Path(folder).glob("*.*")]
 CORE_ROOMS = ("front", "ops", "formats", "cpu", "gpu")
 CORE_SOURCES = sorted(path for room in CORE_ROOMS for path in (SHIM / room).rglob("*.c"))
 CUDA_SOURCES = sorted((SHIM / "cuda").glob("*.c"))
@@ -60,11 +73,11 @@ def extension(name: str, c_sources: list[Path]) -> Extension:
         f"oxibonsai.metal.{name}",
         [f"oxibonsai/metal/{name}.pyx", *map(str, c_sources)],
         include_dirs=[str(SHIM / "include"), str(SHIM)],
-        depends=[str(h) for h in SHIM.rglob("*.h")],
+        depends=[
+            str(path) for path in (*SHARED_INPUTS, *DECLARATIONS, *(EMBEDDED if c_sources else []))
+        ],
         define_macros=MACROS,
-        # The kernels are in _core. The other modules check arguments and pass pointers on, in some
-        # megabytes of generated C that takes three times as long to compile at -O3.
-        extra_compile_args=["-O3" if c_sources else "-O1", *C_FLAGS],
+        extra_compile_args=C_FLAGS,
         extra_link_args=LINK_FLAGS,
         libraries=LIBRARIES,
     )
@@ -84,17 +97,98 @@ EXTENSIONS = [
 ]
 
 
+def processors() -> int:
+    """Return how many processors this process may use."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return (len(affinity(0)) if affinity else os.cpu_count()) or 1
+
+
 class BuildExtWithDrivers(build_ext):
-    """Build the driver for GPUs into _core, with its kernels: Metal on macOS, cuda on Linux."""
+    """Build the driver for GPUs into _core, with its kernels: Metal on macOS, cuda on Linux.
+
+    Each source is compiled once, on all processors: what is up to date is left as it is, extension
+    by extension and, where the build folder is kept, object by object.
+    """
+
+    def finalize_options(self) -> None:
+        super().finalize_options()
+        # A thread for each extension; what they compile goes to one pool, made in build_extensions.
+        self.parallel = len(self.extensions)
+        self.written_c: set[str] = set()  # by Cython
+
+    def run(self) -> None:
+        """Build, in place without the copy in build/lib that setuptools makes first.
+
+        An editable install builds in place as well, and compiles nothing after `build_ext
+        --inplace`; the other way round neither.
+        """
+        if not self.inplace:
+            super().run()
+            return
+        place = self.get_finalized_command("build_py").get_package_dir("oxibonsai.metal")
+        root = Path(place).resolve().parents[1]
+        before, self.build_lib, self.inplace = self.build_lib, str(root), False
+        try:
+            super().run()
+        finally:
+            self.build_lib, self.inplace = before, True
 
     def build_extensions(self) -> None:
         if sys.platform == "darwin":
             self.add_metal()
         elif sys.platform == "linux":
             self.add_cuda()
-        super().build_extensions()
+        stale = [e for e in self.extensions if self.is_stale(e)]
+        self.write_c_of(stale)
+        every, self.extensions = self.extensions, stale
+        with ThreadPoolExecutor(processors()) as pool:
+            self.compiler.compile = partial(self.compile_on, pool, self.compiler.compile)
+            super().build_extensions()
+        self.extensions = every
         if sys.platform == "darwin":
             self.compile_shaders()
+
+    def is_stale(self, extension: Extension) -> bool:
+        """Say whether a source or a file it may include is newer than the built module."""
+        inputs = [*extension.sources, *extension.depends]
+        return self.force or newer_group(inputs, self.get_ext_fullpath(extension.name), "newer")
+
+    def write_c_of(self, extensions: list[Extension]) -> None:
+        """Run Cython, in several processes, and put the C files into the build folder."""
+        if not extensions:
+            return
+        from Cython.Build import cythonize
+
+        # Without the C sources and what they depend on, which Cython would copy beside its own.
+        modules = {e.name: e.sources[0] for e in extensions}
+        written = cythonize(
+            [Extension(name, [source]) for name, source in modules.items()],
+            build_dir=self.build_temp,
+            nthreads=min(processors(), len(extensions)),
+            force=self.force,
+            quiet=self.verbose == 0,
+            language_level=3,
+            compiler_directives=DIRECTIVES,
+        )
+        c_files = {module.name: module.sources[0] for module in written}
+        self.written_c.update(c_files.values())
+        for extension in extensions:
+            extension.sources = [c_files[extension.name], *extension.sources[1:]]
+
+    def compile_on(
+        self, pool, compile_serially, sources, output_dir=None, extra_postargs=(), **options
+    ):
+        """Compile each source that is newer than its object as a job of `pool`."""
+        shared = [str(path) for path in SHARED_INPUTS]
+
+        def compile_one(source: str) -> str:
+            (made,) = self.compiler.object_filenames([source], output_dir=output_dir)
+            if self.force or newer_group([source, *shared], made, "newer"):
+                flags = [*extra_postargs, *(CYTHON_FLAGS if source in self.written_c else [])]
+                compile_serially([source], output_dir, extra_postargs=flags, **options)
+            return made
+
+        return list(pool.map(compile_one, sources))
 
     def add_cuda(self) -> None:
         """Needs nothing of CUDA's: the driver loads its libraries when a device is opened."""
@@ -169,20 +263,30 @@ class BuildPyWithHeaders(build_py):
                 shutil.copy(HERE / header, target)
 
 
+DIRECTIVES = {
+    "binding": True,
+    "boundscheck": False,
+    "wraparound": False,
+    "cdivision": True,
+    "embedsignature": True,
+    "embedsignature.format": "python",
+}
+# The commands by which pip and other front ends build: they leave nothing behind in the source
+# folder but, for an editable install, the modules.
+FRONT_END = {"bdist_wheel", "dist_info", "editable_wheel", "egg_info"}
+
+
+def options() -> dict[str, dict[str, str]]:
+    """Return the commands' options: scratch folders outside of the source for a front end."""
+    if FRONT_END.isdisjoint(sys.argv):
+        return {}
+    scratch = tempfile.mkdtemp(prefix="oxibonsai-build-")
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    return {"build": {"build_base": scratch}, "egg_info": {"egg_base": scratch}}
+
+
 setup(
-    ext_modules=cythonize(
-        EXTENSIONS,
-        nthreads=0,
-        language_level=3,
-        compiler_directives={
-            "binding": True,
-            "boundscheck": False,
-            "wraparound": False,
-            "cdivision": True,
-            "embedsignature": True,
-            "embedsignature.format": "python",
-        },
-    ),
+    ext_modules=EXTENSIONS,
     cmdclass={"build_ext": BuildExtWithDrivers, "build_py": BuildPyWithHeaders},
-    options={"build_ext": {"parallel": os.cpu_count() or 1}},
+    options=options(),
 )

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import sdist
+from cases import held_by
 from hypothesis import HealthCheck, settings
 from metal_sim.session import Simulation
 
@@ -28,7 +30,14 @@ settings.register_profile("local", max_examples=25, **HYPOTHESIS)
 settings.register_profile("ci", max_examples=25, derandomize=True, print_blob=True, **HYPOTHESIS)
 settings.load_profile("ci" if os.environ.get("CI") else "local")
 
-SIMULATED = [Path(__file__).parent / name for name in ("simulators", "shaders", "shim/metal")]
+TESTS = Path(__file__).resolve().parent
+# The marker of all tests below a folder: a new file there has it whatever its name.
+MARKER_OF = {
+    "simulators": "simulated",
+    "shaders": "simulated",
+    "shim/metal": "simulated",
+    "peers": "peer",
+}
 LOADED_DRIVERS: dict[str, str] = {}  # the path of each by its name
 failed_key = pytest.StashKey[bool]()
 
@@ -69,11 +78,34 @@ def pytest_configure(config: pytest.Config) -> None:
         )
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark what runs the simulated Metal or the MSL runner, by its folder."""
+    """Mark tests by their folder, before pytest deselects by markers."""
     for item in items:
-        if any(folder in item.path.parents for folder in SIMULATED):
-            item.add_marker(pytest.mark.simulated)
+        for folder, marker in MARKER_OF.items():
+            if TESTS / folder in item.path.parents:
+                item.add_marker(marker)
+        reason = sdist.skip_reason(item)
+        if reason:
+            item.add_marker(pytest.mark.skip(reason=reason))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call():
+    try:
+        return (yield)
+    except FileNotFoundError as error:
+        sdist.skip_if_missing(error)
+        raise
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_fixture_setup():
+    try:
+        return (yield)
+    except FileNotFoundError as error:
+        sdist.skip_if_missing(error)
+        raise
 
 
 def pytest_report_header(config: pytest.Config) -> str:
@@ -120,11 +152,6 @@ def nothing_left_alive(request: pytest.FixtureRequest) -> Iterator[None]:
     gc.collect()
     for simulation in simulations():
         assert simulation.live() == 0, f"left alive: {simulation.live_text()}"
-
-
-def held_by(device: metal.Device) -> dict[str, int]:
-    stats = device.stats._asdict()
-    return {name: stats[name] for name in ("buffers", "allocated_bytes", "in_flight")}
 
 
 @pytest.fixture(scope="session")

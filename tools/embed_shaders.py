@@ -127,13 +127,13 @@ def c_text(found: list[Family], prelude: str | None = None) -> str:
         out += ["static " + first, *rest]
         names = ", ".join(f'"{name}"' for name in one.functions)
         out += [f"static const char *const functions_{one.name}[] = {{{names}}};", ""]
-    out.append("const struct msl_family msl_families[] = {")
+    out.append("const struct msl_family gpu_msl_families[] = {")
     for one in found:
         out.append(
             f'    {{"{one.name}", source_{one.name}, sizeof source_{one.name} - 1,'
             f" functions_{one.name}, {len(one.functions)}}},"
         )
-    out += ["};", f"const unsigned msl_family_count = {len(found)};", ""]
+    out += ["};", f"const unsigned gpu_msl_family_count = {len(found)};", ""]
     return "\n".join(out)
 
 

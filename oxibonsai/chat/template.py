@@ -177,7 +177,7 @@ class ChatTemplate:
             from jinja2 import TemplateError
         except ImportError as e:
             raise ImportError(
-                'chat templates need the package jinja2: pip install "oxibonsai[model]"'
+                "chat templates need the package jinja2: pip install tokenizers jinja2 rich"
             ) from e
         try:
             return call()

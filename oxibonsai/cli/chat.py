@@ -38,7 +38,7 @@ class _Screen:
                 from rich.console import Console
             except ImportError as e:
                 raise ImportError(
-                    'chat in a terminal needs the package rich: pip install "oxibonsai[model]"'
+                    "chat in a terminal needs the package rich: pip install tokenizers jinja2 rich"
                 ) from e
             self._console = Console(file=out, highlight=False)
             with suppress(ImportError):  # a Python built without it

@@ -10,6 +10,17 @@ Open a device, upload weights, run phases::
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
+
+if importlib.util.find_spec("oxibonsai.metal._core") is None:
+    raise ImportError(
+        f"oxibonsai.metal is not compiled in {Path(__file__).resolve().parents[1]}. If oxibonsai "
+        "is installed, this folder is found first: start Python in another one. To use this "
+        "folder, compile in it: make build, or pip install -e .",
+        name="oxibonsai.metal._core",
+    )
+
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._commands import Commands
 from oxibonsai.metal._core import Device, DeviceInfo, DeviceStats, devices, load_driver, variants

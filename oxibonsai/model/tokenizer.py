@@ -392,7 +392,7 @@ class Tokenizer:
             from tokenizers import Regex, Tokenizer, models, pre_tokenizers
         except ImportError as e:
             raise ImportError(
-                'encoding text needs the package tokenizers: pip install "oxibonsai[model]"'
+                "encoding text needs the package tokenizers: pip install tokenizers jinja2 rich"
             ) from e
         vocabulary = {text: i for i, text in enumerate(self._tokens)}
         if len(vocabulary) != len(self._tokens):

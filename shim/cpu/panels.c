@@ -147,7 +147,8 @@ int cpu_pack(const cpu_isa *isa, oxb_reformat_blocks_fn *reformat, oxb_file_form
              uint32_t threads) {
     static const cpu_kernel kernel = {.name = "pack", .run = pack_panels, .grain = 1};
     atomic_int failed = 0;
-    const cpu_packing packing = cpu_panel_packing(oxb_file_format_of(format)->device_format, layout);
+    const cpu_packing packing =
+        cpu_panel_packing(oxb_file_format_of(format)->device_format, layout);
     const uint64_t rows = cpu_panel_rows_of(packing);
     const pack_job job = {isa, reformat, format, packing, from, n_rows, k, to, &failed};
     const cpu_step step = {.call = {.kernel = &kernel, .args = &job},

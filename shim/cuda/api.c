@@ -102,7 +102,7 @@ static oxb_status load_nvrtc(void) {
                          "compiler (%s): pip install "
                          "%s, or install the CUDA toolkit",
                          newest < 13 ? "libnvrtc.so.12 for this driver" : "libnvrtc.so.13 or .12",
-                         newest < 13 ? "nvidia-cuda-nvrtc-cu12" : "\"oxibonsai[cuda]\"");
+                         newest < 13 ? "nvidia-cuda-nvrtc-cu12" : "nvidia-cuda-nvrtc");
     }
     struct nvrtc_api found = {0};
     const char *missing = NULL;

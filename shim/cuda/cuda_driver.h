@@ -162,6 +162,9 @@ struct nvrtc_api {
 extern struct cuda_api cuda;
 extern struct nvrtc_api cuda_nvrtc;
 extern const oxb_host *cuda_host;
+/* What is compiled ahead of each source of gpu/msl_sources.h, which are in CUDA C++ in this build.
+ */
+extern const char cuda_prelude[];
 
 #define cuda_fail(...) (cuda_host->fail(__VA_ARGS__))
 

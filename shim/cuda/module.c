@@ -91,8 +91,8 @@ static oxb_status find_source(const library *from, const char *function, const c
         return cuda_fail(OXB_COMPILATION_FAILED, "'%s': no kernel of that name: the library has %s",
                          function, known);
     }
-    for (unsigned i = 0; i < msl_family_count; i++) {
-        const struct msl_family *family = msl_families + i;
+    for (unsigned i = 0; i < gpu_msl_family_count; i++) {
+        const struct msl_family *family = gpu_msl_families + i;
         for (size_t f = 0; f < family->n_functions; f++) {
             if (strcmp(family->functions[f], function) != 0) continue;
             *source = family->source;

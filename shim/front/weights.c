@@ -136,12 +136,12 @@ oxb_status oxb_weight_upload(oxb_device *device, oxb_file_format format, const v
     if (status != OXB_OK) return status;
     const oxb_file_format_info *info = oxb_file_format_of(format);
     if ((n_rows || k) && (status = check_shape(info, length, n_rows, k)) != OXB_OK) return status;
-    oxb_weight made = {.n_groups =
-                           length / info->block_bytes *
-                           (info->block_weights / oxb_device_format_of(info->device_format)->group_size),
-                       .device_format = info->device_format,
-                       .n_rows = (uint32_t)n_rows,
-                       .k = (uint32_t)k};
+    oxb_weight made = {
+        .n_groups = length / info->block_bytes *
+                    (info->block_weights / oxb_device_format_of(info->device_format)->group_size),
+        .device_format = info->device_format,
+        .n_rows = (uint32_t)n_rows,
+        .k = (uint32_t)k};
     const upload u = {format, from, length};
     oxb_weight_layout layouts[OXB_MAX_LAYOUTS + 1];
     uint32_t n;

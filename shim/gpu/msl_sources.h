@@ -13,11 +13,7 @@ struct msl_family {
     size_t n_functions;
 };
 
-extern const struct msl_family msl_families[];
-extern const unsigned msl_family_count;
-
-/* In a build with the cuda driver the sources are translated to CUDA C++, and this is compiled
- * ahead of each. */
-extern const char cuda_prelude[];
+extern const struct msl_family gpu_msl_families[];
+extern const unsigned gpu_msl_family_count;
 
 #endif

@@ -210,7 +210,7 @@ static NSString *probe(metal_device *self) {
 static void device_close(void *device) {
     metal_device *self = device;
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
-        for (unsigned i = 0; i < msl_family_count; i++) [self->families[i].library release];
+        for (unsigned i = 0; i < gpu_msl_family_count; i++) [self->families[i].library release];
         [self->precompiled release];
         [self->queue release];
         [self->device release];
@@ -247,7 +247,7 @@ static oxb_status open_device(uint32_t index, metal_device *self) {
 
 static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device) {
     (void)options;
-    metal_device *self = calloc(1, sizeof *self + msl_family_count * sizeof *self->families);
+    metal_device *self = calloc(1, sizeof *self + gpu_msl_family_count * sizeof *self->families);
     if (self == NULL)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "out of memory opening device \"metal:%u\"", index);
     self->index = index;

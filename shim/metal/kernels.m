@@ -45,7 +45,7 @@ static id<MTLLibrary> family_library(metal_device *self, unsigned index, NSStrin
     family->compiling = library == nil;
     pthread_mutex_unlock(&self->library_lock);
     if (library != nil) return library;
-    const struct msl_family *from = msl_families + index;
+    const struct msl_family *from = gpu_msl_families + index;
     NSString *source = [[[NSString alloc] initWithBytes:from->source
                                                  length:from->length
                                                encoding:NSUTF8StringEncoding] autorelease];
@@ -253,8 +253,8 @@ void metal_pipeline_free(void *device, void *pipeline) {
 static id<MTLFunction> new_shipped_function(metal_device *self, const char *name,
                                             const oxb_constant *constants, uint32_t n,
                                             NSString **reason) {
-    for (unsigned i = 0; i < msl_family_count; i++) {
-        const struct msl_family *family = msl_families + i;
+    for (unsigned i = 0; i < gpu_msl_family_count; i++) {
+        const struct msl_family *family = gpu_msl_families + i;
         for (size_t f = 0; f < family->n_functions; f++) {
             if (strcmp(family->functions[f], name) != 0) continue;
             NSString *unread = nil; /* whatever the metallib lacks, the source has */

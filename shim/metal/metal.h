@@ -48,7 +48,7 @@ typedef struct metal_device {
     pthread_mutex_t library_lock;
     pthread_cond_t library_change;
     pthread_mutex_t blit_lock;
-    metal_family families[]; /* as msl_families; guarded by library_lock */
+    metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
 typedef struct metal_pipeline {

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from model_files import Q1_MODEL
 from tiny_models import (
+    ANSWER,
     CHATML,
+    FOLLOWS,
     IM_END,
     IM_START,
     THINK,
     byte_vocabulary,
-    chain,
     chat_vocabulary,
     write_chain,
 )
@@ -28,10 +29,6 @@ from oxibonsai import metal
 from oxibonsai.chat import Chat, ChatTemplate, ChatTemplateError
 from oxibonsai.model import Model, SessionFullError
 from oxibonsai.model.tokenizer import Tokenizer
-
-# After the line that opens an answer the model says this, and ends its turn.
-FOLLOWS = {**chain("\nHeard!"), ord("!"): IM_END}
-ANSWER = "Heard!"
 
 
 @pytest.fixture
@@ -133,7 +130,7 @@ def test_template_that_is_no_jinja_is_an_error():
 
 def test_missing_jinja_is_named_with_its_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "jinja2", None)
-    with pytest.raises(ImportError, match=re.escape('pip install "oxibonsai[model]"')):
+    with pytest.raises(ImportError, match=re.escape("pip install tokenizers jinja2 rich")):
         template("x")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from commands import command, environment, fails, run
 from gguf_bytes import string
 from model_files import PROMPTS, Q1_GOLDEN, Q1_MODEL, TERNARY_GOLDEN, TERNARY_MODEL
 from places import ROOT
@@ -33,42 +34,6 @@ from oxibonsai.model.tokenizer import Tokenizer
 
 TEXT = "x \N{LATIN SMALL LETTER E WITH ACUTE}\N{CJK UNIFIED IDEOGRAPH-4E2D}\U0001f333"
 TREE = "\U0001f333"
-
-
-def environment(**changes: str | None) -> dict[str, str]:
-    """Return this environment with the package on the path and `changes` made; None removes."""
-    unset = (
-        "PYTHONIOENCODING",
-        "PYTHONUTF8",
-        "PYTHONUNBUFFERED",
-        "LC_ALL",
-        "LC_CTYPE",
-        "OXIBONSAI_DEVICE",
-    )
-    found = {key: value for key, value in os.environ.items() if key not in unset}
-    # The driver that every machine has: what is tested here lies above it.
-    found |= {"PYTHONPATH": str(ROOT), "OXIBONSAI_DEVICE": "cpu"}
-    for key, value in changes.items():
-        found.pop(key, None)
-        if value is not None:
-            found[key] = value
-    return found
-
-
-def command(*arguments: Any) -> list[str]:
-    return [sys.executable, "-m", "oxibonsai", *map(str, arguments)]
-
-
-def run(
-    *arguments: Any, status: int = 0, cwd: Path | None = None, **env: str | None
-) -> tuple[str, str]:
-    """Run the command and return what it printed, read as UTF-8 without mercy."""
-    done = subprocess.run(
-        command(*arguments), capture_output=True, cwd=cwd, env=environment(**env), timeout=120
-    )
-    out, err = done.stdout.decode(), done.stderr.decode()
-    assert done.returncode == status, err
-    return out, err
 
 
 def continuation(golden: Path, n: int, prompt: int = 0) -> str:
@@ -330,16 +295,6 @@ def test_version_and_help_go_to_standard_output(capsys):
 # Errors
 
 
-def fails(capsys: pytest.CaptureFixture[str], *arguments: Any) -> str:
-    """Run and return the message: one line on standard error, nothing on standard output."""
-    assert main([*map(str, arguments)]) == 1
-    out, err = capsys.readouterr()
-    assert out == ""
-    assert err.startswith("oxibonsai: ")
-    assert err.count("\n") == 1
-    return err
-
-
 @pytest.mark.parametrize("arguments", [("generate", "--model"), ("info",)])
 def test_file_that_is_no_good_is_an_error(capsys, path, arguments):
     assert "model.gguf" in fails(capsys, *arguments, path)
@@ -442,7 +397,8 @@ def test_missing_tokenizers_package_is_named_with_its_extra(tmp_path):
     out, err = run("generate", status=1, PYTHONPATH=with_block)
     assert out == ""
     assert err == (
-        'oxibonsai: encoding text needs the package tokenizers: pip install "oxibonsai[model]"\n'
+        "oxibonsai: encoding text needs the package tokenizers: "
+        "pip install tokenizers jinja2 rich\n"
     )
     out, _ = run("info", Q1_MODEL, PYTHONPATH=with_block)
     assert "Q1_0" in out

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from commands import command, environment, fails, run
 from model_files import Q1_MODEL
 from places import ROOT
-from test_chat import ANSWER, FOLLOWS
-from test_cli import command, environment, fails, run
-from tiny_models import chat_vocabulary, write_chain
+from tiny_models import ANSWER, FOLLOWS, chat_vocabulary, write_chain
 
 from oxibonsai.cli import main
 

@@ -160,3 +160,9 @@ def run_python(
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     assert done.stderr == "", done.stderr
     return done
+
+
+def held_by(device: metal.Device) -> dict[str, int]:
+    """Return what is alive on a device, as counts."""
+    stats = device.stats._asdict()
+    return {name: stats[name] for name in ("buffers", "allocated_bytes", "in_flight")}

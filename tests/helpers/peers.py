@@ -17,7 +17,7 @@ def require_peer(module: str) -> None:
     """Skip, or fail where peers are required, unless `module` can be imported."""
     if importlib.util.find_spec(module) is not None:
         return
-    how = f"{module} is not installed: pip install 'oxibonsai[peers]'"
+    how = f"{module} is not installed: make test-peer, or pip install '.[peers]' in the checkout"
     if os.environ.get("OXIBONSAI_REQUIRE_PEERS") == "1":
         pytest.fail(how)
     pytest.skip(how)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 TESTS = Path(__file__).resolve().parent.parent
 ROOT = TESTS.parent
+HELPERS = TESTS / "helpers"
 DATA = TESTS / "data"
 SHIM = ROOT / "shim"
 SHADERS = ROOT / "shaders"

@@ -234,3 +234,8 @@ def chain(text: str) -> dict[int, int]:
     raw = text.encode()
     assert len(set(raw)) == len(raw), "a byte that comes twice would have two successors"
     return dict(itertools.pairwise(raw))
+
+
+# After the line that opens an answer the model says this, and ends its turn.
+FOLLOWS = {**chain("\nHeard!"), ord("!"): IM_END}
+ANSWER = "Heard!"

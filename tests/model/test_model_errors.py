@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import held_by
+from cases import held_by
 from gguf_bytes import string
 from model_files import Q1_MODEL
 from tiny_models import Tiny, random_tensors, write

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import relative_error
-from conftest import held_by
+from cases import held_by, relative_error
 from tiny_models import Tiny, byte_vocabulary, random_tensors, reference_logits, write
 
 from oxibonsai import metal

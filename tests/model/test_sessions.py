@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import held_by
+from cases import held_by
 from tiny_models import CHAIN, Tensors, Tiny, random_tensors, write, write_chain
 
 from oxibonsai import metal

@@ -7,9 +7,9 @@ import struct
 import numpy as np
 import pytest
 import reference
-from cases import activations, block, close_to, same_non_finite, set_scales
+from cases import activations, block, close_to, random_weight, same_non_finite, set_scales
 from shader_runs import SENTINEL, Placed, every_order, run, tiles_for
-from test_shaders import CODES, FORMATS, columns, every_format, matrix, random_matrix, random_weight
+from shader_weights import CODES, FORMATS, columns, every_format, matrix, random_matrix
 
 from oxibonsai import formats
 

@@ -7,12 +7,12 @@ other sizes than the op layer's.
 from __future__ import annotations
 
 import struct
-from typing import NamedTuple
 
 import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
+from shader_heads import CACHES, Heads, every_cache, every_shape
 from shader_runs import SENTINEL, Placed, every_order, run, state, tiles_for
 
 EPS = 1e-6
@@ -97,32 +97,6 @@ def test_bias_add_is_exact_for_any_grid(order, n, n_vectors, stride):
 
 
 # Heads
-
-
-class Heads(NamedTuple):
-    """A shape of attention."""
-
-    n_heads: int
-    n_kv_heads: int
-    head_dim: int
-    max_seq: int
-    layer: int = 0
-
-    @property
-    def n_qkv(self):
-        return self.n_heads + 2 * self.n_kv_heads
-
-    @property
-    def layer_offset(self):
-        return self.layer * self.n_kv_heads * self.max_seq * self.head_dim
-
-
-SHAPES = [(4, 2, 64), (6, 2, 128), (3, 1, 2), (5, 5, 30), (1, 1, 512)]
-every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-
-
-CACHES = {"f16": np.float16, "f32": np.float32}
-every_cache = pytest.mark.parametrize("cache", CACHES)
 
 
 def kv_store(heads, cache, qkv, position, order="random"):

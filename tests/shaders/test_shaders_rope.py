@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
+from shader_heads import CACHES, Heads, every_cache, every_shape
 from shader_runs import every_order, run, state, tiles_for
-from test_shaders_heads import CACHES, Heads, every_cache, every_shape
 
 
 def rope_table(positions, dim):

@@ -16,7 +16,7 @@
 #define SIMD_STRIPS_OF_TWO  4u /* the same where two vectors share the codes, and where four do */
 #define SIMD_STRIPS_OF_FOUR 4u
 #define SIMD_TRITS          1
-#define SIMD_ROW            4u /* vectors of a row that attention adds up in registers, for four heads */
+#define SIMD_ROW            4u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef __m512 lanes;
 typedef __m512i words;

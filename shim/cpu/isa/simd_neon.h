@@ -17,7 +17,7 @@
 #define SIMD_STRIPS_OF_TWO  1u /* the same where two vectors share the codes, and where four do */
 #define SIMD_STRIPS_OF_FOUR 1u
 #define SIMD_TRITS          0
-#define SIMD_ROW            1u /* vectors of a row that attention adds up in registers, for four heads */
+#define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef struct lanes {
     float32x4_t v[4];

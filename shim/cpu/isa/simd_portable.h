@@ -10,7 +10,7 @@
 
 #define SIMD_TARGET
 #define SIMD_INLINE static inline __attribute__((always_inline))
-#define SIMD_ROW    1u /* vectors of a row that attention adds up in registers, for four heads */
+#define SIMD_ROW    1u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef struct lanes {
     cpu_four v[4];

@@ -53,7 +53,7 @@ def test_every_kernel_that_ships_compiles(family, arch):
     assert set(spills) == {("0", "0")}
 
 
-# What shim/gpu/geometry.c sets: rows, matrices of eight vectors; queries, width and length of a head.
+# What shim/gpu/geometry.c sets: rows; matrices of eight vectors; queries, width, length of a head.
 CONSTANTS: dict[str, list[tuple[int, ...]]] = {
     "gemv": [(1,), (4,)],
     "swiglu": [(1,), (2,)],

@@ -145,7 +145,7 @@ except OSError:
     )
     if len(lines) == 2:
         assert "there is a GPU, but not NVRTC" in lines[0]
-        assert 'pip install "oxibonsai[cuda]", or install the CUDA toolkit' in lines[0]
+        assert "pip install nvidia-cuda-nvrtc, or install the CUDA toolkit" in lines[0]
         assert lines[1] == "cpu {}"
 
 

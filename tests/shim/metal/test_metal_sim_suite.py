@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from metal_sim import build
-from places import ROOT, SIMULATORS, TESTS
+from places import HELPERS, ROOT, SIMULATORS, TESTS
 
 KEPT = "import numpy as np\nKEPT = []\n"
 BODIES = {
@@ -48,7 +48,7 @@ def test_a_run_fails_for_what_it_leaves_behind(tmp_path: Path, body: str) -> Non
     done = subprocess.run(
         [*command, "--driver", str(library), "-c", os.devnull, "test_one.py"],
         cwd=tmp_path,
-        env=environment | {"PYTHONPATH": os.pathsep.join([str(SIMULATORS), str(ROOT)])},
+        env=environment | {"PYTHONPATH": os.pathsep.join(map(str, (SIMULATORS, HELPERS, ROOT)))},
         capture_output=True,
         text=True,
     )

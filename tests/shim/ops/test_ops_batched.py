@@ -17,7 +17,7 @@ from cases import (
     swiglu_with_bound,
     upload,
 )
-from test_ops import (
+from op_runs import (
     SENTINEL,
     Heads,
     qk_norm_rope,

@@ -8,7 +8,7 @@ import reference
 from cases import activations, relative_error, same_non_finite
 from hypothesis import given
 from hypothesis import strategies as st
-from test_ops import SENTINEL, Heads, rope_table, run, state
+from op_runs import SENTINEL, Heads, rope_table, run, state
 
 from oxibonsai import metal
 from oxibonsai.metal import EncodingError

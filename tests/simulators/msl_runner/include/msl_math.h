@@ -80,34 +80,44 @@ MSL_BUILTIN(sin)
 MSL_BUILTIN(cos)
 MSL_BUILTIN(tan)
 MSL_BUILTIN(asin)
-MSL_BUILTIN(acos) MSL_BUILTIN(atan) MSL_BUILTIN(sinh) MSL_BUILTIN(cosh) MSL_BUILTIN(tanh)
-    MSL_BUILTIN(asinh) MSL_BUILTIN(acosh) MSL_BUILTIN(atanh) MSL_BUILTIN(exp) MSL_BUILTIN(exp2)
-        MSL_BUILTIN(log) MSL_BUILTIN(log2) MSL_BUILTIN(log10) MSL_BUILTIN(sqrt) MSL_BUILTIN(
-            floor) MSL_BUILTIN(ceil) MSL_BUILTIN(trunc) MSL_BUILTIN(round) MSL_BUILTIN(rint)
-            MSL_BUILTIN(fabs) MSL_FLOAT_1(exp10, __builtin_powf(10.0f, x)) MSL_FLOAT_1(
-                rsqrt, 1.0f / __builtin_sqrtf(x)) MSL_FLOAT_1(sinpi,
-                                                              __builtin_sinf(3.14159265358979f * x))
-                MSL_FLOAT_1(cospi, __builtin_cosf(3.14159265358979f * x))
-                    MSL_FLOAT_1(sign, x > 0    ? 1.0f
-                                      : x < 0  ? -1.0f
-                                      : x == 0 ? x
-                                               : 0.0f) MSL_FLOAT_1(saturate, x < 0   ? 0.0f
-                                                                             : x > 1 ? 1.0f
-                                                                                     : x)
-                        MSL_FLOAT_1(fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
-                            MSL_FLOAT_2(pow, __builtin_powf(x, y))
-                                MSL_FLOAT_2(powr, __builtin_powf(x, y))
-                                    MSL_FLOAT_2(fmod, __builtin_fmodf(x, y))
-                                        MSL_FLOAT_2(atan2, __builtin_atan2f(x, y))
-                                            MSL_FLOAT_2(copysign, __builtin_copysignf(x, y))
-                                                MSL_FLOAT_2(fmin, __builtin_fminf(x, y))
-                                                    MSL_FLOAT_2(fmax, __builtin_fmaxf(x, y))
-                                                        MSL_FLOAT_2(fdim, __builtin_fdimf(x, y))
-                                                            MSL_FLOAT_2(step,
-                                                                        y < x ? 0.0f : 1.0f) MSL_FN
-    float fma(float a, float b, float c) {
-    return __builtin_fmaf(a, b, c);
-}
+MSL_BUILTIN(acos)
+MSL_BUILTIN(atan)
+MSL_BUILTIN(sinh)
+MSL_BUILTIN(cosh)
+MSL_BUILTIN(tanh)
+MSL_BUILTIN(asinh)
+MSL_BUILTIN(acosh)
+MSL_BUILTIN(atanh)
+MSL_BUILTIN(exp)
+MSL_BUILTIN(exp2)
+MSL_BUILTIN(log)
+MSL_BUILTIN(log2)
+MSL_BUILTIN(log10)
+MSL_BUILTIN(sqrt)
+MSL_BUILTIN(floor)
+MSL_BUILTIN(ceil)
+MSL_BUILTIN(trunc)
+MSL_BUILTIN(round)
+MSL_BUILTIN(rint)
+MSL_BUILTIN(fabs)
+MSL_FLOAT_1(exp10, __builtin_powf(10.0f, x))
+MSL_FLOAT_1(rsqrt, 1.0f / __builtin_sqrtf(x))
+MSL_FLOAT_1(sinpi, __builtin_sinf(3.14159265358979f * x))
+MSL_FLOAT_1(cospi, __builtin_cosf(3.14159265358979f * x))
+MSL_FLOAT_1(sign, x > 0 ? 1.0f : x < 0 ? -1.0f : x == 0 ? x : 0.0f)
+MSL_FLOAT_1(saturate, x < 0 ? 0.0f : x > 1 ? 1.0f : x)
+MSL_FLOAT_1(fract, __builtin_fminf(x - __builtin_floorf(x), 0x1.fffffep-1f))
+MSL_FLOAT_2(pow, __builtin_powf(x, y))
+MSL_FLOAT_2(powr, __builtin_powf(x, y))
+MSL_FLOAT_2(fmod, __builtin_fmodf(x, y))
+MSL_FLOAT_2(atan2, __builtin_atan2f(x, y))
+MSL_FLOAT_2(copysign, __builtin_copysignf(x, y))
+MSL_FLOAT_2(fmin, __builtin_fminf(x, y))
+MSL_FLOAT_2(fmax, __builtin_fmaxf(x, y))
+MSL_FLOAT_2(fdim, __builtin_fdimf(x, y))
+MSL_FLOAT_2(step, y < x ? 0.0f : 1.0f)
+MSL_FN
+float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 MSL_FN half fma(half a, half b, half c) { return half(__builtin_fmaf(a, b, c)); }
 MSL_VECTOR_3(fma)
 MSL_FN float mix(float a, float b, float t) { return a + (b - a) * t; }
@@ -180,17 +190,43 @@ MSL_FN MSL_NUMBER(T) abs(T x) {
 MSL_VECTOR_1(abs)
 
 #define MSL_USE(F) using metal::F;
-#define MSL_PRECISE                                                                              \
-    MSL_USE(exp)                                                                                 \
-    MSL_USE(exp2)                                                                                \
-    MSL_USE(exp10)                                                                               \
-    MSL_USE(log)                                                                                 \
-    MSL_USE(log2) MSL_USE(log10) MSL_USE(sqrt) MSL_USE(rsqrt) MSL_USE(sin) MSL_USE(cos)          \
-        MSL_USE(tan) MSL_USE(sinh) MSL_USE(cosh) MSL_USE(tanh) MSL_USE(asin) MSL_USE(acos)       \
-            MSL_USE(atan) MSL_USE(atan2) MSL_USE(pow) MSL_USE(powr) MSL_USE(fmod) MSL_USE(round) \
-                MSL_USE(rint) MSL_USE(trunc) MSL_USE(floor) MSL_USE(ceil) MSL_USE(fma)           \
-                    MSL_USE(fabs) MSL_USE(abs) MSL_USE(min) MSL_USE(max) MSL_USE(fmin)           \
-                        MSL_USE(fmax) MSL_USE(clamp) MSL_USE(saturate) MSL_USE(sign)
+#define MSL_PRECISE   \
+    MSL_USE(exp)      \
+    MSL_USE(exp2)     \
+    MSL_USE(exp10)    \
+    MSL_USE(log)      \
+    MSL_USE(log2)     \
+    MSL_USE(log10)    \
+    MSL_USE(sqrt)     \
+    MSL_USE(rsqrt)    \
+    MSL_USE(sin)      \
+    MSL_USE(cos)      \
+    MSL_USE(tan)      \
+    MSL_USE(sinh)     \
+    MSL_USE(cosh)     \
+    MSL_USE(tanh)     \
+    MSL_USE(asin)     \
+    MSL_USE(acos)     \
+    MSL_USE(atan)     \
+    MSL_USE(atan2)    \
+    MSL_USE(pow)      \
+    MSL_USE(powr)     \
+    MSL_USE(fmod)     \
+    MSL_USE(round)    \
+    MSL_USE(rint)     \
+    MSL_USE(trunc)    \
+    MSL_USE(floor)    \
+    MSL_USE(ceil)     \
+    MSL_USE(fma)      \
+    MSL_USE(fabs)     \
+    MSL_USE(abs)      \
+    MSL_USE(min)      \
+    MSL_USE(max)      \
+    MSL_USE(fmin)     \
+    MSL_USE(fmax)     \
+    MSL_USE(clamp)    \
+    MSL_USE(saturate) \
+    MSL_USE(sign)
 MSL_FN float divide(float a, float b) { return a / b; }
 namespace precise {
 MSL_PRECISE MSL_USE(divide)

@@ -30,13 +30,17 @@ MSL_VECTORS(char)
 MSL_VECTORS(uchar)
 MSL_VECTORS(short)
 MSL_VECTORS(ushort)
-MSL_VECTORS(int) MSL_VECTORS(uint) MSL_VECTORS(long) MSL_VECTORS(ulong) MSL_VECTORS(half)
-    MSL_VECTORS(float)
+MSL_VECTORS(int)
+MSL_VECTORS(uint)
+MSL_VECTORS(long)
+MSL_VECTORS(ulong)
+MSL_VECTORS(half)
+MSL_VECTORS(float)
 #if MSL_BFLOAT
-        MSL_VECTORS(bfloat)
+MSL_VECTORS(bfloat)
 #endif
-    /* clang's OpenCL mode has no vectors of bool; comparisons give vectors of int. */
-    typedef int2 bool2;
+/* clang's OpenCL mode has no vectors of bool; comparisons give vectors of int. */
+typedef int2 bool2;
 typedef int3 bool3;
 typedef int4 bool4;
 
@@ -187,11 +191,14 @@ MSL_PACKED(char)
 MSL_PACKED(uchar)
 MSL_PACKED(short)
 MSL_PACKED(ushort)
-MSL_PACKED(int) MSL_PACKED(uint) MSL_PACKED(half) MSL_PACKED(float)
+MSL_PACKED(int)
+MSL_PACKED(uint)
+MSL_PACKED(half)
+MSL_PACKED(float)
 
-    /* Every type is metal::T too. */
-    using ::uchar;
+/* Every type is metal::T too. */
 using ::size_t;
+using ::uchar;
 using ::uint;
 using ::ulong;
 using ::ushort;
@@ -203,10 +210,15 @@ MSL_USING(char)
 MSL_USING(uchar)
 MSL_USING(short)
 MSL_USING(ushort)
-MSL_USING(int) MSL_USING(uint) MSL_USING(long) MSL_USING(ulong) MSL_USING(half) MSL_USING(float)
-    MSL_USING(bool)
+MSL_USING(int)
+MSL_USING(uint)
+MSL_USING(long)
+MSL_USING(ulong)
+MSL_USING(half)
+MSL_USING(float)
+MSL_USING(bool)
 #if MSL_BFLOAT
-        using ::bfloat;
+using ::bfloat;
 MSL_USING(bfloat)
 #endif
 } /* namespace metal */

@@ -16,8 +16,6 @@ from peers import import_peer, require_peer
 from oxibonsai import formats, quant
 from oxibonsai.quant import QTensor
 
-pytestmark = pytest.mark.peer
-
 F32 = NDArray[np.float32]
 SHAPE = (64, 1024)
 

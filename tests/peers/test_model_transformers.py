@@ -23,8 +23,6 @@ from tiny_models import Tensors, Tiny, random_tensors, weights64, write
 from oxibonsai import metal
 from oxibonsai.model import Model, Session
 
-pytestmark = pytest.mark.peer
-
 NAMES = {
     "attn_norm": "input_layernorm",
     "attn_q": "self_attn.q_proj",

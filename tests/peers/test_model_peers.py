@@ -16,8 +16,6 @@ from places import TOOLS
 from oxibonsai import gguf
 from oxibonsai.model import Model
 
-pytestmark = pytest.mark.peer
-
 
 @pytest.fixture(scope="module")
 def peer() -> Iterator[Any]:
