@@ -60,7 +60,8 @@ LENIENT := arg-type assignment call-arg misc return-value annotation-unchecked
 
 lint-mypy: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-dev
 	$(VENV)/bin/mypy
-	$(VENV)/bin/mypy --config-file= --ignore-missing-imports $(LENIENT:%=--disable-error-code=%) tests
+	$(VENV)/bin/mypy --config-file= --ignore-missing-imports $(LENIENT:%=--disable-error-code=%) \
+	    --explicit-package-bases tests
 
 lint-imports: $(VENV)/.extra-dev
 	PYTHONPATH=. $(VENV)/bin/lint-imports --no-cache

@@ -468,9 +468,11 @@ cdef class Commands:
         bind_all(_with_norm(norm, (("x", x), ("y", y))), b)
         normalise.weight = b[2]
         check(api.op_gemv(self.recording(), w.matrix("gemv"), rows, columns,
-                          &normalise if norm is not None else NULL, b[0], b[1], vectors, stride, add))
+                          &normalise if norm is not None else NULL, b[0], b[1], vectors, stride,
+                          add))
 
-    def gate_up_swiglu(self, weight, x, y, n_rows=None, k=None, *, n_vectors=1, norm=None, eps=1e-6):
+    def gate_up_swiglu(self, weight, x, y, n_rows=None, k=None, *, n_vectors=1, norm=None,
+                       eps=1e-6):
         """Record y = silu(W[:h] x) * (W[h:] x), h = n_rows / 2, for each of n_vectors rows of x.
 
         Parameters
@@ -706,10 +708,12 @@ cdef class Commands:
         cdef uint64_t rows, columns, count = count_of(n_tokens, "n_tokens")
         rows, columns = shape_of(w, n_rows, k)
         bind_all((("tokens", tokens), ("state", state), ("y", y)), b)
-        check(api.op_embed(self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count))
+        check(api.op_embed(
+            self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count))
 
-    def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim, max_seq,
-                     layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0, rope_style="neox"):
+    def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim,
+                     max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0,
+                     rope_style="neox"):
         """Record RMSNorm and RoPE of the heads of q and k, in place.
 
         `layer` and `kv_dtype` are those of the caches; they change nothing here.
@@ -812,9 +816,9 @@ cdef class Commands:
         bind_all((("qkv", qkv), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
         check(api.op_kv_store(self.recording(), b[0], b[1], b[2], b[3], &shape))
 
-    def qkv_to_cache(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, *, n_heads, n_kv_heads,
-                     head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0,
-                     rope_style="neox"):
+    def qkv_to_cache(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, *, n_heads,
+                     n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6,
+                     rotary_dim=0, rope_style="neox"):
         """Record qk_norm_rope() and kv_store() in one.
 
         The queries are left in qkv for attention(); what is left there of the keys is not defined.
@@ -878,8 +882,8 @@ cdef class Commands:
         check(api.op_qkv_to_cache(
             self.recording(), b[0], b[5], b[6], b[1], b[2], b[3], b[4], &shape, epsilon))
 
-    def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim, max_seq,
-                  layer, kv_dtype, n_tokens=1, max_length=None, scale=None):
+    def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim,
+                  max_seq, layer, kv_dtype, n_tokens=1, max_length=None, scale=None):
         """Record causal attention of each token over all positions up to its own.
 
         Parameters

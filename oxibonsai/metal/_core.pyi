@@ -26,6 +26,8 @@ _Floats: TypeAlias = NDArray[np.float32] | array[float] | memoryview[float]
 _Storage: TypeAlias = Literal["shared", "private"]
 _Constants: TypeAlias = Mapping[int, bool | int | float]
 
+_C_API: object  # PyCapsule of struct oxb_api
+
 def format_table() -> list[tuple[str, int, int, int, int, int, str, int, int, bool]]:
     """Return the C table of weight formats.
 

@@ -62,8 +62,8 @@ cdef struct FFN:
     double download
 
 
-# Each holds the set's lock for the whole phase. Returns 1, with nothing done, if the set was retired
-# while this thread waited: acquire another.
+# Each holds the set's lock for the whole phase. Returns 1, with nothing done, if the set was
+# retired while this thread waited: acquire another.
 cdef int gemv_phase(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
                     const float *x, float *y, double timeout) except -1 nogil
 cdef int ffn_phase(BufferSet held, FFN *f, double timeout) except -1 nogil

@@ -20,7 +20,7 @@
 #define CPU_MAX_HEAD_DIM        OXB_MAX_HEAD_DIM
 #define CPU_MAX_THREADS         1024u
 #define CPU_MAX_KERNEL_BINDINGS 5u
-#define CPU_BATCH               32u /* vectors in a tile of a batched product; all of them in int8 */
+#define CPU_BATCH               32u     /* vectors in a tile of a batched product; in int8 all */
 #define CPU_TABLES              393216u /* bytes of tables: they stay in the second-level cache */
 #define CPU_SCRATCH             (CPU_TABLES + 69632u) /* bytes per thread, aligned to 64 */
 #define CPU_SHARE               32768u /* bytes to work on that are worth a thread of their own */

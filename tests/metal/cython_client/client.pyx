@@ -1,5 +1,5 @@
 # cython: language_level=3
-"""A foreign extension that uses the package through what it ships: pxd files, headers, the capsule."""
+"""A foreign extension that uses what the package ships: pxd files, headers, the capsule."""
 
 cimport oxibonsai.metal as metal
 cimport oxibonsai.metal.oxb as oxb
