@@ -84,7 +84,7 @@ suites() {
 # small models.
 sanitizer() {
     local tool="$1" files
-    files=(tests/shim/ops/test_ops.py tests/shim/ops/test_ops_batched.py tests/model/test_model_reference.py)
+    files=(tests/shim/ops/test_{ops,ops_batched,options}.py tests/model/test_model_reference.py)
     # A cache of its own, so that it holds the kernels whose pipelines this run made, and no others.
     export XDG_CACHE_HOME="$WORK/cache-$tool"
     compute-sanitizer --tool "$tool" --error-exitcode 9 --target-processes application-only \

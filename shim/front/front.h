@@ -17,6 +17,15 @@
 /* Keep the message for oxb_last_error and return `status`. */
 oxb_status front_fail(oxb_status status, const char *format, ...) FRONT_PRINTF(2, 3);
 
+/* registry.c: drivers in the order in which the default device is looked for. */
+
+/* NULL past the last. */
+const oxb_driver *front_driver_at(uint32_t index);
+/* NULL where there is none; of several with a name, the one loaded last. */
+const oxb_driver *front_driver_named(const char *name);
+/* OXB_DEVICE_NOT_FOUND with the names that there are. */
+oxb_status front_no_driver(const char *name);
+
 /* drivers.c */
 
 /* OXB_DEVICE_NOT_FOUND with the name of what a driver's table lacks. */
