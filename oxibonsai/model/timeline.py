@@ -22,6 +22,7 @@ The invariant, between any two calls:
    position to cursor. A choice outlives the logits it was made from, which later steps overwrite.
 5. A call that raises leaves the text as it was. The runner may not know its position then; the next
    settle() sets it.
+6. While tokens are fed, every other change is refused.
 """
 
 from __future__ import annotations
@@ -112,6 +113,7 @@ class Timeline:
         self._tokens: list[int] = []
         self._held: deque[int] = deque()
         self._chosen = False
+        self._feeding = False  # in the body of feeding()
         self._epoch = 0
 
     @property
@@ -148,9 +150,14 @@ class Timeline:
         """Return an iterator over the text and the held tokens."""
         return chain(self._tokens, self._held)
 
+    @property
+    def closed(self) -> bool:
+        """Whether nothing can run any more."""
+        return self._runner.closed
+
     def check_open(self) -> None:
         """Raise ValueError where the session or its model is closed."""
-        if self._runner.closed:
+        if self.closed:
             raise ValueError("the session is closed: make a new one with model.session()")
 
     def check_room(self, n_tokens: int) -> None:
@@ -167,11 +174,22 @@ class Timeline:
     # Moving the text
 
     def settle(self) -> int:
-        """Drop what is held or in flight, and return the new epoch."""
+        """Drop what is held or in flight, and return the new epoch.
+
+        Raises
+        ------
+        RuntimeError
+            Inside the body of feeding(), where the text is not yet what it will be.
+        """
         self.check_open()
-        self._runner.seek(self.position)
+        if self._feeding:
+            raise RuntimeError(
+                "the session is being fed: progress() and other threads must not use it meanwhile"
+            )
+        # Ahead of seek(), which may fail: no generation may then go on from what was in flight.
         self._held.clear()
         self._epoch += 1
+        self._runner.seek(self.position)
         return self._epoch
 
     @contextmanager
@@ -207,11 +225,14 @@ class Timeline:
                 self._runner.feed(ids[start:stop], rows)
                 yield start, stop
 
+        self._feeding = True
         try:
             yield chunks()
         except BaseException:
             self._runner.seek(before)
             raise
+        finally:
+            self._feeding = False
         self._tokens += ids
         self._chosen = True
 
@@ -221,10 +242,10 @@ class Timeline:
         if not 0 <= position <= self.position:
             raise ValueError(f"cannot rewind to {position}: the session is at {self.position}")
         if position < self.position:
-            self._runner.finish()
+            self.settle()
+            self._runner.seek(position)
             del self._tokens[position:]
             self._chosen = False
-            self.settle()
 
     def copy_from(self, other: Timeline) -> None:
         """Take over the text of another, settled timeline on a runner of the same shape."""

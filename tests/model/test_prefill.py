@@ -231,6 +231,23 @@ def test_call_that_is_interrupted_is_taken_back_whole(tiny, error, logits):
         assert list(session.generate(3)) == list(fresh.generate(3))
 
 
+@pytest.mark.parametrize("call", ["forward", "rewind", "generate", "copy"])
+def test_progress_must_not_move_the_session(tiny, call):
+    calls = {
+        "forward": lambda session: session.forward([7, 8, 9], logits=None),
+        "rewind": lambda session: session.rewind(2),
+        "generate": lambda session: list(session.generate(1)),
+        "copy": lambda session: session.copy(),
+    }
+    with tiny.session() as session, tiny.session() as fresh:
+        for one in (session, fresh):
+            one.forward(IDS[:5], logits=None)
+        with pytest.raises(RuntimeError, match="the session is being fed"):
+            session.forward(IDS[5:], chunk=8, progress=lambda *args: calls[call](session))
+        assert session.tokens == IDS[:5]
+        assert list(session.generate(3)) == list(fresh.generate(3))
+
+
 @pytest.mark.parametrize("chunk", [0, -1, 4097])
 def test_chunk_out_of_range_is_refused(tiny, chunk):
     with pytest.raises(ValueError, match=rf"chunk = {chunk} must lie in 1\.\.4096"):

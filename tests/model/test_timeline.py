@@ -40,6 +40,7 @@ class ListRunner:
         self.closed = False
         self.flying = 0
         self.fail_in = 0  # calls until one fails; 0: none does
+        self.fail_seek = False
 
     def _may_fail(self) -> None:
         if self.fail_in:
@@ -62,6 +63,9 @@ class ListRunner:
         self._may_fail()
 
     def seek(self, position: int) -> None:
+        if self.fail_seek:
+            self.position = -1
+            raise Failure
         self.flying = 0
         self.position = position
 
@@ -279,3 +283,51 @@ def test_nothing_but_nan_is_no_choice():
         list(batches)
     with pytest.raises(ValueError, match="every logit is NaN or -inf"):
         timeline.choice()
+
+
+def fed(ids: list[int], runner: ListRunner | None = None) -> Timeline:
+    """Return a timeline whose text is `ids`."""
+    timeline = Timeline(runner or ListRunner(), MAX_SEQ)
+    with timeline.feeding(ids, 4, all_rows=False) as chunks:
+        list(chunks)
+    return timeline
+
+
+def test_nothing_else_moves_a_text_that_is_being_fed():
+    timeline = fed([1, 2, 3])
+    with timeline.feeding([4, 5], 1, all_rows=False) as chunks:
+        next(chunks)
+        for call in (timeline.settle, lambda: timeline.rewind(1)):
+            with pytest.raises(RuntimeError, match="being fed"):
+                call()
+        for _ in chunks:
+            pass
+    assert timeline.tokens == [1, 2, 3, 4, 5]
+    assert timeline.choice() == choice_after([1, 2, 3, 4, 5])
+
+
+def test_failed_settle_gives_a_new_epoch_and_drops_what_was_held():
+    runner = ListRunner()
+    timeline = fed([1, 2], runner)
+    timeline.take_choice(timeline.choice(), 3)
+    epoch = timeline.epoch
+    runner.fail_seek = True
+    with pytest.raises(Failure):
+        timeline.settle()
+    runner.fail_seek = False
+    assert timeline.epoch != epoch
+    assert timeline.held == []
+    timeline.settle()
+    assert runner.position == timeline.position == 2
+
+
+def test_failed_rewind_forgets_nothing():
+    runner = ListRunner()
+    timeline = fed([1, 2, 3], runner)
+    runner.fail_seek = True
+    with pytest.raises(Failure):
+        timeline.rewind(1)
+    runner.fail_seek = False
+    assert timeline.tokens == [1, 2, 3]
+    timeline.rewind(1)
+    assert timeline.tokens == [1]

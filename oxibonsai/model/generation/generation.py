@@ -120,7 +120,7 @@ class Generation:
                 break
         if scanner is not None:
             yield from self._commit(scanner.flush())
-        if not self._is_left():
+        if not self._is_left() and not self._timeline.closed:
             self._timeline.settle()
 
     def _commit(self, pieces: list[Piece]) -> Iterator[Piece]:
