@@ -2,11 +2,9 @@
 
 cimport cython
 from cpython.number cimport PyNumber_Index
-from libc.math cimport isfinite
 from libc.stdint cimport uint32_t, uint64_t
 
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
-from oxibonsai.metal._phases cimport FeedForward, record_feed_forward
 from oxibonsai.metal._pipeline cimport Pipeline
 from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
@@ -18,6 +16,7 @@ from oxibonsai.metal.oxb cimport (
     oxb_attention_shape,
     oxb_binding,
     oxb_commands,
+    oxb_feed_forward,
     oxb_norm,
     oxb_size,
     oxb_status,
@@ -545,50 +544,23 @@ cdef class Commands:
         EncodingError
             Where shapes do not fit one another or their buffers; nothing is recorded then.
         """
-        cdef FeedForward f
+        cdef oxb_feed_forward f
         cdef oxb_binding b[4]
         cdef WeightHandle proj = weight_of(attn_proj, "attn_proj")
         cdef WeightHandle gate = weight_of(gate_up, "gate_up")
         cdef WeightHandle last = weight_of(down, "down")
-        for what, handle in (("attn_proj", proj), ("gate_up", gate), ("down", last)):
-            (<WeightHandle>handle).matrix(f"feed_forward: {what}")
-        f.n_vectors = count_of(n_vectors, "n_vectors")
-        f.hidden_size, f.attn_size = shape_of(proj, None, None)
-        f.intermediate_size = shape_of(last, None, None)[1]
-        f.eps = eps
-        bind_all((("attn", attn), ("hidden", hidden), ("activated", activated), ("norm", norm)), b)
-        f.attn, f.hidden, f.activated, f.norm = b[0], b[1], b[2], b[3]
-        f.normed.buffer = NULL
-        f.normed.offset = 0
         f.attn_proj = proj.matrix("feed_forward: attn_proj")
         f.gate_up = gate.matrix("feed_forward: gate_up")
         f.down = last.matrix("feed_forward: down")
-        # The first op checks itself before it is recorded. What can be wrong with the others is
-        # checked here, so that an error leaves the recording as it was.
-        check(api.weight_check(
-            f.gate_up, 2 * f.intermediate_size, f.hidden_size, b"feed_forward: gate_up"))
-        check(api.weight_check(
-            f.down, f.hidden_size, f.intermediate_size, b"feed_forward: down"))
-        if not 1 <= f.n_vectors <= 0x7fffffff:
-            raise EncodingError(f"feed_forward: n_vectors = {f.n_vectors} must lie in 1..2**31 - 1")
-        if not (isfinite(f.eps) and f.eps >= 0):
-            raise EncodingError(f"feed_forward: eps = {eps} must be finite and not negative")
-        for what, value in (
-            ("gate_up", gate), ("down", last), ("activated", activated), ("norm", norm)
-        ):
-            owner = value[0] if isinstance(value, tuple) else value
-            if owner.device is not self.device:
-                raise EncodingError(
-                    f"feed_forward: {what} belongs to another device than the commands"
-                )
-        _check_room("activated", f.activated, f.n_vectors, f.intermediate_size)
-        _check_room("norm", f.norm, 1, f.hidden_size)
-        rows = int(f.n_vectors)  # sizes below in Python's integers: they cannot wrap
-        _check_apart("hidden and activated", f.hidden, rows * f.hidden_size, f.activated,
-                     rows * f.intermediate_size)
-        _check_apart("norm and activated", f.norm, f.hidden_size, f.activated,
-                     rows * f.intermediate_size)
-        record_feed_forward(self.recording(), &f)
+        f.n_vectors = count_of(n_vectors, "n_vectors")
+        f.hidden_size, f.attn_size = shape_of(proj, None, None)
+        f.intermediate_size = shape_of(last, None, None)[1]
+        bind_all((("attn", attn), ("hidden", hidden), ("activated", activated), ("norm", norm)), b)
+        f.attn, f.hidden, f.activated, f.norm.weight = b[0], b[1], b[2], b[3]
+        f.norm.eps = eps
+        f.normed.buffer = NULL
+        f.normed.offset = 0
+        check(api.op_feed_forward(self.recording(), &f))
 
     def rmsnorm(self, x, weight, y, n, *, eps=1e-6, n_vectors=1):
         """Record y = x / sqrt(mean(x^2) + eps) * weight for each of n_vectors rows of n floats.
@@ -1030,30 +1002,6 @@ cdef tuple _with_norms(q_norm, k_norm, tuple operands):
         given, missing = ("q_norm", "k_norm") if k_norm is None else ("k_norm", "q_norm")
         raise EncodingError(f"{given} without {missing}: give both norms, or None for both")
     return operands if q_norm is None else (*operands, ("q_norm", q_norm), ("k_norm", k_norm))
-
-
-cdef int _check_room(str what, oxb_binding binding, uint64_t n_rows, uint64_t width) except -1:
-    need = 4 * int(n_rows) * width
-    if binding.offset % 4:
-        raise EncodingError(
-            f"feed_forward: the offset of {what}, {binding.offset}, must be a multiple of 4"
-        )
-    if need > int(api.buffer_length(binding.buffer)) - binding.offset:
-        raise EncodingError(
-            f"feed_forward: {what} needs {need} bytes from offset {binding.offset} on, its buffer "
-            f"has {api.buffer_length(binding.buffer)}"
-        )
-    return 0
-
-
-cdef int _check_apart(str what, oxb_binding a, a_floats, oxb_binding b, b_floats) except -1:
-    if (
-        a.buffer == b.buffer
-        and a.offset < b.offset + 4 * b_floats
-        and b.offset < a.offset + 4 * a_floats
-    ):
-        raise EncodingError(f"feed_forward: {what} overlap: give them places of their own")
-    return 0
 
 
 cdef int _times(object times) except -1:

@@ -191,7 +191,7 @@ cdef class MetalGraph(WeightUploads):
         cdef WeightHandle w = weight_of(weight, "weight")
         cdef oxb_weight matrix
         cdef uint64_t rows, columns
-        cdef BufferSet held
+        cdef BufferSet held = None
         cdef double timeout = self.timeout_s
         cdef int retired = 1
         w.matrix(what)
@@ -210,10 +210,12 @@ cdef class MetalGraph(WeightUploads):
                 if retired:
                     self.pool.retire(held)
         except ExecutionError:
-            self.pool.retire(held)
+            if held is not None:
+                self.pool.retire(held)
             raise
         finally:
-            api.buffer_release(matrix.buffer)
+            with nogil:  # the last reference may have to wait for the device
+                api.buffer_release(matrix.buffer)
         return 0
 
     def _check_device(self, what, WeightHandle weight):
@@ -332,7 +334,7 @@ cdef class MetalGraph(WeightUploads):
             If the device failed or timed out; `hidden` is as before.
         """
         cdef FFN f
-        cdef BufferSet held
+        cdef BufferSet held = None
         cdef WeightHandle norm, proj, gate, last
         cdef const oxb_weight *matrix
         cdef double timeout = self.timeout_s
@@ -354,11 +356,11 @@ cdef class MetalGraph(WeightUploads):
                 )
             hidden_size = shape[0] if hidden_size is None else hidden_size
             intermediate_size = shape[1] if intermediate_size is None else intermediate_size
-        f.ops.hidden_size = _dimension(hidden_size, "hidden_size")
-        f.ops.intermediate_size = _dimension(intermediate_size, "intermediate_size")
-        f.ops.attn_size = proj.shape[1] if proj.shape is not None else max(attn_out.shape[0], 1)
-        f.ops.eps = eps
-        if not (isfinite(f.ops.eps) and f.ops.eps >= 0):
+        f.op.hidden_size = _dimension(hidden_size, "hidden_size")
+        f.op.intermediate_size = _dimension(intermediate_size, "intermediate_size")
+        f.op.attn_size = proj.shape[1] if proj.shape is not None else max(attn_out.shape[0], 1)
+        f.op.norm.eps = eps
+        if not (isfinite(f.op.norm.eps) and f.op.norm.eps >= 0):
             raise EncodingError(f"{what}: eps = {eps} must be finite and not negative")
         if not isinstance(norm_weight, WeightHandle):
             norm_weight = upload_vector(self.device, norm_weight)
@@ -367,46 +369,48 @@ cdef class MetalGraph(WeightUploads):
             raise EncodingError(f"{what}: norm_weight must be a float32 vector, got {norm!r}")
         norm._check_open(f"{what}: norm_weight")
         self._check_device(f"{what}: norm_weight", norm)
-        _check_length("norm_weight", norm.weight.n_groups, f.ops.hidden_size)
+        _check_length("norm_weight", norm.weight.n_groups, f.op.hidden_size)
         for name, handle, rows, columns in (
-            ("attn_proj", proj, f.ops.hidden_size, f.ops.attn_size),
-            ("gate_up", gate, 2 * f.ops.intermediate_size, f.ops.hidden_size),
-            ("down", last, f.ops.hidden_size, f.ops.intermediate_size),
+            ("attn_proj", proj, f.op.hidden_size, f.op.attn_size),
+            ("gate_up", gate, 2 * f.op.intermediate_size, f.op.hidden_size),
+            ("down", last, f.op.hidden_size, f.op.intermediate_size),
         ):
             label = f"{what}: {name}"
             self._check_device(label, handle)
             matrix = (<WeightHandle>handle).matrix(label)
             check(api.weight_check(matrix, rows, columns, label.encode()))
-        _check_length("hidden", hidden.shape[0], f.ops.hidden_size)
-        _check_length("attn_out", attn_out.shape[0], f.ops.attn_size)
-        f.ops.n_vectors = 1
-        f.ops.norm.offset = 0
+        _check_length("hidden", hidden.shape[0], f.op.hidden_size)
+        _check_length("attn_out", attn_out.shape[0], f.op.attn_size)
+        f.op.n_vectors = 1
+        f.op.norm.weight.offset = 0
         f.hidden = &hidden[0]
         f.attn_out = &attn_out[0]
-        f.ops.norm.buffer = f.attn_proj.buffer = f.gate_up.buffer = f.down.buffer = NULL
+        f.op.norm.weight.buffer = f.attn_proj.buffer = f.gate_up.buffer = f.down.buffer = NULL
         try:
             # Held from here on, whatever other threads close.
             proj.borrow(what, &f.attn_proj)
             gate.borrow(what, &f.gate_up)
             last.borrow(what, &f.down)
             api.buffer_retain(norm.vector_buffer(what))
-            f.ops.norm.buffer = norm.weight.buffer
+            f.op.norm.weight.buffer = norm.weight.buffer
             while retired:
                 held = self.pool.acquire((
-                    f.ops.hidden_size, f.ops.attn_size, f.ops.hidden_size, f.ops.intermediate_size
+                    f.op.hidden_size, f.op.attn_size, f.op.hidden_size, f.op.intermediate_size
                 ))
                 with nogil:
                     retired = ffn_phase(held, &f, timeout)
                 if retired:
                     self.pool.retire(held)
         except ExecutionError:
-            self.pool.retire(held)
+            if held is not None:
+                self.pool.retire(held)
             raise
         finally:
-            api.buffer_release(f.ops.norm.buffer)
-            api.buffer_release(f.attn_proj.buffer)
-            api.buffer_release(f.gate_up.buffer)
-            api.buffer_release(f.down.buffer)
+            with nogil:  # the last reference may have to wait for the device
+                api.buffer_release(f.op.norm.weight.buffer)
+                api.buffer_release(f.attn_proj.buffer)
+                api.buffer_release(f.gate_up.buffer)
+                api.buffer_release(f.down.buffer)
         self.ffn_calls += 1
         if self.ffn_calls % LOG_EVERY == 0 and _log.isEnabledFor(logging.DEBUG):
             _log.debug(

@@ -1,7 +1,7 @@
 from libc.stdint cimport uint64_t
 
 from oxibonsai.metal._core cimport Device
-from oxibonsai.metal.oxb cimport oxb_binding, oxb_buffer, oxb_commands, oxb_weight
+from oxibonsai.metal.oxb cimport oxb_buffer, oxb_commands, oxb_feed_forward, oxb_weight
 
 
 cdef extern from "<pthread.h>" nogil:
@@ -28,27 +28,8 @@ cdef class BufferPool:
     cdef BufferSet acquire(self, tuple key)
 
 
-# The second half of a transformer layer. Weights and bindings are borrowed.
-cdef struct FeedForward:
-    const oxb_weight *attn_proj  # [hidden_size, attn_size]
-    const oxb_weight *gate_up  # [2 intermediate_size, hidden_size]
-    const oxb_weight *down  # [hidden_size, intermediate_size]
-    oxb_binding attn  # [n_vectors, attn_size]
-    oxb_binding hidden  # [n_vectors, hidden_size], read and written
-    oxb_binding norm  # [hidden_size]
-    oxb_binding normed  # [n_vectors, hidden_size], or no buffer where nobody reads it
-    oxb_binding activated  # [n_vectors, intermediate_size]
-    uint64_t attn_size
-    uint64_t hidden_size
-    uint64_t intermediate_size
-    uint64_t n_vectors
-    float eps
-
-cdef int record_feed_forward(oxb_commands *commands, const FeedForward *f) except -1 nogil
-
-
 cdef struct FFN:
-    FeedForward ops  # its weights are the three below; the phase binds the set's buffers
+    oxb_feed_forward op  # its weights are the three below; the phase binds the set's buffers
     oxb_weight attn_proj
     oxb_weight gate_up
     oxb_weight down

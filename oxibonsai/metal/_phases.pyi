@@ -1,6 +1,6 @@
-"""The half-layer that MetalGraph and the models record, and the phases of MetalGraph.
+"""The phases of MetalGraph.
 
-Phases run without the GIL, on intermediate buffers that they hold from upload to download.
+They run without the GIL, on intermediate buffers that they hold from upload to download.
 
 Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL,
 and so is the device.

@@ -1,6 +1,6 @@
-"""The half-layer that MetalGraph and the models record, and the phases of MetalGraph.
+"""The phases of MetalGraph.
 
-Phases run without the GIL, on intermediate buffers that they hold from upload to download.
+They run without the GIL, on intermediate buffers that they hold from upload to download.
 
 Lock order: the GIL is outermost. A native lock, a BufferSet's, is only waited for without the GIL,
 and so is the device.
@@ -16,7 +16,6 @@ from oxibonsai.metal.oxb cimport (
     oxb_binding,
     oxb_buffer,
     oxb_commands,
-    oxb_norm,
     oxb_status,
     oxb_submission,
     oxb_weight,
@@ -178,27 +177,6 @@ cdef oxb_binding _at(oxb_buffer *buffer) noexcept nogil:
     return binding
 
 
-cdef int record_feed_forward(oxb_commands *commands, const FeedForward *f) except -1 nogil:
-    cdef oxb_norm norm
-    norm.weight = f.norm
-    norm.eps = f.eps
-    cdef const oxb_norm *own_norm = &norm
-    cdef oxb_binding inner = f.hidden
-    check(api.op_gemv(commands, f.attn_proj, f.hidden_size, f.attn_size, NULL, f.attn, f.hidden,
-                      f.n_vectors, 0, 1))
-    if f.normed.buffer:
-        check(api.op_rmsnorm(
-            commands, f.hidden, f.norm, f.normed, f.hidden_size, f.n_vectors, f.eps))
-        inner = f.normed
-        own_norm = NULL
-    check(api.op_gate_up_swiglu(
-        commands, f.gate_up, 2 * f.intermediate_size, f.hidden_size, own_norm, inner, f.activated,
-        f.n_vectors))
-    return check(api.op_gemv(
-        commands, f.down, f.hidden_size, f.intermediate_size, NULL, f.activated, f.hidden,
-        f.n_vectors, 0, 1))
-
-
 cdef int _gemv_locked(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint64_t k,
                       const float *x, float *y, double timeout) except -1 nogil:
     check(api.commands_reset(held.commands))
@@ -211,16 +189,16 @@ cdef int _gemv_locked(BufferSet held, const oxb_weight *w, uint64_t n_rows, uint
 
 cdef int _ffn_locked(BufferSet held, FFN *f, double timeout) except -1 nogil:
     # Buffers of the set: hidden, attention output, normed, activated.
-    cdef uint64_t hidden_bytes = 4 * f.ops.hidden_size
+    cdef uint64_t hidden_bytes = 4 * f.op.hidden_size
     cdef double t0 = clock_now()
     check(api.buffer_write(held.raw[0], 0, f.hidden, hidden_bytes))
-    check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.ops.attn_size))
+    check(api.buffer_write(held.raw[1], 0, f.attn_out, 4 * f.op.attn_size))
     cdef double t1 = clock_now()
-    f.ops.attn_proj, f.ops.gate_up, f.ops.down = &f.attn_proj, &f.gate_up, &f.down
-    f.ops.hidden, f.ops.attn = _at(held.raw[0]), _at(held.raw[1])
-    f.ops.normed, f.ops.activated = _at(held.raw[2]), _at(held.raw[3])
+    f.op.attn_proj, f.op.gate_up, f.op.down = &f.attn_proj, &f.gate_up, &f.down
+    f.op.hidden, f.op.attn = _at(held.raw[0]), _at(held.raw[1])
+    f.op.normed, f.op.activated = _at(held.raw[2]), _at(held.raw[3])
     check(api.commands_reset(held.commands))
-    record_feed_forward(held.commands, &f.ops)
+    check(api.op_feed_forward(held.commands, &f.op))
     cdef double t2 = clock_now()
     _run(held, timeout)
     cdef double t3 = clock_now()

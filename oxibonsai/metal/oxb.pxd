@@ -186,6 +186,20 @@ cdef extern from "oxb_shim.h" nogil:
         OXB_ROPE_NEOX
         OXB_ROPE_INTERLEAVED
 
+    ctypedef struct oxb_feed_forward:
+        const oxb_weight *attn_proj
+        const oxb_weight *gate_up
+        const oxb_weight *down
+        oxb_binding attn
+        oxb_binding hidden
+        oxb_binding activated
+        oxb_norm norm
+        oxb_binding normed
+        uint64_t attn_size
+        uint64_t hidden_size
+        uint64_t intermediate_size
+        uint64_t n_vectors
+
     ctypedef struct oxb_attention_shape:
         uint32_t n_heads
         uint32_t n_kv_heads
@@ -312,6 +326,8 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*op_add_bias)(
             oxb_commands *commands, oxb_binding bias, oxb_binding y, uint64_t n,
             uint64_t n_vectors, uint64_t y_stride) noexcept nogil
+        oxb_status (*op_feed_forward)(
+            oxb_commands *commands, const oxb_feed_forward *f) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:

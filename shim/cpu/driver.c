@@ -245,8 +245,7 @@ static uint32_t weight_layouts(void *device, oxb_device_format format, uint64_t 
 static oxb_status weight_pack(void *device, uint32_t layout, oxb_file_format format,
                               const void *from, uint64_t n_rows, uint64_t k, void *to, int *fits) {
     const cpu_device *self = device;
-    *fits = cpu_pack(self->isa, host->reformat_blocks, format, layout, from, n_rows, k, to,
-                     self->threads);
+    *fits = cpu_pack(self->isa, host, format, layout, from, n_rows, k, to, self->threads);
     return OXB_OK;
 }
 

@@ -18,8 +18,6 @@ static inline uint32_t cpu_bits_of_float(float value) {
     return bits;
 }
 
-static inline int cpu_half_is_finite(uint16_t half) { return (half & 0x7c00u) != 0x7c00u; }
-
 /* All bits set where `condition` holds. Masks, not ?:, because GCC 12 does not vectorise a
  * selection between integer and floating point. */
 static inline uint32_t cpu_mask(int condition) { return 0u - (uint32_t)condition; }

@@ -69,7 +69,7 @@ void cpu_panel_weights(const cpu_panels *p, uint64_t row, uint64_t group, float 
 
 typedef struct pack_job {
     const cpu_isa *isa;
-    oxb_reformat_blocks_fn *reformat;
+    const oxb_host *host;
     oxb_file_format format;
     cpu_packing packing;
     const uint8_t *blocks;
@@ -89,7 +89,7 @@ typedef struct plain_rows {
 static void find_rows(const pack_job *job, uint64_t strip, uint64_t group, uint64_t n,
                       plain_rows *plain, cpu_pack_rows *r) {
     static const uint8_t zeros[MAX_GROUPS * (GROUP_BYTES + 2)];
-    const oxb_file_format_info *info = oxb_file_format_of(job->format);
+    const oxb_file_format_info *info = job->host->file_format(job->format);
     const int ordered =
         job->format != OXB_FILE_FORMAT_PTQ1_0 && job->format != OXB_FILE_FORMAT_TQ2_0;
     const uint64_t row_bytes = job->k / info->block_weights * info->block_bytes;
@@ -109,7 +109,8 @@ static void find_rows(const pack_job *job, uint64_t strip, uint64_t group, uint6
             r->codes[lane] = block + (info->scale_offset == 0 ? 2 : 0);
             r->scales[lane] = block + info->scale_offset;
         } else {
-            job->reformat(job->format, block, n / groups, plain->scales[lane], plain->codes[lane]);
+            job->host->reformat_blocks(job->format, block, n / groups, plain->scales[lane],
+                                       plain->codes[lane]);
             r->codes[lane] = plain->codes[lane];
             r->scales[lane] = plain->scales[lane];
         }
@@ -118,7 +119,7 @@ static void find_rows(const pack_job *job, uint64_t strip, uint64_t group, uint6
 
 static void pack_panels(const cpu_call *call, uint64_t first, uint64_t last) {
     const pack_job *job = call->args;
-    const uint32_t group_size = cpu_group(oxb_file_format_of(job->format)->device_format);
+    const uint32_t group_size = cpu_group(job->host->file_format(job->format)->device_format);
     const uint64_t n_groups = job->k / group_size;
     const uint64_t words = cpu_panel_words(job->packing, group_size);
     const uint64_t strips = cpu_panel_strips(job->packing);
@@ -142,15 +143,13 @@ static void pack_panels(const cpu_call *call, uint64_t first, uint64_t last) {
         }
 }
 
-int cpu_pack(const cpu_isa *isa, oxb_reformat_blocks_fn *reformat, oxb_file_format format,
-             uint32_t layout, const void *from, uint64_t n_rows, uint64_t k, void *to,
-             uint32_t threads) {
+int cpu_pack(const cpu_isa *isa, const oxb_host *host, oxb_file_format format, uint32_t layout,
+             const void *from, uint64_t n_rows, uint64_t k, void *to, uint32_t threads) {
     static const cpu_kernel kernel = {.name = "pack", .run = pack_panels, .grain = 1};
     atomic_int failed = 0;
-    const cpu_packing packing =
-        cpu_panel_packing(oxb_file_format_of(format)->device_format, layout);
+    const cpu_packing packing = cpu_panel_packing(host->file_format(format)->device_format, layout);
     const uint64_t rows = cpu_panel_rows_of(packing);
-    const pack_job job = {isa, reformat, format, packing, from, n_rows, k, to, &failed};
+    const pack_job job = {isa, host, format, packing, from, n_rows, k, to, &failed};
     const cpu_step step = {.call = {.kernel = &kernel, .args = &job},
                            .groups = (n_rows + rows - 1) / rows,
                            .worth = n_rows * k / 8 / CPU_SHARE};

@@ -94,8 +94,7 @@ void cpu_panel_weights(const cpu_panels *p, uint64_t row, uint64_t group, float 
 
 /* Pack a matrix in a file format, on up to `threads` threads. Returns 0 where a code does not fit.
  */
-int cpu_pack(const cpu_isa *isa, oxb_reformat_blocks_fn *reformat, oxb_file_format format,
-             uint32_t layout, const void *from, uint64_t n_rows, uint64_t k, void *to,
-             uint32_t threads);
+int cpu_pack(const cpu_isa *isa, const oxb_host *host, oxb_file_format format, uint32_t layout,
+             const void *from, uint64_t n_rows, uint64_t k, void *to, uint32_t threads);
 
 #endif

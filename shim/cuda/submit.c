@@ -63,6 +63,10 @@ static oxb_status place_args(cuda_device *self, replay *r, const oxb_driver_disp
                            total, cuda_text(text, "cuMemAlloc", result));
     } else {
         status = cuda_copy_in(self, r->args, bytes, total);
+        if (status != OXB_OK) { /* the next submission starts afresh */
+            (void)cuda.MemFree(r->args);
+            r->args = 0;
+        }
     }
     free(bytes);
     return status;

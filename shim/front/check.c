@@ -172,8 +172,9 @@ static oxb_status check_bytes(const oxb_device *device, const oxb_pipeline *pipe
     _Alignas(16) unsigned char aligned[OXB_MAX_ARGS_BYTES];
     if (!device->driver->binding_bytes) return OXB_OK;
     if (d->args_size) memcpy(aligned, d->args, (size_t)d->args_size);
+    const void *args = d->args_size ? aligned : NULL;
     for (uint32_t i = 0; i < d->n_bindings; i++) {
-        uint64_t need = device->driver->binding_bytes(device->impl, pipeline->impl, aligned, i);
+        uint64_t need = device->driver->binding_bytes(device->impl, pipeline->impl, args, i);
         uint64_t has = d->bindings[i].buffer->length - d->bindings[i].offset;
         if (need == OXB_BAD_ARGS) {
             return front_fail(

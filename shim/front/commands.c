@@ -21,7 +21,9 @@ struct oxb_submission {
     oxb_times times;
 };
 
+/* NULL where n is 0 or memory is out. */
 static void *array_add(front_array *array, size_t n, size_t size) {
+    if (n == 0) return NULL;
     if (n > array->capacity - array->used) {
         size_t capacity = array->capacity ? array->capacity : 64;
         while (capacity - array->used < n) capacity *= 2;
@@ -58,8 +60,9 @@ void front_commands_cut(oxb_commands *commands, uint32_t n) {
 }
 
 static void drop_records(oxb_commands *commands) {
-    if (commands->replay)
-        commands->device->driver->replay_free(commands->device->impl, commands->replay);
+    const oxb_driver *driver = commands->device->driver;
+    if (commands->replay && driver->replay_free)
+        driver->replay_free(commands->device->impl, commands->replay);
     commands->replay = NULL;
     free(commands->list);
     free(commands->driver_bindings);

@@ -79,19 +79,19 @@ oxb_status oxb_commands_describe(oxb_commands *commands, uint32_t index, char *b
 /* Tracing */
 
 int front_tracing;
-static const char *trace_setting; /* kept where it is neither on nor off */
+static char trace_setting[65]; /* kept where it is neither on nor off */
 
 void front_read_trace(void) {
     const char *value = getenv("OXIBONSAI_TRACE");
     if (!value || !*value || strcmp(value, "0") == 0) return;
     front_tracing = strcmp(value, "1") == 0;
-    if (!front_tracing) trace_setting = value;
+    if (!front_tracing) snprintf(trace_setting, sizeof trace_setting, "%s", value);
 }
 
 oxb_status front_check_trace(void) {
-    if (!trace_setting) return OXB_OK;
+    if (!trace_setting[0]) return OXB_OK;
     return front_fail(OXB_DEVICE_NOT_FOUND,
-                      "the environment variable OXIBONSAI_TRACE is '%.64s': set 1 to print each "
+                      "the environment variable OXIBONSAI_TRACE is '%s': set 1 to print each "
                       "submission, 0 to print none, or unset it",
                       trace_setting);
 }

@@ -70,12 +70,14 @@ oxb_status front_tile(const oxb_device *device, oxb_op op, const oxb_op_shape *s
     }
     if (op != OXB_OP_ATTENTION) return OXB_OK;
     const uint32_t ratio = shape->attention->n_heads / shape->attention->n_kv_heads;
-    if (tile->splits == 0 || tile->splits > OXB_MAX_SPLITS || ratio % tile->size[0]) {
+    if (tile->splits == 0 || tile->splits > OXB_MAX_SPLITS || ratio % tile->size[0] ||
+        tile->size[1] == OXB_TILE_ALL || tile->size[2] != 1) {
         return front_fail(OXB_ENCODING_FAILED,
-                          "driver \"%s\": its tile of %s has %u splits and %u query heads: 1 to %d "
-                          "splits, and heads that divide %u, are needed: the driver must be "
-                          "corrected",
-                          driver, name, tile->splits, tile->size[0], OXB_MAX_SPLITS, ratio);
+                          "driver \"%s\": its tile of %s has %u splits and is %u query heads x %u "
+                          "tokens x %u: 1 to %d splits, heads that divide %u, a number of tokens "
+                          "and 1 are needed: the driver must be corrected",
+                          driver, name, tile->splits, tile->size[0], tile->size[1], tile->size[2],
+                          OXB_MAX_SPLITS, ratio);
     }
     return OXB_OK;
 }

@@ -60,6 +60,34 @@ static oxb_status check_constants(const char *function, const oxb_constant *cons
     return OXB_OK;
 }
 
+/* What the driver says of the pipeline: dispatches are checked by it. */
+static oxb_status check_info(const oxb_device *device, const char *function,
+                             const oxb_pipeline_info *info) {
+    const char *driver = device->driver->name;
+    if (info->n_arguments > OXB_MAX_ARGUMENTS) {
+        return front_fail(OXB_COMPILATION_FAILED,
+                          "%s: the driver \"%s\" lists %u arguments, at most %u are allowed",
+                          function, driver, info->n_arguments, OXB_MAX_ARGUMENTS);
+    }
+    for (uint32_t i = 0; i < info->n_arguments; i++) {
+        const oxb_argument *a = info->arguments + i;
+        if (a->kind <= OXB_ARGUMENT_THREADGROUP && a->access <= OXB_ACCESS_WRITE &&
+            a->index < OXB_MAX_BINDINGS)
+            continue;
+        return front_fail(OXB_COMPILATION_FAILED,
+                          "%s: row %u of the driver \"%s\"'s list of arguments has kind %u, index "
+                          "%u and access %u: the driver must be corrected",
+                          function, i, driver, a->kind, a->index, a->access);
+    }
+    if (info->max_threads == 0) {
+        return front_fail(OXB_COMPILATION_FAILED,
+                          "%s: the driver \"%s\" gives the pipeline no threads: the driver must be "
+                          "corrected",
+                          function, driver);
+    }
+    return OXB_OK;
+}
+
 oxb_status oxb_pipeline_new(oxb_device *device, oxb_library *library, const char *function,
                             const oxb_constant *constants, uint32_t n_constants,
                             oxb_pipeline **out) {
@@ -83,11 +111,8 @@ oxb_status oxb_pipeline_new(oxb_device *device, oxb_library *library, const char
         free(pipeline);
         return status;
     }
-    if (pipeline->info.n_arguments > OXB_MAX_ARGUMENTS) {
-        status =
-            front_fail(OXB_COMPILATION_FAILED,
-                       "%s: the driver \"%s\" lists %u arguments, at most %u are allowed", function,
-                       device->driver->name, pipeline->info.n_arguments, OXB_MAX_ARGUMENTS);
+    status = check_info(device, function, &pipeline->info);
+    if (status != OXB_OK) {
         device->driver->pipeline_free(device->impl, pipeline->impl);
         free(pipeline);
         return status;

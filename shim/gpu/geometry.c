@@ -65,7 +65,7 @@ static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
     /* The queries that share each load of the caches: heads first, then tokens. A long head leaves
      * registers for one only. */
     uint32_t queries = s->head_dim > 128 ? 1 : ATTENTION_QUERIES;
-    while (queries > s->n_tokens * ratio) queries /= 2;
+    while (queries > (uint64_t)s->n_tokens * ratio) queries /= 2;
     uint32_t heads = queries;
     while (ratio % heads) heads /= 2;
     tile->size[0] = heads;

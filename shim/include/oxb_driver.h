@@ -164,8 +164,8 @@ struct oxb_driver {
                                oxb_pipeline_info *info);
     void (*pipeline_free)(void *device, void *pipeline);
     /* The bytes that the buffer at `index` must hold for an argument struct, or OXB_BAD_ARGS.
-     * `args` has the size of the list and is aligned to 16 bytes. NULL where the driver cannot
-     * tell. */
+     * `args` has the size of the list and is aligned to 16 bytes; it is NULL where a buffer is
+     * bound in its place. The function is NULL where the driver cannot tell. */
     uint64_t (*binding_bytes)(void *device, void *pipeline, const void *args, uint32_t index);
 
     /* Run the list in order; every dispatch sees what the earlier ones wrote. `replay` keeps what

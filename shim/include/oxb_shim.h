@@ -175,6 +175,23 @@ typedef struct oxb_norm {
 /* Which elements of a head RoPE rotates together: i and i + rotary_dim / 2, or 2 i and 2 i + 1. */
 typedef enum oxb_rope_style { OXB_ROPE_NEOX = 0, OXB_ROPE_INTERLEAVED = 1 } oxb_rope_style;
 
+/* The second half of a transformer layer, for n_vectors rows. */
+typedef struct oxb_feed_forward {
+    const oxb_weight *attn_proj; /* [hidden_size, attn_size] */
+    const oxb_weight *gate_up;   /* [2 intermediate_size, hidden_size]: gate rows, then up rows */
+    const oxb_weight *down;      /* [hidden_size, intermediate_size] */
+    oxb_binding attn;            /* float32 [n_vectors, attn_size] */
+    oxb_binding hidden;          /* float32 [n_vectors, hidden_size], read and written */
+    oxb_binding activated;       /* float32 [n_vectors, intermediate_size], overwritten */
+    oxb_norm norm;
+    oxb_binding normed; /* float32 [n_vectors, hidden_size]: where the norm of hidden goes; its
+                           buffer is NULL where nobody reads that */
+    uint64_t attn_size;
+    uint64_t hidden_size;
+    uint64_t intermediate_size;
+    uint64_t n_vectors;
+} oxb_feed_forward;
+
 typedef struct oxb_attention_shape {
     uint32_t n_heads;
     uint32_t n_kv_heads;
@@ -338,7 +355,11 @@ typedef struct oxb_attention_shape {
      */                                                                                            \
     X(oxb_status, op_add_bias,                                                                     \
       (oxb_commands * commands, oxb_binding bias, oxb_binding y, uint64_t n, uint64_t n_vectors,   \
-       uint64_t y_stride))
+       uint64_t y_stride))                                                                         \
+                                                                                                   \
+    /* hidden += attn_proj attn; activated = silu(gate n) * (up n) with n the norm of hidden;      \
+     * hidden += down activated. Where one of them fails, none is recorded. */                     \
+    X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

@@ -192,7 +192,8 @@ static NSString *list_arguments(oxb_pipeline_info *info, NSArray *arguments) {
                 to->alignment = (uint32_t)[argument bufferAlignment];
             }
         } else if ([argument type] == MTLArgumentTypeThreadgroupMemory && index == 0) {
-            *to = (oxb_argument){.kind = OXB_ARGUMENT_THREADGROUP};
+            *to =
+                (oxb_argument){.kind = OXB_ARGUMENT_THREADGROUP, .optional = ![argument isActive]};
         } else if ([argument isActive]) {
             return metal_text(
                 "the argument %@ cannot be given: a kernel takes buffers and threadgroup(0)",

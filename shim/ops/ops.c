@@ -219,6 +219,60 @@ oxb_status oxb_op_gate_up_swiglu(oxb_commands *commands, const oxb_weight *weigh
     return record_product(commands, &p);
 }
 
+/* The products of feed_forward, named after their matrices in messages. */
+static oxb_status record_feed_forward(oxb_commands *commands, const oxb_feed_forward *f) {
+    const product proj = {.op = "feed_forward: attn_proj",
+                          .gemv = "gemv",
+                          .gemm = "gemm",
+                          .op_gemv = OXB_OP_GEMV,
+                          .op_gemm = OXB_OP_GEMM,
+                          .residual = 1,
+                          .weight = f->attn_proj,
+                          .n_rows = f->hidden_size,
+                          .k = f->attn_size,
+                          .n_out = f->hidden_size,
+                          .x = f->attn,
+                          .y = f->hidden,
+                          .n_vectors = f->n_vectors};
+    product gate_up = {.op = "feed_forward: gate_up",
+                       .gemv = "fused_gate_up_swiglu",
+                       .gemm = "fused_gate_up_swiglu_gemm",
+                       .op_gemv = OXB_OP_SWIGLU,
+                       .op_gemm = OXB_OP_SWIGLU_GEMM,
+                       .weight = f->gate_up,
+                       .norm = &f->norm,
+                       .n_rows = 2 * f->intermediate_size,
+                       .k = f->hidden_size,
+                       .n_out = f->intermediate_size,
+                       .x = f->hidden,
+                       .y = f->activated,
+                       .n_vectors = f->n_vectors};
+    product down = proj;
+    down.op = "feed_forward: down";
+    down.weight = f->down;
+    down.k = f->intermediate_size;
+    down.x = f->activated;
+    oxb_status status = record_product(commands, &proj);
+    if (status == OXB_OK && f->normed.buffer) {
+        status = oxb_op_rmsnorm(commands, f->hidden, f->norm.weight, f->normed, f->hidden_size,
+                                f->n_vectors, f->norm.eps);
+        gate_up.norm = NULL;
+        gate_up.x = f->normed;
+    }
+    if (status == OXB_OK) status = record_product(commands, &gate_up);
+    if (status == OXB_OK) status = record_product(commands, &down);
+    return status;
+}
+
+oxb_status oxb_op_feed_forward(oxb_commands *commands, const oxb_feed_forward *f) {
+    const uint32_t mark = oxb_commands_length(commands);
+    oxb_status status = ops_check_count("feed_forward", "intermediate_size", f->intermediate_size,
+                                        OPS_MAX_COUNT / 2);
+    if (status == OXB_OK) status = record_feed_forward(commands, f);
+    if (status != OXB_OK) front_commands_cut(commands, mark);
+    return status;
+}
+
 oxb_status oxb_op_rmsnorm(oxb_commands *commands, oxb_binding x, oxb_binding weight, oxb_binding y,
                           uint64_t n, uint64_t n_vectors, float eps) {
     const char *op = "rmsnorm";

@@ -95,18 +95,24 @@ def test_error_of_any_argument_records_nothing(graph):
         ({"down": small}, "gate_up|down"),
         ({"attn_proj": small}, "gate_up|down"),
         ({"down": p["norm"]}, "down"),
-        ({"norm": device.buffer(4 * HIDDEN - 4)}, "norm needs 1024 bytes"),
-        ({"activated": device.buffer(4 * 3 * INTER - 4)}, "activated needs 1536 bytes"),
-        ({"activated": (p["activated"], 4)}, "activated needs 1536 bytes from offset 4"),
-        ({"activated": (device.buffer(4 * 3 * INTER + 4), 2)}, "offset of activated, 2"),
-        ({"activated": p["hidden"]}, "hidden and activated overlap"),
+        ({"norm": device.buffer(4 * HIDDEN - 4)}, "gate_up: norm too short: need 1024 bytes"),
+        (
+            {"activated": device.buffer(4 * 3 * INTER - 4)},
+            "gate_up: output too short: need 1536 bytes, got 1532",
+        ),
+        (
+            {"activated": (p["activated"], 4)},
+            "gate_up: output too short: need 1536 bytes, got 1532",
+        ),
+        ({"activated": (device.buffer(4 * 3 * INTER + 4), 2)}, "gate_up: output starts at byte 2"),
+        ({"activated": p["hidden"]}, "gate_up: input and output overlap"),
         ({"hidden": device.buffer(4 * 3 * HIDDEN - 4)}, "output"),
         ({"attn": device.buffer(4 * 3 * ATTN - 4)}, "input"),
         ({"n_vectors": 0}, "n_vectors"),
-        ({"n_vectors": 4}, "activated"),
-        ({"n_vectors": 1 << 31}, r"n_vectors = 2147483648 must lie in 1\.\.2\*\*31 - 1"),
-        ({"eps": -1.0}, "eps = -1.0 must be finite"),
-        ({"eps": float("nan")}, "eps = nan must be finite"),
+        ({"n_vectors": 4}, "attn_proj: input too short"),
+        ({"n_vectors": 1 << 31}, "n_vectors = 2147483648 must lie in 1..2147483647"),
+        ({"eps": -1.0}, "eps = -1 must be finite"),
+        ({"eps": float("nan")}, "eps = -?nan must be finite"),
     ]
     commands = graph.commands()
     for changes, message in wrong:

@@ -59,7 +59,7 @@ void cpu_residual_add(const cpu_call *call, uint64_t first, uint64_t last) {
 uint64_t cpu_bias_add_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_bias_args *a = args;
     (void)kernel;
-    if (a->n_vectors == 0) return CPU_BAD_ARGS;
+    if (a->n_vectors == 0 || (a->n_vectors > 1 && a->y_stride < a->n)) return CPU_BAD_ARGS;
     if (binding == 0) return (uint64_t)a->n * 4;
     return cpu_mul(cpu_add(cpu_mul(a->n_vectors - 1, a->y_stride), a->n), 4);
 }

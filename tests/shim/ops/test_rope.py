@@ -23,7 +23,7 @@ YARN = RopeScaling("yarn", 4.0, 0.1 * math.log(4) + 1, 32, 8.0, 1.0)
 
 
 def by_definition(scaling: RopeScaling) -> dict[str, Any]:
-    """Return the scaling as tests/reference.py takes it."""
+    """Return the scaling as tests/helpers/reference.py takes it."""
     return {
         "type": scaling.kind,
         "factor": scaling.factor,

@@ -166,8 +166,8 @@ GAPS = {
     "ZERO_SIZE": 'open: driver "toy": its tile of add is 0 x 1 x 4294967295 for 3 threads',
     "ZERO_THREADS": 'open: driver "toy": its tile of gemv is 5 x 1 x 4294967295 for 0 threads',
     "NO_SUFFIX": 'open: driver "toy": its tile of gemv has no suffix',
-    "NO_SPLITS": 'open: driver "toy": its tile of attention has 0 splits and 1 query heads',
-    "UNEVEN_HEADS": 'open: driver "toy": its tile of attention has 1 splits and 3 query heads',
+    "NO_SPLITS": 'open: driver "toy": its tile of attention has 0 splits and is 1 query heads',
+    "UNEVEN_HEADS": 'open: driver "toy": its tile of attention has 1 splits and is 3 query heads',
     "PLAIN_LAYOUT": 'open: driver "toy": its layouts of q1_g128 are wrong',
 }
 

@@ -101,6 +101,7 @@ static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_t
     case OXB_OP_ADD: found->size[0] = TOY_GAP == ZERO_SIZE ? 0 : ADD_ELEMENTS; break;
     case OXB_OP_ATTENTION:
         found->size[0] = TOY_GAP == UNEVEN_HEADS ? 3 : 1;
+        found->size[2] = 1;
         found->splits = TOY_GAP != NO_SPLITS;
         break;
     default: break;

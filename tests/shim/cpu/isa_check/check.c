@@ -15,6 +15,10 @@
 #define MAX_K       2560u
 #define MAX_VECTORS 13u
 
+static const oxb_host host = {.file_format = oxb_file_format_of,
+                              .device_format = oxb_device_format_of,
+                              .reformat_blocks = formats_reformat_blocks};
+
 static uint64_t state = 1;
 
 static uint32_t random_bits(void) {
@@ -112,8 +116,7 @@ static void check_product(const cpu_isa *isa, oxb_file_format format, uint32_t l
         x[i] = random_float() * (i / 100 % 3 == 1 ? 4.0f : 1.0f);
     uint64_t codes_offset;
     void *packed = malloc(cpu_panel_bytes(packing, group, n_rows, k, &codes_offset));
-    const int fits =
-        cpu_pack(isa, formats_reformat_blocks, format, layout, blocks, n_rows, k, packed, 1);
+    const int fits = cpu_pack(isa, &host, format, layout, blocks, n_rows, k, packed, 1);
     expect(fits == (layout != CPU_LAYOUT_TRITS || without_three), isa->name,
            "codes that fit the layout", fits, 1);
     const cpu_kernel kernel = {.format = info->device_format, .layout = layout};
