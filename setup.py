@@ -50,7 +50,8 @@ C_FLAGS = [
 # The C that Cython writes checks arguments and passes pointers on: some megabytes that take three
 # times as long to compile at -O3.
 CYTHON_FLAGS = ["-O1"]
-C_FLAGS += os.environ.get("OXIBONSAI_CFLAGS", "").split()
+USER_FLAGS = os.environ.get("OXIBONSAI_CFLAGS", "").split()
+C_FLAGS += USER_FLAGS
 LINK_FLAGS = ["-pthread", *os.environ.get("OXIBONSAI_LDFLAGS", "").split()]
 MACROS = [("_GNU_SOURCE", "1")] if sys.platform == "linux" else []
 LIBRARIES = ["m", "dl"] if sys.platform == "linux" else []
@@ -187,7 +188,9 @@ class BuildExtWithDrivers(build_ext):
         def compile_one(source: str) -> str:
             (made,) = self.compiler.object_filenames([source], output_dir=output_dir)
             if self.force or newer_group([source, *shared], made, "newer"):
-                flags = [*extra_postargs, *(CYTHON_FLAGS if source in self.written_c else [])]
+                flags = [*extra_postargs]
+                if source in self.written_c:
+                    flags += [*CYTHON_FLAGS, *USER_FLAGS]  # the user has the last word
                 compile_serially([source], output_dir, extra_postargs=flags, **options)
             return made
 

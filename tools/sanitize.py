@@ -87,7 +87,7 @@ def metal_kind() -> Kind:
             "OXIBONSAI_METAL_SIM_MODE": "check",
         },
         compiler=simulation.compiler(),
-        arguments=("tests", "--driver", str(library), "-k", "metal"),
+        arguments=("tests", "--driver", str(library), "-k", "metal:0"),
     )
 
 
