@@ -95,14 +95,14 @@ def test_error_of_any_argument_records_nothing(graph):
         ({"down": small}, "gate_up|down"),
         ({"attn_proj": small}, "gate_up|down"),
         ({"down": p["norm"]}, "down"),
-        ({"norm": device.buffer(4 * HIDDEN - 4)}, "gate_up: norm too short: need 1024 bytes"),
+        ({"norm": device.buffer(4 * HIDDEN - 4)}, "gate_up: norm too short: need 1024"),
         (
             {"activated": device.buffer(4 * 3 * INTER - 4)},
-            "gate_up: output too short: need 1536 bytes, got 1532",
+            "gate_up: output .* need 1536 bytes, got 1532",
         ),
         (
             {"activated": (p["activated"], 4)},
-            "gate_up: output too short: need 1536 bytes, got 1532",
+            "gate_up: output .* need 1536 bytes, got 1532",
         ),
         ({"activated": (device.buffer(4 * 3 * INTER + 4), 2)}, "gate_up: output starts at byte 2"),
         ({"activated": p["hidden"]}, "gate_up: input and output overlap"),
