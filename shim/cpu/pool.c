@@ -1,9 +1,9 @@
 /* The process's thread pool: one hand-off per submission, whose steps run one after another.
  *
- * A step is cut into chunks of its threadgroups, large ones first. `state` is the step in turn and
- * how many of its chunks nobody has claimed; whoever finishes the last chunk of a step makes the
+ * A step is cut into slices of its threadgroups, large ones first. `state` is the step in turn and
+ * how many of its slices nobody has claimed; whoever finishes the last slice of a step makes the
  * next one `state`. No thread waits for another by name: one that the system has put aside holds up
- * at most the chunk that it is running.
+ * at most the slice that it is running.
  *
  * Locks: `turn` is taken first and held for a whole submission and across fork(); `sleep_lock` is a
  * leaf. Workers live as long as the process and hold no lock while they run kernels.
@@ -25,7 +25,7 @@
 #define YIELD_NANOSECONDS 50000
 
 #define LEFT_BITS \
-    16 /* of `state`: chunks not claimed; the rest is the step's number since the start */
+    16 /* of `state`: slices not claimed; the rest is the step's number since the start */
 
 typedef struct worker {
     _Alignas(64) unsigned char scratch[CPU_SCRATCH];
@@ -46,11 +46,11 @@ static struct {
 
     signal_word state;
     signal_word submissions; /* counted for the workers that the last one did not need */
-    _Alignas(64) atomic_uint unfinished; /* chunks of the step in turn */
+    _Alignas(64) atomic_uint unfinished; /* slices of the step in turn */
     atomic_uint n_threads;               /* threads that the submission may use */
     atomic_int crowded;                  /* more threads than CPUs: do not spin */
 
-    /* The job: written before `state`, read by those who have claimed a chunk of it. */
+    /* The job: written before `state`, read by those who have claimed a slice of it. */
     const cpu_step *steps;
     uint64_t first; /* number of steps[0] */
     uint32_t n;
@@ -115,34 +115,34 @@ static uint32_t threads_of(const cpu_step *step, uint32_t n_threads) {
 }
 
 /* In grains of threadgroups. */
-typedef struct chunk {
+typedef struct slice {
     uint64_t first, size;
-} chunk;
+} slice;
 
-#define SMALLEST_SHARE 8u /* the last chunks are this fraction of a thread's share */
+#define SMALLEST_SHARE 8u /* the last slices are this fraction of a thread's share */
 
 static uint64_t grains_of(const cpu_step *step) {
     return (step->groups + step->call.kernel->grain - 1) / step->call.kernel->grain;
 }
 
-/* Chunk `index` for `n_threads` threads: each takes a chunk of the half of what is left, again and
+/* Slice `index` for `n_threads` threads: each takes a slice of the half of what is left, again and
  * again, and then smallest ones. */
-static chunk chunk_of(uint64_t grains, uint32_t n_threads, uint64_t index) {
+static slice slice_of(uint64_t grains, uint32_t n_threads, uint64_t index) {
     const uint64_t smallest = grains / (SMALLEST_SHARE * n_threads) + 1;
     uint64_t first = 0;
     for (;;) {
         const uint64_t half = (grains - first) / 2 / n_threads;
         if (half <= smallest) break;
-        if (index < n_threads) return (chunk){first + index * half, half};
+        if (index < n_threads) return (slice){first + index * half, half};
         first += half * n_threads;
         index -= n_threads;
     }
     first += index * smallest;
     const uint64_t left = first < grains ? grains - first : 0;
-    return (chunk){first, left < smallest ? left : smallest};
+    return (slice){first, left < smallest ? left : smallest};
 }
 
-static uint32_t chunks_of(const cpu_step *step, uint32_t n_threads) {
+static uint32_t slices_of(const cpu_step *step, uint32_t n_threads) {
     const uint64_t grains = grains_of(step);
     const uint32_t now = threads_of(step, n_threads);
     if (now == 1) return 1;
@@ -162,17 +162,17 @@ static void run_threadgroups(worker *self, const cpu_step *step, uint64_t number
     if (first < last) call.kernel->run(&call, first, last);
 }
 
-static void run_chunk(worker *self, uint64_t number, uint32_t n_threads, uint64_t left) {
+static void run_slice(worker *self, uint64_t number, uint32_t n_threads, uint64_t left) {
     const cpu_step *step = &pool.steps[number - pool.first];
     const uint64_t grain = step->call.kernel->grain;
-    const chunk c =
-        chunk_of(grains_of(step), threads_of(step, n_threads), chunks_of(step, n_threads) - left);
+    const slice c =
+        slice_of(grains_of(step), threads_of(step, n_threads), slices_of(step, n_threads) - left);
     const uint64_t last = (c.first + c.size) * grain;
     run_threadgroups(self, step, number, c.first * grain,
                      last < step->groups ? last : step->groups);
 }
 
-/* After the last chunk of step `number`: put the next one up. This thread runs those that are not
+/* After the last slice of step `number`: put the next one up. This thread runs those that are not
  * worth sharing itself. */
 static void next_step(worker *self, uint64_t number, uint32_t n_threads) {
     for (;;) {
@@ -182,17 +182,17 @@ static void next_step(worker *self, uint64_t number, uint32_t n_threads) {
             return;
         }
         const cpu_step *step = &pool.steps[number - pool.first];
-        const uint32_t chunks = chunks_of(step, n_threads);
-        if (chunks > 1) {
-            atomic_store_explicit(&pool.unfinished, chunks, memory_order_relaxed);
-            change(&pool.state, number << LEFT_BITS | chunks);
+        const uint32_t slices = slices_of(step, n_threads);
+        if (slices > 1) {
+            atomic_store_explicit(&pool.unfinished, slices, memory_order_relaxed);
+            change(&pool.state, number << LEFT_BITS | slices);
             return;
         }
         run_threadgroups(self, step, number, 0, step->groups);
     }
 }
 
-/* Claim a chunk and run it, if `state` has one. A claim succeeds only on the state that was read,
+/* Claim a slice and run it, if `state` has one. A claim succeeds only on the state that was read,
  * so that what it belongs to cannot have ended since. */
 static int claim(worker *self, uint64_t state, uint32_t n_threads) {
     const uint64_t left = state & ((1u << LEFT_BITS) - 1);
@@ -200,7 +200,7 @@ static int claim(worker *self, uint64_t state, uint32_t n_threads) {
     if (left == 0) return 0;
     if (!atomic_compare_exchange_strong(&pool.state.value, &expected, state - 1))
         return 1; /* somebody else was first: look again */
-    run_chunk(self, state >> LEFT_BITS, n_threads, left);
+    run_slice(self, state >> LEFT_BITS, n_threads, left);
     if (atomic_fetch_sub(&pool.unfinished, 1) == 1) next_step(self, state >> LEFT_BITS, n_threads);
     return 1;
 }
