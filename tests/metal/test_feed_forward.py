@@ -9,7 +9,7 @@ import pytest
 import reference
 from cases import activations, dense, random_weight, relative_error, upload
 
-from oxibonsai.metal import EncodingError, MetalGraph
+from oxibonsai.metal import Buffer, EncodingError, MetalGraph
 
 HIDDEN, ATTN, INTER = 256, 384, 128
 EPS = 1e-5
@@ -120,6 +120,21 @@ def test_error_of_any_argument_records_nothing(graph):
             commands.feed_forward(**{**p, "n_vectors": 3, "eps": EPS, **changes})
         assert len(commands) == 0
     np.testing.assert_array_equal(half.result(), half.hidden)
+
+
+def test_read_only_output_of_a_later_product_records_nothing(graph):
+    half = Half(graph, 1)
+    memory = np.zeros(INTER + 64, np.float32)
+    start = -memory.ctypes.data % 64 // 4  # wrapped memory is aligned to 16 bytes
+    frozen = memory[start : start + INTER]
+    frozen.flags.writeable = False
+    commands = graph.commands()
+    with (
+        Buffer.from_data(graph.device, frozen, copy=False) as wrapped,
+        pytest.raises(EncodingError, match="read-only memory"),
+    ):
+        commands.feed_forward(**{**half.places, "activated": wrapped})
+    assert len(commands) == 0
 
 
 @pytest.mark.parametrize("what", ["attn_proj", "norm", "gate_up", "down", "activated", "hidden"])
