@@ -1,0 +1,225 @@
+"""Speculation: how many tokens of a draft to verify in one step, from what steps cost here.
+
+A verifying step runs the next token and a draft behind it, and gives out as many tokens of the
+draft as the choices made along it confirm. It pays where many are confirmed and where rows cost
+little: on one device eight rows cost hardly more than one, on another nearly eight times as much.
+
+How many would be confirmed is known without a verifying step, because the text is the same either
+way: each token that comes is compared with the one that the index foresaw. Only the costs need
+trials. Those are paid out of a small share of the time that went by, so that a text takes hardly
+longer than without speculation whatever the device and the text are.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Sequence
+
+from oxibonsai.model.generation.lookup import LONGEST, PromptLookup
+
+__all__ = ["MAX_DRAFT", "Speculation"]
+
+MAX_DRAFT = 31
+"""The most tokens of a draft."""
+
+_SHARE = 0.015  # of the time of plain steps, which trials may lose
+_CREDIT = 0.01  # plain steps, for each token to come, that they may lose at once,
+_MOST_CREDIT = 2.0  # but no more than so many
+_MOST_PROFIT = 16.0  # plain steps of profit that later losses may use up
+_MARGIN = 1.05  # by which speculation must be faster
+_CHEAPEST_ROW = 0.02  # plain steps that a further row costs at least, where nothing is known
+_COLD = 1.0  # plain steps that the first run of a size may cost for being recorded
+_RETRY = 512  # tokens after which a size that did not pay is tried again; each time twice as many
+# Confirmed predictions by the bits of the match's length, as if each had been seen `_PRIOR` times.
+_FIRST_RATES = (0.0, 0.25, 0.45, 0.6, 0.75, 0.85, 0.9, 0.9)
+_PRIOR = 4.0
+_DECAY = 0.95  # of what was seen, with each prediction of its class
+
+
+class _Rates:
+    """How often the next token is what the index foresaw, by the length of the match."""
+
+    def __init__(self) -> None:
+        self._right = [_PRIOR * rate for rate in _FIRST_RATES]
+        self._seen = [_PRIOR] * len(_FIRST_RATES)
+
+    def add(self, length: int, right: bool) -> None:
+        at = length.bit_length()
+        self._right[at] = _DECAY * self._right[at] + right
+        self._seen[at] = _DECAY * self._seen[at] + 1
+
+    def tokens(self, length: int, n_rows: int) -> float:
+        """Return how many tokens a step of n_rows may be expected to give."""
+        surviving = total = 1.0
+        for i in range(n_rows - 1):
+            at = min(length + i, LONGEST).bit_length()
+            surviving *= self._right[at] / self._seen[at]
+            total += surviving
+        return total
+
+
+class _Cost:
+    """Seconds of a verifying step of one size."""
+
+    def __init__(self) -> None:
+        self._seconds: deque[float] = deque(maxlen=5)
+        self._cold = False  # whether the only time known includes the recording
+        self.tried_at = 0  # tokens that had come then
+        self.wait = _RETRY
+
+    @property
+    def known(self) -> bool:
+        return bool(self._seconds)
+
+    @property
+    def cold(self) -> bool:
+        return self._cold
+
+    @property
+    def seconds(self) -> float:
+        return statistics.median(self._seconds)
+
+    def add(self, seconds: float) -> None:
+        if self._cold:
+            self._seconds.clear()
+        self._cold = not self.known and not self._cold
+        self._seconds.append(seconds)
+
+
+class Speculation:
+    """Decides before each step of a text whether to verify a draft, and which.
+
+    Parameters
+    ----------
+    draft_tokens : int
+        The most tokens of a draft, 1 to 31.
+    row_cost : float
+        What a further row of a step costs before it was measured, in plain steps.
+    """
+
+    def __init__(self, draft_tokens: int, *, row_cost: float) -> None:
+        if not 1 <= draft_tokens <= MAX_DRAFT:
+            raise ValueError(f"draft_tokens = {draft_tokens} must lie in 1..{MAX_DRAFT}")
+        self._lookup = PromptLookup()
+        self._rates = _Rates()
+        self._row_cost = row_cost
+        # Few sizes, so that few are recorded and measured.
+        sizes = (2**i for i in range(1, MAX_DRAFT.bit_length() + 1))
+        self._costs = {n: _Cost() for n in sizes if n <= draft_tokens + 1}
+        self._plain: deque[float] = deque(maxlen=15)
+        self._count = 0  # tokens that came
+        self._credit = 0.0
+        self._plain_seconds = 0.0  # what plain steps take, or would have taken, for them
+        self._lost = 0.0  # seconds that verifying steps took beyond that
+        self._asleep_until = 0  # a count; nothing can pay before
+        self._pending: list[int] = []  # tokens that came while asleep
+
+    def begin(self, tokens: Sequence[int], max_tokens: int) -> None:
+        """Start at the end of a text, of which max_tokens are to come."""
+        self._credit = min(_MOST_CREDIT, _CREDIT * max_tokens)
+        self._pending.clear()
+        self._lookup.follow(tokens)
+
+    def push(self, token: int) -> None:
+        """Take the next token of the text into account."""
+        self._count += 1
+        self._plain_seconds += self._plain_cost
+        if self._count < self._asleep_until:
+            self._pending.append(token)
+            return
+        for late in self._pending:
+            self._lookup.push(late)
+        self._pending.clear()
+        if self._lookup.length:
+            self._rates.add(self._lookup.length, self._lookup.next_token == token)
+        self._lookup.push(token)
+
+    def draft(self, most_rows: int) -> list[int]:
+        """Return the tokens to verify behind the last one, in a step of at most most_rows.
+
+        There are none where a plain step is the better one.
+        """
+        if not self._lookup.length or self._pending or not self._plain:
+            return []
+        n_rows = self._best_size(most_rows)
+        return self._lookup.draft(n_rows - 1)
+
+    def ran_plain(self, seconds: float) -> None:
+        """Note what a step of one token took."""
+        self._plain.append(seconds)
+
+    def ran(self, n_rows: int, n_tokens: int, seconds: float) -> None:
+        """Note that a verifying step of n_rows took so long and gave n_tokens."""
+        cost = self._costs[n_rows]
+        pays = cost.known and self._pays(n_rows, cost.seconds)
+        cost.add(seconds)
+        # A moment in which the machine was busy must not count for more than it is.
+        taken = seconds if cost.cold else cost.seconds
+        plain = self._plain_cost
+        self._lost = max(self._lost + taken - n_tokens * plain, -_MOST_PROFIT * plain)
+        if not cost.cold:
+            if not pays and cost.tried_at and not self._pays(n_rows, cost.seconds):
+                cost.wait *= 2
+            cost.tried_at = self._count
+        if all(c.known and not c.cold and not self._pays(n, c.seconds) for n, c in self._items()):
+            self._asleep_until = self._count + min(c.wait for _, c in self._items())
+
+    def _items(self) -> list[tuple[int, _Cost]]:
+        return list(self._costs.items())
+
+    @property
+    def _plain_cost(self) -> float:
+        return statistics.median(self._plain) if self._plain else 0.0
+
+    def _pays(self, n_rows: int, seconds: float) -> bool:
+        """Whether a step of n_rows is faster where all of its draft is confirmed."""
+        return n_rows * self._plain_cost > _MARGIN * seconds
+
+    def _best_size(self, most_rows: int) -> int:
+        """Return the number of rows of the best step, 1 for a plain one."""
+        plain, length = self._plain_cost, self._lookup.length
+        allowed = self._credit * plain + _SHARE * self._plain_seconds - self._lost
+        best, best_rate = 1, _MARGIN / plain if plain else 0.0
+        if not best_rate:
+            return 1
+        expected = {n: self._rates.tokens(length, n) for n in self._costs if n <= most_rows}
+        for n_rows, tokens in expected.items():
+            cost = self._costs[n_rows]
+            if cost.known and not cost.cold:
+                rate = tokens / cost.seconds
+                if rate > best_rate and cost.seconds - tokens * plain <= allowed:
+                    best, best_rate = n_rows, rate
+        trial, trial_rate = best, best_rate
+        for n_rows, tokens in expected.items():
+            if self._is_due(n_rows):
+                least, most = self._bounds(n_rows)
+                rate = tokens / least
+                if rate > trial_rate and most - tokens * plain <= allowed:
+                    trial, trial_rate = n_rows, rate
+        return trial
+
+    def _is_due(self, n_rows: int) -> bool:
+        """Whether the cost of a size is not known, or so long ago that it may have changed."""
+        cost = self._costs[n_rows]
+        if not cost.known or cost.cold:
+            return True
+        return self._count - cost.tried_at >= cost.wait and not self._pays(n_rows, cost.seconds)
+
+    def _bounds(self, n_rows: int) -> tuple[float, float]:
+        """Return what a step whose cost is to be found costs at least and at most."""
+        plain = self._plain_cost
+        own = self._costs[n_rows]
+        least = plain * (1 + _CHEAPEST_ROW * (n_rows - 1))
+        most = plain * (1 + self._row_cost * (n_rows - 1))
+        if own.known:
+            # Twice as fast as once measured, on a machine that is no longer busy.
+            return max(least, own.seconds / 2), own.seconds
+        for n, cost in self._costs.items():
+            if cost.known and not cost.cold:
+                if n < n_rows:
+                    least = max(least, cost.seconds)
+                    most = min(most, cost.seconds * n_rows / n)
+                else:
+                    most = min(most, cost.seconds)
+        return min(least, most), most + _COLD * plain
