@@ -4,18 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import operator
-import statistics
-import time
-from collections.abc import Callable
-from typing import Any, Literal, TextIO
+from collections.abc import Iterator
+from typing import Any, TextIO
 
-import numpy as np
-
-from oxibonsai import __version__
+from oxibonsai.cli.measuring import measure
 from oxibonsai.cli.options import add_model, add_session, load
-from oxibonsai.model import Model
-from oxibonsai.model.session import DEFAULT_CHUNK
 
 __all__ = ["add_options", "measure", "run"]
 
@@ -30,14 +23,38 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--repeat", type=int, default=5, metavar="N", help="runs; median counts (5)"
     )
+    parser.add_argument(
+        "--contexts",
+        type=_numbers,
+        default=[],
+        metavar="N,N",
+        help="also greedy decoding behind so many tokens, such as 128,2048,8192; these are fed "
+        "first, at the speed of a prompt",
+    )
+    parser.add_argument(
+        "--batch",
+        type=_numbers,
+        default=[],
+        metavar="N,N",
+        help="also so many sequences at a time, such as 1,8",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     add_session(parser, max_seq=False)
+
+
+def _numbers(text: str) -> list[int]:
+    """Return the numbers of a list that the user gave, each once, in their order."""
+    try:
+        return list(dict.fromkeys(int(part) for part in text.split(",")))
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give whole numbers separated by commas, such as 1,8"
+        ) from None
 
 
 def run(args: argparse.Namespace, out: TextIO) -> int:
     """Run the command and return its exit status."""
     with load(args) as model:
-        device = model.device
         found = measure(
             model,
             prompt_tokens=args.prompt_tokens,
@@ -45,101 +62,61 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
             repeat=args.repeat,
             kv_dtype=args.kv_dtype,
             chunk=args.chunk,
+            contexts=args.contexts,
+            batches=args.batch,
         )
     if args.json:
         json.dump(found, out, indent=2)
         out.write("\n")
-        return 0
-    rounded = ", int8 activations" if args.activations == "int8" else ""
-    print(f"{found['model']['name']} on {device.name} ({device.driver}){rounded}", file=out)
-    for name in ("prefill", "decode"):
-        speed = found[name]
-        print(
-            f"{name:<8} {speed['tokens_per_second']:10.1f} tokens/s "
-            f"({speed['tokens']} tokens, median of {args.repeat})",
-            file=out,
-        )
+    else:
+        out.writelines(line + "\n" for line in report(found))
     return 0
 
 
-def measure(
-    model: Model,
-    *,
-    prompt_tokens: int = 128,
-    tokens: int = 64,
-    repeat: int = 5,
-    kv_dtype: Literal["f16", "f32"] = "f16",
-    chunk: int = DEFAULT_CHUNK,
-) -> dict[str, Any]:
-    """Return prefill and decode speed of a model, with the settings: what ``--json`` prints.
-
-    Each run feeds a prompt of random tokens into an empty session, up to the logits of the last
-    one, and then generates greedily past any end of text. One run before them warms up.
-
-    Parameters
-    ----------
-    model : Model
-        The model.
-    prompt_tokens, tokens : int
-        Tokens of the prompt, and to generate.
-    repeat : int
-        Runs, whose median counts.
-    kv_dtype, chunk
-        As of ``Model.session``.
-
-    Raises
-    ------
-    ValueError
-        For a number below 1, or more tokens than the model's context_length.
-    """
-    for name, value in (("prompt_tokens", prompt_tokens), ("tokens", tokens), ("repeat", repeat)):
-        if operator.index(value) < 1:
-            raise ValueError(f"{name} = {value} must be 1 or more")
-    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, prompt_tokens).tolist()
-    prefill: list[float] = []
-    decode: list[float] = []
-    with model.session(prompt_tokens + tokens, kv_dtype, chunk=chunk) as session:
-
-        def generate() -> None:
-            for _ in session.generate(tokens, ignore_eos=True):
-                pass
-
-        for _ in range(repeat + 1):
-            session.rewind(0)
-            prefill.append(_seconds(lambda: session.forward(ids, logits=None)))
-            decode.append(_seconds(generate))
-    device = model.device
-    return {
-        "oxibonsai": __version__,
-        "model": {
-            "name": model.name,
-            "path": model.path,
-            "formats": sorted({handle.format for handle in model.weights.handles}),
-            "weight_bytes_per_token": model.weights.nbytes,
-        },
-        "device": {"driver": device.driver, **device.info._asdict()},
-        "settings": {
-            "prompt_tokens": prompt_tokens,
-            "tokens": tokens,
-            "repeat": repeat,
-            "kv_dtype": kv_dtype,
-            "chunk": chunk,
-            "activations": model.activations,
-        },
-        "prefill": _speed(prompt_tokens, prefill[1:]),
-        "decode": _speed(tokens, decode[1:]),
-    }
+def report(found: dict[str, Any]) -> Iterator[str]:
+    """Yield the lines of what measure() found."""
+    device, settings, sampled = found["device"], found["settings"], found["settings"]["sampled"]
+    threads = f", {device['threads']} threads" if device["threads"] else ""
+    yield f"{found['model']['name']} on {device['name']} ({device['driver']}{threads})"
+    rounded = ", int8 activations" if settings["activations"] == "int8" else ""
+    runs = "one run" if settings["repeat"] == 1 else f"medians of {settings['repeat']} runs"
+    yield f"K/V cache in {settings['kv_dtype']}{rounded}; {runs}"
+    yield ""
+    rows: list[tuple[str, ...]] = [("", "tokens/s", "slowest", "fastest")]
+    notes = []
+    for name, speed in _speeds(found):
+        if "skipped" in speed:
+            notes.append(f"{name}: skipped, {speed['skipped']}")
+        else:
+            rates = (speed["tokens_per_second"], *speed["tokens_per_second_range"])
+            rows.append((name, *(f"{rate:,.1f}" for rate in rates)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for name, *cells in rows:
+        aligned = (f"{cell:>{w}}" for cell, w in zip(cells, widths[1:], strict=True))
+        yield f"{name:<{widths[0]}}  {'  '.join(aligned)}"
+    yield ""
+    ratio = found["sampled"]["tokens_per_second"] / found["decode"]["tokens_per_second"]
+    first = found["time_to_first_token_seconds"]
+    yield f"first token after a prompt of {settings['prompt_tokens']:,}: {_duration(first)}"
+    yield (
+        f"sampled: {ratio:.2f} of greedy; temperature {sampled['temperature']}, top-k "
+        f"{sampled['top_k']}, top-p {sampled['top_p']}, min-p {sampled['min_p']}, "
+        f"repetition penalty {sampled['repetition_penalty']}"
+    )
+    yield from notes
 
 
-def _speed(tokens: int, seconds: list[float]) -> dict[str, Any]:
-    return {
-        "tokens": tokens,
-        "runs_seconds": seconds,
-        "tokens_per_second": tokens / statistics.median(seconds),
-    }
+def _speeds(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield a name and what was measured, for each line of the table."""
+    settings = found["settings"]
+    yield f"prompt of {settings['prompt_tokens']:,}", found["prefill"]
+    yield f"greedy, {settings['tokens']:,} tokens", found["decode"]
+    yield f"sampled, {settings['tokens']:,} tokens", found["sampled"]
+    for n, speed in found.get("contexts", {}).items():
+        yield f"greedy at a context of {int(n):,}", speed
+    for n, speed in found.get("batch", {}).items():
+        yield f"{int(n):,} sequence{'' if n == '1' else 's'} at a time", speed
 
 
-def _seconds(call: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
+def _duration(seconds: float) -> str:
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{1e3 * seconds:.1f} ms"

@@ -1,9 +1,8 @@
-"""The commands chat and bench, as users run them."""
+"""The command chat, as users run it."""
 
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from commands import command, environment, fails, run
+from commands import command, environment, fails
 from model_files import Q1_MODEL
 from places import ROOT
 from tiny_models import ANSWER, FOLLOWS, chat_vocabulary, write_chain
@@ -159,55 +158,3 @@ def test_in_a_terminal(path, tmp_path):
             process.kill()
             process.wait()
             os.close(outer)
-
-
-# bench
-
-
-def test_bench_prints_speeds_and_settings_as_json(path):
-    out, err = run(
-        *("bench", "--model", path, "--json", "--prompt-tokens", 20, "--tokens", 5),
-        *("--repeat", 3, "--kv-dtype", "f32", "--chunk", 8, "--threads", 1, "--device", "cpu"),
-    )
-    assert err == ""
-    found = json.loads(out)
-    assert found["settings"] == {
-        "prompt_tokens": 20,
-        "tokens": 5,
-        "repeat": 3,
-        "kv_dtype": "f32",
-        "chunk": 8,
-        "activations": "float32",
-    }
-    for name, n in (("prefill", 20), ("decode", 5)):
-        runs = found[name]["runs_seconds"]
-        assert len(runs) == 3
-        assert found[name]["tokens"] == n
-        assert found[name]["tokens_per_second"] == pytest.approx(n / sorted(runs)[1])
-    assert found["device"]["driver"] == "cpu"
-    assert found["device"]["threads"] == 1
-    assert found["model"]["path"] == str(path)
-    assert found["model"]["weight_bytes_per_token"] > 0
-
-
-def test_bench_prints_a_line_for_each_speed(path, capsys):
-    arguments = ["--prompt-tokens", "9", "--tokens", "2", "--repeat", "1"]
-    assert main(["bench", "--model", str(path), *arguments]) == 0
-    head, prefill, decode = capsys.readouterr().out.splitlines()
-    assert head.startswith("tiny on ")
-    assert re.fullmatch(r"prefill +[\d.]+ tokens/s \(9 tokens, median of 1\)", prefill)
-    assert re.fullmatch(r"decode +[\d.]+ tokens/s \(2 tokens, median of 1\)", decode)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "text"),
-    [
-        (("--tokens", 0), "tokens = 0 must be 1 or more"),
-        (("--prompt-tokens", -1), "prompt_tokens = -1"),
-        (("--repeat", 0), "repeat = 0"),
-        (("--prompt-tokens", 300), "must lie in 1..256"),
-        (("--chunk", 0), "chunk = 0"),
-    ],
-)
-def test_bench_refuses_what_cannot_be_measured(path, capsys, arguments, text):
-    assert text in fails(capsys, "bench", "--model", path, *arguments)
