@@ -20,7 +20,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None:
-    """Add the options of Sampler."""
+    """Add the options of Sampler and of speculation."""
     parser.add_argument(
         "--temperature",
         type=float,
@@ -35,6 +35,13 @@ def add_sampling(parser: argparse.ArgumentParser, *, temperature: float) -> None
         "--repetition-penalty", type=float, default=1.0, metavar="R", help="1 is off (1)"
     )
     parser.add_argument("--seed", type=int, metavar="S", help="of the random generator")
+    parser.add_argument(
+        "--draft-tokens",
+        type=int,
+        default=0,
+        metavar="N",
+        help="guess up to N tokens from the text so far, where that is faster: greedy only (0)",
+    )
 
 
 def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> None:
@@ -73,8 +80,8 @@ def add_type42(parser: argparse.ArgumentParser) -> None:
 
 
 def sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of Sampler but the temperature."""
-    names = ("top_k", "top_p", "min_p", "repetition_penalty", "seed")
+    """Return the arguments of Session.generate that add_sampling() adds but the temperature."""
+    names = ("top_k", "top_p", "min_p", "repetition_penalty", "seed", "draft_tokens")
     return {name: getattr(args, name) for name in names}
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from oxibonsai.model.generation import Generation, GenerationOptions, LogitsCallback
 from oxibonsai.model.generation.asynchronous import in_thread
 from oxibonsai.model.generation.scoring import Perplexity, log_probabilities
+from oxibonsai.model.generation.speculation import Speculation
 from oxibonsai.model.generation.stopping import Stop
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime import statefile
@@ -119,6 +120,7 @@ class Session:
         self.chunk = check_chunk(chunk)
         self._decoder = Decoder(model, max_seq, kv_dtype, profile)
         self._timeline = Timeline(self._decoder, max_seq)
+        self._speculations: dict[int, Speculation] = {}
 
     @property
     def position(self) -> int:
@@ -326,6 +328,7 @@ class Session:
         stop: Stop = (),
         logits_callback: LogitsCallback | None = None,
         lookahead: int | None = None,
+        draft_tokens: int = 0,
     ) -> Iterator[int]:
         """Yield tokens that continue what was fed; each is in the context when it is yielded.
 
@@ -355,6 +358,11 @@ class Session:
         lookahead : int, optional
             Greedy steps in flight, 1 to 16, so that the device never waits for the host. Default:
             16, or 1 on the cpu device, which runs on the host's threads and gains nothing.
+        draft_tokens : int
+            The most tokens, up to 31, that greedy generation guesses from an earlier place where
+            the text went on like this, to verify them in one step. It measures what that costs and
+            does it only where it pays. 0: never. The tokens are those of the plain steps, but for
+            ties within rounding on a device whose products of several tokens round differently.
 
         Returns
         -------
@@ -377,6 +385,8 @@ class Session:
             stop=stop,
             logits_callback=logits_callback,
             lookahead=lookahead,
+            draft_tokens=draft_tokens,
+            speculations=self._speculations,
             top_k=top_k,
             top_p=top_p,
             min_p=min_p,
@@ -414,7 +424,13 @@ class Session:
             As of generate().
         """
         return Generation(
-            self._timeline, self.model, max_tokens, temperature, text=True, **options
+            self._timeline,
+            self.model,
+            max_tokens,
+            temperature,
+            text=True,
+            speculations=self._speculations,
+            **options,
         ).text()
 
     def agenerate(

@@ -9,7 +9,7 @@ A text has three ends, of which the host knows two and the device the third::
 - Between position and cursor are *held* tokens: their steps have run and the host has read them,
   but they may still become part of a stop sequence, so that they are not given out yet.
 - Behind the cursor, greedy steps are in flight: the device chooses their tokens, which nobody has
-  read.
+  read. Those of a draft that verify() confirmed lie there as well: the device has chosen the same.
 
 The invariant, between any two calls:
 
@@ -70,6 +70,9 @@ class Runner(Protocol):
 
     def submit(self) -> None:
         """Start a step of the token at the position, and do not wait for it."""
+
+    def verify(self, ids: Sequence[int]) -> list[int]:
+        """Run tokens from the position on and return the choice after each."""
 
     def finish(self, keep: int = 0) -> None:
         """Wait for all submitted steps but the last `keep`."""
@@ -338,6 +341,51 @@ class Timeline:
             self._chosen = False  # how far the device came is not known
             raise
         self._held.append(token)
+
+    @property
+    def ahead(self) -> int:
+        """Steps behind the cursor that have been submitted."""
+        return max(0, self._runner.position - self.cursor)
+
+    @property
+    def room(self) -> int:
+        """Tokens that fit behind the cursor."""
+        return self._max_seq - self.cursor
+
+    def verify(self, token: int, draft: Sequence[int]) -> int:
+        """Run the token that choice() gave with a draft behind it, and keep what is confirmed.
+
+        Afterwards all is as if steps of as many tokens had been submitted one by one: the token
+        buffer holds them and the choice of the next one.
+
+        Parameters
+        ----------
+        token : int
+            The choice; nothing may be ahead of it.
+        draft : sequence of int
+            Tokens that may come next; with the token, no more than `room`.
+
+        Returns
+        -------
+        int
+            How many tokens of both are ahead of the cursor now: the first, and the draft up to
+            where the device would have chosen another one.
+        """
+        runner, at = self._runner, self.cursor
+        end = at + 1 + len(draft)
+        self._check_room(end, 1 + len(draft))
+        try:
+            runner.reserve(end)
+            choices = runner.verify([token, *draft])
+            n_kept = 1
+            while n_kept <= len(draft) and choices[n_kept - 1] == draft[n_kept - 1]:
+                n_kept += 1
+            runner.seek(at + n_kept)
+            runner.write_tokens([choices[n_kept - 1]], at + n_kept)
+        except BaseException:
+            self._chosen = False  # what the token buffer holds is not known
+            raise
+        return n_kept
 
     def take(self, token: int) -> None:
         """Hold a token that the host chose, once its step has run; SessionFullError at max_seq."""

@@ -99,6 +99,12 @@ def test_sampling_arguments_reach_the_sampler(capsys):
     assert text("--repetition-penalty", "5") != greedy
 
 
+def test_drafts_do_not_change_the_text(capsys):
+    assert main(["generate", "--quiet", "--draft-tokens", "8"]) == 0
+    assert capsys.readouterr().out == PROMPTS[0] + continuation(Q1_GOLDEN, 64) + "\n"
+    assert "draft_tokens = 32" in fails(capsys, "generate", "--draft-tokens", 32)
+
+
 @pytest.mark.parametrize(
     "prompt", [f"Alice {TREE} na\u00efve \u4e2d\u6587", " ", "\t\n", "<|endoftext|>"]
 )

@@ -83,6 +83,12 @@ class ListRunner:
         self.logits_end = -1
         self.flying += 1
 
+    def verify(self, ids: Sequence[int]) -> list[int]:
+        assert self.flying == 0
+        first = self.position
+        self.feed(ids, len(ids))
+        return [choice_after(self.keys[: at + 1]) for at in range(first, self.position)]
+
     def finish(self, keep: int = 0) -> None:
         self._may_fail()
         if self.flying > keep:
@@ -141,6 +147,7 @@ OPERATIONS = st.one_of(
         st.integers(1, 3), st.booleans(), st.booleans(),
     ),
     st.tuples(st.just("choose"), st.integers(1, 6)),
+    st.tuples(st.just("verify"), st.integers(0, 4), st.integers(0, 4)),
     st.tuples(st.just("take"), st.integers(0, VOCAB - 1)),
     st.tuples(st.just("commit"), st.just(0)),
     st.tuples(st.just("settle"), st.just(0)),
@@ -160,7 +167,7 @@ def test_invariant_holds_after_every_call(operations):
     for operation, *arguments in operations:
         epoch = timeline.epoch
         try:
-            if operation in ("choose", "take") and (lost or not text):
+            if operation in ("choose", "verify", "take") and (lost or not text):
                 timeline.settle()
                 lost = False
             match operation:
@@ -184,6 +191,21 @@ def test_invariant_holds_after_every_call(operations):
                     assert chosen == choice_after(text + timeline.held)
                     timeline.take_choice(chosen, arguments[0])
                     assert runner.position <= MAX_SEQ
+                case "verify" if text and timeline.ahead == 0:
+                    drafted = text + timeline.held
+                    chosen = timeline.choice()
+                    drafted.append(chosen)
+                    right = min(arguments[0], timeline.room - 1)
+                    for _ in range(right):
+                        drafted.append(choice_after(drafted))
+                    wrong = max(0, min(arguments[1], timeline.room - 1 - right))
+                    drafted += [(choice_after(drafted) + 1) % VOCAB] * wrong
+                    n_kept = timeline.verify(chosen, drafted[timeline.cursor + 1 :])
+                    assert n_kept == timeline.ahead == right + 1
+                    assert runner.buffer[runner.position] == choice_after(
+                        runner.keys[: runner.position]
+                    )
+                    timeline.take_choice(chosen, 1)
                 case "take" if text:
                     assert int(np.argmax(timeline.logits())) == choice_after(text + timeline.held)
                     timeline.take(arguments[0])
@@ -331,3 +353,44 @@ def test_failed_rewind_forgets_nothing():
     assert timeline.tokens == [1, 2, 3]
     timeline.rewind(1)
     assert timeline.tokens == [1]
+
+
+def test_confirmed_draft_is_there_without_a_further_step():
+    runner = ListRunner()
+    timeline = fed([3, 4], runner)
+    expected = [3, 4]
+    for _ in range(5):
+        expected.append(choice_after(expected))
+    first, *draft = expected[2:5]
+    wrong = (expected[5] + 1) % VOCAB
+    assert timeline.verify(first, [*draft, wrong, 0]) == 3
+    assert (timeline.ahead, timeline.room) == (3, MAX_SEQ - 2)
+    timeline.take_choice(first, 1)
+    for token in draft:
+        assert timeline.choice() == token
+        timeline.take_choice(token, 1)
+    assert runner.position == 5
+    assert timeline.choice() == expected[5]
+    for token in expected[2:5]:
+        assert timeline.commit() == token
+    check(timeline, runner, expected[:5])
+
+
+def test_draft_that_does_not_fit_runs_nothing():
+    timeline = fed([1] * (MAX_SEQ - 2))
+    with pytest.raises(SessionFullError, match="3 tokens do not fit"):
+        timeline.verify(timeline.choice(), [0, 0])
+    assert timeline.ahead == 0
+
+
+@pytest.mark.parametrize("fail_in", [1, 2])
+def test_failed_verification_leaves_the_text(fail_in):
+    runner = ListRunner()
+    timeline = fed([3, 4], runner)
+    chosen = timeline.choice()
+    runner.fail_in = fail_in
+    with pytest.raises(Failure):
+        timeline.verify(chosen, [1, 2])
+    timeline.settle()
+    check(timeline, runner, [3, 4])
+    assert timeline.choice() == chosen

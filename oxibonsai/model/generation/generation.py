@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from oxibonsai.model.generation.sampling import Sampler
+from oxibonsai.model.generation.speculation import Speculation
+from oxibonsai.model.generation.speculative import SpeculativeSteps, row_cost
 from oxibonsai.model.generation.stopping import Piece, Stop, StopScanner, stop_sequences
 from oxibonsai.model.protocols import MAX_IN_FLIGHT, LoadedModel
 from oxibonsai.model.timeline import Timeline
@@ -41,6 +43,7 @@ class GenerationOptions(SamplingOptions, total=False):
     stop: Stop
     logits_callback: LogitsCallback | None
     lookahead: int | None
+    draft_tokens: int
 
 
 class Generation:
@@ -49,6 +52,9 @@ class Generation:
     A token enters the text just before it is given out. What has run ahead of it (steps in flight,
     and tokens held back because they may become a stop sequence) is dropped by the next call of any
     kind on the session. So a generation may be left at any time.
+
+    `speculations` is the session's own, by the most tokens of a draft: what earlier generations
+    found out about the costs of steps.
     """
 
     def __init__(
@@ -63,6 +69,8 @@ class Generation:
         stop: Stop = (),
         logits_callback: LogitsCallback | None = None,
         lookahead: int | None = None,
+        draft_tokens: int = 0,
+        speculations: dict[int, Speculation] | None = None,
         **sampling: Unpack[SamplingOptions],
     ) -> None:
         self._sampler = Sampler(temperature, **sampling)
@@ -76,6 +84,13 @@ class Generation:
         if not 1 <= self._lookahead <= MAX_IN_FLIGHT:
             raise ValueError(f"lookahead = {lookahead} must lie in 1..{MAX_IN_FLIGHT}")
         self._timeline = timeline
+        self._speculative: SpeculativeSteps | None = None
+        if operator.index(draft_tokens):
+            known = {} if speculations is None else speculations
+            if draft_tokens not in known:
+                cost = row_cost(model.device.info.threads)
+                known[draft_tokens] = Speculation(draft_tokens, row_cost=cost)
+            self._speculative = SpeculativeSteps(timeline, known[draft_tokens])
         self._callback = logits_callback
         self._check_continuable()
         texts, lists = stop_sequences(stop)
@@ -110,7 +125,7 @@ class Generation:
         n = 0
         while n < self._max_tokens:
             if self._is_left():
-                self._begin()
+                self._begin(self._max_tokens - n)
             token = self._run_next(self._max_tokens - n)
             if token is None:
                 break
@@ -136,13 +151,15 @@ class Generation:
         """Whether somebody else has moved the text since this generation did."""
         return self._timeline.epoch != self._epoch
 
-    def _begin(self) -> None:
+    def _begin(self, budget: int) -> None:
         """Start at the end of the text, at first and after somebody else moved it."""
         self._check_continuable()
         self._epoch = self._timeline.settle()
         self._window = 1
         if self._scanner is not None:
             self._scanner.reset()
+        if self._speculative is not None:
+            self._speculative.begin(budget)
 
     def _check_continuable(self) -> None:
         self._timeline.check_open()
@@ -161,7 +178,12 @@ class Generation:
         token = self._timeline.choice()
         if token in self._ends:
             return None
-        self._timeline.take_choice(token, min(self._window, budget))
+        steps = min(self._window, budget)
+        if self._speculative is None:
+            self._timeline.take_choice(token, steps)
+        elif not self._speculative.take(token, steps, budget):
+            self._window = 1
+            return token
         self._window = min(2 * self._window, self._lookahead)
         return token
 

@@ -12,7 +12,6 @@ longer than without speculation whatever the device and the text are.
 
 from __future__ import annotations
 
-import statistics
 from collections import deque
 from collections.abc import Sequence
 
@@ -30,6 +29,7 @@ _MOST_PROFIT = 16.0  # plain steps of profit that later losses may use up
 _MARGIN = 1.05  # by which speculation must be faster
 _CHEAPEST_ROW = 0.02  # plain steps that a further row costs at least, where nothing is known
 _COLD = 1.0  # plain steps that the first run of a size may cost for being recorded
+_LOOK = 8  # tokens between two looks for a trial, while no size is known to pay
 _RETRY = 512  # tokens after which a size that did not pay is tried again; each time twice as many
 # Confirmed predictions by the bits of the match's length, as if each had been seen `_PRIOR` times.
 _FIRST_RATES = (0.0, 0.25, 0.45, 0.6, 0.75, 0.85, 0.9, 0.9)
@@ -59,18 +59,30 @@ class _Rates:
         return total
 
 
+class _Median:
+    """The median of the last few numbers; 0 before the first."""
+
+    def __init__(self, n_kept: int) -> None:
+        self._kept: deque[float] = deque(maxlen=n_kept)
+        self.value = 0.0
+
+    def add(self, number: float) -> None:
+        self._kept.append(number)
+        self.value = sorted(self._kept)[len(self._kept) // 2]
+
+    def clear(self) -> None:
+        self._kept.clear()
+
+
 class _Cost:
     """Seconds of a verifying step of one size."""
 
     def __init__(self) -> None:
-        self._seconds: deque[float] = deque(maxlen=5)
+        self._seconds = _Median(5)
+        self.known = False
         self._cold = False  # whether the only time known includes the recording
         self.tried_at = 0  # tokens that had come then
         self.wait = _RETRY
-
-    @property
-    def known(self) -> bool:
-        return bool(self._seconds)
 
     @property
     def cold(self) -> bool:
@@ -78,13 +90,14 @@ class _Cost:
 
     @property
     def seconds(self) -> float:
-        return statistics.median(self._seconds)
+        return self._seconds.value
 
-    def add(self, seconds: float) -> None:
-        if self._cold:
+    def add(self, seconds: float, *, anew: bool) -> None:
+        if anew:
             self._seconds.clear()
-        self._cold = not self.known and not self._cold
-        self._seconds.append(seconds)
+        self._cold = not self.known
+        self.known = True
+        self._seconds.add(seconds)
 
 
 class Speculation:
@@ -100,20 +113,23 @@ class Speculation:
 
     def __init__(self, draft_tokens: int, *, row_cost: float) -> None:
         if not 1 <= draft_tokens <= MAX_DRAFT:
-            raise ValueError(f"draft_tokens = {draft_tokens} must lie in 1..{MAX_DRAFT}")
+            raise ValueError(
+                f"draft_tokens = {draft_tokens} must lie in 1..{MAX_DRAFT}, or be 0 for none"
+            )
         self._lookup = PromptLookup()
         self._rates = _Rates()
         self._row_cost = row_cost
         # Few sizes, so that few are recorded and measured.
         sizes = (2**i for i in range(1, MAX_DRAFT.bit_length() + 1))
         self._costs = {n: _Cost() for n in sizes if n <= draft_tokens + 1}
-        self._plain: deque[float] = deque(maxlen=15)
+        self._plain = _Median(15)
         self._count = 0  # tokens that came
         self._credit = 0.0
         self._plain_seconds = 0.0  # what plain steps take, or would have taken, for them
         self._lost = 0.0  # seconds that verifying steps took beyond that
         self._asleep_until = 0  # a count; nothing can pay before
         self._pending: list[int] = []  # tokens that came while asleep
+        self._paying = False  # whether a size is known to pay
 
     def begin(self, tokens: Sequence[int], max_tokens: int) -> None:
         """Start at the end of a text, of which max_tokens are to come."""
@@ -124,7 +140,7 @@ class Speculation:
     def push(self, token: int) -> None:
         """Take the next token of the text into account."""
         self._count += 1
-        self._plain_seconds += self._plain_cost
+        self._plain_seconds += self._plain.value
         if self._count < self._asleep_until:
             self._pending.append(token)
             return
@@ -140,50 +156,44 @@ class Speculation:
 
         There are none where a plain step is the better one.
         """
-        if not self._lookup.length or self._pending or not self._plain:
+        if self._pending or not self._lookup.length or not self._plain.value:
             return []
+        if not self._paying and self._count % _LOOK:
+            return []  # the time of a look counts where steps are short
         n_rows = self._best_size(most_rows)
         return self._lookup.draft(n_rows - 1)
 
     def ran_plain(self, seconds: float) -> None:
         """Note what a step of one token took."""
-        self._plain.append(seconds)
+        self._plain.add(seconds)
 
     def ran(self, n_rows: int, n_tokens: int, seconds: float) -> None:
         """Note that a verifying step of n_rows took so long and gave n_tokens."""
         cost = self._costs[n_rows]
         pays = cost.known and self._pays(n_rows, cost.seconds)
-        cost.add(seconds)
+        cost.add(seconds, anew=self._is_due(n_rows))
         # A moment in which the machine was busy must not count for more than it is.
         taken = seconds if cost.cold else cost.seconds
-        plain = self._plain_cost
+        plain = self._plain.value
         self._lost = max(self._lost + taken - n_tokens * plain, -_MOST_PROFIT * plain)
         if not cost.cold:
             if not pays and cost.tried_at and not self._pays(n_rows, cost.seconds):
                 cost.wait *= 2
             cost.tried_at = self._count
-        if all(c.known and not c.cold and not self._pays(n, c.seconds) for n, c in self._items()):
-            self._asleep_until = self._count + min(c.wait for _, c in self._items())
-
-    def _items(self) -> list[tuple[int, _Cost]]:
-        return list(self._costs.items())
-
-    @property
-    def _plain_cost(self) -> float:
-        return statistics.median(self._plain) if self._plain else 0.0
+        self._paying = any(c.known and self._pays(n, c.seconds) for n, c in self._costs.items())
+        if not self._paying and all(c.known and not c.cold for c in self._costs.values()):
+            self._asleep_until = self._count + min(c.wait for c in self._costs.values())
 
     def _pays(self, n_rows: int, seconds: float) -> bool:
         """Whether a step of n_rows is faster where all of its draft is confirmed."""
-        return n_rows * self._plain_cost > _MARGIN * seconds
+        return n_rows * self._plain.value > _MARGIN * seconds
 
     def _best_size(self, most_rows: int) -> int:
         """Return the number of rows of the best step, 1 for a plain one."""
-        plain, length = self._plain_cost, self._lookup.length
+        plain, length = self._plain.value, self._lookup.length
         allowed = self._credit * plain + _SHARE * self._plain_seconds - self._lost
-        best, best_rate = 1, _MARGIN / plain if plain else 0.0
-        if not best_rate:
-            return 1
-        expected = {n: self._rates.tokens(length, n) for n in self._costs if n <= most_rows}
+        best, best_rate = 1, _MARGIN / plain
+        expected = self._expected(length, most_rows)
         for n_rows, tokens in expected.items():
             cost = self._costs[n_rows]
             if cost.known and not cost.cold:
@@ -199,6 +209,16 @@ class Speculation:
                     trial, trial_rate = n_rows, rate
         return trial
 
+    def _expected(self, length: int, most_rows: int) -> dict[int, float]:
+        """Return the tokens that a step of each size may give, where they could pay at all."""
+        found = {}
+        for n_rows in self._costs:
+            if n_rows <= most_rows:
+                tokens = self._rates.tokens(length, n_rows)
+                if tokens > _MARGIN * (1 + _CHEAPEST_ROW * (n_rows - 1)):
+                    found[n_rows] = tokens
+        return found
+
     def _is_due(self, n_rows: int) -> bool:
         """Whether the cost of a size is not known, or so long ago that it may have changed."""
         cost = self._costs[n_rows]
@@ -208,7 +228,7 @@ class Speculation:
 
     def _bounds(self, n_rows: int) -> tuple[float, float]:
         """Return what a step whose cost is to be found costs at least and at most."""
-        plain = self._plain_cost
+        plain = self._plain.value
         own = self._costs[n_rows]
         least = plain * (1 + _CHEAPEST_ROW * (n_rows - 1))
         most = plain * (1 + self._row_cost * (n_rows - 1))

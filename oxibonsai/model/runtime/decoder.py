@@ -169,17 +169,17 @@ class Decoder:
 
     # What the device does
 
-    def feed(self, ids: Sequence[int], rows: int) -> None:
-        """Run tokens in one submission; see Step for `rows`."""
+    def feed(self, ids: Sequence[int], rows: int, *, float32: bool = False) -> None:
+        """Run tokens in one submission; see Step for `rows` and `float32`."""
         n_tokens = len(ids)
         # Only now: the step before has left its choice here.
         self.write_tokens(ids, self.position)
         if n_tokens > self._work.n_tokens:
             self._resize(n_tokens)
-        self._run(self._step(n_tokens, rows), n_tokens)
+        self._run(self._step(n_tokens, rows)._replace(float32=float32), n_tokens)
 
     def head(
-        self, n_tokens: int, *, argmax: bool
+        self, n_tokens: int, *, argmax: bool, float32: bool = False
     ) -> Iterator[tuple[int, npt.NDArray[np.float32] | npt.NDArray[np.uint32]]]:
         """Yield (first row, logits or their argmax) in pieces for the n_tokens just fed.
 
@@ -195,7 +195,7 @@ class Decoder:
         if not self._work.n_rows:
             self._work.add_rows(self._device, self.model.config, _HEAD_ROWS)
         for first in range(0, n_tokens, _HEAD_ROWS):
-            step = HeadStep(first, min(_HEAD_ROWS, n_tokens - first), argmax)
+            step = HeadStep(first, min(_HEAD_ROWS, n_tokens - first), argmax, float32)
             self._run(step, 0)
             rows, choices = self._work.rows, self._work.choices
             assert rows is not None
@@ -207,6 +207,17 @@ class Decoder:
                 yield first, choices.read(np.empty(step.n_tokens, np.uint32))
             else:
                 yield first, rows.read(np.empty((step.n_tokens, vocab), np.float32))
+
+    def verify(self, ids: Sequence[int]) -> list[int]:
+        """Run tokens and return the choice after each, as decode steps in float32 make it."""
+        if self._work.n_tokens < _HEAD_ROWS:
+            # At once for all lengths of a draft: each resizing costs all recordings.
+            self._resize(_HEAD_ROWS)
+        self.feed(ids, len(ids), float32=True)
+        found: list[int] = []
+        for _, choices in self.head(len(ids), argmax=True, float32=True):
+            found += choices.tolist()
+        return found
 
     def rerun(self, position: int) -> None:
         """Run the token before `position` again, for its logits and its choice."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from oxibonsai.metal import Buffer, Commands, Device, WeightHandle
 from oxibonsai.model.architectures.base import LayerStep, ModelWeights
@@ -33,6 +33,7 @@ class Step(NamedTuple):
     n_tokens: int
     rows: int
     max_length: int  # positions that the step may meet
+    float32: bool = False  # whatever the model's prompts are multiplied in
 
     @property
     def kind(self) -> str:
@@ -46,6 +47,7 @@ class HeadStep(NamedTuple):
     first: int
     n_tokens: int
     argmax: bool
+    float32: bool = False
 
     @property
     def kind(self) -> str:
@@ -139,7 +141,9 @@ def record(
     step: Step | HeadStep,
 ) -> Commands:
     """Record a step."""
-    recorder = _Recorder(model, kv_dtype, cache, text, work)
+    recorder = _Recorder(
+        model, kv_dtype, cache, text, work, "float32" if step.float32 else model.activations
+    )
     try:
         if isinstance(step, HeadStep):
             recorder.head_rows(step)
@@ -161,6 +165,7 @@ class _Recorder:
         cache: KVCache,
         text: TextBuffers,
         work: Workspace,
+        activations: Literal["float32", "int8"],
     ) -> None:
         c = model.config
         self.config = c
@@ -168,7 +173,7 @@ class _Recorder:
         self.cache = cache
         self.text = text
         self.work = work
-        self.commands = model.graph.commands(activations=model.activations)
+        self.commands = model.graph.commands(activations=activations)
         self.heads: dict[str, Any] = {
             "n_heads": c.n_heads,
             "n_kv_heads": c.n_kv_heads,
