@@ -130,6 +130,6 @@ def test_counts_are_those_of_a_plain_model(actions: list[tuple[str, int]]) -> No
         assert pool.n_used == len(used)
         assert pool.n_cached == len(set(keys.values()) - used)
         assert [pool.users(p) for p in range(4)] == [users[p] for p in range(4)]
-        assert {k: pool.find(bytes([k])) for k in range(8) if pool.find(bytes([k])) is not None} == {
-            k[0]: p for k, p in keys.items()
-        }
+        assert {
+            k: pool.find(bytes([k])) for k in range(8) if pool.find(bytes([k])) is not None
+        } == {k[0]: p for k, p in keys.items()}

@@ -128,10 +128,7 @@ def test_a_filling_prompt_gives_way_to_an_older_sequence_and_goes_on_where_it_wa
     choose_plan(scheduler)
     choose_plan(scheduler)  # it takes its second page
     scheduler.add(young)
-    chunks = []
-    for plan in run(scheduler):
-        if plan.chunk is not None:
-            chunks.append((plan.chunk.start, plan.chunk.stop))
+    chunks = [(p.chunk.start, p.chunk.stop) for p in run(scheduler) if p.chunk is not None]
     assert chunks == [(0, 64), (64, 128), (128, 190)]
     assert pool.n_used == 0
 

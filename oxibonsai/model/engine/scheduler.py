@@ -157,9 +157,14 @@ class Scheduler:
         return self._active()
 
     @property
-    def n_waiting(self) -> int:
-        """How many have not begun."""
-        return len(self._waiting)
+    def n_active(self) -> int:
+        """How many have pages."""
+        return len(self._running) + (self._filling is not None)
+
+    @property
+    def n_aside(self) -> int:
+        """How many gave their pages up."""
+        return len(self._aside)
 
     @property
     def busy(self) -> bool:
@@ -208,7 +213,7 @@ class Scheduler:
         chunk = self._next_chunk()
         rows = [(sequence, sequence.position) for sequence in self._running]
         if chunk is None and not rows:
-            assert not aside
+            assert not aside  # the last one that runs keeps its pages
             return None
         self._take_ahead()
         self._advance(rows, chunk)
@@ -267,7 +272,7 @@ class Scheduler:
         return [*self._running, *([self._filling] if self._filling else [])]
 
     def _make_room(self) -> list[tuple[Sequence, list[int]]]:
-        """Give each running sequence the page of its next position; the youngest may lose theirs."""
+        """Give each running sequence the page of its next position; the youngest lose theirs."""
         aside: list[tuple[Sequence, list[int]]] = []
         for sequence in list(self._running):  # oldest first
             while (
@@ -339,10 +344,9 @@ class Scheduler:
         """Give a waiting sequence its pages: shared ones, and new ones for its whole prompt."""
         shared: list[int] = []
         limit = (sequence.n_prompt - 1) // PAGE_SIZE  # one token at least is computed
-        if self._deterministic and sequence.n_prompt % PAGE_SIZE == 1:
-            # A token alone is computed by other kernels than a chunk: only if it always is alone.
-            if sequence.n_prompt % self._chunk != 1:
-                limit -= 1
+        alone = sequence.n_prompt % PAGE_SIZE == 1 and sequence.n_prompt % self._chunk != 1
+        if self._deterministic and alone:
+            limit -= 1  # other kernels would compute the last token than without sharing
         parent = ROOT
         keys: list[bytes] = []
         for i in range(limit):

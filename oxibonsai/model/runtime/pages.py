@@ -1,4 +1,4 @@
-"""Which pages of the K/V caches are free, in use by how many, or kept for texts that begin alike."""
+"""Which pages of the K/V caches are free, used, and by how many, or kept for texts to come."""
 
 from __future__ import annotations
 
