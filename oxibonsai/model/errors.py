@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["SessionFileError", "SessionFullError"]
+__all__ = ["EngineClosedError", "EngineFullError", "SessionFileError", "SessionFullError"]
 
 
 class SessionFullError(ValueError):
@@ -11,3 +11,11 @@ class SessionFullError(ValueError):
 
 class SessionFileError(ValueError):
     """A file holds no session of this model, or is damaged."""
+
+
+class EngineFullError(RuntimeError):
+    """As many requests wait for the engine as may; the one that came was not taken."""
+
+
+class EngineClosedError(RuntimeError):
+    """The engine, or its model, was closed before the request had ended."""

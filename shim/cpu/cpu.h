@@ -17,6 +17,7 @@
 #define CPU_ROWS                16u   /* rows of the output in a tile of a matrix kernel */
 #define CPU_ELEMENTS            4096u /* elements in a tile of residual_add */
 #define CPU_TOKENS              8u    /* tokens in a tile of attention */
+#define CPU_SPLIT               512u  /* positions of a split of attention */
 #define CPU_MAX_HEAD_DIM        OXB_MAX_HEAD_DIM
 #define CPU_MAX_THREADS         1024u
 #define CPU_MAX_KERNEL_BINDINGS 5u

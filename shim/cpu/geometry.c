@@ -2,8 +2,7 @@
 #include "cpu.h"
 #include "panels.h"
 
-#define ALL   OXB_TILE_ALL
-#define SPLIT 512u /* positions of a split of attention, at the least */
+#define ALL OXB_TILE_ALL
 #define LEAST_VECTORS \
     8u /* from which int8 is faster: expanding the codes to bytes costs its time */
 
@@ -44,10 +43,9 @@ void cpu_tile(oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {
     if (op != OXB_OP_ATTENTION) return;
     const oxb_attention_shape *s = shape->attention;
     const uint32_t length = s->max_length ? s->max_length : s->max_seq;
-    /* The tokens of a batch are work for every core as they are. */
-    const uint32_t splits = s->n_tokens == 1 ? length / SPLIT + (length % SPLIT != 0) : 1;
     tile->size[0] = s->n_heads / s->n_kv_heads;
-    tile->splits = splits < OXB_MAX_SPLITS ? splits : OXB_MAX_SPLITS;
+    /* The tokens of a batch are work for every core as they are. */
+    tile->splits = s->n_tokens == 1 ? length / CPU_SPLIT + (length % CPU_SPLIT != 0) : 1;
 }
 
 uint64_t cpu_int8_vector_bytes(const cpu_isa *isa, uint32_t format, uint32_t layout, uint64_t k,

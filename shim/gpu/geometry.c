@@ -25,6 +25,7 @@
 #define HEAD_SIMDGROUPS      4u
 #define ATTENTION_SIMDGROUPS 4u
 #define ATTENTION_SPLIT      128u /* positions of a split, at the least */
+#define ATTENTION_SPLITS     64u  /* the most */
 #define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
 
 #define BIT(format) (1u << OXB_DEVICE_FORMAT_##format)
@@ -61,7 +62,7 @@ static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
     /* A batch has threadgroups enough as it is. */
     const uint32_t splits =
         s->n_tokens == 1 ? length / ATTENTION_SPLIT + (length % ATTENTION_SPLIT != 0) : 1;
-    tile->splits = splits < OXB_MAX_SPLITS ? splits : OXB_MAX_SPLITS;
+    tile->splits = splits < ATTENTION_SPLITS ? splits : ATTENTION_SPLITS;
     /* The queries that share each load of the caches: heads first, then tokens. A long head leaves
      * registers for one only. */
     uint32_t queries = s->head_dim > 128 ? 1 : ATTENTION_QUERIES;

@@ -25,8 +25,8 @@ typedef float oxb_f32;
 #define OXB_ASSERT(condition, message) _Static_assert(condition, message)
 #endif
 
-#define OXB_MAX_HEAD_DIM 512 /* kernels keep a head in arrays of fixed size */
-#define OXB_MAX_SPLITS   64  /* of the positions in decode attention */
+#define OXB_MAX_HEAD_DIM 512   /* kernels keep a head in arrays of fixed size */
+#define OXB_MAX_SPLITS   32768 /* of the positions in decode attention: 2^24 in splits of 512 */
 
 #define OXB_ARGS_SIZE(type, size)                                                                 \
     OXB_ASSERT(sizeof(struct type) == (size) && (size) % 16 == 0, #type " must be " #size " byte" \

@@ -71,17 +71,19 @@ class ToyLayer:
         self.qkv.record(record, step.hidden, step.qkv, n_vectors=n, norm=self.attn_norm, eps=eps)
         record.add_bias(self.bias, step.qkv, size, n_vectors=n)
         caches = (step.k_cache, step.v_cache)
-        record.qkv_to_cache(
-            step.qkv, None, None, step.rope, *caches, step.state,
-            rope_style="interleaved", **step.heads,
-        )  # fmt: skip
+        for group in step.groups:
+            record.qkv_to_cache(
+                step.qkv_of(group), None, None, step.rope, *caches, group.state,
+                rope_style="interleaved", **step.heads_of(group),
+            )  # fmt: skip
 
     def record_rest(self, step: LayerStep) -> None:
         caches = (step.k_cache, step.v_cache)
-        step.commands.attention(
-            step.qkv, *caches, step.state, step.attention,
-            max_length=step.max_length, **step.heads,
-        )  # fmt: skip
+        for group in step.groups:
+            step.commands.attention(
+                step.qkv_of(group), *caches, group.state, step.attention_of(group),
+                max_length=group.max_length, **step.heads_of(group),
+            )  # fmt: skip
         step.commands.feed_forward(
             step.attention, step.hidden, step.activated,
             attn_proj=self.attn_output, norm=self.ffn_norm, gate_up=self.gate_up, down=self.down,

@@ -6,7 +6,13 @@ tensors it expects, and the recording of a layer.
 
 from __future__ import annotations
 
-from oxibonsai.model.architectures.base import Architecture, Layer, LayerStep, ModelWeights
+from oxibonsai.model.architectures.base import (
+    Architecture,
+    Layer,
+    LayerStep,
+    ModelWeights,
+    TokenGroup,
+)
 from oxibonsai.model.architectures.qwen3 import Qwen3
 from oxibonsai.model.architectures.registry import Registry, load_weights
 
@@ -17,6 +23,7 @@ __all__ = [
     "LayerStep",
     "ModelWeights",
     "Registry",
+    "TokenGroup",
     "load_weights",
 ]
 

@@ -11,7 +11,30 @@ from oxibonsai.metal import Buffer, Commands, WeightHandle
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.weights import Place, WeightLoader
 
-__all__ = ["Architecture", "Layer", "LayerStep", "ModelWeights"]
+__all__ = ["Architecture", "Layer", "LayerStep", "ModelWeights", "TokenGroup", "moved"]
+
+
+@dataclass(frozen=True)
+class TokenGroup:
+    """Rows of a step that the ops on tokens take together.
+
+    Attributes
+    ----------
+    first, n_tokens : int
+        The rows: n_tokens from row `first` of the step on.
+    state : Buffer or (Buffer, int)
+        struct oxb_decode_state: of the one sequence that the rows belong to, or of each row.
+    batch : bool
+        Whether each row is the one token in flight of a sequence of its own.
+    max_length : int
+        The most positions that a replay will meet.
+    """
+
+    first: int
+    n_tokens: int
+    state: Place
+    batch: bool
+    max_length: int
 
 
 @dataclass(frozen=True)
@@ -25,7 +48,9 @@ class LayerStep:
     config : ModelConfig
         The model's shape.
     n_tokens : int
-        Tokens: rows of hidden, qkv, attention and activated, from the position in `state` on.
+        Tokens: rows of hidden, qkv, attention and activated.
+    groups : sequence of TokenGroup
+        Whose tokens they are. Products run over all rows, ops on tokens once for each group.
     hidden : Buffer or (Buffer, int)
         float32 [n_tokens, hidden_size]: the residual stream, read and written.
     qkv, attention, activated : Buffer or (Buffer, int)
@@ -33,19 +58,16 @@ class LayerStep:
     rope : Buffer
         float32 [max_seq, 2, rotary_dim / 2], cosines then sines.
     k_cache, v_cache : Buffer
-        [n_layers, n_kv_heads, max_seq, head_dim].
-    state : Buffer
-        struct oxb_decode_state.
+        As of ``Commands.attention``.
     heads : dict
         The arguments that all ops on heads share: n_heads, n_kv_heads, head_dim, max_seq, layer,
-        kv_dtype and n_tokens.
-    max_length : int
-        The most positions that a replay will meet.
+        kv_dtype, and what tells where the caches' pages are.
     """
 
     commands: Commands
     config: ModelConfig
     n_tokens: int
+    groups: Sequence[TokenGroup]
     hidden: Place
     qkv: Place
     attention: Place
@@ -53,9 +75,26 @@ class LayerStep:
     rope: Buffer
     k_cache: Buffer
     v_cache: Buffer
-    state: Buffer
     heads: Mapping[str, Any]
-    max_length: int
+
+    def qkv_of(self, group: TokenGroup) -> Place:
+        """Return a group's rows of qkv."""
+        return moved(self.qkv, 4 * self.config.qkv_size * group.first)
+
+    def attention_of(self, group: TokenGroup) -> Place:
+        """Return a group's rows of attention."""
+        return moved(self.attention, 4 * self.config.q_size * group.first)
+
+    def heads_of(self, group: TokenGroup) -> dict[str, Any]:
+        """Return the arguments of an op on the heads of a group's tokens."""
+        batch = {"batch": True} if group.batch else {}
+        return {**self.heads, "n_tokens": group.n_tokens, **batch}
+
+
+def moved(place: Place, nbytes: int) -> Place:
+    """Return the place nbytes further on."""
+    buffer, offset = place if isinstance(place, tuple) else (place, 0)
+    return (buffer, offset + nbytes) if offset + nbytes else buffer
 
 
 class Layer(Protocol):

@@ -89,29 +89,31 @@ class Qwen3Layer:
             norm=self.attn_norm,
             eps=eps,
         )
-        step.commands.qkv_to_cache(
-            step.qkv,
-            self.q_norm,
-            self.k_norm,
-            step.rope,
-            step.k_cache,
-            step.v_cache,
-            step.state,
-            eps=eps,
-            **step.heads,
-        )
+        for group in step.groups:
+            step.commands.qkv_to_cache(
+                step.qkv_of(group),
+                self.q_norm,
+                self.k_norm,
+                step.rope,
+                step.k_cache,
+                step.v_cache,
+                group.state,
+                eps=eps,
+                **step.heads_of(group),
+            )
 
     def record_rest(self, step: LayerStep) -> None:
         """Record the attention, its output projection and the feed-forward block."""
-        step.commands.attention(
-            step.qkv,
-            step.k_cache,
-            step.v_cache,
-            step.state,
-            step.attention,
-            max_length=step.max_length,
-            **step.heads,
-        )
+        for group in step.groups:
+            step.commands.attention(
+                step.qkv_of(group),
+                step.k_cache,
+                step.v_cache,
+                group.state,
+                step.attention_of(group),
+                max_length=group.max_length,
+                **step.heads_of(group),
+            )
         step.commands.feed_forward(
             step.attention,
             step.hidden,

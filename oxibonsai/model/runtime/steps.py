@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 from oxibonsai.metal import Buffer, Commands, Device, WeightHandle
-from oxibonsai.model.architectures.base import LayerStep, ModelWeights
+from oxibonsai.model.architectures.base import LayerStep, ModelWeights, TokenGroup
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
@@ -221,6 +221,7 @@ class _Recorder:
             commands=self.commands,
             config=c,
             n_tokens=n,
+            groups=[TokenGroup(0, n, self.text.state, False, max_length)],
             hidden=(work.hidden, 4 * c.hidden_size * first),
             qkv=(work.qkv, 4 * c.qkv_size * first),
             attention=work.attention,
@@ -228,9 +229,7 @@ class _Recorder:
             rope=self.text.rope,
             k_cache=self.cache.k,
             v_cache=self.cache.v,
-            state=self.text.state,
-            heads={**self.heads, "layer": layer, "n_tokens": n},
-            max_length=max_length,
+            heads={**self.heads, "layer": layer},
         )
 
     def _head(self, first: int, n: int, logits: Buffer) -> None:

@@ -5,8 +5,8 @@
 #include "cpu/cpu.h"
 #include "cpu/half.h"
 
-#define BLOCK CPU_ATTEND_BLOCK
 #define HEADS CPU_ATTEND_HEADS
+#define EMPTY -1.0f /* in place of the total of a split without positions */
 
 _Static_assert(CPU_ATTEND_SCRATCH <= CPU_SCRATCH, "attention must fit the scratch of a thread");
 
@@ -110,7 +110,7 @@ static void attend(const cpu_call *call, uint64_t token, uint64_t kv_head, uint6
         float *out = head[h].out;
         if (a->n_splits > 1) {
             out[n] = head[h].max;
-            out[n + 1] = head[h].total;
+            out[n + 1] = begin == end ? EMPTY : head[h].total;
         } else {
             for (uint64_t i = 0; i < n; i++) out[i] /= head[h].total;
         }
@@ -130,10 +130,11 @@ static void attend_token(const cpu_call *call, uint64_t token, uint64_t kv_head,
         }
         return;
     }
-    const uint64_t blocks = (positions + BLOCK - 1) / BLOCK;
-    const uint64_t share = (blocks + a->n_splits - 1) / a->n_splits * BLOCK;
-    const uint64_t begin = split * share < positions ? split * share : positions;
-    const uint64_t end = positions - begin < share ? positions : begin + share;
+    /* A split has a fixed number of positions, the last one the rest, so that the bits of a row do
+     * not depend on the length that it was recorded for. One past the text is empty. */
+    const uint64_t begin = split * CPU_SPLIT < positions ? split * CPU_SPLIT : positions;
+    const int last = split + 1 == a->n_splits || positions - begin < CPU_SPLIT;
+    const uint64_t end = last ? positions : begin + CPU_SPLIT;
     for (uint64_t h = 0; h < a->heads; h += HEADS) {
         const uint64_t count = a->heads - h < HEADS ? a->heads - h : HEADS;
         attend(call, token, kv_head, first + h, count, split, begin, end);
@@ -171,9 +172,10 @@ void cpu_combine(const cpu_call *call, uint64_t first, uint64_t last) {
         float max = -INFINITY, total = 0;
         for (uint64_t s = 0; s < a->n_splits; s++)
             max = splits[s * (n + 2) + n] > max ? splits[s * (n + 2) + n] : max;
-        memset(out, 0, n * sizeof *out);
+        for (uint64_t i = 0; i < n; i++) out[i] = -0.0f; /* so that a sum of one split is itself */
         for (uint64_t s = 0; s < a->n_splits; s++) {
             const float *split = splits + s * (n + 2);
+            if (split[n + 1] == EMPTY) continue;
             const float fade = expf(split[n] - (max == -INFINITY ? 0.0f : max));
             total += split[n + 1] * fade;
             for (uint64_t i = 0; i < n; i++) out[i] += split[i] * fade;

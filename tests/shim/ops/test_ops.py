@@ -278,7 +278,7 @@ def test_kv_store_past_max_seq_writes_nothing(device, kv_dtype, position):
     np.testing.assert_array_equal(after[1], before[1])
 
 
-def attend(device, heads, length, q, k, v, scale=None):
+def attend(device, heads, length, q, k, v, scale=None, max_length=None):
     """Run attention over k and v [length, n_kv_heads, head_dim] put into a cache."""
     k_cache, v_cache = heads.cache(heads.layer + 2, np.nan), heads.cache(heads.layer + 2, np.nan)
     k_cache[heads.layer, :, :length] = k.transpose(1, 0, 2)
@@ -287,7 +287,7 @@ def attend(device, heads, length, q, k, v, scale=None):
     out = np.full((heads.n_heads + 1, heads.head_dim), SENTINEL)
     y = run(
         device,
-        lambda c, *b: c.attention(*b, scale=scale, **heads.shape),
+        lambda c, *b: c.attention(*b, scale=scale, max_length=max_length, **heads.shape),
         np.concatenate([q, rest]),
         k_cache,
         v_cache,
@@ -306,6 +306,20 @@ def test_attention_matches_the_definition(device, kv_dtype, counts, length):
     q, k, v = random_heads(heads, length)
     y = attend(device, heads, length, q, k, v)
     assert relative_error(y, reference.attention(q[None], k, v)[0]) < 1e-6
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
+@pytest.mark.parametrize("length", [1, 511, 512, 513, 1024, 1025])
+def test_bits_of_attention_on_the_cpu_do_not_depend_on_the_recorded_length(kv_dtype, length):
+    heads = Heads(6, 2, 30, 2100, 1, kv_dtype)
+    q, k, v = random_heads(heads, length)
+    k[:, 0] *= 40  # some weights are 0
+    with metal.Device("cpu") as device:
+        lengths = (length, 1100, 1600, 2100)
+        found = [attend(device, heads, length, q, k, v, max_length=n) for n in lengths]
+    assert relative_error(found[0], reference.attention(q[None], k, v)[0]) < 1e-5
+    for y in found[1:]:
+        np.testing.assert_array_equal(y.view(np.uint32), found[0].view(np.uint32))
 
 
 @pytest.mark.parametrize("head_dim", [2, 30, 80, 256, 512])

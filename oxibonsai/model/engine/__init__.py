@@ -1,0 +1,8 @@
+"""Many texts on one model: what joins, leaves and waits, and one thread that runs steps."""
+
+from __future__ import annotations
+
+from oxibonsai.model.engine.request import FinishReason, Request, RequestResult
+from oxibonsai.model.engine.statistics import EngineStatistics
+
+__all__ = ["EngineStatistics", "FinishReason", "Request", "RequestResult"]
