@@ -328,6 +328,8 @@ cdef extern from "oxb_shim.h" nogil:
             uint64_t n_vectors, uint64_t y_stride) noexcept nogil
         oxb_status (*op_feed_forward)(
             oxb_commands *commands, const oxb_feed_forward *f) noexcept nogil
+        oxb_status (*commands_deterministic)(
+            oxb_commands *commands, int deterministic) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:
@@ -348,7 +350,8 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 k
         oxb_u32 column
         oxb_f32 eps
-        oxb_u32 pad[2]
+        oxb_u32 y_stride
+        oxb_u32 pad
 
     struct oxb_gemm_args:
         oxb_u64 codes_offset
@@ -546,7 +549,9 @@ cdef extern from "oxb_driver.h" nogil:
         uint32_t fused_norm
         uint32_t fused_cache_store
         uint32_t int8_products
-        uint32_t pad
+        uint32_t gemv_vectors
+        uint32_t same_bits
+        uint32_t pad[3]
 
     ctypedef struct oxb_weight_layout:
         uint32_t id

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define OXB_ABI_VERSION    2u
+#define OXB_ABI_VERSION    3u
 #define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
 #define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
 #define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
@@ -359,7 +359,11 @@ typedef struct oxb_attention_shape {
                                                                                                    \
     /* hidden += attn_proj attn; activated = silu(gate n) * (up n) with n the norm of hidden;      \
      * hidden += down activated. Where one of them fails, none is recorded. */                     \
-    X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))
+    X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))           \
+                                                                                                   \
+    /* Whether matrix products that are recorded from here on give each vector the bits that it    \
+     * has alone, from float32 activations. OXB_ENCODING_FAILED where the device cannot. */        \
+    X(oxb_status, commands_deterministic, (oxb_commands * commands, int deterministic))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)
