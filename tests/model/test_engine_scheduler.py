@@ -150,26 +150,19 @@ def test_a_shared_beginning_is_computed_once_up_to_a_page() -> None:
     assert pool.n_used == 0
 
 
-def test_a_second_turn_computes_what_is_new_up_to_a_page() -> None:
-    scheduler = Scheduler(PagePool(64), 4, 128)
+# Of three full pages, one holds a prompt alone.
+@pytest.mark.parametrize(("deterministic", "shared"), [(False, 192), (True, 64)])
+def test_a_second_turn_shares_full_pages_and_those_of_prompts_alone_where_deterministic(
+    deterministic: bool, shared: int
+) -> None:
+    scheduler = Scheduler(PagePool(64), 4, 128, deterministic=deterministic)
     first = sequence(100, 101)
     scheduler.add(first)
     run(scheduler)
     second = Sequence([*first.tokens, 7, 8], 203, 203, (0, next(ids)))
     scheduler.add(second)
     run(scheduler)
-    assert second.n_shared == 192
-
-
-def test_deterministic_shares_the_pages_of_prompts_alone() -> None:
-    scheduler = Scheduler(PagePool(64), 4, 128, deterministic=True)
-    first = sequence(100, 101)
-    scheduler.add(first)
-    run(scheduler)
-    second = Sequence([*first.tokens, 7, 8], 203, 203, (0, next(ids)))
-    scheduler.add(second)
-    run(scheduler)
-    assert second.n_shared == 64
+    assert second.n_shared == shared
 
 
 @pytest.mark.parametrize(("n_prompt", "shared"), [(65, 0), (66, 64), (129, 128), (193, 128)])
