@@ -3,6 +3,7 @@
 cimport cython
 from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
+from libc.string cimport memset
 
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
 from oxibonsai.metal._pipeline cimport Pipeline
@@ -18,6 +19,7 @@ from oxibonsai.metal.oxb cimport (
     oxb_commands,
     oxb_feed_forward,
     oxb_norm,
+    oxb_sample,
     oxb_size,
     oxb_status,
 )
@@ -938,6 +940,88 @@ cdef class Commands:
         cdef uint64_t size = count_of(n, "n"), vectors = count_of(n_vectors, "n_vectors")
         bind_all((("logits", logits), ("out", out)), b)
         check(api.op_argmax(self.recording(), b[0], b[1], size, vectors))
+
+    def sample(self, logits, settings, state, tokens, choices, n, max_tokens, *, n_vectors=1,
+               biases=None, masks=None, best=None, n_best=0, n_biases=0, n_masks=0, n_slots=1,
+               batch=False, log_probabilities=False, advance=True):
+        """Record the choice of the next token of each row of logits.
+
+        Row v is for the position after its token in flight. One seed gives one choice, whatever
+        the device.
+
+        Parameters
+        ----------
+        logits : operand
+            float32 [n_vectors, n].
+        settings : operand
+            64 bytes for each sequence: struct oxb_sampling.
+        state : operand
+            16 bytes for each sequence: struct oxb_decode_state.
+        tokens : operand
+            uint32 [max_tokens]: read for penalties; where the choice goes if advance.
+        choices : operand
+            struct oxb_choice [n_vectors, n_slots], written at slot position % n_slots.
+        n : int
+            Logits of a row.
+        max_tokens : int
+            Elements of tokens.
+        n_vectors : int
+            Rows.
+        biases : operand, optional
+            struct oxb_bias [n_biases].
+        masks : operand, optional
+            uint32 [n_masks, (n + 31) / 32]; bit i of word i / 32 allows a token.
+        best : operand, optional
+            struct oxb_scored [n_vectors, n_slots, n_best]: the largest logits.
+        n_best : int
+            How many of them, 0 to 32.
+        n_biases, n_masks : int
+            Biases and rows of masks.
+        n_slots : int
+            Choices that are kept for a row.
+        batch : bool
+            Whether each row is of a sequence of its own; else they follow one another in one.
+        log_probabilities : bool
+            Whether to give the log probability of each choice.
+        advance : bool
+            Whether to store the choice among the tokens and move the position on.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
+        cdef oxb_binding b[8]
+        cdef oxb_sample s
+        memset(&s, 0, sizeof(s))
+        names = ["logits", "settings", "state", "tokens", "choices"]
+        operands = [logits, settings, state, tokens, choices]
+        for name, operand in (("biases", biases), ("masks", masks), ("best", best)):
+            if operand is not None:
+                names.append(name)
+                operands.append(operand)
+        bind_all(tuple(zip(names, operands)), b)
+        s.logits, s.settings, s.state, s.tokens, s.choices = b[0], b[1], b[2], b[3], b[4]
+        cdef int at = 5
+        if biases is not None:
+            s.biases = b[at]
+            at += 1
+        if masks is not None:
+            s.masks = b[at]
+            at += 1
+        if best is not None:
+            s.best = b[at]
+        s.n, s.n_vectors = count_of(n, "n"), count_of(n_vectors, "n_vectors")
+        s.max_tokens = count_of(max_tokens, "max_tokens")
+        s.n_biases, s.n_masks = count_of(n_biases, "n_biases"), count_of(n_masks, "n_masks")
+        s.n_slots = min(count_of(n_slots, "n_slots"), 0xffffffff)
+        s.n_best = min(count_of(n_best, "n_best"), 0xffffffff)
+        s.batch, s.log_probabilities, s.advance = bool(batch), bool(log_probabilities), bool(advance)
+        check(api.op_sample(self.recording(), &s))
 
     def advance(self, logits, tokens, state, n, max_tokens, *, n_tokens=1, greedy=True):
         """Record position += n_tokens and, where greedy, tokens[position] = argmax of n logits.

@@ -212,6 +212,26 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t rotary_dim
         uint32_t rope_style
 
+    ctypedef struct oxb_sample:
+        oxb_binding logits
+        oxb_binding settings
+        oxb_binding state
+        oxb_binding tokens
+        oxb_binding biases
+        oxb_binding masks
+        oxb_binding choices
+        oxb_binding best
+        uint64_t n
+        uint64_t n_vectors
+        uint64_t max_tokens
+        uint64_t n_biases
+        uint64_t n_masks
+        uint32_t n_slots
+        uint32_t n_best
+        uint32_t batch
+        uint32_t log_probabilities
+        uint32_t advance
+
     ctypedef struct oxb_api:
         uint32_t abi_version
         uint32_t struct_size
@@ -328,6 +348,7 @@ cdef extern from "oxb_shim.h" nogil:
             uint64_t n_vectors, uint64_t y_stride) noexcept nogil
         oxb_status (*op_feed_forward)(
             oxb_commands *commands, const oxb_feed_forward *f) noexcept nogil
+        oxb_status (*op_sample)(oxb_commands *commands, const oxb_sample *sample) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:
@@ -335,6 +356,7 @@ cdef extern from "oxb_args.h" nogil:
     unsigned int OXB_MAX_SPLITS
     unsigned int OXB_NO_INDEX
     unsigned int OXB_ARGMAX_BLOCK
+    unsigned int OXB_MAX_BEST
 
     ctypedef uint32_t oxb_u32
 
@@ -381,7 +403,9 @@ cdef extern from "oxb_args.h" nogil:
 
     struct oxb_decode_state:
         oxb_u32 position
-        oxb_u32 pad[3]
+        oxb_u32 tokens
+        oxb_u32 pages
+        oxb_u32 pad
 
     struct oxb_embed_args:
         oxb_u64 codes_offset
@@ -465,6 +489,51 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 n_tokens
         oxb_u32 pad
 
+    struct oxb_sampling:
+        oxb_u32 seed[2]
+        oxb_u32 choice
+        oxb_f32 scale
+        oxb_u32 top_k
+        oxb_u32 top_p
+        oxb_u32 least
+        oxb_f32 repetition
+        oxb_f32 inverse_repetition
+        oxb_f32 presence
+        oxb_f32 frequency
+        oxb_u32 window
+        oxb_u32 first_bias
+        oxb_u32 n_biases
+        oxb_u32 mask
+        oxb_u32 pad
+
+    struct oxb_choice:
+        oxb_u32 token
+        oxb_u32 position
+        oxb_f32 log_probability
+        oxb_u32 pad
+
+    struct oxb_scored:
+        oxb_u32 token
+        oxb_f32 log_probability
+
+    struct oxb_bias:
+        oxb_u32 token
+        oxb_f32 value
+
+    struct oxb_sample_args:
+        oxb_u32 n
+        oxb_u32 n_vectors
+        oxb_u32 max_tokens
+        oxb_u32 n_biases
+        oxb_u32 n_masks
+        oxb_u32 n_slots
+        oxb_u32 n_best
+        oxb_u32 n_blocks
+        oxb_u32 batch
+        oxb_u32 log_probabilities
+        oxb_u32 advance
+        oxb_u32 pad
+
 
 cdef extern from "oxb_driver.h" nogil:
     unsigned int OXB_TILE_ALL
@@ -522,6 +591,8 @@ cdef extern from "oxb_driver.h" nogil:
         OXB_OP_ARGMAX_BLOCKS
         OXB_OP_ARGMAX
         OXB_OP_ADVANCE
+        OXB_OP_SAMPLE_BLOCKS
+        OXB_OP_SAMPLE_CHOOSE
         OXB_OP_COUNT
 
     ctypedef struct oxb_op_shape:

@@ -20,7 +20,7 @@
 #define CPU_SPLIT               512u  /* positions of a split of attention */
 #define CPU_MAX_HEAD_DIM        OXB_MAX_HEAD_DIM
 #define CPU_MAX_THREADS         1024u
-#define CPU_MAX_KERNEL_BINDINGS 5u
+#define CPU_MAX_KERNEL_BINDINGS 7u
 #define CPU_BATCH               32u     /* vectors in a tile of a batched product; in int8 all */
 #define CPU_TABLES              393216u /* bytes of tables: they stay in the second-level cache */
 #define CPU_SCRATCH             (CPU_TABLES + 69632u) /* bytes per thread, aligned to 64 */
@@ -160,11 +160,13 @@ void cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint
 
 cpu_run_fn cpu_gemv, cpu_gemv_residual, cpu_swiglu, cpu_gemm, cpu_gemm_residual, cpu_swiglu_gemm,
     cpu_quantize, cpu_embed, cpu_rmsnorm, cpu_residual_add, cpu_bias_add, cpu_qk_norm_rope,
-    cpu_kv_store, cpu_attention, cpu_combine, cpu_argmax_blocks, cpu_argmax, cpu_advance;
+    cpu_kv_store, cpu_attention, cpu_combine, cpu_argmax_blocks, cpu_argmax, cpu_advance,
+    cpu_sample_blocks, cpu_sample_choose;
 cpu_need_fn cpu_gemv_need, cpu_swiglu_need, cpu_gemm_need, cpu_swiglu_gemm_need, cpu_quantize_need,
     cpu_embed_need, cpu_rmsnorm_need, cpu_residual_add_need, cpu_bias_add_need,
     cpu_qk_norm_rope_need, cpu_kv_store_need, cpu_attention_need, cpu_combine_need,
-    cpu_argmax_blocks_need, cpu_argmax_need, cpu_advance_need;
+    cpu_argmax_blocks_need, cpu_argmax_need, cpu_advance_need, cpu_sample_blocks_need,
+    cpu_sample_choose_need;
 
 /* NULL for a name that does not ship. */
 const cpu_kernel *cpu_find(const char *name);

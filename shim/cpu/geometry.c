@@ -25,6 +25,8 @@ static const uint32_t sizes[OXB_OP_COUNT][3] = {
     [OXB_OP_ARGMAX_BLOCKS] = {OXB_ARGMAX_BLOCK, 1, ALL},
     [OXB_OP_ARGMAX] = {1, ALL, ALL},
     [OXB_OP_ADVANCE] = {1, ALL, ALL},
+    [OXB_OP_SAMPLE_BLOCKS] = {OXB_ARGMAX_BLOCK, 1, ALL},
+    [OXB_OP_SAMPLE_CHOOSE] = {1, ALL, ALL},
 };
 
 void cpu_abilities(const cpu_isa *isa, oxb_abilities *abilities) {

@@ -125,7 +125,8 @@ static const struct {
 static const oxb_op other_ops[] = {OXB_OP_RMSNORM,      OXB_OP_ADD,      OXB_OP_BIAS,
                                    OXB_OP_QK_NORM_ROPE, OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
                                    OXB_OP_ATTENTION,    OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS,
-                                   OXB_OP_ARGMAX,       OXB_OP_ADVANCE};
+                                   OXB_OP_ARGMAX,       OXB_OP_ADVANCE,  OXB_OP_SAMPLE_BLOCKS,
+                                   OXB_OP_SAMPLE_CHOOSE};
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 _Static_assert(COUNT(matrix_ops) + COUNT(other_ops) == OXB_OP_COUNT, "every op is asked for");
 

@@ -127,6 +127,8 @@ static const struct variant {
     {OXB_OP_ARGMAX_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
     {OXB_OP_ARGMAX, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
     {OXB_OP_ADVANCE, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
+    {OXB_OP_SAMPLE_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
+    {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
 };
 
 void gpu_abilities(void *device, oxb_abilities *abilities) {

@@ -96,8 +96,10 @@ OXB_ARGS_SIZE(oxb_bias_args, 16);
 
 /* What changes from submission to submission, in a device buffer that the kernels read. */
 struct oxb_decode_state {
-    oxb_u32 position; /* of the first token of the batch; tokens[position] is that token */
-    oxb_u32 pad[3];
+    oxb_u32 position; /* of its first token in flight */
+    oxb_u32 tokens;   /* elements of the token buffer before this sequence's */
+    oxb_u32 pages;    /* elements of the page buffer before this sequence's table */
+    oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_decode_state, 16);
 
@@ -233,5 +235,64 @@ struct oxb_advance_args {
     oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_advance_args, 16);
+
+/* How the next token of a sequence is chosen, in a device buffer. */
+struct oxb_sampling {
+    oxb_u32 seed[2];
+    oxb_u32 choice;                         /* which of several texts of one seed */
+    oxb_f32 scale;                          /* 2^20 log2(e) / temperature; 0: the largest logit */
+    oxb_u32 top_k;                          /* 0: all */
+    oxb_u32 top_p;                          /* floor(2^32 p); 0: all */
+    oxb_u32 least;                          /* the largest distance that is kept */
+    oxb_f32 repetition, inverse_repetition; /* multiply negative and positive logits */
+    oxb_f32 presence, frequency;            /* subtracted once, and once per occurrence */
+    oxb_u32 window; /* tokens before the chosen one that penalties count; 0: no penalty */
+    oxb_u32 first_bias, n_biases; /* of the bias buffer */
+    oxb_u32 mask;                 /* row of the masks; OXB_NO_INDEX: none */
+    oxb_u32 pad;
+};
+OXB_ARGS_SIZE(oxb_sampling, 64);
+
+struct oxb_choice {
+    oxb_u32 token;    /* OXB_NO_INDEX where none can be drawn */
+    oxb_u32 position; /* where it goes in its text */
+    oxb_f32 log_probability;
+    oxb_u32 pad;
+};
+OXB_ARGS_SIZE(oxb_choice, 16);
+
+struct oxb_scored {
+    oxb_u32 token;
+    oxb_f32 log_probability;
+};
+OXB_ASSERT(sizeof(struct oxb_scored) == 8, "oxb_scored must be 8 bytes");
+
+struct oxb_bias {
+    oxb_u32 token;
+    oxb_f32 value;
+};
+OXB_ASSERT(sizeof(struct oxb_bias) == 8, "oxb_bias must be 8 bytes");
+
+#define OXB_MAX_BEST 32u
+
+/* Both kernels of sample. sample_blocks writes to adjusted [n_vectors][n] the logits after mask,
+ * bias and penalties; bindings: logits, settings, state, tokens, biases, masks, adjusted.
+ * sample_choose draws; bindings: logits, adjusted, settings, state, tokens, choices, best. Where
+ * n_biases, n_masks or n_best is 0, that binding is not used. */
+struct oxb_sample_args {
+    oxb_u32 n;
+    oxb_u32 n_vectors;
+    oxb_u32 max_tokens; /* elements of tokens */
+    oxb_u32 n_biases;
+    oxb_u32 n_masks;
+    oxb_u32 n_slots;
+    oxb_u32 n_best;
+    oxb_u32 n_blocks; /* of OXB_ARGMAX_BLOCK logits */
+    oxb_u32 batch;
+    oxb_u32 log_probabilities;
+    oxb_u32 advance;
+    oxb_u32 pad;
+};
+OXB_ARGS_SIZE(oxb_sample_args, 48);
 
 #endif

@@ -75,7 +75,9 @@ typedef struct oxb_host {
     X(COMBINE, "combine")             /* head of a token */                               \
     X(ARGMAX_BLOCKS, "argmax_blocks") /* logit; vector */                                 \
     X(ARGMAX, "argmax")               /* vector */                                        \
-    X(ADVANCE, "advance")             /* submission */
+    X(ADVANCE, "advance")             /* submission */                                    \
+    X(SAMPLE_BLOCKS, "sample_blocks") /* logit; vector */                                 \
+    X(SAMPLE_CHOOSE, "sample_choose") /* vector */
 
 typedef enum oxb_op {
 #define X(id, name) OXB_OP_##id,

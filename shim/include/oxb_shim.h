@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define OXB_ABI_VERSION    2u
+#define OXB_ABI_VERSION    3u
 #define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
 #define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
 #define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
@@ -207,6 +207,20 @@ typedef struct oxb_attention_shape {
     uint32_t rope_style; /* oxb_rope_style */
 } oxb_attention_shape;
 
+/* What chooses the next token of each row of logits. */
+typedef struct oxb_sample {
+    oxb_binding logits;   /* float32 [n_vectors, n] */
+    oxb_binding settings; /* struct oxb_sampling [batch ? n_vectors : 1] */
+    oxb_binding state;    /* struct oxb_decode_state [batch ? n_vectors : 1] */
+    oxb_binding tokens;   /* uint32 [max_tokens] */
+    oxb_binding biases;   /* struct oxb_bias [n_biases]; no buffer: none */
+    oxb_binding masks;    /* uint32 [n_masks][(n + 31) / 32]; no buffer: none */
+    oxb_binding choices;  /* struct oxb_choice [n_vectors][n_slots], at slot position % n_slots */
+    oxb_binding best;     /* struct oxb_scored [n_vectors][n_slots][n_best] */
+    uint64_t n, n_vectors, max_tokens, n_biases, n_masks;
+    uint32_t n_slots, n_best, batch, log_probabilities, advance;
+} oxb_sample;
+
 /* Every function of the ABI, once: X(return type, name, parameters). The list makes the prototypes
  * below and the table that foreign code receives through a capsule. */
 #define OXB_FUNCTIONS(X)                                                                           \
@@ -359,7 +373,8 @@ typedef struct oxb_attention_shape {
                                                                                                    \
     /* hidden += attn_proj attn; activated = silu(gate n) * (up n) with n the norm of hidden;      \
      * hidden += down activated. Where one of them fails, none is recorded. */                     \
-    X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))
+    X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))               \
+    X(oxb_status, op_sample, (oxb_commands * commands, const oxb_sample *sample))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

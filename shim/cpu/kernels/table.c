@@ -93,6 +93,10 @@ static const cpu_kernel kernels[] = {
      0},
     {"advance", cpu_advance, cpu_advance_need, 3, WRITES(1) | WRITES(2),
      sizeof(struct oxb_advance_args), 1, 0, 0, 0},
+    {"sample_blocks", cpu_sample_blocks, cpu_sample_blocks_need, 7, WRITES(6),
+     sizeof(struct oxb_sample_args), 1, 0, 0, 0},
+    {"sample_choose", cpu_sample_choose, cpu_sample_choose_need, 7,
+     WRITES(3) | WRITES(4) | WRITES(5) | WRITES(6), sizeof(struct oxb_sample_args), 1, 0, 0, 0},
 };
 
 const cpu_kernel *cpu_find(const char *name) {

@@ -1,0 +1,95 @@
+/* The integer arithmetic of a choice among logits, for C11, MSL and NVRTC: the same bits on every
+ * device. Distances are in units of 2^-20 in log2 of the probability. */
+#ifndef BASE_CHOICE_H
+#define BASE_CHOICE_H
+
+#include "oxb_args.h"
+
+#if defined(__METAL_VERSION__) || defined(__CUDACC_RTC__)
+typedef long oxb_i64;
+#else
+typedef int64_t oxb_i64;
+#endif
+
+/* The high word of a * b. */
+static inline oxb_u32 choice_high(oxb_u32 a, oxb_u32 b) {
+    return (oxb_u32)(((oxb_u64)a * b) >> 32);
+}
+
+/* 2^31 * 2^(-u / 2^20), rounded; 0 from 32 * 2^20 on. e^-t is summed by its series, t in 2^-32. */
+static inline oxb_u32 choice_probability(oxb_u32 u) {
+    if (u >= 32u << 20) return 0;
+    const oxb_u64 one = (oxb_u64)1 << 32;
+    const oxb_u64 t = (oxb_u64)(u & 0xfffffu) * 2977044472u >> 20; /* ln 2 in 2^-32 */
+    oxb_u64 sum = one;
+    for (oxb_u32 k = 12; k >= 1; k--) sum = one - (sum * t >> 32) / k;
+    const oxb_u32 shift = (u >> 20) + 1;
+    return (oxb_u32)((sum + ((oxb_u64)1 << (shift - 1))) >> shift);
+}
+
+/* log2(x / 2^63) + 63 in units of 2^-32, within 2^-28, for x > 0. */
+static inline oxb_u64 choice_log2(oxb_u64 x) {
+    oxb_u32 exponent = 63;
+    for (oxb_u32 step = 32; step > 0; step >>= 1) {
+        if (x >> (64 - step) == 0) {
+            x <<= step;
+            exponent -= step;
+        }
+    }
+    /* log2(m / c) = 2 / ln 2 * atanh((m - c) / (m + c)), c = sqrt(2) * 2^31; the series of atanh
+     * by z in units of 2^-32, |z| < 0.172. */
+    const oxb_u64 m = x >> 32, c = 3037000500u;
+    const int below = m < c;
+    const oxb_u64 z = ((below ? c - m : m - c) << 32) / (m + c);
+    const oxb_u64 square = z * z >> 32;
+    oxb_u64 sum = 0;
+    for (oxb_u32 k = 13; k >= 3; k -= 2) sum = (sum + ((oxb_u64)1 << 32) / k) * square >> 32;
+    sum = z + (sum * z >> 32);
+    sum = (sum * 3098164009u) >> 30; /* 2 / ln 2 in 2^-30 */
+    const oxb_u64 middle = ((oxb_u64)exponent << 32) + ((oxb_u64)1 << 31);
+    return below ? middle - sum : middle + sum;
+}
+
+/* log2(-log2(1 - (r + 1/2) / 2^32)) in units of 2^-20, within 2^-19. */
+static inline int choice_gumbel(oxb_u32 r) {
+    const oxb_u64 y = 2 * (oxb_u64)r + 1; /* in 2^-33 */
+    oxb_u64 negated;                      /* -log2(1 - y) */
+    oxb_u64 unit;                         /* log2 of its denominator */
+    if (y < (oxb_u64)1 << 27) {
+        /* y + y^2 / 2 + y^3 / 3 + y^4 / 4, in 2^-62; y < 2^-6 */
+        const oxb_u64 y2 = y * y >> 4; /* 2^-62 */
+        const oxb_u64 y3 = (y2 >> 24) * y >> 9;
+        const oxb_u64 y4 = (y3 >> 24) * y >> 9;
+        negated = (y << 29) + y2 / 2 + y3 / 3 + y4 / 4;
+        /* 1 / ln 2 in log2: added after */
+        unit = 62;
+        const oxb_u64 log = choice_log2(negated) + 2271034279u; /* log2(1 / ln 2) in 2^-32 */
+        return (int)((oxb_i64)(log >> 12) - (oxb_i64)(unit << 20));
+    }
+    negated = ((oxb_u64)33 << 32) - choice_log2(((oxb_u64)1 << 33) - y);
+    unit = 32;
+    return (int)((oxb_i64)(choice_log2(negated) >> 12) - (oxb_i64)(unit << 20));
+}
+
+struct choice_words {
+    oxb_u32 word[4];
+};
+
+/* Philox4x32-10. */
+static inline struct choice_words choice_philox(oxb_u32 c0, oxb_u32 c1, oxb_u32 c2, oxb_u32 c3,
+                                                oxb_u32 k0, oxb_u32 k1) {
+    for (oxb_u32 round = 0; round < 10; round++) {
+        const oxb_u32 h0 = choice_high(0xd2511f53u, c0), l0 = 0xd2511f53u * c0;
+        const oxb_u32 h1 = choice_high(0xcd9e8d57u, c2), l1 = 0xcd9e8d57u * c2;
+        c0 = h1 ^ c1 ^ k0;
+        c1 = l1;
+        c2 = h0 ^ c3 ^ k1;
+        c3 = l0;
+        k0 += 0x9e3779b9u;
+        k1 += 0xbb67ae85u;
+    }
+    struct choice_words words = {{c0, c1, c2, c3}};
+    return words;
+}
+
+#endif
