@@ -764,6 +764,80 @@ class Commands:
         TypeError
             Where an operand is none, or a number no integer.
         """
+    def sample(
+        self,
+        logits: _Binding,
+        settings: _Binding,
+        state: _Binding,
+        tokens: _Binding,
+        choices: _Binding,
+        n: SupportsIndex,
+        max_tokens: SupportsIndex,
+        *,
+        n_vectors: SupportsIndex = 1,
+        biases: _Binding | None = None,
+        masks: _Binding | None = None,
+        best: _Binding | None = None,
+        n_best: SupportsIndex = 0,
+        n_biases: SupportsIndex = 0,
+        n_masks: SupportsIndex = 0,
+        n_slots: SupportsIndex = 1,
+        batch: bool = False,
+        log_probabilities: bool = False,
+        advance: bool = True,
+    ) -> None:
+        """Record the choice of the next token of each row of logits.
+
+        Row v is for the position after its token in flight. One seed gives one choice, whatever
+        the device.
+
+        Parameters
+        ----------
+        logits : operand
+            float32 [n_vectors, n].
+        settings : operand
+            64 bytes for each sequence: struct oxb_sampling.
+        state : operand
+            16 bytes for each sequence: struct oxb_decode_state.
+        tokens : operand
+            uint32 [max_tokens]: read for penalties; where the choice goes if advance.
+        choices : operand
+            struct oxb_choice [n_vectors, n_slots], written at slot position % n_slots.
+        n : int
+            Logits of a row.
+        max_tokens : int
+            Elements of tokens.
+        n_vectors : int
+            Rows.
+        biases : operand, optional
+            struct oxb_bias [n_biases].
+        masks : operand, optional
+            uint32 [n_masks, (n + 31) / 32]; bit i of word i / 32 allows a token.
+        best : operand, optional
+            struct oxb_scored [n_vectors, n_slots, n_best]: the largest logits.
+        n_best : int
+            How many of them, 0 to 32.
+        n_biases, n_masks : int
+            Biases and rows of masks.
+        n_slots : int
+            Choices that are kept for a row.
+        batch : bool
+            Whether each row is of a sequence of its own; else they follow one another in one.
+        log_probabilities : bool
+            Whether to give the log probability of each choice.
+        advance : bool
+            Whether to store the choice among the tokens and move the position on.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
+
     def advance(
         self,
         logits: _Binding,

@@ -373,7 +373,7 @@ typedef struct oxb_sample {
                                                                                                    \
     /* hidden += attn_proj attn; activated = silu(gate n) * (up n) with n the norm of hidden;      \
      * hidden += down activated. Where one of them fails, none is recorded. */                     \
-    X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))               \
+    X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))           \
     X(oxb_status, op_sample, (oxb_commands * commands, const oxb_sample *sample))
 
 #define X(type, name, parameters) type oxb_##name parameters;

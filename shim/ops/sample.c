@@ -48,14 +48,13 @@ oxb_status oxb_op_sample(oxb_commands *commands, const oxb_sample *s) {
         optional("biases", s->biases, n_biases * sizeof(struct oxb_bias), s->settings),
         optional("masks", s->masks, n_masks * ((s->n + 31) / 32) * 4, s->settings),
         {0}};
-    ops_operand choose[] = {
-        blocks[0],
-        {0},
-        blocks[1],
-        {"state", s->state, blocks[2].bytes, 1},
-        {"tokens", s->tokens, blocks[3].bytes, 1},
-        {"choices", s->choices, slots * sizeof(struct oxb_choice), 1},
-        {"best", s->best, slots * s->n_best * sizeof(struct oxb_scored), 1}};
+    ops_operand choose[] = {blocks[0],
+                            {0},
+                            blocks[1],
+                            {"state", s->state, blocks[2].bytes, 1},
+                            {"tokens", s->tokens, blocks[3].bytes, 1},
+                            {"choices", s->choices, slots * sizeof(struct oxb_choice), 1},
+                            {"best", s->best, slots * s->n_best * sizeof(struct oxb_scored), 1}};
     if (!s->best.buffer) choose[6] = (ops_operand){"choices", s->choices, 0, 1};
     if ((status = ops_check_operands(op, blocks, 6)) != OXB_OK) return status;
     if ((status = ops_check_operands(op, choose + 5, 2)) != OXB_OK) return status;
@@ -70,18 +69,18 @@ oxb_status oxb_op_sample(oxb_commands *commands, const oxb_sample *s) {
     if ((status = front_commands_scratch(commands, bytes, &adjusted)) != OXB_OK) return status;
     blocks[6] = choose[1] = (ops_operand){"adjusted", {adjusted, 0}, bytes, 0};
     blocks[6].written = 1;
-    struct oxb_sample_args args = {
-        .n = (oxb_u32)s->n,
-        .n_vectors = (oxb_u32)s->n_vectors,
-        .max_tokens = (oxb_u32)s->max_tokens,
-        .n_biases = n_biases,
-        .n_masks = n_masks,
-        .n_slots = s->n_slots,
-        .n_best = s->n_best,
-        .n_blocks = (oxb_u32)((s->n + OXB_ARGMAX_BLOCK - 1) / OXB_ARGMAX_BLOCK),
-        .batch = s->batch != 0,
-        .log_probabilities = s->log_probabilities != 0,
-        .advance = s->advance != 0};
+    struct oxb_sample_args args = {.n = (oxb_u32)s->n,
+                                   .n_vectors = (oxb_u32)s->n_vectors,
+                                   .max_tokens = (oxb_u32)s->max_tokens,
+                                   .n_biases = n_biases,
+                                   .n_masks = n_masks,
+                                   .n_slots = s->n_slots,
+                                   .n_best = s->n_best,
+                                   .n_blocks =
+                                       (oxb_u32)((s->n + OXB_ARGMAX_BLOCK - 1) / OXB_ARGMAX_BLOCK),
+                                   .batch = s->batch != 0,
+                                   .log_probabilities = s->log_probabilities != 0,
+                                   .advance = s->advance != 0};
     const uint32_t mark = oxb_commands_length(commands);
     const oxb_op_shape over_blocks = {.extent = {s->n, s->n_vectors, 1}};
     const oxb_op_shape over_rows = {.extent = {s->n_vectors, 1, 1}};

@@ -7,7 +7,9 @@
 
 #define IDLE 0x80000000u /* positions from here on are of idle rows */
 
-static uint64_t settings_of(const struct oxb_sample_args *a, uint64_t v) { return a->batch ? v : 0; }
+static uint64_t settings_of(const struct oxb_sample_args *a, uint64_t v) {
+    return a->batch ? v : 0;
+}
 
 /* The place of the token that row v chooses, or IDLE. */
 static uint32_t place_of(const struct oxb_sample_args *a, const struct oxb_decode_state *state,
@@ -152,8 +154,7 @@ static uint32_t draw(const float *w, uint32_t n, const struct oxb_sampling *s, u
     if (s->top_p != 0) {
         const uint64_t total = sum_to(w, n, m, s->scale, limit, 1);
         /* floor(total * top_p / 2^32) without a product of more than 64 bits */
-        const uint64_t target =
-            (total >> 32) * s->top_p + ((total & UINT32_MAX) * s->top_p >> 32);
+        const uint64_t target = (total >> 32) * s->top_p + ((total & UINT32_MAX) * s->top_p >> 32);
         limit = order_reaching(w, n, m, s->scale, limit, 1, target > 1 ? target : 1);
     }
     int64_t least = INT64_MAX;
@@ -199,8 +200,8 @@ static void rank(const float *x, uint32_t n, double log_total, struct oxb_scored
             if (order >= after && order < found) found = order;
         }
         const uint32_t token = found == UINT64_MAX ? OXB_NO_INDEX : (uint32_t)found;
-        best[b] = (struct oxb_scored){
-            token, token == OXB_NO_INDEX ? -INFINITY : (float)(x[token] - log_total)};
+        best[b] = (struct oxb_scored){token, token == OXB_NO_INDEX ? -INFINITY
+                                                                   : (float)(x[token] - log_total)};
         after = found == UINT64_MAX ? found : found + 1;
     }
 }
