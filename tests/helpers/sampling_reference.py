@@ -8,11 +8,27 @@ import numpy as np
 
 SAMPLING = np.dtype(
     {
-        "names": (
-            "seed choice scale top_k top_p least repetition inverse_repetition presence frequency "
-            "window first_bias n_biases mask pad"
-        ).split(),
-        "formats": [("u4", 2), *"u4 f4 u4 u4 u4 f4 f4 f4 f4 u4 u4 u4 u4 u4".split()],
+        "names": [
+            "seed",
+            "choice",
+            "scale",
+            "top_k",
+            "top_p",
+            "least",
+            "repetition",
+            "inverse_repetition",
+            "presence",
+            "frequency",
+            "window",
+            "first_bias",
+            "n_biases",
+            "mask",
+            "pad",
+        ],
+        "formats": [
+            ("u4", 2),
+            *["u4", "f4", "u4", "u4", "u4", "f4", "f4", "f4", "f4", "u4", "u4", "u4", "u4", "u4"],
+        ],
     }
 )
 CHOICE = np.dtype([("token", "u4"), ("position", "u4"), ("log_probability", "f4"), ("pad", "u4")])
