@@ -1,4 +1,4 @@
-// y = W x, y += W x and y = W rmsnorm(x), one instance per format: coded formats by look-up, dense
+// y = W x, y += W x and y = W rmsnorm(x) for each vector of the grid's y, one instance per format: coded formats by look-up, dense
 // formats by multiplication.
 #include <metal_stdlib>
 using namespace metal;
@@ -47,13 +47,16 @@ template <typename Format, bool RESIDUAL>
 [[kernel]] void gemv_coded(device const uchar *weight [[buffer(0)]],
                            device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
                            constant oxb_gemv_args &args [[buffer(3)]],
-                           uint tile [[threadgroup_position_in_grid]],
+                           uint2 tile [[threadgroup_position_in_grid]],
                            uint simdgroup [[simdgroup_index_in_threadgroup]],
                            uint simdgroups [[simdgroups_per_threadgroup]],
                            uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
-    gemv_coded_rows<Format, RESIDUAL, false>(weight, x, x, y, args, tile, place, memory);
+    const ulong vector = tile.y;
+    x += vector * args.k;
+    gemv_coded_rows<Format, RESIDUAL, false>(weight, x, x, y + vector * args.y_stride, args, tile.x,
+                                             place, memory);
 }
 
 OXB_KERNEL("gemv_q1_g128", gemv_coded<q1_g128, false>)
@@ -68,12 +71,14 @@ template <typename Format>
 [[kernel]] void gemv_coded_norm(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device const float *norm [[buffer(2)]], device float *y [[buffer(3)]],
-    constant oxb_gemv_args &args [[buffer(4)]], uint tile [[threadgroup_position_in_grid]],
+    constant oxb_gemv_args &args [[buffer(4)]], uint2 tile [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
-    gemv_coded_rows<Format, false, true>(weight, x, norm, y, args, tile, place, memory);
+    const ulong vector = tile.y;
+    gemv_coded_rows<Format, false, true>(weight, x + vector * args.k, norm,
+                                         y + vector * args.y_stride, args, tile.x, place, memory);
 }
 
 OXB_KERNEL("gemv_q1_g128_norm", gemv_coded_norm<q1_g128>)
@@ -96,16 +101,19 @@ template <typename Format, bool RESIDUAL>
 [[kernel]] void gemv_dense(device const uchar *weight [[buffer(0)]],
                            device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
                            constant oxb_gemv_args &args [[buffer(3)]],
-                           uint tile [[threadgroup_position_in_grid]],
+                           uint2 tile [[threadgroup_position_in_grid]],
                            uint simdgroup [[simdgroup_index_in_threadgroup]],
                            uint simdgroups [[simdgroups_per_threadgroup]],
                            uint lane [[thread_index_in_simdgroup]]) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
+    const ulong vector = tile.y;
+    x += vector * args.k;
+    y += vector * args.y_stride;
     switch (rows_at_once) {
-    case 1: gemv_dense_rows<Format, RESIDUAL, 1>(w, x, y, args.n_rows, tile, place); break;
-    case 4: gemv_dense_rows<Format, RESIDUAL, 4>(w, x, y, args.n_rows, tile, place); break;
-    default: gemv_dense_rows<Format, RESIDUAL, 2>(w, x, y, args.n_rows, tile, place); break;
+    case 1: gemv_dense_rows<Format, RESIDUAL, 1>(w, x, y, args.n_rows, tile.x, place); break;
+    case 4: gemv_dense_rows<Format, RESIDUAL, 4>(w, x, y, args.n_rows, tile.x, place); break;
+    default: gemv_dense_rows<Format, RESIDUAL, 2>(w, x, y, args.n_rows, tile.x, place); break;
     }
 }
 

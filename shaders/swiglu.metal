@@ -1,4 +1,4 @@
-// s = silu(G x) * (U x), or the same of rmsnorm(x). The weight has the rows of G, then those of U.
+// s = silu(G x) * (U x), or the same of rmsnorm(x), for each vector of the grid's y. The weight has the rows of G, then those of U.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -43,11 +43,14 @@ template <typename Format>
 [[kernel]] void fused_gate_up_swiglu_coded(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device float *s [[buffer(2)]], constant oxb_gemv_args &args [[buffer(3)]],
-    uint tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint2 tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
-    swiglu_coded_rows<Format, false>(weight, x, x, s, args, tile, place, memory);
+    const ulong vector = tile.y;
+    x += vector * args.k;
+    swiglu_coded_rows<Format, false>(weight, x, x, s + vector * args.y_stride, args, tile.x, place,
+                                     memory);
 }
 
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128", fused_gate_up_swiglu_coded<q1_g128>)
@@ -58,12 +61,14 @@ template <typename Format>
 [[kernel]] void fused_gate_up_swiglu_coded_norm(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device const float *norm [[buffer(2)]], device float *s [[buffer(3)]],
-    constant oxb_gemv_args &args [[buffer(4)]], uint tile [[threadgroup_position_in_grid]],
+    constant oxb_gemv_args &args [[buffer(4)]], uint2 tile [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup lookup_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
-    swiglu_coded_rows<Format, true>(weight, x, norm, s, args, tile, place, memory);
+    const ulong vector = tile.y;
+    swiglu_coded_rows<Format, true>(weight, x + vector * args.k, norm, s + vector * args.y_stride,
+                                    args, tile.x, place, memory);
 }
 
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_norm", fused_gate_up_swiglu_coded_norm<q1_g128>)
@@ -85,13 +90,16 @@ template <typename Format>
 [[kernel]] void fused_gate_up_swiglu_dense(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device float *s [[buffer(2)]], constant oxb_gemv_args &args [[buffer(3)]],
-    uint tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint2 tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
+    const ulong vector = tile.y;
+    x += vector * args.k;
+    s += vector * args.y_stride;
     switch (rows_at_once) {
-    case 1: swiglu_dense_rows<Format, 1>(w, x, s, args.n_rows, tile, place); break;
-    default: swiglu_dense_rows<Format, 2>(w, x, s, args.n_rows, tile, place); break;
+    case 1: swiglu_dense_rows<Format, 1>(w, x, s, args.n_rows, tile.x, place); break;
+    default: swiglu_dense_rows<Format, 2>(w, x, s, args.n_rows, tile.x, place); break;
     }
 }
 

@@ -38,6 +38,9 @@ class Commands:
         How gemv() and gate_up_swiglu() take 8 or more vectors: int8 rounds them to 8 bits in blocks
         of 16 that share a scale, with an error of about 5e-3 of the result's norm. It applies to
         matrices of 1 and 2 bits on the cpu device; all others, and fewer vectors, stay float32.
+    deterministic : bool
+        Give each vector of gemv() and gate_up_swiglu() the bits that it has alone, whatever their
+        number. Activations are then float32 throughout.
 
     Attributes
     ----------
@@ -49,12 +52,16 @@ class Commands:
     ValueError
         For other activations.
     EncodingError
-        For int8 on a device without such kernels (a GPU, or the cpu's portable variant), or where
-        the device is closed.
+        For int8 or deterministic products on a device without such kernels (int8: a GPU, or the
+        cpu's portable variant), or where the device is closed.
     """
 
     def __init__(
-        self, device: Device, *, activations: Literal["float32", "int8"] = "float32"
+        self,
+        device: Device,
+        *,
+        activations: Literal["float32", "int8"] = "float32",
+        deterministic: bool = False,
     ) -> None: ...
     @property
     def device(self) -> Device:

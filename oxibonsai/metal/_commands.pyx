@@ -77,7 +77,7 @@ cdef int _set_rope(oxb_attention_shape *shape, rotary_dim, rope_style) except -1
 
 @cython.no_gc_clear
 cdef class Commands:
-    """Commands(device, *, activations='float32')\n--\n
+    """Commands(device, *, activations='float32', deterministic=False)\n--\n
     A recorded sequence of dispatches that can be submitted any number of times.
 
     Record with dispatch() or with the ops (gemv(), rmsnorm(), ...), then submit() and wait(), or
@@ -101,6 +101,9 @@ cdef class Commands:
         How gemv() and gate_up_swiglu() take 8 or more vectors: int8 rounds them to 8 bits in blocks
         of 16 that share a scale, with an error of about 5e-3 of the result's norm. It applies to
         matrices of 1 and 2 bits on the cpu device; all others, and fewer vectors, stay float32.
+    deterministic : bool
+        Give each vector of gemv() and gate_up_swiglu() the bits that it has alone, whatever their
+        number. Activations are then float32 throughout.
 
     Attributes
     ----------
@@ -112,11 +115,11 @@ cdef class Commands:
     ValueError
         For other activations.
     EncodingError
-        For int8 on a device without such kernels (a GPU, or the cpu's portable variant), or where
-        the device is closed.
+        For int8 or deterministic products on a device without such kernels (int8: a GPU, or the
+        cpu's portable variant), or where the device is closed.
     """
 
-    def __init__(self, Device device not None, *, activations="float32"):
+    def __init__(self, Device device not None, *, activations="float32", bint deterministic=False):
         cdef oxb_commands *handle = NULL
         if activations not in ("float32", "int8"):
             raise ValueError(f"activations = {activations!r}: 'float32' or 'int8'")
@@ -128,6 +131,8 @@ cdef class Commands:
         self.handle = handle
         if activations == "int8":
             check(api.commands_activations(handle, OXB_ACTIVATIONS_INT8))
+        if deterministic:
+            check(api.commands_deterministic(handle, 1))
 
     def __dealloc__(self):
         # What is still in flight keeps itself and its buffers alive until the device is done.

@@ -262,13 +262,20 @@ class Device:
         CompilationError
             If there is no such kernel, or a constant does not fit it.
         """
-    def commands(self, *, activations: Literal["float32", "int8"] = "float32") -> Commands:
+    def commands(
+        self,
+        *,
+        activations: Literal["float32", "int8"] = "float32",
+        deterministic: bool = False,
+    ) -> Commands:
         """Make an empty recording.
 
         Parameters
         ----------
         activations : {"float32", "int8"}
             What matrix products of 8 or more vectors make of the vectors; see Commands.
+        deterministic : bool
+            Give each vector of a product the bits that it has alone; see Commands.
 
         Returns
         -------
@@ -278,7 +285,7 @@ class Device:
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations.
+            If the device has no kernels for int8 activations or for deterministic products.
         """
     def capture(
         self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]

@@ -452,13 +452,15 @@ cdef class Device:
         from oxibonsai.metal._pipeline import Pipeline
         return Pipeline(self, function, constants=constants, library=library)
 
-    def commands(self, *, activations="float32"):
+    def commands(self, *, activations="float32", deterministic=False):
         """Make an empty recording.
 
         Parameters
         ----------
         activations : {"float32", "int8"}
             What matrix products of 8 or more vectors make of the vectors; see Commands.
+        deterministic : bool
+            Give each vector of a product the bits that it has alone; see Commands.
 
         Returns
         -------
@@ -468,10 +470,10 @@ cdef class Device:
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations.
+            If the device has no kernels for int8 activations or for deterministic products.
         """
         from oxibonsai.metal._commands import Commands
-        return Commands(self, activations=activations)
+        return Commands(self, activations=activations, deterministic=deterministic)
 
     @contextmanager
     def capture(self, path):

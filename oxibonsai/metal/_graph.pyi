@@ -71,13 +71,20 @@ class MetalGraph(WeightUploads):
         """
     def __enter__(self) -> Self: ...
     def __exit__(self, *exc: object) -> None: ...
-    def commands(self, *, activations: Literal["float32", "int8"] = "float32") -> Commands:
+    def commands(
+        self,
+        *,
+        activations: Literal["float32", "int8"] = "float32",
+        deterministic: bool = False,
+    ) -> Commands:
         """Make an empty recording on the graph's device.
 
         Parameters
         ----------
         activations : {"float32", "int8"}
             What matrix products of 8 or more vectors make of the vectors; see Commands.
+        deterministic : bool
+            Give each vector of a product the bits that it has alone; see Commands.
 
         Returns
         -------
@@ -87,7 +94,7 @@ class MetalGraph(WeightUploads):
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations.
+            If the device has no kernels for int8 activations or for deterministic products.
         """
     def acquire_buffers(
         self, hidden: SupportsIndex, inter: SupportsIndex, attn: SupportsIndex | None = None

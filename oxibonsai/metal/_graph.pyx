@@ -133,13 +133,15 @@ cdef class MetalGraph(WeightUploads):
     def __exit__(self, *exc):
         self.close()
 
-    def commands(self, *, activations="float32"):
+    def commands(self, *, activations="float32", deterministic=False):
         """Make an empty recording on the graph's device.
 
         Parameters
         ----------
         activations : {"float32", "int8"}
             What matrix products of 8 or more vectors make of the vectors; see Commands.
+        deterministic : bool
+            Give each vector of a product the bits that it has alone; see Commands.
 
         Returns
         -------
@@ -149,10 +151,10 @@ cdef class MetalGraph(WeightUploads):
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations.
+            If the device has no kernels for int8 activations or for deterministic products.
         """
         self.check_open()
-        return self.device.commands(activations=activations)
+        return self.device.commands(activations=activations, deterministic=deterministic)
 
     def acquire_buffers(self, hidden, inter, attn=None):
         """Hold the FFN phase's intermediate buffers for the body of a with statement.

@@ -349,6 +349,8 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*op_feed_forward)(
             oxb_commands *commands, const oxb_feed_forward *f) noexcept nogil
         oxb_status (*op_sample)(oxb_commands *commands, const oxb_sample *sample) noexcept nogil
+        oxb_status (*commands_deterministic)(
+            oxb_commands *commands, int deterministic) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:
@@ -370,7 +372,8 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 k
         oxb_u32 column
         oxb_f32 eps
-        oxb_u32 pad[2]
+        oxb_u32 y_stride
+        oxb_u32 pad
 
     struct oxb_gemm_args:
         oxb_u64 codes_offset
@@ -617,7 +620,9 @@ cdef extern from "oxb_driver.h" nogil:
         uint32_t fused_norm
         uint32_t fused_cache_store
         uint32_t int8_products
-        uint32_t pad
+        uint32_t gemv_vectors
+        uint32_t same_bits
+        uint32_t pad[3]
 
     ctypedef struct oxb_weight_layout:
         uint32_t id

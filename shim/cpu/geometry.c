@@ -30,7 +30,7 @@ static const uint32_t sizes[OXB_OP_COUNT][3] = {
 };
 
 void cpu_abilities(const cpu_isa *isa, oxb_abilities *abilities) {
-    *abilities = (oxb_abilities){.int8_products = isa->int8 != NULL};
+    *abilities = (oxb_abilities){.int8_products = isa->int8 != NULL, .same_bits = 1};
 }
 
 static const char *suffix_of(oxb_op op, uint32_t layout) {

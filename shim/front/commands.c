@@ -117,8 +117,22 @@ oxb_status oxb_commands_activations(oxb_commands *commands, oxb_activations acti
 }
 
 int front_commands_in_int8(const oxb_commands *commands) {
-    return commands->activations == OXB_ACTIVATIONS_INT8;
+    return commands->activations == OXB_ACTIVATIONS_INT8 && !commands->deterministic;
 }
+
+oxb_status oxb_commands_deterministic(oxb_commands *commands, int deterministic) {
+    const oxb_device *device = commands->device;
+    if (deterministic && !device->abilities.same_bits && !device->abilities.gemv_vectors) {
+        return front_fail(OXB_ENCODING_FAILED,
+                          "the kernels of the %s device give a vector other bits alone than among "
+                          "others: leave deterministic out, or take another device",
+                          device->driver->name);
+    }
+    commands->deterministic = deterministic != 0;
+    return OXB_OK;
+}
+
+int front_commands_deterministic(const oxb_commands *commands) { return commands->deterministic; }
 
 oxb_status front_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer) {
     if (!commands->scratch || commands->scratch->length < length) {

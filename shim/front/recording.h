@@ -34,6 +34,7 @@ struct oxb_commands {
     front_array args;     /* bytes, each struct at a multiple of 16 */
     oxb_buffer *scratch;  /* owned; NULL until an operation asks */
     oxb_activations activations;
+    int deterministic;
     /* Made when the commands are sealed; point into the arrays above. */
     oxb_driver_dispatch *list;
     oxb_driver_binding *driver_bindings;

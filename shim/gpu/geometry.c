@@ -18,6 +18,7 @@
 #define GEMV_SIMDGROUPS      4u
 #define SWIGLU_ROWS          2u
 #define SWIGLU_SIMDGROUPS    4u
+#define GEMV_VECTORS         4u   /* more are faster on matrix units */
 #define LOOKUP_SIMDGROUPS    8u   /* shaders/lookup.h */
 #define LOOKUP_THREADGROUPS  256u /* fill the largest GPUs: from there on, more rows to a lane */
 #define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
@@ -88,19 +89,19 @@ static const struct variant {
 } variants[] = {
     {OXB_OP_GEMV,
      CODED, /* look-up: shaders/lookup.h */
-     {SIZE(SIMD, ALL, ALL, SIMD *LOOKUP_SIMDGROUPS), ROWS_CONSTANT(1)},
+     {SIZE(SIMD, 1, ALL, SIMD *LOOKUP_SIMDGROUPS), ROWS_CONSTANT(1)},
      fit_gemv},
     {OXB_OP_GEMV,
      ANY,
-     {SIZE(GEMV_ROWS * GEMV_SIMDGROUPS, ALL, ALL, SIMD *GEMV_SIMDGROUPS), ROWS_CONSTANT(GEMV_ROWS)},
+     {SIZE(GEMV_ROWS * GEMV_SIMDGROUPS, 1, ALL, SIMD *GEMV_SIMDGROUPS), ROWS_CONSTANT(GEMV_ROWS)},
      NULL},
     {OXB_OP_SWIGLU,
      CODED,
-     {SIZE(SIMD, ALL, ALL, SIMD *LOOKUP_SIMDGROUPS), ROWS_CONSTANT(1)},
+     {SIZE(SIMD, 1, ALL, SIMD *LOOKUP_SIMDGROUPS), ROWS_CONSTANT(1)},
      fit_swiglu},
     {OXB_OP_SWIGLU,
      ANY,
-     {SIZE(SWIGLU_ROWS * SWIGLU_SIMDGROUPS, ALL, ALL, SIMD *SWIGLU_SIMDGROUPS),
+     {SIZE(SWIGLU_ROWS * SWIGLU_SIMDGROUPS, 1, ALL, SIMD *SWIGLU_SIMDGROUPS),
       ROWS_CONSTANT(SWIGLU_ROWS)},
      NULL},
     {OXB_OP_GEMM,
@@ -133,7 +134,8 @@ static const struct variant {
 
 void gpu_abilities(void *device, oxb_abilities *abilities) {
     (void)device;
-    *abilities = (oxb_abilities){.fused_norm = CODED, .fused_cache_store = 1};
+    *abilities = (oxb_abilities){
+        .fused_norm = CODED, .fused_cache_store = 1, .gemv_vectors = GEMV_VECTORS};
 }
 
 oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {

@@ -33,17 +33,18 @@ typedef float oxb_f32;
                                                                         "s")
 
 /* y[n_rows] = W x, or y += W x for the residual form, or s[n_rows] = silu(W[0:n_rows] x) *
- * (W[n_rows:2 n_rows] x). Bindings: weight, x, y; with a norm, weight, x, its weight, y.
- * The weight buffer holds a half scale per scale group, then at codes_offset the codes. Where
- * `column` is not 0, scales and 16-byte loads of codes lie column by column, that many rows each.
- */
+ * (W[n_rows:2 n_rows] x), for each vector of the grid's y: rows of x are k apart, those of y
+ * y_stride. Bindings: weight, x, y; with a norm, weight, x, its weight, y. The weight buffer holds
+ * a half scale per scale group, then at codes_offset the codes. Where `column` is not 0, scales and
+ * 16-byte loads of codes lie column by column, that many rows each. */
 struct oxb_gemv_args {
     oxb_u64 codes_offset;
     oxb_u32 n_rows;
     oxb_u32 k;
     oxb_u32 column;
     oxb_f32 eps; /* of the norm */
-    oxb_u32 pad[2];
+    oxb_u32 y_stride;
+    oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_gemv_args, 32);
 

@@ -58,8 +58,8 @@ typedef struct oxb_host {
 /* The operations of the op layer: X(id, name). The comment says what the extent counts along x, y
  * and z: the elements that tiles are cut from. */
 #define OXB_OPS(X)                                                                        \
-    X(GEMV, "gemv")                   /* row of the output */                             \
-    X(SWIGLU, "swiglu")               /* row of the output */                             \
+    X(GEMV, "gemv")                   /* row of the output; vector */                     \
+    X(SWIGLU, "swiglu")               /* row of the output; vector */                     \
     X(GEMM, "gemm")                   /* row of the output; vector */                     \
     X(SWIGLU_GEMM, "swiglu_gemm")     /* row of the output; vector */                     \
     X(GEMM_INT8, "gemm_int8")         /* the same: GEMM or SWIGLU_GEMM of int8 vectors */ \
@@ -123,7 +123,12 @@ typedef struct oxb_abilities {
     uint32_t fused_cache_store;
     /* 1: has QUANTIZE and GEMM_INT8, for matrices for which int8_vector_bytes() is not 0. */
     uint32_t int8_products;
-    uint32_t pad;
+    /* The most vectors for which GEMV and SWIGLU are preferred to GEMM and SWIGLU_GEMM. From 1 on
+     * they take any number, and give each vector the bits that it has alone; 0: one vector only. */
+    uint32_t gemv_vectors;
+    /* 1: a vector of GEMM has the bits that GEMV gives it, whatever the other vectors. */
+    uint32_t same_bits;
+    uint32_t pad[3];
 } oxb_abilities;
 
 #define OXB_MAX_LAYOUTS 4u

@@ -374,7 +374,11 @@ typedef struct oxb_sample {
     /* hidden += attn_proj attn; activated = silu(gate n) * (up n) with n the norm of hidden;      \
      * hidden += down activated. Where one of them fails, none is recorded. */                     \
     X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))           \
-    X(oxb_status, op_sample, (oxb_commands * commands, const oxb_sample *sample))
+    X(oxb_status, op_sample, (oxb_commands * commands, const oxb_sample *sample))                   \
+                                                                                                   \
+    /* Whether matrix products that are recorded from here on give each vector the bits that it    \
+     * has alone, from float32 activations. OXB_ENCODING_FAILED where the device cannot. */        \
+    X(oxb_status, commands_deterministic, (oxb_commands * commands, int deterministic))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

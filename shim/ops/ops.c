@@ -43,19 +43,28 @@ typedef struct product {
 
 /* How the vectors reach the product. */
 typedef struct inputs {
+    int by_gemv;         /* else by GEMM */
     int fused_norm;      /* the kernel normalises x: operands weight, x, norm, y */
     uint64_t norm_bytes; /* else of the norm of x in the scratch buffer; 0: none */
     uint64_t int8_bytes; /* of the int8 vectors there; 0: they stay float32 */
 } inputs;
 
+/* Where every vector has to have the bits that it has alone, GEMV does it, or a GEMM that says so.
+ */
+static int by_gemv(const oxb_commands *commands, const product *p) {
+    const oxb_abilities *abilities = &front_commands_device(commands)->abilities;
+    if (p->n_vectors == 1 || p->n_vectors <= abilities->gemv_vectors) return 1;
+    return front_commands_deterministic(commands) && !abilities->same_bits;
+}
+
 static inputs inputs_of(const oxb_commands *commands, const product *p) {
     const oxb_device *device = front_commands_device(commands);
     const oxb_device_format format = (oxb_device_format)p->weight->device_format;
-    inputs in = {0};
-    in.fused_norm = p->norm && !p->residual && p->n_vectors == 1 &&
-                    (device->abilities.fused_norm >> format & 1);
+    inputs in = {.by_gemv = by_gemv(commands, p)};
+    in.fused_norm =
+        p->norm && !p->residual && in.by_gemv && (device->abilities.fused_norm >> format & 1);
     if (p->norm && !in.fused_norm) in.norm_bytes = p->n_vectors * p->k * 4;
-    if (p->n_vectors > 1 && front_commands_in_int8(commands)) {
+    if (!in.by_gemv && front_commands_in_int8(commands)) {
         in.int8_bytes =
             p->n_vectors * device->driver->int8_vector_bytes(device->impl, format,
                                                              p->weight->layout, p->k, p->n_vectors);
@@ -64,9 +73,10 @@ static inputs inputs_of(const oxb_commands *commands, const product *p) {
 }
 
 static oxb_status record_gemv(oxb_commands *commands, const product *p, const ops_operand *operands,
-                              uint32_t n, int fused_norm) {
+                              uint32_t n, uint64_t stride, int fused_norm) {
     oxb_op_shape shape = matrix_shape(p->weight, p->n_rows, p->k);
     shape.extent[0] = p->n_out;
+    shape.extent[1] = p->n_vectors;
     oxb_tile tile;
     oxb_status status = ops_tile(commands, p->op_gemv, &shape, &tile);
     if (status != OXB_OK) return status;
@@ -74,7 +84,8 @@ static oxb_status record_gemv(oxb_commands *commands, const product *p, const op
                                  .n_rows = (oxb_u32)p->n_out,
                                  .k = (oxb_u32)p->k,
                                  .column = tile.column,
-                                 .eps = fused_norm ? p->norm->eps : 0};
+                                 .eps = fused_norm ? p->norm->eps : 0,
+                                 .y_stride = (oxb_u32)stride};
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "%s_%s%s%s", p->gemv, format_of(p->weight)->name,
              p->residual ? "_residual" : "", fused_norm ? "_norm" : "");
@@ -136,8 +147,8 @@ static oxb_status record_checked(oxb_commands *commands, const product *p, const
     }
     operands[n++] = *y;
     if (status != OXB_OK) return status;
-    return p->n_vectors == 1 ? record_gemv(commands, p, operands, n, in.fused_norm)
-                             : record_gemm(commands, p, operands, n, stride, in.int8_bytes != 0);
+    return in.by_gemv ? record_gemv(commands, p, operands, n, stride, in.fused_norm)
+                      : record_gemm(commands, p, operands, n, stride, in.int8_bytes != 0);
 }
 
 /* Rows of y have n elements and are y_stride apart; 0 stands for n. */
