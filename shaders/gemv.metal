@@ -1,5 +1,5 @@
-// y = W x, y += W x and y = W rmsnorm(x) for each vector of the grid's y, one instance per format: coded formats by look-up, dense
-// formats by multiplication.
+// y = W x, y += W x and y = W rmsnorm(x) for each vector of the grid's y, one instance per format:
+// coded formats by look-up, dense formats by multiplication.
 #include <metal_stdlib>
 using namespace metal;
 

@@ -1,4 +1,5 @@
-// s = silu(G x) * (U x), or the same of rmsnorm(x), for each vector of the grid's y. The weight has the rows of G, then those of U.
+// s = silu(G x) * (U x), or the same of rmsnorm(x), for each vector of the grid's y. The weight has
+// the rows of G, then those of U.
 #include <metal_stdlib>
 using namespace metal;
 

@@ -134,8 +134,8 @@ static const struct variant {
 
 void gpu_abilities(void *device, oxb_abilities *abilities) {
     (void)device;
-    *abilities = (oxb_abilities){
-        .fused_norm = CODED, .fused_cache_store = 1, .gemv_vectors = GEMV_VECTORS};
+    *abilities =
+        (oxb_abilities){.fused_norm = CODED, .fused_cache_store = 1, .gemv_vectors = GEMV_VECTORS};
 }
 
 oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {

@@ -137,6 +137,11 @@ def test_activations_in_int8_are_refused_without_the_ability(toy):
         toy.device.commands(activations="int8")
 
 
+def test_deterministic_products_are_refused_without_the_ability(toy):
+    with pytest.raises(metal.EncodingError, match="leave deterministic out"):
+        toy.device.commands(deterministic=True)
+
+
 # Gaps in a driver's table
 
 LOAD = """
