@@ -10,6 +10,9 @@ from oxibonsai.metal._pipeline cimport Pipeline
 from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
     OXB_ACTIVATIONS_INT8,
+    OXB_KV_F16,
+    OXB_KV_F32,
+    OXB_KV_Q8,
     OXB_MAX_BINDINGS,
     OXB_OK,
     OXB_ROPE_INTERLEAVED,
@@ -47,23 +50,33 @@ cdef oxb_size _size(object value, str what) except *:
 
 
 cdef oxb_attention_shape _attention_shape(
-    n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, max_length=None
+    n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, batch, pages, page_size,
+    n_layers, n_pages, max_length=None
 ) except *:
     cdef oxb_attention_shape shape
-    if kv_dtype not in ("f16", "f32"):
-        raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
+    if kv_dtype not in ("f16", "f32", "q8"):
+        raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16', 'f32' or 'q8'")
     shape.n_heads = _u32(n_heads, "n_heads")
     shape.n_kv_heads = _u32(n_kv_heads, "n_kv_heads")
     shape.head_dim = _u32(head_dim, "head_dim")
     shape.max_seq = _u32(max_seq, "max_seq")
     shape.layer = _u32(layer, "layer")
-    shape.kv_f16 = kv_dtype == "f16"
+    shape.kv_format = (
+        OXB_KV_F16 if kv_dtype == "f16" else OXB_KV_F32 if kv_dtype == "f32" else OXB_KV_Q8)
     shape.n_tokens = _u32(n_tokens, "n_tokens")
+    shape.batch = bool(batch)
     shape.max_length = 0 if max_length is None else _u32(max_length, "max_length")
     if max_length is not None and shape.max_length == 0:
         raise EncodingError(f"max_length = 0 must lie in 1..{shape.max_seq}, the max_seq")
     shape.rotary_dim = 0
     shape.rope_style = OXB_ROPE_NEOX
+    shape.page_size = _u32(page_size, "page_size")
+    shape.n_layers = _u32(n_layers, "n_layers")
+    shape.n_pages = _u32(n_pages, "n_pages")
+    shape.pages.buffer = NULL
+    shape.pages.offset = 0
+    if pages is not None:
+        bind_all((("pages", pages),), &shape.pages)
     return shape
 
 
@@ -655,7 +668,7 @@ cdef class Commands:
         bind_all((("bias", bias), ("y", y)), b)
         check(api.op_add_bias(self.recording(), b[0], b[1], size, vectors, stride))
 
-    def embed(self, weight, tokens, state, y, n_rows=None, k=None, *, n_tokens=1):
+    def embed(self, weight, tokens, state, y, n_rows=None, k=None, *, n_tokens=1, batch=False):
         """Record y[t] = row tokens[position + t] of the weight; NaN where either is out of range.
 
         Parameters
@@ -663,15 +676,18 @@ cdef class Commands:
         weight : WeightHandle
             The matrix of embeddings, a row for each token.
         tokens : operand
-            uint32, all token ids of the text.
+            uint32, all token ids: those of a text from element ``tokens`` of its state on.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         y : operand
             float32 [n_tokens, k].
         n_rows, k : int, optional
             Shape of the matrix; left out, the one that the handle was uploaded with.
         n_tokens : int
-            Rows to look up.
+            Rows to look up, from the position on, or with batch one for each state.
+        batch : bool
+            Whether each row belongs to a sequence of its own.
 
         Raises
         ------
@@ -688,11 +704,13 @@ cdef class Commands:
         rows, columns = shape_of(w, n_rows, k)
         bind_all((("tokens", tokens), ("state", state), ("y", y)), b)
         check(api.op_embed(
-            self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count))
+            self.recording(), w.matrix("embed"), rows, columns, b[0], b[1], b[2], count,
+            bool(batch)))
 
     def qk_norm_rope(self, qkv, q_norm, k_norm, rope, state, *, n_heads, n_kv_heads, head_dim,
                      max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6, rotary_dim=0,
-                     rope_style="neox"):
+                     rope_style="neox", batch=False, pages=None, page_size=0, n_layers=0,
+                     n_pages=0):
         """Record RMSNorm and RoPE of the heads of q and k, in place.
 
         `layer` and `kv_dtype` are those of the caches; they change nothing here.
@@ -707,7 +725,8 @@ cdef class Commands:
         rope : operand
             float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         n_heads : int
             Query heads, a multiple of n_kv_heads.
         n_kv_heads : int
@@ -718,10 +737,11 @@ cdef class Commands:
             Positions that the caches hold.
         layer : int
             Which layer of the caches, from 0.
-        kv_dtype : {"f16", "f32"}
-            Elements of the caches.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
         n_tokens : int
-            Tokens in flight, at the state's position and after it.
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
         eps : float
             Of the norms; finite and not negative.
         rotary_dim : int
@@ -729,6 +749,13 @@ cdef class Commands:
             even, 0 for all of them.
         rope_style : {"neox", "interleaved"}
             The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
 
         Raises
         ------
@@ -743,7 +770,8 @@ cdef class Commands:
         """
         cdef oxb_binding b[5]
         cdef oxb_attention_shape shape = _attention_shape(
-            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, batch, pages,
+            page_size, n_layers, n_pages)
         cdef float epsilon = eps
         _set_rope(&shape, rotary_dim, rope_style)
         b[3].buffer = b[4].buffer = NULL
@@ -751,7 +779,8 @@ cdef class Commands:
         check(api.op_qk_norm_rope(self.recording(), b[0], b[3], b[4], b[1], b[2], &shape, epsilon))
 
     def kv_store(self, qkv, k_cache, v_cache, state, *, n_heads, n_kv_heads, head_dim, max_seq,
-                 layer, kv_dtype, n_tokens=1):
+                 layer, kv_dtype, n_tokens=1, batch=False, pages=None, page_size=0, n_layers=0,
+                 n_pages=0):
         """Record the store of the tokens' keys and values into the caches; nothing past max_seq.
 
         Parameters
@@ -760,9 +789,12 @@ cdef class Commands:
             float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
             token.
         k_cache, v_cache : operand
-            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
+            position: the unit of its int8 elements.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         n_heads : int
             Query heads, a multiple of n_kv_heads.
         n_kv_heads : int
@@ -773,10 +805,18 @@ cdef class Commands:
             Positions that the caches hold.
         layer : int
             Which layer of the caches, from 0.
-        kv_dtype : {"f16", "f32"}
-            Elements of the caches.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
         n_tokens : int
-            Tokens in flight, at the state's position and after it.
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
 
         Raises
         ------
@@ -791,13 +831,15 @@ cdef class Commands:
         """
         cdef oxb_binding b[4]
         cdef oxb_attention_shape shape = _attention_shape(
-            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, batch, pages,
+            page_size, n_layers, n_pages)
         bind_all((("qkv", qkv), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state)), b)
         check(api.op_kv_store(self.recording(), b[0], b[1], b[2], b[3], &shape))
 
     def qkv_to_cache(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, *, n_heads,
                      n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6,
-                     rotary_dim=0, rope_style="neox"):
+                     rotary_dim=0, rope_style="neox", batch=False, pages=None, page_size=0,
+                     n_layers=0, n_pages=0):
         """Record qk_norm_rope() and kv_store() in one.
 
         The queries are left in qkv for attention(); what is left there of the keys is not defined.
@@ -812,9 +854,12 @@ cdef class Commands:
         rope : operand
             float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         k_cache, v_cache : operand
-            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
+            position: the unit of its int8 elements.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         n_heads : int
             Query heads, a multiple of n_kv_heads.
         n_kv_heads : int
@@ -825,10 +870,11 @@ cdef class Commands:
             Positions that the caches hold.
         layer : int
             Which layer of the caches, from 0.
-        kv_dtype : {"f16", "f32"}
-            Elements of the caches.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
         n_tokens : int
-            Tokens in flight, at the state's position and after it.
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
         eps : float
             Of the norms; finite and not negative.
         rotary_dim : int
@@ -836,6 +882,13 @@ cdef class Commands:
             even, 0 for all of them.
         rope_style : {"neox", "interleaved"}
             The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
 
         Raises
         ------
@@ -850,7 +903,8 @@ cdef class Commands:
         """
         cdef oxb_binding b[7]
         cdef oxb_attention_shape shape = _attention_shape(
-            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens)
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, batch, pages,
+            page_size, n_layers, n_pages)
         cdef float epsilon = eps
         _set_rope(&shape, rotary_dim, rope_style)
         b[5].buffer = b[6].buffer = NULL
@@ -862,7 +916,8 @@ cdef class Commands:
             self.recording(), b[0], b[5], b[6], b[1], b[2], b[3], b[4], &shape, epsilon))
 
     def attention(self, qkv, k_cache, v_cache, state, out, *, n_heads, n_kv_heads, head_dim,
-                  max_seq, layer, kv_dtype, n_tokens=1, max_length=None, scale=None):
+                  max_seq, layer, kv_dtype, n_tokens=1, max_length=None, scale=None, batch=False,
+                  pages=None, page_size=0, n_layers=0, n_pages=0):
         """Record causal attention of each token over all positions up to its own.
 
         Parameters
@@ -871,9 +926,12 @@ cdef class Commands:
             float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
             token.
         k_cache, v_cache : operand
-            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
+            position: the unit of its int8 elements.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         out : operand
             float32 [n_tokens, n_heads, head_dim]; NaN for a token past max_seq. It does not overlap
             qkv.
@@ -887,15 +945,23 @@ cdef class Commands:
             Positions that the caches hold.
         layer : int
             Which layer of the caches, from 0.
-        kv_dtype : {"f16", "f32"}
-            Elements of the caches.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
         n_tokens : int
-            Tokens in flight, at the state's position and after it.
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
         max_length : int, optional
             The most positions that a replay will meet, max_seq where left out: it decides into how
             many splits the positions of one token are divided, and nothing else.
         scale : float, optional
             Factor of the scores; 1 / sqrt(head_dim) where left out.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
 
         Raises
         ------
@@ -910,7 +976,8 @@ cdef class Commands:
         """
         cdef oxb_binding b[5]
         cdef oxb_attention_shape shape = _attention_shape(
-            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, max_length)
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, batch, pages,
+            page_size, n_layers, n_pages, max_length)
         cdef float factor = scale if scale is not None else max(shape.head_dim, 1) ** -0.5
         bind_all((("qkv", qkv), ("k_cache", k_cache), ("v_cache", v_cache), ("state", state),
                   ("out", out)), b)

@@ -200,17 +200,27 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t intermediate_size
         uint64_t n_vectors
 
+    ctypedef enum oxb_kv_format:
+        OXB_KV_F32
+        OXB_KV_F16
+        OXB_KV_Q8
+
     ctypedef struct oxb_attention_shape:
         uint32_t n_heads
         uint32_t n_kv_heads
         uint32_t head_dim
         uint32_t max_seq
         uint32_t layer
-        uint32_t kv_f16
+        uint32_t kv_format
         uint32_t n_tokens
+        uint32_t batch
         uint32_t max_length
         uint32_t rotary_dim
         uint32_t rope_style
+        uint32_t page_size
+        uint32_t n_layers
+        uint32_t n_pages
+        oxb_binding pages
 
     ctypedef struct oxb_sample:
         oxb_binding logits
@@ -313,7 +323,8 @@ cdef extern from "oxb_shim.h" nogil:
             oxb_commands *commands, oxb_binding x, oxb_binding y, uint64_t n) noexcept nogil
         oxb_status (*op_embed)(
             oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,
-            oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens) noexcept nogil
+            oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens,
+            int batch) noexcept nogil
         oxb_status (*op_qk_norm_rope)(
             oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,
             oxb_binding rope, oxb_binding state, const oxb_attention_shape *shape,
@@ -417,7 +428,7 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 max_tokens
         oxb_u32 n_tokens
         oxb_u32 column
-        oxb_u32 pad
+        oxb_u32 batch
 
     struct oxb_qk_norm_rope_args:
         oxb_u32 n_heads
@@ -429,19 +440,30 @@ cdef extern from "oxb_args.h" nogil:
         oxb_f32 eps
         oxb_u32 max_seq
         oxb_u32 n_tokens
-        oxb_u32 pad[3]
+        oxb_u32 batch
+        oxb_u32 pad[2]
+
+    struct oxb_cache:
+        oxb_u64 page_stride
+        oxb_u64 layer_offset
+        oxb_u64 head_stride
+        oxb_u32 page_size
+        oxb_u32 n_pages
+        oxb_u32 table_size
+        oxb_u32 max_seq
+        oxb_u32 pad[2]
 
     struct oxb_kv_store_args:
-        oxb_u64 layer_offset
+        struct oxb_cache cache
         oxb_u32 n_heads
         oxb_u32 n_kv_heads
         oxb_u32 head_dim
-        oxb_u32 max_seq
         oxb_u32 n_tokens
-        oxb_u32 pad
+        oxb_u32 batch
+        oxb_u32 pad[3]
 
     struct oxb_qkv_to_cache_args:
-        oxb_u64 layer_offset
+        struct oxb_cache cache
         oxb_u32 n_heads
         oxb_u32 n_kv_heads
         oxb_u32 head_dim
@@ -449,22 +471,22 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 interleaved
         oxb_u32 has_norm
         oxb_f32 eps
-        oxb_u32 max_seq
         oxb_u32 n_tokens
-        oxb_u32 pad
+        oxb_u32 batch
+        oxb_u32 pad[3]
 
     struct oxb_attention_args:
-        oxb_u64 layer_offset
+        struct oxb_cache cache
         oxb_u32 n_heads
         oxb_u32 n_kv_heads
         oxb_u32 head_dim
-        oxb_u32 max_seq
         oxb_f32 scale
         oxb_u32 n_tokens
         oxb_u32 n_splits
         oxb_u32 heads
         oxb_u32 tokens
-        oxb_u32 pad
+        oxb_u32 batch
+        oxb_u32 pad[3]
 
     struct oxb_combine_args:
         oxb_u64 n_rows

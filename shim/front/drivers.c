@@ -166,8 +166,12 @@ static oxb_status check_matrices(const oxb_device *device) {
 }
 
 oxb_status front_check_device(const oxb_device *device) {
-    static const oxb_attention_shape heads = {
-        .n_heads = 8, .n_kv_heads = 2, .head_dim = 64, .max_seq = 1024, .kv_f16 = 1, .n_tokens = 1};
+    static const oxb_attention_shape heads = {.n_heads = 8,
+                                              .n_kv_heads = 2,
+                                              .head_dim = 64,
+                                              .max_seq = 1024,
+                                              .kv_format = OXB_KV_F16,
+                                              .n_tokens = 1};
     const oxb_op_shape shape = {
         .extent = {heads.n_heads, 1, 1}, .attention = &heads, .cache_alignment = 16};
     if (device->abilities.int8_products && !device->driver->int8_vector_bytes) {

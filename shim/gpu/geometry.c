@@ -72,7 +72,8 @@ static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
     while (ratio % heads) heads /= 2;
     tile->size[0] = heads;
     tile->size[1] = queries / heads;
-    const uint64_t four = s->kv_f16 ? 8 : 16; /* bytes of four elements */
+    /* bytes of four elements */
+    const uint64_t four = s->kv_format == OXB_KV_Q8 ? 4 : s->kv_format == OXB_KV_F16 ? 8 : 16;
     const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
     tile->constants[0].value.u32 = queries;
     tile->constants[1].value.u32 = wide ? 4 : 2;

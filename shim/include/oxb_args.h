@@ -104,8 +104,9 @@ struct oxb_decode_state {
 };
 OXB_ARGS_SIZE(oxb_decode_state, 16);
 
-/* y[t][k] = row tokens[state.position + t] of W, for n_tokens; NaN where the position or the token
- * is out of range. Bindings: weight, tokens, state, y. */
+/* y[t][k] = row tokens[state.tokens + state.position + t] of W, for n_tokens; where batch is 1, row
+ * t has element t of the states, and t is not added. NaN where the position or the token is out of
+ * range. Bindings: weight, tokens, state, y. */
 struct oxb_embed_args {
     oxb_u64 codes_offset;
     oxb_u32 n_rows;
@@ -113,7 +114,7 @@ struct oxb_embed_args {
     oxb_u32 max_tokens; /* elements of tokens */
     oxb_u32 n_tokens;
     oxb_u32 column; /* as in oxb_gemv_args */
-    oxb_u32 pad;
+    oxb_u32 batch;  /* 0 or 1 */
 };
 OXB_ARGS_SIZE(oxb_embed_args, 32);
 
@@ -121,7 +122,8 @@ OXB_ARGS_SIZE(oxb_embed_args, 32);
  * place in the fused qkv [n_tokens][n_heads + 2 n_kv_heads][head_dim]. The pair that rotates by
  * angle i is elements i and i + rotary_dim / 2 (NeoX), or 2 i and 2 i + 1 where interleaved.
  * Bindings: qkv, q_norm, k_norm, rope, state; without a norm q_norm and k_norm are not read. rope:
- * float32 [position][2][rotary_dim / 2], cosines then sines. */
+ * float32 [position][2][rotary_dim / 2], cosines then sines. Token t is at state[0].position + t
+ * or, where batch is 1, at state[t].position: so for all kernels with a state. */
 struct oxb_qk_norm_rope_args {
     oxb_u32 n_heads;
     oxb_u32 n_kv_heads;
@@ -132,28 +134,49 @@ struct oxb_qk_norm_rope_args {
     oxb_f32 eps;
     oxb_u32 max_seq; /* positions of rope; tokens past them stay as they are */
     oxb_u32 n_tokens;
-    oxb_u32 pad[3];
+    oxb_u32 batch; /* 0 or 1 */
+    oxb_u32 pad[2];
 };
 OXB_ARGS_SIZE(oxb_qk_norm_rope_args, 48);
 
-/* Store k and v of n_tokens tokens into the caches; tokens past max_seq are not stored. Bindings:
- * qkv, k cache, v cache, state. Cache: [layer][kv head][position][head_dim], elements f16 or f32 by
- * the kernel's name. */
+/* Where the keys, or the values, of a layer lie: position p of key-value head h at element
+ * page * page_stride + layer_offset + h * head_stride + p % page_size * head_dim, with the page of
+ * p, element state.pages + p / page_size of the tables, or page 0 where table_size is 0. Elements
+ * are f32, f16 or, for q8, int8, by the end of a kernel's name. A head of q8 has after its
+ * page_size * head_dim elements a float32 for each position: the element's unit, max|x| / 127, or
+ * NaN where one of them is not finite. A position from max_seq on, or whose page is not below
+ * n_pages or lies outside the tables, has no place: it is not stored, and what would attend to it
+ * is NaN. */
+struct oxb_cache {
+    oxb_u64 page_stride; /* these three are in elements, which are bytes for q8 */
+    oxb_u64 layer_offset;
+    oxb_u64 head_stride;
+    oxb_u32 page_size;  /* a multiple of 64, or max_seq where there is one page */
+    oxb_u32 n_pages;    /* of the cache */
+    oxb_u32 table_size; /* elements of the tables of all sequences; 0: none */
+    oxb_u32 max_seq;
+    oxb_u32 pad[2];
+};
+OXB_ARGS_SIZE(oxb_cache, 48);
+
+/* Store k and v of n_tokens tokens into the caches. Bindings: qkv, k cache, v cache, state, pages.
+ */
 struct oxb_kv_store_args {
-    oxb_u64 layer_offset; /* elements before this layer */
+    struct oxb_cache cache;
     oxb_u32 n_heads;
     oxb_u32 n_kv_heads;
     oxb_u32 head_dim;
-    oxb_u32 max_seq;
     oxb_u32 n_tokens;
-    oxb_u32 pad;
+    oxb_u32 batch; /* 0 or 1 */
+    oxb_u32 pad[3];
 };
-OXB_ARGS_SIZE(oxb_kv_store_args, 32);
+OXB_ARGS_SIZE(oxb_kv_store_args, 80);
 
-/* qk_norm_rope and kv_store in one: queries in place, keys and values to the caches only. Bindings:
- * qkv, q_norm, k_norm, rope, k cache, v cache, state. */
+/* qk_norm_rope and kv_store in one: queries in place, keys and values to the caches; what is left
+ * of the keys in qkv is not defined. Bindings: qkv, q_norm, k_norm, rope, k cache, v cache, state,
+ * pages. */
 struct oxb_qkv_to_cache_args {
-    oxb_u64 layer_offset;
+    struct oxb_cache cache;
     oxb_u32 n_heads;
     oxb_u32 n_kv_heads;
     oxb_u32 head_dim;
@@ -161,32 +184,33 @@ struct oxb_qkv_to_cache_args {
     oxb_u32 interleaved;
     oxb_u32 has_norm;
     oxb_f32 eps;
-    oxb_u32 max_seq;
     oxb_u32 n_tokens;
-    oxb_u32 pad;
+    oxb_u32 batch; /* 0 or 1 */
+    oxb_u32 pad[3];
 };
-OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 48);
+OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 96);
 
-/* out[t][n_heads][head_dim] = softmax(q k / sqrt(head_dim)) v over positions 0..state.position + t,
- * NaN for a token past max_seq. Bindings: qkv (queries first), k cache, v cache, state, out. A tile
- * is `heads` query heads of one key-value head, `tokens` tokens and one of n_splits equal splits of
- * the positions. With several splits, out holds for each [t][head][split] the sum of weight * value
- * [head_dim], then the largest score and the sum of the weights relative to it: attention_combine
- * adds them up. */
+/* out[t][n_heads][head_dim] = softmax(q k / sqrt(head_dim)) v over the positions up to that of
+ * token t, NaN for a token without a place. Bindings: qkv (queries first), k cache, v cache, state,
+ * pages, out. A tile is `heads` query heads of one key-value head, `tokens` tokens (1 where batch
+ * is 1) and one of n_splits splits of the positions. Where a split ends depends on the token's
+ * position alone, so that its bits do not depend on n_splits. With several splits, out holds for
+ * each [t][head][split] the sum of weight * value [head_dim], then the largest score and the sum of
+ * the weights relative to it: attention_combine adds them up. */
 struct oxb_attention_args {
-    oxb_u64 layer_offset;
+    struct oxb_cache cache;
     oxb_u32 n_heads;
     oxb_u32 n_kv_heads;
     oxb_u32 head_dim;
-    oxb_u32 max_seq;
     oxb_f32 scale;
     oxb_u32 n_tokens;
     oxb_u32 n_splits;
     oxb_u32 heads;
     oxb_u32 tokens;
-    oxb_u32 pad;
+    oxb_u32 batch; /* 0 or 1 */
+    oxb_u32 pad[3];
 };
-OXB_ARGS_SIZE(oxb_attention_args, 48);
+OXB_ARGS_SIZE(oxb_attention_args, 96);
 
 /* out[row][head_dim] from the n_splits splits of each row, n_tokens * n_heads of them. Bindings:
  * splits, out. */

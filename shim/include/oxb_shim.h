@@ -192,19 +192,32 @@ typedef struct oxb_feed_forward {
     uint64_t n_vectors;
 } oxb_feed_forward;
 
+/* Elements of the caches of keys and values. In 8 bits, max|x| / 127 of a key or value in float32
+ * comes with it. */
+typedef enum oxb_kv_format { OXB_KV_F32 = 0, OXB_KV_F16 = 1, OXB_KV_Q8 = 2 } oxb_kv_format;
+
+/* The heads of the tokens in flight, and the caches. A cache is [page][layer][key-value head], each
+ * of page_size positions by head_dim elements, in 8 bits with the float32 [page_size] after them.
+ * Element state.pages + p / page_size of `pages` is the page of position p of a sequence. */
 typedef struct oxb_attention_shape {
     uint32_t n_heads;
     uint32_t n_kv_heads;
     uint32_t head_dim;
-    uint32_t max_seq;
+    uint32_t max_seq; /* positions of a sequence */
     uint32_t layer;
-    uint32_t kv_f16;     /* elements of the cache: 1 for half, 0 for float */
-    uint32_t n_tokens;   /* in flight, at the state's position and after it */
+    uint32_t kv_format; /* oxb_kv_format */
+    uint32_t n_tokens;  /* in flight */
+    uint32_t batch; /* 0: at the state's position and after it; 1: each of a sequence of its own,
+                       at the position of its own state */
     uint32_t max_length; /* the most positions that attention will meet, for the cut of the work; 0:
                             max_seq */
     uint32_t
         rotary_dim; /* elements of a head that RoPE rotates, the first ones; even; 0: head_dim */
     uint32_t rope_style; /* oxb_rope_style */
+    uint32_t page_size;  /* positions, a multiple of 64; 0: one page of max_seq, no table */
+    uint32_t n_layers;   /* of a page; without pages of no concern, like the next */
+    uint32_t n_pages;    /* of a cache */
+    oxb_binding pages;   /* uint32, the tables of all sequences */
 } oxb_attention_shape;
 
 /* What chooses the next token of each row of logits. */
@@ -322,7 +335,7 @@ typedef struct oxb_sample {
     X(oxb_status, op_add, (oxb_commands * commands, oxb_binding x, oxb_binding y, uint64_t n))     \
     X(oxb_status, op_embed,                                                                        \
       (oxb_commands * commands, const oxb_weight *weight, uint64_t n_rows, uint64_t k,             \
-       oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens))                   \
+       oxb_binding tokens, oxb_binding state, oxb_binding y, uint64_t n_tokens, int batch))        \
     /* q_norm and k_norm: float32 [head_dim], or both without a buffer, for heads without a norm.  \
      * rope: float32 [max_seq][2][rotary_dim / 2], cosines then sines. */                          \
     X(oxb_status, op_qk_norm_rope,                                                                 \
@@ -374,7 +387,7 @@ typedef struct oxb_sample {
     /* hidden += attn_proj attn; activated = silu(gate n) * (up n) with n the norm of hidden;      \
      * hidden += down activated. Where one of them fails, none is recorded. */                     \
     X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))           \
-    X(oxb_status, op_sample, (oxb_commands * commands, const oxb_sample *sample))                   \
+    X(oxb_status, op_sample, (oxb_commands * commands, const oxb_sample *sample))                  \
                                                                                                    \
     /* Whether matrix products that are recorded from here on give each vector the bits that it    \
      * has alone, from float32 activations. OXB_ENCODING_FAILED where the device cannot. */        \

@@ -1,14 +1,50 @@
 /* The op layer's heads: norm and rotation, the caches, attention. */
+#include <stdio.h>
+
 #include "record.h"
 
-/* The limits keep every product below inside 64 bits: 2^12 * 2^12 * 2^9 * 2^24 elements. */
+#define PAGE_GRAIN 64u /* what a page is a multiple of: no block of positions crosses two pages */
+
+static oxb_status check_cache(const char *op, const oxb_attention_shape *s) {
+    if (s->kv_format > OXB_KV_Q8)
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: kv_format = %u must be %u (f32), %u (f16) or %u (q8)", op,
+                          s->kv_format, OXB_KV_F32, OXB_KV_F16, OXB_KV_Q8);
+    if (s->kv_format == OXB_KV_Q8 && s->head_dim % 4)
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: head_dim = %u must be a multiple of 4 for caches of q8: use f16", op,
+                          s->head_dim);
+    if (!s->page_size) {
+        if (!s->pages.buffer) return OXB_OK;
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: pages without a page_size: give both, or neither", op);
+    }
+    if (!s->pages.buffer)
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: page_size = %u without pages: give both, or neither", op,
+                          s->page_size);
+    if (s->page_size % PAGE_GRAIN || s->page_size > 1u << 24)
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: page_size = %u must be a multiple of %u in %u..%u", op, s->page_size,
+                          PAGE_GRAIN, PAGE_GRAIN, 1u << 24);
+    oxb_status status = ops_check_count(op, "n_pages", s->n_pages, 1u << 24);
+    if (status == OXB_OK) status = ops_check_count(op, "n_layers", s->n_layers, 4096);
+    if (status == OXB_OK && s->layer >= s->n_layers)
+        return front_fail(OXB_ENCODING_FAILED, "%s: layer = %u must lie in 0..%u, the n_layers", op,
+                          s->layer, s->n_layers - 1);
+    return status;
+}
+
+/* The limits keep every product below inside 64 bits: 2^12 * 2^12 * 2^10 * 2^24 bytes of a page, of
+ * which there may be too many for the buffer. */
 static oxb_status check_attention(const char *op, const oxb_attention_shape *s) {
     oxb_status status = ops_check_count(op, "n_kv_heads", s->n_kv_heads, 4096);
     if (status == OXB_OK) status = ops_check_count(op, "n_heads", s->n_heads, 4096);
     if (status == OXB_OK) status = ops_check_count(op, "head_dim", s->head_dim, OXB_MAX_HEAD_DIM);
     if (status == OXB_OK) status = ops_check_count(op, "max_seq", s->max_seq, 1u << 24);
     if (status == OXB_OK) status = ops_check_count(op, "layer + 1", (uint64_t)s->layer + 1, 4096);
-    if (status == OXB_OK) status = ops_check_count(op, "n_tokens", s->n_tokens, s->max_seq);
+    if (status == OXB_OK)
+        status = ops_check_count(op, "n_tokens", s->n_tokens, s->batch ? 1u << 20 : s->max_seq);
     if (status == OXB_OK && s->max_length)
         status = ops_check_count(op, "max_length", s->max_length, s->max_seq);
     if (status != OXB_OK) return status;
@@ -19,20 +55,57 @@ static oxb_status check_attention(const char *op, const oxb_attention_shape *s) 
     }
     if (s->head_dim % 2)
         return front_fail(OXB_ENCODING_FAILED, "%s: head_dim = %u must be even", op, s->head_dim);
-    return OXB_OK;
+    return check_cache(op, s);
 }
 
 static uint64_t qkv_bytes(const oxb_attention_shape *s) {
     return s->n_tokens * ((uint64_t)s->n_heads + 2 * (uint64_t)s->n_kv_heads) * s->head_dim * 4;
 }
 
-/* Elements of one layer's keys, or values. */
-static uint64_t layer_elements(const oxb_attention_shape *s) {
-    return (uint64_t)s->n_kv_heads * s->max_seq * s->head_dim;
+static uint64_t element_bytes(const oxb_attention_shape *s) {
+    static const uint8_t bytes[] = {[OXB_KV_F32] = 4, [OXB_KV_F16] = 2, [OXB_KV_Q8] = 1};
+    return bytes[s->kv_format];
 }
 
+static const char *suffix_of(const oxb_attention_shape *s) {
+    static const char *const suffixes[] = {
+        [OXB_KV_F32] = "f32", [OXB_KV_F16] = "f16", [OXB_KV_Q8] = "q8"};
+    return suffixes[s->kv_format];
+}
+
+static struct oxb_cache cache_of(const oxb_attention_shape *s) {
+    const int paged = s->page_size != 0;
+    struct oxb_cache c = {.page_size = paged ? s->page_size : s->max_seq,
+                          .n_pages = paged ? s->n_pages : 1,
+                          .max_seq = s->max_seq};
+    c.head_stride = (uint64_t)c.page_size * (s->head_dim + (s->kv_format == OXB_KV_Q8 ? 4u : 0u));
+    c.layer_offset = s->layer * s->n_kv_heads * c.head_stride;
+    c.page_stride = paged ? s->n_layers * s->n_kv_heads * c.head_stride : 0;
+    if (paged) {
+        const uint64_t length = s->pages.buffer->length, offset = s->pages.offset;
+        const uint64_t size = offset < length ? (length - offset) / 4 : 0;
+        c.table_size = size < UINT32_MAX ? (uint32_t)size : UINT32_MAX;
+    }
+    return c;
+}
+
+/* Of a whole cache; up to this layer where there are no pages. UINT64_MAX where it passes 64 bits.
+ */
 static uint64_t cache_bytes(const oxb_attention_shape *s) {
-    return ((uint64_t)s->layer + 1) * layer_elements(s) * (s->kv_f16 ? 2 : 4);
+    const struct oxb_cache c = cache_of(s);
+    if (!s->page_size) return (c.layer_offset + s->n_kv_heads * c.head_stride) * element_bytes(s);
+    const uint64_t page = c.page_stride * element_bytes(s);
+    return page > UINT64_MAX / s->n_pages ? UINT64_MAX : page * s->n_pages;
+}
+
+static ops_operand state_operand(oxb_binding state, const oxb_attention_shape *s) {
+    return ops_states_operand(state, s->batch ? s->n_tokens : 1, 0);
+}
+
+/* A dispatch has no empty bindings: without pages, the state stands in for the tables. */
+static ops_operand pages_operand(oxb_binding state, const oxb_attention_shape *s) {
+    return s->page_size ? (ops_operand){"pages", s->pages, 4, 0}
+                        : (ops_operand){"state", state, 0, 0};
 }
 
 static uint32_t rotary_dim_of(const oxb_attention_shape *s) {
@@ -85,7 +158,7 @@ oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_bind
                               norm_operand("q_norm", q_norm, rope, shape),
                               norm_operand("k_norm", k_norm, rope, shape),
                               rope_operand(rope, shape),
-                              ops_state_operand(state, 0)};
+                              state_operand(state, shape)};
     if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
     struct oxb_qk_norm_rope_args args = {.n_heads = shape->n_heads,
                                          .n_kv_heads = shape->n_kv_heads,
@@ -95,7 +168,8 @@ oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                          .has_norm = q_norm.buffer != NULL,
                                          .eps = eps,
                                          .max_seq = shape->max_seq,
-                                         .n_tokens = shape->n_tokens};
+                                         .n_tokens = shape->n_tokens,
+                                         .batch = shape->batch != 0};
     const oxb_op_shape extent = {
         .extent = {(uint64_t)shape->n_heads + shape->n_kv_heads, shape->n_tokens, 1}};
     return ops_record(commands, OXB_OP_QK_NORM_ROPE, &extent, "qk_norm_rope", operands, 5, &args,
@@ -111,18 +185,19 @@ oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding 
     ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 0},
                               {"k_cache", k_cache, cache_bytes(shape), 1},
                               {"v_cache", v_cache, cache_bytes(shape), 1},
-                              ops_state_operand(state, 0)};
-    if ((status = ops_check_operands(op, operands, 4)) != OXB_OK) return status;
-    struct oxb_kv_store_args args = {.layer_offset = shape->layer * layer_elements(shape),
+                              state_operand(state, shape),
+                              pages_operand(state, shape)};
+    if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
+    struct oxb_kv_store_args args = {.cache = cache_of(shape),
                                      .n_heads = shape->n_heads,
                                      .n_kv_heads = shape->n_kv_heads,
                                      .head_dim = shape->head_dim,
-                                     .max_seq = shape->max_seq,
-                                     .n_tokens = shape->n_tokens};
+                                     .n_tokens = shape->n_tokens,
+                                     .batch = shape->batch != 0};
     const oxb_op_shape extent = {.extent = {shape->n_kv_heads, shape->n_tokens, 1}};
-    return ops_record(commands, OXB_OP_KV_STORE, &extent,
-                      shape->kv_f16 ? "kv_store_f16" : "kv_store_f32", operands, 4, &args,
-                      sizeof args);
+    char kernel[OXB_NAME_BYTES];
+    snprintf(kernel, sizeof kernel, "kv_store_%s", suffix_of(shape));
+    return ops_record(commands, OXB_OP_KV_STORE, &extent, kernel, operands, 5, &args, sizeof args);
 }
 
 oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm,
@@ -139,15 +214,16 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                               rope_operand(rope, shape),
                               {"k_cache", k_cache, cache_bytes(shape), 1},
                               {"v_cache", v_cache, cache_bytes(shape), 1},
-                              ops_state_operand(state, 0)};
-    if ((status = ops_check_operands(op, operands, 7)) != OXB_OK) return status;
+                              state_operand(state, shape),
+                              pages_operand(state, shape)};
+    if ((status = ops_check_operands(op, operands, 8)) != OXB_OK) return status;
     const uint32_t mark = oxb_commands_length(commands);
     if (!front_commands_device(commands)->abilities.fused_cache_store) {
         status = oxb_op_qk_norm_rope(commands, qkv, q_norm, k_norm, rope, state, shape, eps);
         if (status == OXB_OK)
             status = oxb_op_kv_store(commands, qkv, k_cache, v_cache, state, shape);
     } else {
-        struct oxb_qkv_to_cache_args args = {.layer_offset = shape->layer * layer_elements(shape),
+        struct oxb_qkv_to_cache_args args = {.cache = cache_of(shape),
                                              .n_heads = shape->n_heads,
                                              .n_kv_heads = shape->n_kv_heads,
                                              .head_dim = shape->head_dim,
@@ -156,14 +232,15 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                                  shape->rope_style == OXB_ROPE_INTERLEAVED,
                                              .has_norm = q_norm.buffer != NULL,
                                              .eps = eps,
-                                             .max_seq = shape->max_seq,
-                                             .n_tokens = shape->n_tokens};
+                                             .n_tokens = shape->n_tokens,
+                                             .batch = shape->batch != 0};
         const oxb_op_shape extent = {
             .extent = {(uint64_t)shape->n_heads + 2 * (uint64_t)shape->n_kv_heads, shape->n_tokens,
                        1}};
-        status = ops_record(commands, OXB_OP_QKV_TO_CACHE, &extent,
-                            shape->kv_f16 ? "qkv_to_cache_f16" : "qkv_to_cache_f32", operands, 7,
-                            &args, sizeof args);
+        char kernel[OXB_NAME_BYTES];
+        snprintf(kernel, sizeof kernel, "qkv_to_cache_%s", suffix_of(shape));
+        status = ops_record(commands, OXB_OP_QKV_TO_CACHE, &extent, kernel, operands, 8, &args,
+                            sizeof args);
     }
     if (status != OXB_OK) front_commands_cut(commands, mark);
     return status;
@@ -199,37 +276,39 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
     ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 0},
                               {"k_cache", k_cache, cache_bytes(shape), 0},
                               {"v_cache", v_cache, cache_bytes(shape), 0},
-                              ops_state_operand(state, 0),
+                              state_operand(state, shape),
+                              pages_operand(state, shape),
                               {"output", out, rows * shape->head_dim * 4, 1}};
-    if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
-    if ((status = ops_check_apart(op, operands, operands + 4)) != OXB_OK) return status;
+    if ((status = ops_check_operands(op, operands, 6)) != OXB_OK) return status;
+    if ((status = ops_check_apart(op, operands, operands + 5)) != OXB_OK) return status;
     oxb_op_shape extent = {.extent = {shape->n_heads, shape->n_tokens, 1},
                            .attention = shape,
                            .cache_alignment = alignment_of(k_cache, v_cache)};
     oxb_tile tile;
     if ((status = ops_tile(commands, OXB_OP_ATTENTION, &extent, &tile)) != OXB_OK) return status;
-    struct oxb_attention_args args = {.layer_offset = shape->layer * layer_elements(shape),
+    struct oxb_attention_args args = {.cache = cache_of(shape),
                                       .n_heads = shape->n_heads,
                                       .n_kv_heads = shape->n_kv_heads,
                                       .head_dim = shape->head_dim,
-                                      .max_seq = shape->max_seq,
                                       .scale = scale,
                                       .n_tokens = shape->n_tokens,
                                       .n_splits = tile.splits,
                                       .heads = tile.size[0],
-                                      .tokens = tile.size[1]};
-    ops_operand final = operands[4];
+                                      .tokens = tile.size[1],
+                                      .batch = shape->batch != 0};
+    ops_operand final = operands[5];
     oxb_buffer *splits = NULL;
     uint64_t bytes = rows * tile.splits * (shape->head_dim + (uint64_t)2) * 4;
     if (tile.splits > 1) {
         if ((status = front_commands_scratch(commands, bytes, &splits)) != OXB_OK) return status;
-        operands[4] = (ops_operand){"splits", {splits, 0}, bytes, 1};
+        operands[5] = (ops_operand){"splits", {splits, 0}, bytes, 1};
     }
     extent.extent[2] = tile.splits;
     const uint32_t mark = oxb_commands_length(commands);
-    status = ops_record_tiles(commands, &tile, extent.extent,
-                              shape->kv_f16 ? "attention_f16" : "attention_f32", operands, 5, &args,
-                              sizeof args);
+    char kernel[OXB_NAME_BYTES];
+    snprintf(kernel, sizeof kernel, "attention_%s", suffix_of(shape));
+    status =
+        ops_record_tiles(commands, &tile, extent.extent, kernel, operands, 6, &args, sizeof args);
     if (status == OXB_OK && splits) status = record_combine(commands, splits, bytes, final, &args);
     if (status != OXB_OK) front_commands_cut(commands, mark);
     return status;

@@ -338,14 +338,14 @@ oxb_status oxb_op_add_bias(oxb_commands *commands, oxb_binding bias, oxb_binding
 
 oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64_t n_rows,
                         uint64_t k, oxb_binding tokens, oxb_binding state, oxb_binding y,
-                        uint64_t n_tokens) {
+                        uint64_t n_tokens, int batch) {
     const char *op = "embed";
     oxb_status status = oxb_weight_check(weight, n_rows, k, op);
     if (status == OXB_OK) status = ops_check_count(op, "n_tokens", n_tokens, OPS_MAX_COUNT);
     if (status != OXB_OK) return status;
     ops_operand operands[] = {weight_operand(weight),
                               {"tokens", tokens, 4, 0},
-                              ops_state_operand(state, 0),
+                              ops_states_operand(state, batch ? n_tokens : 1, 0),
                               {"output", y, n_tokens * k * 4, 1}};
     if ((status = ops_check_operands(op, operands, 4)) != OXB_OK) return status;
     oxb_op_shape shape = matrix_shape(weight, n_rows, k);
@@ -360,7 +360,8 @@ oxb_status oxb_op_embed(oxb_commands *commands, const oxb_weight *weight, uint64
         .k = (oxb_u32)k,
         .max_tokens = (oxb_u32)(max_tokens < OPS_MAX_COUNT ? max_tokens : OPS_MAX_COUNT),
         .n_tokens = (oxb_u32)n_tokens,
-        .column = tile.column};
+        .column = tile.column,
+        .batch = batch != 0};
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "embed_%s", format_of(weight)->name);
     return ops_record_tiles(commands, &tile, shape.extent, kernel, operands, 4, &args, sizeof args);

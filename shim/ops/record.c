@@ -4,7 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 
-#define MAX_OPERANDS 7u
+#define MAX_OPERANDS 8u
 
 oxb_status ops_check_operands(const char *op, const ops_operand *operands, uint32_t n) {
     for (uint32_t i = 0; i < n; i++) {
@@ -50,8 +50,12 @@ oxb_status ops_check_eps(const char *op, float eps) {
                       (double)eps);
 }
 
+ops_operand ops_states_operand(oxb_binding states, uint64_t n, int written) {
+    return (ops_operand){"state", states, n * sizeof(struct oxb_decode_state), written};
+}
+
 ops_operand ops_state_operand(oxb_binding state, int written) {
-    return (ops_operand){"state", state, sizeof(struct oxb_decode_state), written};
+    return ops_states_operand(state, 1, written);
 }
 
 oxb_status ops_tile(const oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,

@@ -23,6 +23,8 @@ oxb_status ops_check_eps(const char *op, float eps);
 
 /* The state of a decode step, as an operand. */
 ops_operand ops_state_operand(oxb_binding state, int written);
+/* Those of n sequences. */
+ops_operand ops_states_operand(oxb_binding states, uint64_t n, int written);
 
 /* Record `kernel` over the extent of an op, in the tiles that the driver has for it. */
 oxb_status ops_record(oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,
