@@ -11,7 +11,13 @@ Feed a prompt, then generate::
 from __future__ import annotations
 
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.errors import SessionFileError, SessionFullError
+from oxibonsai.model.engine import Engine, EngineStatistics, Request, RequestResult
+from oxibonsai.model.errors import (
+    EngineClosedError,
+    EngineFullError,
+    SessionFileError,
+    SessionFullError,
+)
 from oxibonsai.model.generation.sampling import Sampler
 from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.model import Model
@@ -20,10 +26,16 @@ from oxibonsai.model.session import Session
 from oxibonsai.model.tokenizer import Tokenizer
 
 __all__ = [
+    "Engine",
+    "EngineClosedError",
+    "EngineFullError",
+    "EngineStatistics",
     "Model",
     "ModelConfig",
     "Perplexity",
     "Profile",
+    "Request",
+    "RequestResult",
     "Run",
     "Sampler",
     "Session",

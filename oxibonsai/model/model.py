@@ -13,7 +13,9 @@ from oxibonsai.gguf import GGUFFile
 from oxibonsai.metal import Device, MetalGraph
 from oxibonsai.model.architectures import ARCHITECTURES, ModelWeights, load_weights
 from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.engine import Engine
 from oxibonsai.model.generation.scoring import Perplexity
+from oxibonsai.model.runtime.cache import KVDtype
 from oxibonsai.model.session import DEFAULT_CHUNK, Session
 from oxibonsai.model.tokenizer import Tokenizer
 
@@ -179,6 +181,65 @@ class Model:
         if max_seq is None:
             max_seq = min(_DEFAULT_MAX_SEQ, self.config.context_length)
         return Session(self, max_seq, kv_dtype, chunk, bool(profile))
+
+    def engine(
+        self,
+        max_sequences: int = 8,
+        *,
+        max_seq: int | None = None,
+        n_pages: int | None = None,
+        kv_dtype: KVDtype = "f16",
+        chunk: int = DEFAULT_CHUNK,
+        deterministic: bool = False,
+        max_waiting: int = 1024,
+    ) -> Engine:
+        """Return what runs many texts at a time on this model.
+
+        Parameters
+        ----------
+        max_sequences : int
+            Texts that run at a time, 1 to 256; more wait.
+        max_seq : int, optional
+            The most tokens of a text, prompt included; as of session() where left out.
+        n_pages : int, optional
+            Pages of 64 positions in the K/V cache, which all texts share. Left out, as many as
+            max_sequences texts of max_seq tokens take, or as the device's buffers hold. All of
+            them are allocated at once.
+        kv_dtype : {"f16", "f32", "q8"}
+            As of session().
+        chunk : int
+            Tokens of a prompt that run in one step, beside a token of each running text; 1 to 4096.
+        deterministic : bool
+            Whether a text does not depend on what else runs: with the same K/V elements it is then
+            that of a session with the same chunk.
+        max_waiting : int
+            Requests that may wait; see ``Engine.submit``.
+
+        Returns
+        -------
+        Engine
+            The engine; close() it, or use it in a with statement.
+
+        Raises
+        ------
+        ValueError
+            For a value out of its range.
+        BufferCreationError
+            Where the pages do not fit on the device.
+        """
+        self._check_open()
+        if max_seq is None:
+            max_seq = min(_DEFAULT_MAX_SEQ, self.config.context_length)
+        return Engine(
+            self,
+            max_sequences,
+            max_seq,
+            n_pages,
+            kv_dtype,
+            chunk,
+            deterministic=deterministic,
+            max_waiting=max_waiting,
+        )
 
     def restore_session(
         self,

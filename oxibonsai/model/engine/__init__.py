@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+from oxibonsai.model.engine.engine import Engine, RequestOptions
 from oxibonsai.model.engine.request import FinishReason, Request, RequestResult
 from oxibonsai.model.engine.statistics import EngineStatistics
 
-__all__ = ["EngineStatistics", "FinishReason", "Request", "RequestResult"]
+__all__ = [
+    "Engine",
+    "EngineStatistics",
+    "FinishReason",
+    "Request",
+    "RequestOptions",
+    "RequestResult",
+]
