@@ -242,7 +242,7 @@ def test_what_can_never_fit_is_refused_at_once(model: Model) -> None:
         ([1], {"max_tokens": 0}, "max_tokens = 0"),
         ([1], {"temperature": -1.0}, "temperature"),
         ([1], {"n_best": 33}, r"n_best = 33 must lie in 0\.\.32"),
-        ([1], {"allowed": np.ones(5, bool)}, r"allowed is bool \[5\]"),
+        ([1], {"allowed": np.ones(5, bool)}, r"a mask of shape \(5,\)"),
         ([1], {"stop": "x"}, "no tokenizer"),
         ([1], {"stop": [""]}, "empty"),
     ],

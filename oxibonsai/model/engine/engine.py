@@ -9,7 +9,7 @@ import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,14 +21,20 @@ from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
 from oxibonsai.model.engine.statistics import EngineStatistics
 from oxibonsai.model.engine.task import Task
 from oxibonsai.model.engine.worker import Worker, closed_error
+from oxibonsai.model.choices import MAX_BEST
 from oxibonsai.model.errors import EngineFullError
 from oxibonsai.model.generation.generation import LogitsCallback
-from oxibonsai.model.generation.settings import SamplingOptions, SamplingSettings
+from oxibonsai.model.generation.settings import (
+    Allowed,
+    AllowedCallback,
+    SamplingOptions,
+    SamplingSettings,
+    mask_words,
+)
 from oxibonsai.model.generation.stopping import Stop, StopScanner, stop_sequences
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batch import BatchRunner, page_bytes
 from oxibonsai.model.runtime.batchshape import BatchSettings
-from oxibonsai.model.runtime.batchsteps import MAX_BEST, mask_words
 from oxibonsai.model.runtime.cache import KVDtype
 from oxibonsai.model.runtime.pages import PAGE_SIZE, PagePool, pages_of
 
@@ -37,14 +43,9 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-_BIAS = np.dtype([("token", "u4"), ("value", "f4")])  # struct oxb_bias
-
-__all__ = ["Allowed", "Engine", "RequestOptions"]
+__all__ = ["Engine", "RequestOptions"]
 
 Prompt: TypeAlias = str | Sequence[int]
-Allowed: TypeAlias = npt.NDArray[Any] | Callable[[Sequence[int]], npt.NDArray[Any]]
-"""Which tokens may be chosen: bool [vocab] or packed bits, or what returns them before a choice."""
-
 _MOST_SEQUENCES = 256
 _LOOKAHEAD = 2
 _LEAVE_SECONDS = 5.0  # the longest that an interpreter that exits waits for the running step
@@ -56,7 +57,7 @@ class RequestOptions(SamplingOptions, total=False):
     stop: Stop
     ignore_eos: bool
     priority: int
-    allowed: Allowed | None
+    allowed: Allowed | AllowedCallback | None
     logits_callback: LogitsCallback | None
     log_probabilities: bool
     n_best: int
@@ -175,8 +176,8 @@ class Engine:
         **options
             stop, ignore_eos, logits_callback and those of sampling: as of Session.generate.
             priority: requests with a higher one begin earlier; of equal ones the first comes first.
-            allowed: which tokens may be chosen, bool [vocab] or uint32 words of packed bits, or a
-            function of the tokens so far, prompt included, that returns them before each choice.
+            allowed: which tokens may be chosen, their ids or bool [vocab], or a function of the
+            tokens so far, prompt included, that returns them before each choice.
             log_probabilities: whether the result has a ScoredToken for each token.
             n_best: the most probable tokens that come with each, 0 to 32.
             Where a function has a say in choices, allowed or logits_callback, one step is in
@@ -352,7 +353,7 @@ class Engine:
         stop: Stop = rest.pop("stop", ())
         ignore_eos = bool(rest.pop("ignore_eos", False))
         priority = operator.index(rest.pop("priority", 0))
-        allowed: Allowed | None = rest.pop("allowed", None)
+        allowed: Allowed | AllowedCallback | None = rest.pop("allowed", None)
         callback: LogitsCallback | None = rest.pop("logits_callback", None)
         n_best = _within("n_best", rest.pop("n_best", 0), 0, MAX_BEST)
         scores = bool(rest.pop("log_probabilities", False)) or n_best > 0
@@ -382,28 +383,13 @@ class Engine:
         return task
 
     def _settings(self, options: dict[str, Any]) -> BatchSettings:
-        settings = SamplingSettings.from_options(
-            getattr(self.model, "sampling_defaults", None), **options
+        found = SamplingSettings.resolve(
+            cast("SamplingOptions", options), self.model.config.vocab_size
         )
-        biases = np.array(list(settings.logit_bias.items()), _BIAS)
-        return BatchSettings(settings.packed(), biases.tobytes())
+        return BatchSettings(found.packed(), found.biases())
 
-    def _mask(self, allowed: npt.NDArray[Any]) -> npt.NDArray[np.uint32]:
-        """Return a mask as words of packed bits; ValueError for another shape or type."""
-        vocab = self.model.config.vocab_size
-        found = np.asarray(allowed)
-        n_words = mask_words(vocab)
-        if found.dtype == np.uint32 and found.shape == (n_words,):
-            return found
-        if found.dtype != bool or found.shape != (vocab,):
-            raise ValueError(
-                f"allowed is {found.dtype} {list(found.shape)}: it must be bool [{vocab}], or "
-                f"uint32 [{n_words}] of packed bits"
-            )
-        words = np.zeros(4 * n_words, np.uint8)
-        packed = np.packbits(found, bitorder="little")
-        words[: len(packed)] = packed
-        return words.view("<u4").astype(np.uint32)
+    def _mask(self, allowed: Allowed | None) -> npt.NDArray[np.uint32] | None:
+        return None if allowed is None else mask_words(allowed, self.model.config.vocab_size)
 
     def close(self) -> None:
         """End the step that runs, fail what has not ended, and release the memory; idempotent."""

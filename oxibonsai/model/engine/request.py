@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from oxibonsai.model.generation.scoring import ScoredToken
+from oxibonsai.model.choices import ScoredToken
 
 __all__ = ["FinishReason", "Outbox", "Request", "RequestResult"]
 

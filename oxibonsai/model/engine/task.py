@@ -13,7 +13,7 @@ import numpy.typing as npt
 from oxibonsai.model.engine.request import FinishReason, Outbox
 from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
 from oxibonsai.model.generation.generation import LogitsCallback
-from oxibonsai.model.generation.scoring import ScoredToken
+from oxibonsai.model.choices import ScoredToken
 from oxibonsai.model.generation.stopping import Piece, StopScanner
 from oxibonsai.model.runtime.batchshape import BatchSettings
 

@@ -11,19 +11,17 @@ import numpy as np
 import numpy.typing as npt
 
 from oxibonsai.metal import Buffer, BufferCreationError, Commands
+from oxibonsai.model.choices import CHOICE_DTYPE, MAX_BEST, NO_TOKEN, SCORED_DTYPE
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.rope import rope_table
 from oxibonsai.model.runtime.batchshape import BatchSettings, BatchStep, Choices
 from oxibonsai.model.runtime.batchsteps import (
     BIAS_BYTES,
-    CHOICE,
-    MAX_BEST,
     RING,
-    SCORED,
     SETTINGS_BYTES,
     STATE_BYTES,
     BatchBuffers,
-    mask_words,
+    mask_size,
     record,
     record_choice,
 )
@@ -34,7 +32,6 @@ from oxibonsai.model.runtime.steps import Workspace, working_buffer
 
 __all__ = ["BatchRunner", "page_bytes"]
 
-_NO_INDEX = 0xFFFFFFFF
 _RECORDINGS = 64
 
 
@@ -108,11 +105,11 @@ class BatchRunner:
             "n_layers": c.n_layers,
             "n_pages": n_pages,
         }
-        self._table = np.full((n_slots, self._table_size), _NO_INDEX, np.uint32)
+        self._table = np.full((n_slots, self._table_size), NO_TOKEN, np.uint32)
         self._table_lengths = [0] * n_slots
         self._buffers = self._allocate(chunk)
         self._ring_view: npt.NDArray[Any] | None = self._buffers.ring.view(
-            CHOICE, (self._n_rows, RING)
+            CHOICE_DTYPE, (self._n_rows, RING)
         )
 
     def _allocate(self, chunk: int) -> BatchBuffers:
@@ -141,7 +138,7 @@ class BatchRunner:
                 logits=working(4 * c.vocab_size * self._n_rows),
                 rope=rope,
                 # Shared: the host reads choices while later steps run, and waits for none.
-                ring=device.buffer(CHOICE.itemsize * RING * self._n_rows),
+                ring=device.buffer(CHOICE_DTYPE.itemsize * RING * self._n_rows),
                 work=work,
             )
         except BaseException:
@@ -160,7 +157,7 @@ class BatchRunner:
     def write_tables(self, tables: Sequence[tuple[int, Sequence[int]]]) -> None:
         """Set the pages of slots."""
         for slot, pages in tables:
-            self._table[slot] = _NO_INDEX
+            self._table[slot] = NO_TOKEN
             self._table[slot, : len(pages)] = pages
             self._table_lengths[slot] = len(pages)
         if tables:
@@ -183,11 +180,11 @@ class BatchRunner:
             Slot and position of each running sequence.
         """
         states = np.zeros((2 + _rounded(len(rows)), 4), np.uint32)
-        states[:, 0] = _NO_INDEX  # an idle row
+        states[:, 0] = NO_TOKEN  # an idle row
         placed = np.array(
             [(chunk[0], chunk[1]), (chunk[0], chunk[1] + chunk[2] - 1), *rows]
             if chunk is not None
-            else [(0, _NO_INDEX), (0, _NO_INDEX), *rows],
+            else [(0, NO_TOKEN), (0, NO_TOKEN), *rows],
             np.uint32,
         )
         n = len(placed)
@@ -220,7 +217,7 @@ class BatchRunner:
         found = np.array(settings.packed).reshape(())
         found["n_biases"] = len(settings.biases) // BIAS_BYTES
         found["first_bias"] = slot * self._n_biases if settings.biases else 0
-        found["mask"] = slot if masked else _NO_INDEX
+        found["mask"] = slot if masked else NO_TOKEN
         return found.tobytes()
 
     def write_biases(self, slot: int, biases: bytes) -> None:
@@ -245,7 +242,7 @@ class BatchRunner:
 
     def write_mask(self, slot: int, mask: npt.NDArray[np.uint32]) -> None:
         """Set a slot's mask of allowed tokens."""
-        nbytes = 4 * mask_words(self.model.config.vocab_size)
+        nbytes = 4 * mask_size(self.model.config.vocab_size)
         if self._buffers.masks is None:
             self._buffers.masks = working_buffer(self.model.device, nbytes * self.n_slots)
             self._recordings.clear()
@@ -319,7 +316,7 @@ class BatchRunner:
         if step.n_best and self._buffers.best is None:
             # Shared, as the ring is.
             self._buffers.best = self.model.device.buffer(
-                SCORED.itemsize * MAX_BEST * RING * self._n_rows
+                SCORED_DTYPE.itemsize * MAX_BEST * RING * self._n_rows
             )
         commands = self._recordings.get(step, lambda: self._record(record, step))
         commands.submit()
@@ -377,7 +374,7 @@ class BatchRunner:
         best: list[list[tuple[int, float]]] = []
         if step.n_best:
             assert self._buffers.best is not None
-            scored = self._buffers.best.view(SCORED, (self._n_rows, RING, MAX_BEST))
+            scored = self._buffers.best.view(SCORED_DTYPE, (self._n_rows, RING, MAX_BEST))
             best = [row.tolist() for row in scored[rows, slots]]
         return Choices(found["token"].tolist(), found["log_probability"].tolist(), best)
 

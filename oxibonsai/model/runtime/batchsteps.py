@@ -13,24 +13,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from oxibonsai.metal import Buffer, Commands
 from oxibonsai.model.architectures.base import LayerStep, TokenGroup, moved
+from oxibonsai.model.choices import (
+    BIAS_DTYPE,
+    CHOICE_DTYPE,
+    MAX_BEST,
+    SAMPLING_DTYPE,
+    SCORED_DTYPE,
+)
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batchshape import BatchStep
 from oxibonsai.model.runtime.steps import Workspace
 
 __all__ = [
     "BIAS_BYTES",
-    "CHOICE",
-    "MAX_BEST",
     "RING",
-    "SCORED",
     "SETTINGS_BYTES",
     "STATE_BYTES",
     "BatchBuffers",
-    "mask_words",
+    "mask_size",
     "record",
     "record_choice",
 ]
@@ -38,17 +40,12 @@ __all__ = [
 RING = 4
 """Choices of a row that are kept: more than there are steps in flight."""
 
-MAX_BEST = 32
-"""The most tokens whose log probabilities come with a choice."""
-
 STATE_BYTES = 16  # struct oxb_decode_state
-SETTINGS_BYTES = 64  # struct oxb_sampling
-BIAS_BYTES = 8  # struct oxb_bias
-CHOICE = np.dtype([("token", "u4"), ("position", "u4"), ("log_probability", "f4"), ("pad", "u4")])
-SCORED = np.dtype([("token", "u4"), ("log_probability", "f4")])
+SETTINGS_BYTES = SAMPLING_DTYPE.itemsize
+BIAS_BYTES = BIAS_DTYPE.itemsize
 
 
-def mask_words(vocab_size: int) -> int:
+def mask_size(vocab_size: int) -> int:
     """Return the elements, uint32, of a mask."""
     return (vocab_size + 31) // 32
 
@@ -74,11 +71,11 @@ class BatchBuffers:
     rope : Buffer
         float32 [max_seq, 2, rotary_dim / 2].
     ring : Buffer
-        CHOICE [rows, RING].
+        CHOICE_DTYPE [rows, RING].
     work : Workspace
         Activations.
     best : Buffer or None
-        SCORED [rows, RING, MAX_BEST], once asked for.
+        SCORED_DTYPE [rows, RING, MAX_BEST], once asked for.
     biases : Buffer or None
         struct oxb_bias, as many for each slot, once there are any.
     masks : Buffer or None
@@ -166,7 +163,11 @@ class _Recorder:
             if step.chooses:
                 self.choices()
         if step.chunk and not step.ends:
-            self.commands.advance(self._buffers.state, n_tokens=step.chunk)
+            b = self._buffers
+            self.commands.advance(
+                b.logits, b.tokens, b.state, self._model.config.vocab_size, b.tokens.nbytes // 4,
+                n_tokens=step.chunk, greedy=False,
+            )
 
     def _layers(self) -> None:
         c, weights, step, b = self._model.config, self._model.weights, self._step, self._buffers
@@ -234,20 +235,20 @@ class _Recorder:
         best = None
         if step.n_best:
             assert b.best is not None
-            best = moved(b.best, SCORED.itemsize * MAX_BEST * RING * first)
+            best = moved(b.best, SCORED_DTYPE.itemsize * MAX_BEST * RING * first)
         self.commands.sample(
             moved(b.logits, 4 * vocab * first),
             moved(b.settings, SETTINGS_BYTES * first),
             moved(b.state, STATE_BYTES * (1 + first)),
             b.tokens,
-            moved(b.ring, CHOICE.itemsize * RING * first),
+            moved(b.ring, CHOICE_DTYPE.itemsize * RING * first),
             vocab,
             b.tokens.nbytes // 4,
             n_vectors=step.n_choices,
             biases=b.biases,
             n_biases=b.biases.nbytes // BIAS_BYTES if b.biases else 0,
             masks=b.masks,
-            n_masks=b.masks.nbytes // (4 * mask_words(vocab)) if b.masks else 0,
+            n_masks=b.masks.nbytes // (4 * mask_size(vocab)) if b.masks else 0,
             best=best,
             n_best=step.n_best,
             n_slots=RING,
