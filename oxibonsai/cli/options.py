@@ -8,6 +8,7 @@ from typing import Any
 
 from oxibonsai import demo_model, formats, gguf, metal
 from oxibonsai.model import Model
+from oxibonsai.model.runtime.cache import KV_DTYPES
 
 __all__ = ["add_model", "add_sampling", "add_session", "add_type42", "load", "sampling"]
 
@@ -49,7 +50,7 @@ def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> Non
     if max_seq:
         parser.add_argument("--max-seq", type=int, metavar="N", help="positions of the KV cache")
     parser.add_argument(
-        "--kv-dtype", choices=("f16", "f32"), default="f16", help="of the KV cache (f16)"
+        "--kv-dtype", choices=KV_DTYPES, default="f16", help="of the KV cache (f16)"
     )
     parser.add_argument(
         "--chunk", type=int, default=128, metavar="N", help="prompt tokens that run at once (128)"

@@ -18,7 +18,7 @@ from oxibonsai.model.generation.speculation import Speculation
 from oxibonsai.model.generation.stopping import Stop
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime import statefile
-from oxibonsai.model.runtime.cache import KVDtype
+from oxibonsai.model.runtime.cache import KVDtype, check_kv_dtype
 from oxibonsai.model.runtime.decoder import Decoder
 from oxibonsai.model.runtime.profile import Profile
 from oxibonsai.model.timeline import Timeline
@@ -85,7 +85,7 @@ class Session:
         Whose weights are used.
     max_seq : int
         Positions the KV cache can grow to.
-    kv_dtype : {"f16", "f32"}
+    kv_dtype : {"f16", "f32", "q8"}
         Elements of the KV cache.
     chunk : int
         Tokens of a prompt that run in one submission.
@@ -112,8 +112,7 @@ class Session:
             raise ValueError(
                 f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"
             )
-        if kv_dtype not in ("f16", "f32"):
-            raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
+        check_kv_dtype(kv_dtype, model.config)
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
