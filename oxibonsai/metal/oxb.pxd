@@ -454,7 +454,7 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 pad[2]
 
     struct oxb_kv_store_args:
-        struct oxb_cache cache
+        oxb_cache cache
         oxb_u32 n_heads
         oxb_u32 n_kv_heads
         oxb_u32 head_dim
@@ -463,7 +463,7 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 pad[3]
 
     struct oxb_qkv_to_cache_args:
-        struct oxb_cache cache
+        oxb_cache cache
         oxb_u32 n_heads
         oxb_u32 n_kv_heads
         oxb_u32 head_dim
@@ -476,7 +476,7 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 pad[3]
 
     struct oxb_attention_args:
-        struct oxb_cache cache
+        oxb_cache cache
         oxb_u32 n_heads
         oxb_u32 n_kv_heads
         oxb_u32 head_dim
