@@ -121,7 +121,7 @@ def members(body: str) -> list[str]:
         if "(*" in member:
             lines.append(f"{function(member)} noexcept nogil")
             continue
-        match = VARIABLE.fullmatch(member)
+        match = VARIABLE.fullmatch(member.removeprefix("struct "))  # Cython needs no tag
         if not match:
             raise HeaderError(f"not a member: {member}")
         lines += [variable(f"{match[1]}{name}") for name in split(match[2], ",")]

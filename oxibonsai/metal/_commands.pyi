@@ -472,15 +472,18 @@ class Commands:
         weight : WeightHandle
             The matrix of embeddings, a row for each token.
         tokens : operand
-            uint32, all token ids of the text.
+            uint32, all token ids: those of a text from element ``tokens`` of its state on.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         y : operand
             float32 [n_tokens, k].
         n_rows, k : int, optional
             Shape of the matrix; left out, the one that the handle was uploaded with.
         n_tokens : int
-            Rows to look up.
+            Rows to look up, from the position on, or with batch one for each state.
+        batch : bool
+            Whether each row belongs to a sequence of its own.
 
         Raises
         ------
@@ -524,7 +527,8 @@ class Commands:
         rope : operand
             float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         n_heads : int
             Query heads, a multiple of n_kv_heads.
         n_kv_heads : int
@@ -535,10 +539,11 @@ class Commands:
             Positions that the caches hold.
         layer : int
             Which layer of the caches, from 0.
-        kv_dtype : {"f16", "f32"}
-            Elements of the caches.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
         n_tokens : int
-            Tokens in flight, at the state's position and after it.
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
         eps : float
             Of the norms; finite and not negative.
         rotary_dim : int
@@ -546,6 +551,13 @@ class Commands:
             even, 0 for all of them.
         rope_style : {"neox", "interleaved"}
             The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
 
         Raises
         ------
@@ -581,9 +593,12 @@ class Commands:
             float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
             token.
         k_cache, v_cache : operand
-            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
+            position: the unit of its int8 elements.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         n_heads : int
             Query heads, a multiple of n_kv_heads.
         n_kv_heads : int
@@ -594,10 +609,18 @@ class Commands:
             Positions that the caches hold.
         layer : int
             Which layer of the caches, from 0.
-        kv_dtype : {"f16", "f32"}
-            Elements of the caches.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
         n_tokens : int
-            Tokens in flight, at the state's position and after it.
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
 
         Raises
         ------
@@ -645,9 +668,12 @@ class Commands:
         rope : operand
             float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         k_cache, v_cache : operand
-            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
+            position: the unit of its int8 elements.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         n_heads : int
             Query heads, a multiple of n_kv_heads.
         n_kv_heads : int
@@ -658,10 +684,11 @@ class Commands:
             Positions that the caches hold.
         layer : int
             Which layer of the caches, from 0.
-        kv_dtype : {"f16", "f32"}
-            Elements of the caches.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
         n_tokens : int
-            Tokens in flight, at the state's position and after it.
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
         eps : float
             Of the norms; finite and not negative.
         rotary_dim : int
@@ -669,6 +696,13 @@ class Commands:
             even, 0 for all of them.
         rope_style : {"neox", "interleaved"}
             The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
 
         Raises
         ------
@@ -707,9 +741,12 @@ class Commands:
             float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
             token.
         k_cache, v_cache : operand
-            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype.
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
+            position: the unit of its int8 elements.
         state : operand
-            16 bytes, the position as uint32 first.
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
         out : operand
             float32 [n_tokens, n_heads, head_dim]; NaN for a token past max_seq. It does not overlap
             qkv.
@@ -723,15 +760,23 @@ class Commands:
             Positions that the caches hold.
         layer : int
             Which layer of the caches, from 0.
-        kv_dtype : {"f16", "f32"}
-            Elements of the caches.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
         n_tokens : int
-            Tokens in flight, at the state's position and after it.
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
         max_length : int, optional
             The most positions that a replay will meet, max_seq where left out: it decides into how
             many splits the positions of one token are divided, and nothing else.
         scale : float, optional
             Factor of the scores; 1 / sqrt(head_dim) where left out.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
 
         Raises
         ------

@@ -64,8 +64,9 @@ typedef struct cpu_kernel {
     uint32_t n_bindings;
     uint32_t written; /* bit i: binding i is written */
     uint32_t args_size;
-    uint32_t grain;  /* the fewest threadgroups worth a thread of their own */
-    uint32_t format; /* oxb_device_format of the matrix kernels; half_cache of the cache kernels */
+    uint32_t grain; /* the fewest threadgroups worth a thread of their own */
+    uint32_t
+        format; /* oxb_device_format of the matrix kernels; oxb_kv_format of the cache kernels */
     uint32_t layout; /* of the matrix */
     int int8;        /* whether the vectors are int8 */
 } cpu_kernel;

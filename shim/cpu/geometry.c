@@ -46,8 +46,9 @@ void cpu_tile(oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {
     const oxb_attention_shape *s = shape->attention;
     const uint32_t length = s->max_length ? s->max_length : s->max_seq;
     tile->size[0] = s->n_heads / s->n_kv_heads;
-    /* The tokens of a batch are work for every core as they are. */
-    tile->splits = s->n_tokens == 1 ? length / CPU_SPLIT + (length % CPU_SPLIT != 0) : 1;
+    /* The tokens of a prompt are work for every core as they are. */
+    tile->splits =
+        s->n_tokens == 1 || s->batch ? length / CPU_SPLIT + (length % CPU_SPLIT != 0) : 1;
 }
 
 uint64_t cpu_int8_vector_bytes(const cpu_isa *isa, uint32_t format, uint32_t layout, uint64_t k,

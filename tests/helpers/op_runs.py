@@ -20,8 +20,8 @@ def run(device, record, *arrays):
         return [contents(b, a.dtype).reshape(a.shape) for a, b in zip(arrays, buffers, strict=True)]
 
 
-def state(position):
-    return np.array([position, 0xAAAA, 0xBBBB, 0xCCCC], np.uint32)
+def state(position, tokens=0, pages=0):
+    return np.array([position, tokens, pages, 0xCCCC], np.uint32)
 
 
 class Heads(NamedTuple):

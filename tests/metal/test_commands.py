@@ -406,7 +406,7 @@ def test_a_library_is_asked_for_by_its_own_device(device):
 @pytest.mark.parametrize("bad", ["f8", "f64", None, 16])
 def test_a_kv_dtype_that_is_none_is_refused(device, bad):
     b = device.buffer(64)
-    with device.commands() as commands, pytest.raises(ValueError, match="'f16' or 'f32'"):
+    with device.commands() as commands, pytest.raises(ValueError, match="'f16', 'f32' or 'q8'"):
         commands.kv_store(
             b, b, b, b, n_heads=1, n_kv_heads=1, head_dim=2, max_seq=1, layer=0, kv_dtype=bad
         )

@@ -15,6 +15,7 @@
 #include "exp.h"
 #include "isa.h"
 #include "oxb_args.h"
+#include "oxb_shim.h"
 
 #define BLOCK   CPU_ATTEND_BLOCK
 #define MAX_DIM OXB_MAX_HEAD_DIM
@@ -31,23 +32,37 @@ typedef struct attend_scratch {
 _Static_assert(sizeof(attend_scratch) <= CPU_ATTEND_SCRATCH,
                "the scratch of attention is too small");
 
-SIMD_INLINE lanes load_row(const void *row, uint64_t i, int half) {
-    return half ? lanes_of_halves((const uint16_t *)row + i) : lanes_load((const float *)row + i);
+SIMD_INLINE lanes load_row(const void *row, uint64_t i, unsigned kv_format) {
+    switch (kv_format) {
+    case OXB_KV_Q8: return lanes_of_bytes((const int8_t *)row + i);
+    case OXB_KV_F16: return lanes_of_halves((const uint16_t *)row + i);
+    default: return lanes_load((const float *)row + i);
+    }
 }
 
-SIMD_INLINE const void *row_at(const void *rows, uint64_t i, int half) {
-    return (const char *)rows + i * (half ? sizeof(uint16_t) : sizeof(float));
+SIMD_INLINE const void *row_at(const void *rows, uint64_t i, unsigned kv_format) {
+    const uint64_t bytes = kv_format == OXB_KV_Q8    ? sizeof(int8_t)
+                           : kv_format == OXB_KV_F16 ? sizeof(uint16_t)
+                                                     : sizeof(float);
+    return (const char *)rows + i * bytes;
+}
+
+/* weight[h][p] *= units[p]: what a key's or a value's int8 elements count. */
+SIMD_INLINE void scale_by_units(attend_scratch *s, const float *units, uint64_t count,
+                                unsigned heads) {
+    for (unsigned h = 0; h < heads; h++)
+        for (uint64_t p = 0; p < count; p++) s->weight[h][p] *= units[p];
 }
 
 /* weight[h][p] = q[h] . row p, times the scale. */
 SIMD_INLINE void scores(attend_scratch *s, const void *rows, uint64_t count, uint64_t n,
-                        unsigned heads, float scale, int half) {
+                        unsigned heads, float scale, unsigned kv_format) {
     for (uint64_t p = 0; p < count; p++) {
-        const void *row = row_at(rows, p * n, half);
+        const void *row = row_at(rows, p * n, kv_format);
         lanes sum[HEADS];
         for (unsigned h = 0; h < heads; h++) sum[h] = lanes_zero();
         for (uint64_t i = 0; i < n; i += WIDE) {
-            const lanes k = load_row(row, i, half);
+            const lanes k = load_row(row, i, kv_format);
             for (unsigned h = 0; h < heads; h++)
                 sum[h] = lanes_fma(lanes_load(s->q[h] + i), k, sum[h]);
         }
@@ -57,14 +72,14 @@ SIMD_INLINE void scores(attend_scratch *s, const void *rows, uint64_t count, uin
 
 /* out[h] += sum of weight[h][p] * row p, for `wide` vectors from element `at`. */
 SIMD_INLINE void add_values(attend_scratch *s, const void *rows, uint64_t count, uint64_t n,
-                            uint64_t at, unsigned wide, unsigned heads, int half) {
+                            uint64_t at, unsigned wide, unsigned heads, unsigned kv_format) {
     lanes sum[HEADS][SIMD_ROW];
     for (unsigned h = 0; h < heads; h++)
         for (unsigned j = 0; j < wide; j++) sum[h][j] = lanes_zero();
     for (uint64_t p = 0; p < count; p++) {
-        const void *row = row_at(rows, p * n + at, half);
+        const void *row = row_at(rows, p * n + at, kv_format);
         lanes v[SIMD_ROW];
-        for (unsigned j = 0; j < wide; j++) v[j] = load_row(row, j * WIDE, half);
+        for (unsigned j = 0; j < wide; j++) v[j] = load_row(row, j * WIDE, kv_format);
         for (unsigned h = 0; h < heads; h++) {
             const lanes weight = lanes_of(s->weight[h][p]);
             for (unsigned j = 0; j < wide; j++) sum[h][j] = lanes_fma(weight, v[j], sum[h][j]);
@@ -78,11 +93,11 @@ SIMD_INLINE void add_values(attend_scratch *s, const void *rows, uint64_t count,
 }
 
 SIMD_INLINE void values(attend_scratch *s, const void *rows, uint64_t count, uint64_t n,
-                        unsigned heads, int half) {
+                        unsigned heads, unsigned kv_format) {
     uint64_t at = 0;
     for (; at + SIMD_ROW * WIDE <= n; at += SIMD_ROW * WIDE)
-        add_values(s, rows, count, n, at, SIMD_ROW, heads, half);
-    for (; at < n; at += WIDE) add_values(s, rows, count, n, at, 1, heads, half);
+        add_values(s, rows, count, n, at, SIMD_ROW, heads, kv_format);
+    for (; at < n; at += WIDE) add_values(s, rows, count, n, at, 1, heads, kv_format);
 }
 
 /* Turn the block's scores into weights relative to the largest score so far. */
@@ -108,26 +123,48 @@ SIMD_INLINE void soften(attend_scratch *s, cpu_attend_head *head, unsigned h, ui
         lanes_store(s->out[h] + i, lanes_mul(lanes_load(s->out[h] + i), lanes_of(fade[0])));
 }
 
-/* A block whose rows are whole vectors, where they lie; others as padded floats. */
+/* Rows that are no whole vectors, as padded floats. */
 SIMD_INLINE const void *whole_rows(attend_scratch *s, const void *rows, uint64_t count, uint64_t n,
-                                   int half) {
+                                   unsigned kv_format) {
     const uint64_t padded = (n + WIDE - 1) / WIDE * WIDE;
-    uint16_t halves[MAX_DIM] = {0};
+    uint16_t row[2 * MAX_DIM] = {0}; /* large enough for floats */
     memset(s->rows, 0, count * padded * sizeof(float));
     for (uint64_t p = 0; p < count; p++) {
-        float *to = s->rows + p * padded;
-        if (!half) {
-            memcpy(to, row_at(rows, p * n, 0), n * sizeof(float));
-            continue;
-        }
-        memcpy(halves, row_at(rows, p * n, 1), n * sizeof(uint16_t));
+        const char *from = row_at(rows, p * n, kv_format);
+        memcpy(row, from, (uint64_t)((const char *)row_at(rows, (p + 1) * n, kv_format) - from));
         for (uint64_t i = 0; i < padded; i += WIDE)
-            lanes_store(to + i, lanes_of_halves(halves + i));
+            lanes_store(s->rows + p * padded + i, load_row(row, i, kv_format));
     }
     return s->rows;
 }
 
-SIMD_INLINE void attend_heads(const cpu_attend *a, unsigned heads, int half) {
+/* A block of positions. */
+SIMD_INLINE void attend_block(const cpu_attend *a, uint64_t start, uint64_t count, unsigned heads,
+                              unsigned kv_format) {
+    attend_scratch *s = a->scratch;
+    const uint64_t n = a->head_dim, padded = (n + WIDE - 1) / WIDE * WIDE;
+    const uint64_t page = a->pages != NULL ? a->pages[start / a->page_size] : 0;
+    const uint64_t place = a->pages != NULL ? start % a->page_size : start;
+    const char *k = (const char *)a->k + page * a->page_stride;
+    const char *v = (const char *)a->v + page * a->page_stride;
+    const float *k_units = (const float *)(const void *)(k + a->page_size * n) + place;
+    const float *v_units = (const float *)(const void *)(v + a->page_size * n) + place;
+    const void *keys = row_at(k, place * n, kv_format), *vs = row_at(v, place * n, kv_format);
+    if (n == padded)
+        scores(s, keys, count, n, heads, a->scale, kv_format);
+    else
+        scores(s, whole_rows(s, keys, count, n, kv_format), count, padded, heads, a->scale,
+               OXB_KV_F32);
+    if (kv_format == OXB_KV_Q8) scale_by_units(s, k_units, count, heads);
+    for (unsigned h = 0; h < heads; h++) soften(s, &a->head[h], h, count, padded);
+    if (kv_format == OXB_KV_Q8) scale_by_units(s, v_units, count, heads);
+    if (n == padded)
+        values(s, vs, count, n, heads, kv_format);
+    else
+        values(s, whole_rows(s, vs, count, n, kv_format), count, padded, heads, OXB_KV_F32);
+}
+
+SIMD_INLINE void attend_heads(const cpu_attend *a, unsigned heads, unsigned kv_format) {
     attend_scratch *s = a->scratch;
     const uint64_t n = a->head_dim, padded = (n + WIDE - 1) / WIDE * WIDE;
     for (unsigned h = 0; h < heads; h++) {
@@ -137,32 +174,27 @@ SIMD_INLINE void attend_heads(const cpu_attend *a, unsigned heads, int half) {
         a->head[h].max = -INFINITY;
         a->head[h].total = 0;
     }
-    for (uint64_t start = 0; start < a->positions; start += BLOCK) {
-        const uint64_t count = a->positions - start < BLOCK ? a->positions - start : BLOCK;
-        const void *k = row_at(a->k, start * n, half), *v = row_at(a->v, start * n, half);
-        if (n == padded)
-            scores(s, k, count, n, heads, a->scale, half);
-        else
-            scores(s, whole_rows(s, k, count, n, half), count, padded, heads, a->scale, 0);
-        for (unsigned h = 0; h < heads; h++) soften(s, &a->head[h], h, count, padded);
-        if (n == padded)
-            values(s, v, count, n, heads, half);
-        else
-            values(s, whole_rows(s, v, count, n, half), count, padded, heads, 0);
-    }
+    for (uint64_t start = a->begin; start < a->end; start += BLOCK)
+        attend_block(a, start, a->end - start < BLOCK ? a->end - start : BLOCK, heads, kv_format);
     for (unsigned h = 0; h < heads; h++) memcpy(a->head[h].out, s->out[h], n * sizeof(float));
 }
 
 /* For two heads, the usual number, and for others in fours. */
 SIMD_TARGET static void attend(const cpu_attend *a) {
-    if (a->n_heads == 2 && a->half)
-        attend_heads(a, 2, 1);
-    else if (a->n_heads == HEADS && a->half)
-        attend_heads(a, HEADS, 1);
-    else if (a->half)
-        attend_heads(a, a->n_heads, 1);
+    if (a->kv_format == OXB_KV_F32)
+        attend_heads(a, a->n_heads, OXB_KV_F32);
+    else if (a->kv_format == OXB_KV_F16 && a->n_heads == 2)
+        attend_heads(a, 2, OXB_KV_F16);
+    else if (a->kv_format == OXB_KV_F16 && a->n_heads == HEADS)
+        attend_heads(a, HEADS, OXB_KV_F16);
+    else if (a->kv_format == OXB_KV_F16)
+        attend_heads(a, a->n_heads, OXB_KV_F16);
+    else if (a->n_heads == 2)
+        attend_heads(a, 2, OXB_KV_Q8);
+    else if (a->n_heads == HEADS)
+        attend_heads(a, HEADS, OXB_KV_Q8);
     else
-        attend_heads(a, a->n_heads, 0);
+        attend_heads(a, a->n_heads, OXB_KV_Q8);
 }
 
 SIMD_INLINE lanes silu_of(const double *gate, const double *up) {

@@ -108,15 +108,20 @@ typedef struct cpu_attend_head {
     float total; /* of exp(score - max) */
 } cpu_attend_head;
 
-/* Query heads of one token over some positions of a key-value head. */
+/* Query heads of one token over positions [begin, end) of a key-value head. Position p is row p %
+ * page_size of page pages[p / page_size]; without pages, of page 0. */
 typedef struct cpu_attend {
     const float *q; /* [n_heads][head_dim] */
-    const void *k;  /* [positions][head_dim], half or float */
+    const void *k;  /* the head in page 0: [page_size][head_dim], of q8 its units after that */
     const void *v;
-    uint64_t positions;
-    uint32_t head_dim; /* up to OXB_MAX_HEAD_DIM */
-    uint32_t n_heads;  /* 1 to CPU_ATTEND_HEADS */
-    int half;
+    const uint32_t *pages; /* or NULL */
+    uint64_t page_stride;  /* bytes */
+    uint64_t page_size;    /* with pages, a multiple of CPU_ATTEND_BLOCK */
+    uint64_t begin;        /* with pages, a multiple of CPU_ATTEND_BLOCK */
+    uint64_t end;
+    uint32_t head_dim;  /* up to OXB_MAX_HEAD_DIM */
+    uint32_t n_heads;   /* 1 to CPU_ATTEND_HEADS */
+    uint32_t kv_format; /* oxb_kv_format */
     float scale;
     cpu_attend_head *head;
     void *scratch; /* CPU_ATTEND_SCRATCH bytes */

@@ -1,7 +1,7 @@
 /* RMSNorm, residual addition, biases, and the norm and rotation of query and key heads. */
 #include <math.h>
 
-#include "cpu/cpu.h"
+#include "cpu/cache.h"
 
 #define LANES 8u
 
@@ -87,7 +87,7 @@ uint64_t cpu_qk_norm_rope_need(const cpu_kernel *kernel, const void *args, uint3
         return cpu_mul(cpu_mul(a->n_tokens, (uint64_t)a->n_heads + 2 * (uint64_t)a->n_kv_heads),
                        (uint64_t)a->head_dim * 4);
     case 3: return cpu_mul(a->max_seq, (uint64_t)a->rotary_dim * 4);
-    case 4: return sizeof(struct oxb_decode_state);
+    case 4: return cpu_states_bytes(a->batch, a->n_tokens);
     default: return a->has_norm ? (uint64_t)a->head_dim * 4 : 0;
     }
 }
@@ -110,13 +110,12 @@ static void rotate_neighbours(float *x, const float *cosine, const float *sine, 
 
 void cpu_qk_norm_rope(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_qk_norm_rope_args *a = call->args;
-    const struct oxb_decode_state *state = call->bindings[4].address;
     const uint64_t pairs = a->rotary_dim / 2;
     const uint64_t heads = (uint64_t)a->n_heads + a->n_kv_heads;
     for (uint64_t i = first; i < last && i < heads * a->n_tokens; i++) {
         const uint64_t token = i / heads, h = i % heads;
-        const uint64_t position = (uint64_t)state->position + token;
-        if (position >= a->max_seq) return;
+        const uint64_t position = cpu_position_of(call->bindings[4].address, a->batch, token);
+        if (position >= a->max_seq) continue;
         const float *cosine = (const float *)call->bindings[3].address + position * a->rotary_dim;
         float *x = (float *)call->bindings[0].address +
                    (token * (heads + a->n_kv_heads) + h) * a->head_dim;

@@ -44,25 +44,25 @@
     INT8_PRODUCT("fused_gate_up_swiglu_gemm_" name "_int8" suffix, swiglu_gemm, swiglu_gemm_need, \
                  id, layout, grain)
 
-#define CACHE(suffix, half_cache)           \
+#define CACHE(suffix, kv_format)            \
     {"kv_store_" suffix,                    \
      cpu_kv_store,                          \
      cpu_kv_store_need,                     \
-     4,                                     \
+     5,                                     \
      WRITES(1) | WRITES(2),                 \
      sizeof(struct oxb_kv_store_args),      \
      8,                                     \
-     half_cache,                            \
+     kv_format,                             \
      0,                                     \
      0},                                    \
         {"attention_" suffix,               \
          cpu_attention,                     \
          cpu_attention_need,                \
-         5,                                 \
-         WRITES(4),                         \
+         6,                                 \
+         WRITES(5),                         \
          sizeof(struct oxb_attention_args), \
          1,                                 \
-         half_cache,                        \
+         kv_format,                         \
          0,                                 \
          0},
 
@@ -74,9 +74,9 @@ static const cpu_kernel kernels[] = {
             PACKED(Q2_G128, "q2_g128", "_panels", CPU_LAYOUT_PANELS, 4)
                 PACKED(Q2_G64, "q2_g64", "_panels", CPU_LAYOUT_PANELS, 4)
                     PACKED(Q2_G128, "q2_g128", "_trits", CPU_LAYOUT_TRITS, CPU_MAX_PANEL)
-                        CACHE("f16", 1)
-                            CACHE("f32", 0){"rmsnorm", cpu_rmsnorm, cpu_rmsnorm_need, 3, WRITES(2),
-                                            sizeof(struct oxb_rmsnorm_args), 2, 0, 0, 0},
+                        CACHE("f16", OXB_KV_F16) CACHE("f32", OXB_KV_F32) CACHE("q8", OXB_KV_Q8){
+                            "rmsnorm", cpu_rmsnorm, cpu_rmsnorm_need, 3, WRITES(2),
+                            sizeof(struct oxb_rmsnorm_args), 2, 0, 0, 0},
     {"quantize_int8", cpu_quantize, cpu_quantize_need, 2, WRITES(1),
      sizeof(struct oxb_quantize_args), 1, 0, 0, 1},
     {"residual_add", cpu_residual_add, cpu_residual_add_need, 2, WRITES(1),

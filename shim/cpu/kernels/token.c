@@ -2,6 +2,7 @@
 #include <math.h>
 #include <string.h>
 
+#include "cpu/cache.h"
 #include "cpu/half.h"
 #include "cpu/panels.h"
 
@@ -12,7 +13,7 @@ uint64_t cpu_embed_need(const cpu_kernel *kernel, const void *args, uint32_t bin
     switch (binding) {
     case 0: return cpu_weight_bytes(kernel, a->codes_offset, a->n_rows, a->k);
     case 1: return (uint64_t)a->max_tokens * 4;
-    case 2: return sizeof(struct oxb_decode_state);
+    case 2: return cpu_states_bytes(a->batch, a->n_tokens);
     default: return cpu_mul((uint64_t)a->n_tokens * 4, a->k);
     }
 }
@@ -49,13 +50,14 @@ static void embed_row(const cpu_call *call, uint64_t row, float *y) {
 
 void cpu_embed(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_embed_args *a = call->args;
-    const struct oxb_decode_state *state = call->bindings[2].address;
+    const void *states = call->bindings[2].address;
     const uint32_t *tokens = call->bindings[1].address;
     for (uint64_t t = first; t < last && t < a->n_tokens; t++) {
-        const uint64_t position = (uint64_t)state->position + t;
+        const uint64_t at =
+            cpu_state_of(states, a->batch, t)->tokens + cpu_position_of(states, a->batch, t);
         float *y = (float *)call->bindings[3].address + t * a->k;
-        if (position < a->max_tokens && tokens[position] < a->n_rows) {
-            embed_row(call, tokens[position], y);
+        if (at < a->max_tokens && tokens[at] < a->n_rows) {
+            embed_row(call, tokens[at], y);
             continue;
         }
         for (uint64_t i = 0; i < a->k; i++) /* a wrong result must show */

@@ -119,8 +119,10 @@ def rope(bint has_q_norm, bint has_k_norm, uint32_t rope_style):
     cdef oxb_attention_shape shape
     shape.n_heads = shape.n_kv_heads = shape.max_seq = shape.n_tokens = 1
     shape.head_dim = 2
-    shape.layer = shape.kv_f16 = shape.max_length = shape.rotary_dim = 0
+    shape.layer = shape.kv_format = shape.max_length = shape.rotary_dim = 0
     shape.rope_style = rope_style
+    shape.batch = shape.page_size = 0
+    shape.pages.buffer = NULL
     cdef oxb_status status = api.device_open(b"cpu", 0, NULL, &device)
     if status == OXB_OK:
         status = api.buffer_new(device, 64, OXB_STORAGE_SHARED, &buffer)

@@ -77,7 +77,7 @@ def test_a_device_that_is_refused_names_the_reason_and_gives_way(fault, monkeypa
 
 def test_a_driver_of_another_version_is_refused(library, tmp_path):
     path = build(tmp_path, "-DFAULT_ABI")
-    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 3 .* build it again"):
+    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 4 .* build it again"):
         metal.load_driver(path)
 
 

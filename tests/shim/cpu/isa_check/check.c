@@ -189,16 +189,17 @@ static void check_attention(const cpu_isa *isa, uint32_t n, uint32_t heads, uint
         }
     cpu_attend_head head[4];
     for (uint32_t h = 0; h < heads; h++) head[h].out = out[h];
-    const cpu_attend job = {q,
-                            half ? (void *)halves[0] : cache[0],
-                            half ? (void *)halves[1] : cache[1],
-                            positions,
-                            n,
-                            heads,
-                            half,
-                            0.25f,
-                            head,
-                            scratch};
+    const cpu_attend job = {.q = q,
+                            .k = half ? (void *)halves[0] : cache[0],
+                            .v = half ? (void *)halves[1] : cache[1],
+                            .page_size = positions,
+                            .end = positions,
+                            .head_dim = n,
+                            .n_heads = heads,
+                            .kv_format = half ? OXB_KV_F16 : OXB_KV_F32,
+                            .scale = 0.25f,
+                            .head = head,
+                            .scratch = scratch};
     isa->f32->attend(&job);
     for (uint32_t h = 0; h < heads; h++) {
         double score[200], expected[512] = {0}, total = 0, largest = -INFINITY, error = 0, norm = 0;
