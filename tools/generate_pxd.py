@@ -91,7 +91,6 @@ def number(text: str) -> int:
 
 def variable(text: str) -> str:
     """Return the declaration of a variable or parameter, which may be a function pointer."""
-    text = re.sub(r"\b(?:struct|enum|union) ", "", text)  # Cython names a type by its tag alone
     text = re.sub(r" ?\* ?", "*", text)
     text = re.sub(r"(?<=\w)\*", " *", re.sub(r"\*(?=const\b)", "* ", text))
     text = re.sub(r"\bunsigned (?!int|char|long|short)", "unsigned int ", text)
