@@ -24,9 +24,10 @@
 #define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
 #define GEMM_SIMDGROUPS      4u
 #define HEAD_SIMDGROUPS      4u
+#define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
-#define ATTENTION_SPLIT      128u /* positions of a split, at the least */
-#define ATTENTION_SPLITS     64u  /* the most */
+#define ATTENTION_SPLIT      128u /* positions of a split, at the least: shaders/attention.h */
+#define ATTENTION_SPLITS     64u  /* the most, enough for any length */
 #define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
 
 #define BIT(format) (1u << OXB_DEVICE_FORMAT_##format)
@@ -60,16 +61,17 @@ static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
     const oxb_attention_shape *s = shape->attention;
     const uint32_t length = s->max_length ? s->max_length : s->max_seq;
     const uint32_t ratio = s->n_heads / s->n_kv_heads;
-    /* A batch has threadgroups enough as it is. */
-    const uint32_t splits =
-        s->n_tokens == 1 ? length / ATTENTION_SPLIT + (length % ATTENTION_SPLIT != 0) : 1;
+    const int single = s->n_tokens == 1 || s->batch; /* tokens of a sequence */
+    /* A prompt has threadgroups enough as it is. */
+    const uint32_t splits = single ? length / ATTENTION_SPLIT + (length % ATTENTION_SPLIT != 0) : 1;
     tile->splits = splits < ATTENTION_SPLITS ? splits : ATTENTION_SPLITS;
-    /* The queries that share each load of the caches: heads first, then tokens. A long head leaves
-     * registers for one only. */
+    /* The queries that share each load of the caches: heads first, then tokens of the sequence. A
+     * long head leaves registers for one only. */
     uint32_t queries = s->head_dim > 128 ? 1 : ATTENTION_QUERIES;
     while (queries > (uint64_t)s->n_tokens * ratio) queries /= 2;
     uint32_t heads = queries;
     while (ratio % heads) heads /= 2;
+    if (single) queries = heads;
     tile->size[0] = heads;
     tile->size[1] = queries / heads;
     /* bytes of four elements */
@@ -118,7 +120,7 @@ static const struct variant {
     {OXB_OP_ADD, ANY, {SIZE(4096, ALL, ALL, 256)}, NULL},
     {OXB_OP_BIAS, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
     {OXB_OP_QK_NORM_ROPE, ANY, {SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)}, NULL},
-    {OXB_OP_KV_STORE, ANY, {SIZE(1, 1, ALL, 128)}, NULL},
+    {OXB_OP_KV_STORE, ANY, {SIZE(1, 1, ALL, SIMD *KV_SIMDGROUPS)}, NULL},
     {OXB_OP_QKV_TO_CACHE, ANY, {SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)}, NULL},
     {OXB_OP_ATTENTION,
      ANY,
