@@ -20,10 +20,12 @@ static uint32_t place_of(const struct oxb_sample_args *a, const struct oxb_decod
 
 static uint64_t sample_need(const struct oxb_sample_args *a, unsigned what) {
     const uint64_t logits = cpu_mul(cpu_mul(a->n, a->n_vectors), 4);
+    const uint64_t maxima = cpu_mul(cpu_mul(a->n_blocks, a->n_vectors), 4);
     const uint64_t rows = a->batch ? a->n_vectors : 1;
     const uint64_t slots = cpu_mul(a->n_vectors, a->n_slots);
     switch (what) {
     case 'l': return logits;
+    case 'a': return logits + maxima < logits ? UINT64_MAX : logits + maxima;
     case 's': return rows * sizeof(struct oxb_sampling);
     case 'p': return rows * sizeof(struct oxb_decode_state);
     case 't': return (uint64_t)a->max_tokens * 4;
@@ -38,14 +40,15 @@ uint64_t cpu_sample_blocks_need(const cpu_kernel *kernel, const void *args, uint
     const struct oxb_sample_args *a = args;
     (void)kernel;
     if (a->n == 0 || a->n_blocks != (a->n - 1) / OXB_ARGMAX_BLOCK + 1) return CPU_BAD_ARGS;
-    return sample_need(a, (unsigned char)"lsptbml"[binding]);
+    return sample_need(a, (unsigned char)"lsptbma"[binding]);
 }
 
 uint64_t cpu_sample_choose_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_sample_args *a = args;
     (void)kernel;
-    if (a->n == 0 || a->n_slots == 0) return CPU_BAD_ARGS;
-    return sample_need(a, (unsigned char)"llsptcx"[binding]);
+    if (a->n == 0 || a->n_blocks != (a->n - 1) / OXB_ARGMAX_BLOCK + 1 || a->n_slots == 0)
+        return CPU_BAD_ARGS;
+    return sample_need(a, (unsigned char)"lasptcx"[binding]);
 }
 
 static float penalised(float w, uint32_t count, const struct oxb_sampling *s) {
@@ -54,16 +57,15 @@ static float penalised(float w, uint32_t count, const struct oxb_sampling *s) {
     return w == w ? w : -INFINITY;
 }
 
-static void adjust_block(const cpu_call *call, uint64_t v, uint32_t start, uint32_t n) {
+/* The adjusted logits of a block, where the settings change any. */
+static void adjust_block(const cpu_call *call, uint64_t v, uint32_t place, uint32_t start,
+                         uint32_t n, float *w) {
     const struct oxb_sample_args *a = call->args;
     const struct oxb_sampling *s =
         (const struct oxb_sampling *)call->bindings[1].address + settings_of(a, v);
     const struct oxb_decode_state *state = call->bindings[2].address;
     const uint32_t *tokens = call->bindings[3].address;
     const float *x = (const float *)call->bindings[0].address + v * a->n + start;
-    float *w = (float *)call->bindings[6].address + v * a->n + start;
-    const uint32_t place = place_of(a, state, v);
-    if (place == IDLE) return;
     for (uint32_t i = 0; i < n; i++) w[i] = x[i] == x[i] ? x[i] : -INFINITY;
     if (s->mask < a->n_masks) {
         const uint32_t *mask = (const uint32_t *)call->bindings[5].address +
@@ -94,10 +96,25 @@ static void adjust_block(const cpu_call *call, uint64_t v, uint32_t start, uint3
 /* Threadgroups count the blocks of a vector of logits, then vectors. */
 void cpu_sample_blocks(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_sample_args *a = call->args;
+    float *adjusted = call->bindings[6].address;
+    float *maxima = adjusted + (uint64_t)a->n_vectors * a->n;
     for (uint64_t i = first; i < last && i < (uint64_t)a->n_vectors * a->n_blocks; i++) {
+        const uint64_t v = i / a->n_blocks;
         const uint32_t start = (uint32_t)(i % a->n_blocks) * OXB_ARGMAX_BLOCK;
-        adjust_block(call, i / a->n_blocks, start,
-                     a->n - start < OXB_ARGMAX_BLOCK ? a->n - start : OXB_ARGMAX_BLOCK);
+        const uint32_t n = a->n - start < OXB_ARGMAX_BLOCK ? a->n - start : OXB_ARGMAX_BLOCK;
+        const struct oxb_sampling *s =
+            (const struct oxb_sampling *)call->bindings[1].address + settings_of(a, v);
+        const uint32_t place = place_of(a, call->bindings[2].address, v);
+        if (place == IDLE) continue;
+        const float *row = (const float *)call->bindings[0].address + v * a->n + start;
+        if (choice_adjusts(*s, a->n_masks, a->n_biases)) {
+            adjust_block(call, v, place, start, n, adjusted + v * a->n + start);
+            row = adjusted + v * a->n + start;
+        }
+        float largest = -INFINITY;
+        for (uint32_t j = 0; j < n; j++)
+            if (row[j] > largest) largest = row[j];
+        maxima[i] = largest;
     }
 }
 
@@ -110,18 +127,13 @@ static uint64_t order_of(float w, uint32_t token) {
     return (uint64_t)bits << 32 | token;
 }
 
-static uint32_t distance(float m, float w, float scale) {
-    const float u = (m - w) * scale;
-    return u < 1073741824.0f ? (uint32_t)u : 1u << 30;
-}
-
 /* The sum over the first tokens up to order `limit`: of 1, or of their probabilities. */
 static uint64_t sum_to(const float *w, uint32_t n, float m, float scale, uint64_t limit,
                        int probability) {
     uint64_t sum = 0;
     for (uint32_t i = 0; i < n; i++)
         if (w[i] > -INFINITY && order_of(w[i], i) <= limit)
-            sum += probability ? choice_probability(distance(m, w[i], scale)) : 1;
+            sum += probability ? choice_probability(choice_distance(m, w[i], scale)) : 1;
     return sum;
 }
 
@@ -139,15 +151,18 @@ static uint64_t order_reaching(const float *w, uint32_t n, float m, float scale,
     return high;
 }
 
-static uint32_t draw(const float *w, uint32_t n, const struct oxb_sampling *s, uint32_t place) {
+/* Logits that are NaN are not drawn. */
+static uint32_t draw(const float *w, uint32_t n, const float *maxima, const struct oxb_sampling *s,
+                     uint32_t place) {
     float m = -INFINITY;
     uint32_t top = OXB_NO_INDEX;
-    for (uint32_t i = 0; i < n; i++) {
-        if (w[i] > m) {
-            m = w[i];
+    for (uint32_t block = 0, i = 0; i < n; block++, i += OXB_ARGMAX_BLOCK) {
+        if (maxima[block] > m) {
+            m = maxima[block];
             top = i;
         }
     }
+    while (top != OXB_NO_INDEX && w[top] != m) top++;
     if (top == OXB_NO_INDEX || s->scale == 0 || m == INFINITY) return top;
     uint64_t limit = order_of(-INFINITY, 0) - 1;
     if (s->top_k != 0) limit = order_reaching(w, n, m, s->scale, limit, 0, s->top_k);
@@ -162,7 +177,7 @@ static uint32_t draw(const float *w, uint32_t n, const struct oxb_sampling *s, u
     struct choice_words noise = {{0}};
     for (uint32_t i = 0, group = OXB_NO_INDEX; i < n; i++) {
         if (!(w[i] > -INFINITY) || order_of(w[i], i) > limit) continue;
-        const uint32_t u = distance(m, w[i], s->scale);
+        const uint32_t u = choice_distance(m, w[i], s->scale);
         if (u > s->least) continue;
         if (i / 4 != group) {
             group = i / 4;
@@ -214,13 +229,15 @@ void cpu_sample_choose(const cpu_call *call, uint64_t first, uint64_t last) {
     struct oxb_scored *best = call->bindings[6].address;
     for (uint64_t v = first; v < last && v < a->n_vectors; v++) {
         const float *x = (const float *)call->bindings[0].address + v * a->n;
-        const float *w = (const float *)call->bindings[1].address + v * a->n;
+        const float *adjusted = call->bindings[1].address;
+        const float *maxima = adjusted + (uint64_t)a->n_vectors * a->n + v * a->n_blocks;
         const struct oxb_sampling *s =
             (const struct oxb_sampling *)call->bindings[2].address + settings_of(a, v);
         struct oxb_decode_state *state = states + settings_of(a, v);
         const uint32_t place = place_of(a, states, v);
         if (place == IDLE) continue;
-        const uint32_t token = draw(w, a->n, s, place);
+        const float *w = choice_adjusts(*s, a->n_masks, a->n_biases) ? adjusted + v * a->n : x;
+        const uint32_t token = draw(w, a->n, maxima, s, place);
         const uint64_t slot = v * a->n_slots + place % a->n_slots;
         const double log_total = a->log_probabilities || a->n_best != 0 ? log_sum(x, a->n) : 0;
         choices[slot] = (struct oxb_choice){.token = token, .position = place};
