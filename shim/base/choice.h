@@ -69,21 +69,20 @@ static inline oxb_u64 choice_log2(oxb_u64 x) {
 static inline int choice_gumbel(oxb_u32 r) {
     const oxb_u64 y = 2 * (oxb_u64)r + 1; /* in 2^-33 */
     oxb_u64 negated;                      /* -log2(1 - y) */
-    oxb_u64 unit;                         /* log2 of its denominator */
+    oxb_i64 unit;                         /* log2 of its unit, in 2^-32 */
     if (y < (oxb_u64)1 << 27) {
-        /* y + y^2 / 2 + y^3 / 3 + y^4 / 4, in 2^-62; y < 2^-6 */
+        /* ln 2 times it: y + y^2 / 2 + y^3 / 3 + y^4 / 4, in 2^-62; y < 2^-6 */
         const oxb_u64 y2 = y * y >> 4; /* 2^-62 */
         const oxb_u64 y3 = (y2 >> 24) * y >> 9;
         const oxb_u64 y4 = (y3 >> 24) * y >> 9;
         negated = (y << 29) + y2 / 2 + y3 / 3 + y4 / 4;
-        /* 1 / ln 2 in log2: added after */
-        unit = 62;
-        const oxb_u64 log = choice_log2(negated) + 2271034279u; /* log2(1 / ln 2) in 2^-32 */
-        return (int)((oxb_i64)(log >> 12) - (oxb_i64)(unit << 20));
+        unit = 2271034279 - ((oxb_i64)62 << 32); /* log2(1 / ln 2) - 62 */
+    } else {
+        negated = ((oxb_u64)33 << 32) - choice_log2(((oxb_u64)1 << 33) - y);
+        unit = -((oxb_i64)32 << 32);
     }
-    negated = ((oxb_u64)33 << 32) - choice_log2(((oxb_u64)1 << 33) - y);
-    unit = 32;
-    return (int)((oxb_i64)(choice_log2(negated) >> 12) - (oxb_i64)(unit << 20));
+    /* rounded down; a shift of a negative number is not defined */
+    return (int)(((oxb_i64)choice_log2(negated) + unit + ((oxb_i64)64 << 32)) >> 12) - (64 << 20);
 }
 
 struct choice_words {

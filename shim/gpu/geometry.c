@@ -12,7 +12,8 @@
 #define SIZE(x, y, z, n_threads) .size = {x, y, z}, .threads = (n_threads), .suffix = ""
 #define ROWS_CONSTANT(rows)      .n_constants = 1, .constants = {CONSTANT(0, rows)} /* rows.h */
 
-/* At most 256 threads, which every pipeline takes. A SIMD-group computes several rows of a matrix,
+/* At most 256 threads, which every pipeline takes; sample_choose declares that it has more, for one
+ * threadgroup reads a whole vocabulary. A SIMD-group computes several rows of a matrix,
  * or one head of qk_norm_rope; embed and residual_add give each thread several elements. */
 #define GEMV_ROWS            4u
 #define GEMV_SIMDGROUPS      4u
@@ -28,6 +29,7 @@
 #define ATTENTION_SPLIT      128u /* positions of a split, at the least */
 #define ATTENTION_SPLITS     64u  /* the most */
 #define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
+#define CHOOSE_THREADS       1024u
 
 #define BIT(format) (1u << OXB_DEVICE_FORMAT_##format)
 #define CODED       (BIT(Q1_G128) | BIT(Q2_G128) | BIT(Q2_G64))
@@ -129,7 +131,7 @@ static const struct variant {
     {OXB_OP_ARGMAX, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
     {OXB_OP_ADVANCE, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
     {OXB_OP_SAMPLE_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
-    {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
+    {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, CHOOSE_THREADS)}, NULL},
 };
 
 void gpu_abilities(void *device, oxb_abilities *abilities) {
