@@ -78,6 +78,19 @@ SIMD_TARGET static void choice_maxima(const float *x, uint64_t n, float *to) {
     }
 }
 
+SIMD_TARGET static float choice_smallest(const float *x, uint64_t n, float low) {
+    const lanes least = lanes_of(low);
+    lanes found = lanes_of(INFINITY);
+    float rest[WIDE];
+    uint64_t i = 0;
+    for (; i + WIDE <= n; i += WIDE)
+        found = lanes_smaller(lanes_larger(lanes_load(x + i), least), found);
+    lanes_store(rest, found);
+    for (; i < n; i++) rest[0] = x[i] < rest[0] ? x[i] : rest[0];
+    for (unsigned l = 1; l < WIDE; l++) rest[0] = rest[l] < rest[0] ? rest[l] : rest[0];
+    return rest[0] > low ? rest[0] : low;
+}
+
 SIMD_TARGET static uint64_t choice_pack(const float *x, uint64_t n, float low, float high,
                                         float *to, uint64_t room) {
     uint64_t count = 0;
@@ -105,6 +118,21 @@ SIMD_TARGET static cpu_tally choice_tally(const float *x, uint64_t n, float valu
     return tally;
 }
 
+SIMD_TARGET static uint32_t choice_within(const uint32_t *tokens, uint32_t n, uint32_t start,
+                                          uint32_t length, uint32_t *to) {
+    const words sign = words_of(1u << 31), most = words_of((length - 1) ^ 1u << 31);
+    uint32_t count = 0, i = 0;
+    for (; i + WIDE <= n; i += WIDE) {
+        const words from = words_sub(words_load(tokens + i), words_of(start));
+        uint32_t bits = words_up_to(words_xor(from, sign), most);
+        for (; bits != 0; bits &= bits - 1)
+            to[count++] = tokens[i + (unsigned)__builtin_ctz(bits)] - start;
+    }
+    for (; i < n; i++)
+        if (tokens[i] - start < length) to[count++] = tokens[i] - start;
+    return count;
+}
+
 /* choice_distance */
 SIMD_INLINE words distances(lanes w, lanes largest, lanes scale) {
     const lanes u = lanes_mul(lanes_sub(largest, w), scale);
@@ -130,25 +158,59 @@ SIMD_INLINE words probabilities(words u) {
     return words_shift_by(words_add(sum, half), shift);
 }
 
-/* The logits of a slab that are in the range lie side by side before anything is computed. */
+/* The logits of a slab that are in the range, side by side, and others of it to the end of a vector.
+ * Returns how many. */
+SIMD_INLINE uint64_t fill_slab(const cpu_masses *m, uint64_t from) {
+    const uint64_t n = m->n - from < CPU_CHOICE_SLAB ? m->n - from : CPU_CHOICE_SLAB;
+    const uint64_t count =
+        choice_pack(m->x + from, n, m->low, m->high, m->slab, CPU_CHOICE_SLAB);
+    lanes_store(m->slab + count, lanes_of(m->high));
+    return count;
+}
+
+SIMD_INLINE words slab_distances(const cpu_masses *m, uint64_t i) {
+    return distances(lanes_load(m->slab + i), lanes_of(m->largest), lanes_of(m->scale));
+}
+
 SIMD_TARGET static void choice_masses(const cpu_masses *m) {
+    uint64_t(*sums)[CPU_CHOICE_RANGES] = m->sums;
     for (uint64_t i = 0; i < m->n; i += CPU_CHOICE_SLAB) {
-        const uint64_t n = m->n - i < CPU_CHOICE_SLAB ? m->n - i : CPU_CHOICE_SLAB;
-        const uint64_t count =
-            choice_pack(m->x + i, n, m->low, m->high, m->slab, CPU_CHOICE_SLAB);
-        lanes_store(m->slab + count, lanes_of(m->low)); /* what fills the last vector */
+        const uint64_t count = fill_slab(m, i);
         for (uint64_t j = 0; j < count; j += WIDE) {
             uint32_t range[WIDE], probability[WIDE];
-            const words u = distances(lanes_load(m->slab + j), lanes_of(m->largest),
-                                      lanes_of(m->scale));
-            const words from = words_sub(u, words_of(m->first));
+            const words u = slab_distances(m, j);
             words_store(probability, probabilities(u));
-            words_store(range, words_shift_by(from, words_of(m->shift)));
-            const unsigned end = count - j < WIDE ? (unsigned)(count - j) : WIDE;
-            for (unsigned l = 0; l < end; l++)
-                m->sums[l % CPU_CHOICE_CHAINS][range[l]] += probability[l];
+            words_store(range, words_shift_by(words_sub(u, words_of(m->first)),
+                                              words_of(m->shift)));
+            if (count - j < WIDE) memset(probability + (count - j), 0, (WIDE - count + j) * 4);
+            for (unsigned l = 0; l < WIDE; l++)
+                sums[l % CPU_CHOICE_CHAINS][range[l]] += probability[l];
         }
     }
+}
+
+/* Halves of a word are added up apart: 2^16 of them fit in a word. */
+SIMD_TARGET static uint64_t choice_mass(const cpu_masses *m) {
+    uint64_t sum = 0;
+    for (uint64_t i = 0; i < m->n; i += CPU_CHOICE_SLAB) {
+        const uint64_t count = fill_slab(m, i);
+        words low = words_of(0), high = words_of(0);
+        uint32_t part[WIDE], rest[WIDE];
+        for (uint64_t j = 0; j < count; j += WIDE) {
+            words p = probabilities(slab_distances(m, j));
+            if (count - j < WIDE) {
+                words_store(rest, p);
+                memset(rest + (count - j), 0, (WIDE - count + j) * 4);
+                p = words_load(rest);
+            }
+            low = words_add(low, words_and(p, words_of(0xffff)));
+            high = words_add(high, words_shift(p, 16));
+        }
+        words_store(part, low);
+        words_store(rest, high);
+        for (unsigned l = 0; l < WIDE; l++) sum += part[l] + ((uint64_t)rest[l] << 16);
+    }
+    return sum;
 }
 
 typedef struct race_keys {
@@ -242,9 +304,12 @@ SIMD_TARGET static double choice_exp_sum(const float *x, uint64_t n, float large
     return result;
 }
 
-#define CHOICE_KERNELS                                                                      \
-    .choice = {.largest = choice_largest, .copy = choice_copy, .find = choice_find,         \
-               .maxima = choice_maxima, .pack = choice_pack, .tally = choice_tally,         \
-               .masses = choice_masses, .race = choice_race, .exp_sum = choice_exp_sum}
+#define CHOICE_KERNELS                                                                 \
+    .choice = {.largest = choice_largest, .smallest = choice_smallest,                 \
+               .copy = choice_copy,       .within = choice_within,                     \
+               .find = choice_find,       .maxima = choice_maxima,                     \
+               .pack = choice_pack,       .tally = choice_tally,                       \
+               .masses = choice_masses,   .mass = choice_mass,                         \
+               .race = choice_race,       .exp_sum = choice_exp_sum}
 
 #endif

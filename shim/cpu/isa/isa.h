@@ -165,8 +165,13 @@ typedef struct cpu_race {
 typedef struct cpu_choice {
     /* The largest of them; -inf where there is none. */
     float (*largest)(const float *x, uint64_t n);
-    /* The same, and w is their copy without NaN, where the mask has a 1 or is NULL; else -inf. */
+    /* The smallest that is not less than `low`; or `low`, where any other is less. */
+    float (*smallest)(const float *x, uint64_t n, float low);
+    /* The largest again; and w is their copy without NaN, where the mask has a 1 or is NULL; else -inf. */
     float (*copy)(const float *x, const uint32_t *mask, float *w, uint64_t n);
+    /* Tokens [start, start + length) among n, less `start`, go to `to`. Returns how many. */
+    uint32_t (*within)(const uint32_t *tokens, uint32_t n, uint32_t start, uint32_t length,
+                       uint32_t *to);
     /* The first that is not less than `value`; n where there is none. */
     uint64_t (*find)(const float *x, uint64_t n, float value);
     /* to[n / CPU_CHOICE_GROUP, up to a multiple of CPU_LANES]: the largest of disjoint groups of
@@ -177,6 +182,7 @@ typedef struct cpu_choice {
     uint64_t (*pack)(const float *x, uint64_t n, float low, float high, float *to, uint64_t room);
     cpu_tally (*tally)(const float *x, uint64_t n, float value, float high);
     void (*masses)(const cpu_masses *masses);
+    uint64_t (*mass)(const cpu_masses *masses); /* the sum of all */
     /* Tokens [first, end) take part; first is a multiple of 64. */
     void (*race)(cpu_race *race, uint32_t first, uint32_t end);
     /* The sum of exp(x - largest), within 2e-6 of it. */

@@ -82,36 +82,26 @@ static int add_biases(const block *b, const struct oxb_bias *bias) {
     return any;
 }
 
+#define TOGETHER 4096u /* tokens of a window that are looked at together */
+
 typedef struct occurrences {
+    uint32_t seen[TOGETHER]; /* tokens of the block, as they come */
     uint32_t count[OXB_ARGMAX_BLOCK];
     uint32_t found[OXB_ARGMAX_BLOCK]; /* the tokens whose count is not 0 */
 } occurrences;
 
 _Static_assert(sizeof(occurrences) <= CPU_SCRATCH, "the scratch of penalties is too small");
 
-/* Whether one of 16 tokens is in the block; written so that compilers use vectors. */
-static int any_within(const uint32_t *tokens, const block *b) {
-    uint32_t any = 0;
-    for (unsigned j = 0; j < 16; j++) any |= tokens[j] - b->start < b->n;
-    return any != 0;
-}
-
 /* Returns whether any token of the block is in the window, tokens [first, end). */
-static int penalise(const block *b, const uint32_t *tokens, uint64_t first, uint64_t end,
-                    occurrences *o) {
+static int penalise(const cpu_choice *c, const block *b, const uint32_t *tokens, uint64_t first,
+                    uint64_t end, occurrences *o) {
     uint32_t n_found = 0;
-    for (uint64_t i = first; i < end;) {
-        const uint64_t stop = end - i < 16 ? end : i + 16;
-        if (stop - i == 16 && !any_within(tokens + i, b)) {
-            i = stop;
-            continue;
-        }
-        for (; i < stop; i++) {
-            const uint32_t token = tokens[i] - b->start;
-            if (token >= b->n) continue;
-            if (n_found == 0) memset(o->count, 0, sizeof o->count);
-            if (o->count[token]++ == 0) o->found[n_found++] = token;
-        }
+    for (uint64_t i = first; i < end; i += TOGETHER) {
+        const uint32_t n = end - i < TOGETHER ? (uint32_t)(end - i) : TOGETHER;
+        const uint32_t n_seen = c->within(tokens + i, n, b->start, b->n, o->seen);
+        if (n_seen != 0 && n_found == 0) memset(o->count, 0, sizeof o->count);
+        for (uint32_t j = 0; j < n_seen; j++)
+            if (o->count[o->seen[j]]++ == 0) o->found[n_found++] = o->seen[j];
     }
     for (uint32_t i = 0; i < n_found; i++) {
         const uint32_t token = o->found[i];
@@ -134,7 +124,7 @@ static float adjust_block(const cpu_call *call, const block *b, const float *x,
     int changed = add_biases(b, call->bindings[4].address);
     if (s->window != 0) {
         const uint64_t text = state->tokens, end = text + place;
-        changed |= penalise(b, call->bindings[3].address,
+        changed |= penalise(c, b, call->bindings[3].address,
                             text + (place > s->window ? place - s->window : 0),
                             end < a->max_tokens ? end : a->max_tokens, call->scratch);
     }

@@ -129,60 +129,102 @@ cpu_limit cpu_limit_of_count(const cpu_call *call, const float *w, uint64_t n, f
     return (cpu_limit){found.value, found.ties == found.equal ? ALL : found.ties};
 }
 
-/* Add up the probabilities of the numbers by distance; `surplus` of the lowest are not kept. */
-static void add_masses(const cpu_choice *c, const cpu_masses *job, selection lowest) {
-    uint64_t *sums = job->sums[0];
-    memset(job->sums, 0, CPU_CHOICE_CHAINS * sizeof *job->sums);
-    c->masses(job);
-    for (unsigned chain = 1; chain < CPU_CHOICE_CHAINS; chain++)
-        for (unsigned i = 0; i < CPU_CHOICE_RANGES; i++) sums[i] += job->sums[chain][i];
-    if (lowest.ties == lowest.equal || lowest.value < job->low || lowest.value > job->high) return;
-    const uint32_t u = choice_distance(job->largest, lowest.value, job->scale);
-    sums[(u - job->first) >> job->shift] -=
-        (lowest.equal - lowest.ties) * choice_probability(u);
+typedef struct nucleus {
+    const cpu_choice *choice;
+    workspace *space;
+    float largest, scale;
+    selection lowest; /* of what top-k kept */
+} nucleus;
+
+static cpu_masses masses_of(const nucleus *p, const numbers *a) {
+    return (cpu_masses){.x = a->x,
+                        .n = a->n,
+                        .low = a->low,
+                        .high = a->high,
+                        .largest = p->largest,
+                        .scale = p->scale,
+                        .sums = p->space->sums,
+                        .slab = p->space->slab};
 }
 
-/* What top-p keeps of the numbers down to `lowest`: by ranges of distances, then of those in the
- * range in which the sum reaches its target, to a single distance, whose logits are counted. */
-static selection reach(const cpu_choice *c, workspace *space, numbers a, selection lowest,
-                       float scale, const struct oxb_sampling *s) {
-    const float largest = a.high, none = cpu_lowest_within(largest, scale, (32u << 20) - 1);
-    uint64_t before = 0, target = 0;
-    cpu_masses job = {.largest = largest,
-                      .scale = scale,
-                      .shift = 15,
-                      .sums = space->sums,
-                      .slab = space->slab};
-    a.low = lowest.value > none ? lowest.value : none;
-    for (;;) {
-        job.x = a.x;
-        job.n = a.n;
-        job.low = a.low;
-        job.high = a.high;
-        add_masses(c, &job, lowest);
+/* The sum of the probabilities of those that top-k left out among the equals of the lowest. */
+static uint64_t surplus(const nucleus *p, const numbers *a) {
+    const selection s = p->lowest;
+    if (s.ties == s.equal || s.value < a->low || s.value > a->high) return 0;
+    return (s.equal - s.ties) *
+           choice_probability(choice_distance(p->largest, s.value, p->scale));
+}
+
+/* The sums of the probabilities of the numbers by distance from `first` on, in space->sums[0].
+ * Returns the shift that leads from distances to the sums: as fine as the numbers allow. */
+static uint32_t add_masses(const nucleus *p, const numbers *a, uint32_t first) {
+    uint64_t *sums = p->space->sums[0];
+    cpu_masses job = masses_of(p, a);
+    const float smallest = p->choice->smallest(a->x, a->n, a->low);
+    job.first = first;
+    while ((choice_distance(p->largest, smallest, p->scale) - first) >> job.shift >=
+           CPU_CHOICE_RANGES)
+        job.shift++;
+    memset(p->space->sums, 0, sizeof p->space->sums);
+    p->choice->masses(&job);
+    for (unsigned chain = 1; chain < CPU_CHOICE_CHAINS; chain++)
+        for (unsigned i = 0; i < CPU_CHOICE_RANGES; i++) sums[i] += p->space->sums[chain][i];
+    const uint64_t more = surplus(p, a);
+    if (more != 0)
+        sums[(choice_distance(p->largest, p->lowest.value, p->scale) - first) >> job.shift] -= more;
+    return job.shift;
+}
+
+/* Keep the numbers whose distances are at least `first` and less than `end`. */
+static void keep_distances(const nucleus *p, numbers *a, uint32_t first, uint32_t end) {
+    const float low = cpu_lowest_within(p->largest, p->scale, end - 1);
+    if (low > a->low) a->low = low;
+    if (first == 0) return;
+    const float high =
+        nextafterf(cpu_lowest_within(p->largest, p->scale, first - 1), -INFINITY);
+    if (high < a->high) a->high = high;
+}
+
+#define NEAR (16u << 20) /* distances among which the limit is looked for first: most often few */
+#define FAR  (32u << 20) /* distances from here on have no probability */
+
+/* What top-p keeps of the numbers: found by ranges of distances, then of those in the range in
+ * which the sum reaches its target, to a single distance, whose logits are counted. */
+static selection reach(const nucleus *p, numbers a, const struct oxb_sampling *s) {
+    numbers far = a;
+    uint64_t before = 0, target = 0, rest = 0;
+    uint32_t first = 0, shift;
+    keep_distances(p, &far, NEAR, FAR);
+    if (far.low <= far.high) {
+        const cpu_masses job = masses_of(p, &far);
+        rest = p->choice->mass(&job) - surplus(p, &far);
+    }
+    keep_distances(p, &a, 0, NEAR);
+    do {
+        const uint64_t *sums = p->space->sums[0];
+        unsigned range = 0;
+        shift = add_masses(p, &a, first);
         if (target == 0) {
-            uint64_t total = 0;
-            for (unsigned i = 0; i < CPU_CHOICE_RANGES; i++) total += space->sums[0][i];
+            uint64_t total = rest;
+            for (unsigned i = 0; i < CPU_CHOICE_RANGES; i++) total += sums[i];
             /* floor(total * top_p / 2^32) without a product of more than 64 bits */
             target = (total >> 32) * s->top_p + ((total & UINT32_MAX) * s->top_p >> 32);
             if (target == 0) target = 1;
         }
-        unsigned range = 0;
-        while (range + 1 < CPU_CHOICE_RANGES && before + space->sums[0][range] < target)
-            before += space->sums[0][range++];
-        job.first += range << job.shift;
-        if (job.first > s->least) return lowest; /* min-p keeps less */
-        const float low =
-            cpu_lowest_within(largest, scale, job.first + (1u << job.shift) - 1);
-        if (low > a.low) a.low = low;
-        if (job.first != 0)
-            a.high = nextafterf(cpu_lowest_within(largest, scale, job.first - 1), -INFINITY);
-        narrow(c, &a, space->list);
-        if (job.shift == 0) break;
-        job.shift = job.shift > 10 ? job.shift - 10 : 0;
-    }
-    const uint32_t each = choice_probability(job.first);
-    return select_largest(c, a, (target - before + each - 1) / each, space->list);
+        while (range < CPU_CHOICE_RANGES && before + sums[range] < target) before += sums[range++];
+        if (range == CPU_CHOICE_RANGES) { /* not near: once at most */
+            a = far;
+            first = NEAR;
+            shift = 1;
+        } else {
+            first += range << shift;
+            keep_distances(p, &a, first, first + (1u << shift));
+            narrow(p->choice, &a, p->space->list);
+        }
+        if (first > s->least) return p->lowest; /* min-p keeps less */
+    } while (shift != 0);
+    const uint32_t each = choice_probability(first);
+    return select_largest(p->choice, a, (target - before + each - 1) / each, p->space->list);
 }
 
 cpu_limit cpu_limit_of_filters(const cpu_call *call, const float *w, uint64_t n, float largest,
@@ -192,7 +234,11 @@ cpu_limit cpu_limit_of_filters(const cpu_call *call, const float *w, uint64_t n,
     numbers a = {w, n, -FLT_MAX, largest};
     selection kept = {-FLT_MAX, ALL, ALL};
     if (s->top_k != 0 && s->top_k < n) kept = largest_of(c, space, &a, s->top_k);
-    if (s->top_p != 0) kept = reach(c, space, a, kept, s->scale, s);
+    if (s->top_p != 0) {
+        const nucleus p = {c, space, largest, s->scale, kept};
+        if (kept.value > a.low) a.low = kept.value;
+        kept = reach(&p, a, s);
+    }
     const float least = cpu_lowest_within(largest, s->scale, s->least);
     if (least > kept.value) return (cpu_limit){least, ALL};
     return (cpu_limit){kept.value, kept.ties == kept.equal ? ALL : kept.ties};
