@@ -346,7 +346,11 @@ def test_argument_that_cannot_be_met_is_an_error(capsys, arguments, text):
         (("--top-p", "0"), "top_p = 0"),
         (("--min-p", "2"), "min_p = 2"),
         (("--repetition-penalty", "0"), "repetition_penalty = 0"),
-        (("--seed", "-1"), "negative"),
+        (("--seed", "-1"), "seed = -1 must be in 0.."),
+        (("--presence-penalty", "inf"), "presence_penalty = inf"),
+        (("--penalty-window", "-2"), "penalty_window = -2"),
+        (("--logit-bias", "5000=1"), "logit_bias of token 5000"),
+        (("--logit-bias", "5=nan"), "logit_bias of token 5 = nan"),
     ],
 )
 def test_sampling_argument_out_of_its_range_is_an_error_before_any_text(capsys, arguments, text):
