@@ -15,7 +15,12 @@ from oxibonsai.model.choices import NO_TOKEN
 from oxibonsai.model.generation import Generation, GenerationOptions, LogitsCallback
 from oxibonsai.model.generation.asynchronous import in_thread
 from oxibonsai.model.generation.scoring import Perplexity, ScoredToken, log_probabilities
-from oxibonsai.model.generation.settings import GREEDY, Allowed, AllowedCallback
+from oxibonsai.model.generation.settings import (
+    GREEDY,
+    Allowed,
+    AllowedCallback,
+    SamplingOptions,
+)
 from oxibonsai.model.generation.speculation import Speculation
 from oxibonsai.model.generation.stopping import Stop
 from oxibonsai.model.protocols import LoadedModel
@@ -38,6 +43,10 @@ Progress = Callable[[int, int], object]
 
 class SessionModel(LoadedModel, Protocol):
     """A loaded model with what its users call; sessions know theirs by it."""
+
+    @property
+    def sampling_defaults(self) -> SamplingOptions:
+        """The settings that the file recommends."""
 
     def session(
         self,
