@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,15 +28,12 @@ N_SLOTS = 64
 assert N_SLOTS > MAX_IN_FLIGHT
 
 _FEWEST_BIASES = 64
+_CHOICE = struct.Struct("<IIf4x")  # CHOICE_DTYPE
 
 
-def _scored(choice: np.void, best: npt.NDArray[Any] | None) -> ScoredToken:
-    """Return a choice as the host has it; `best` are those that came with it."""
-    pairs: tuple[tuple[int, float], ...] = ()
-    if best is not None:
-        # A vocabulary may hold fewer numbers than were asked for.
-        pairs = tuple((t, p) for t, p in best.tolist() if p > -np.inf)
-    return ScoredToken(int(choice["token"]), float(choice["log_probability"]), pairs)
+def _pairs(best: npt.NDArray[Any]) -> tuple[tuple[int, float], ...]:
+    """Return the best tokens; a vocabulary may hold fewer numbers than were asked for."""
+    return tuple((token, p) for token, p in best.tolist() if token != NO_TOKEN)
 
 
 class ChoiceRows:
@@ -54,10 +52,11 @@ class ChoiceRows:
     def read(self, n_rows: int, n_best: int) -> list[ScoredToken]:
         """Return the first choices."""
         choices = self.choices.read(np.empty(n_rows, CHOICE_DTYPE))
-        if not n_best:
-            return [_scored(choice, None) for choice in choices]
-        best = self.best.read(np.empty((n_rows, n_best), SCORED_DTYPE))
-        return [_scored(c, b) for c, b in zip(choices, best, strict=True)]
+        best = np.empty((n_rows, n_best), SCORED_DTYPE)
+        if n_best:
+            self.best.read(best)
+        rows = zip(choices.tolist(), best, strict=True)
+        return [ScoredToken(token, p, _pairs(row)) for (token, _, p, _), row in rows]
 
     def close(self) -> None:
         """Release the buffers."""
@@ -80,10 +79,10 @@ class ChoiceBuffers:
 
     def __init__(self, device: Device, n_vocab: int) -> None:
         self._device = device
-        self._n_words = (n_vocab + 31) // 32
+        self._choice = bytearray(_CHOICE.size)
         self.settings = device.buffer(64, storage=device.working_storage)
         self.biases = device.buffer(8 * _FEWEST_BIASES, storage=device.working_storage)
-        self.mask = device.buffer(4 * self._n_words, storage=device.working_storage)
+        self.mask = device.buffer((n_vocab + 31) // 32 * 4, storage=device.working_storage)
         self.choices = device.buffer(CHOICE_DTYPE.itemsize * N_SLOTS)
         self.best = device.buffer(SCORED_DTYPE.itemsize * N_SLOTS * MAX_BEST)
 
@@ -115,14 +114,16 @@ class ChoiceBuffers:
     def read(self, place: int, n_best: int) -> ScoredToken | None:
         """Return the choice for a place, or None where its slot holds another."""
         slot = place % N_SLOTS
-        choice = self.choices.read(np.empty(1, CHOICE_DTYPE), CHOICE_DTYPE.itemsize * slot)[0]
-        if choice["position"] != place:
+        # By struct: NumPy would take longer than all else that the host does for a token.
+        self.choices.read(self._choice, _CHOICE.size * slot)
+        token, position, log_probability = _CHOICE.unpack(self._choice)
+        if position != place:
             return None
-        best = None
-        if n_best:
-            best = np.empty(n_best, SCORED_DTYPE)
-            self.best.read(best, best.nbytes * slot)
-        return _scored(choice, best)
+        if not n_best:
+            return ScoredToken(token, log_probability)
+        best = np.empty(n_best, SCORED_DTYPE)
+        self.best.read(best, best.nbytes * slot)
+        return ScoredToken(token, log_probability, _pairs(best))
 
     def put(self, choices: Sequence[ScoredToken], place: int, n_best: int) -> None:
         """Set the choices from a place on, as if steps had made them."""
