@@ -13,7 +13,7 @@ from __future__ import annotations
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.errors import SessionFileError, SessionFullError
 from oxibonsai.model.generation.sampling import Sampler
-from oxibonsai.model.generation.scoring import Perplexity
+from oxibonsai.model.generation.scoring import Perplexity, ScoredToken
 from oxibonsai.model.model import Model
 from oxibonsai.model.runtime.profile import Profile, Run
 from oxibonsai.model.session import Session
@@ -26,6 +26,7 @@ __all__ = [
     "Profile",
     "Run",
     "Sampler",
+    "ScoredToken",
     "Session",
     "SessionFileError",
     "SessionFullError",

@@ -13,7 +13,9 @@ from oxibonsai.gguf import GGUFFile
 from oxibonsai.metal import Device, MetalGraph
 from oxibonsai.model.architectures import ARCHITECTURES, ModelWeights, load_weights
 from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.generation.filedefaults import file_options
 from oxibonsai.model.generation.scoring import Perplexity
+from oxibonsai.model.generation.settings import SamplingOptions
 from oxibonsai.model.runtime.cache import KVDtype
 from oxibonsai.model.session import DEFAULT_CHUNK, Session
 from oxibonsai.model.tokenizer import Tokenizer
@@ -138,6 +140,15 @@ class Model:
         if "tokenizer.ggml.model" not in self._file.metadata:
             return frozenset()
         return self.tokenizer.eos_ids
+
+    @cached_property
+    def sampling_defaults(self) -> SamplingOptions:
+        """Arguments of ``Session.generate`` that the file recommends (``general.sampling.*``).
+
+        Chat takes them where the user gives none, and generate() does not. GGUFError, where one is
+        out of its range.
+        """
+        return file_options(self._file.metadata, self.path)
 
     def session(
         self,

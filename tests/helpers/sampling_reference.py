@@ -145,3 +145,35 @@ def best(logits, n_best, token):
         scores = [*(x[order] - total), *[-np.inf] * (n_best - len(order))]
         own = -np.inf if token == NONE else x[token] - total
     return [*order.tolist(), *[NONE] * (n_best - len(order))], scores, own
+
+
+def adjusted(logits, context=(), options=None):
+    """Return logits after bias and penalties, by the options of a generation."""
+    options = options or {}
+    w = np.array(logits, np.float32)
+    for token, value in options.get("logit_bias", {}).items():
+        w[token] = np.float32(w[token] + np.float32(value))
+    window = options.get("penalty_window", 64)
+    seen = list(context) if window == -1 else list(context)[max(0, len(context) - window) :]
+    repetition = options.get("repetition_penalty", 1.0)
+    for token in set(seen):
+        factor = 1 / repetition if w[token] > 0 else repetition
+        w[token] = np.float32(w[token] * np.float32(factor))
+        total = seen.count(token) * float(np.float32(options.get("frequency_penalty", 0)))
+        w[token] = np.float32(np.float64(w[token]) - total)
+        w[token] -= np.float32(options.get("presence_penalty", 0))
+    return w
+
+
+def expected_race(logits, place, *, seed, context=(), choice=0, **options):
+    """Return the key of each token that may be drawn; the least wins."""
+    w = adjusted(logits, context, options)
+    scale = 2**20 / math.log(2) / options["temperature"]
+    top_p = options.get("top_p", 1.0)
+    min_p = options.get("min_p", 0.0)
+    least = math.floor(-(2**20) * math.log2(min_p)) if min_p else 2**32 - 1
+    share = 0 if top_p == 1 else math.floor(2**32 * top_p)
+    candidates = kept(w.tolist(), scale, options.get("top_k", 0), share, least)
+    one = np.zeros((), SAMPLING)
+    one["seed"], one["choice"] = (seed % 2**32, seed >> 32), choice
+    return dict(zip([c[0] for c in candidates], keys(candidates, one, place), strict=True))

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numpy.typing import NDArray
+from sampling_reference import expected_race
 
 from oxibonsai.model import Sampler
 
@@ -22,9 +23,12 @@ FINITE = hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(-50, 50, 
 ANY = hnp.arrays(np.float32, st.integers(1, 30), elements=st.floats(width=32))
 
 
-def draws(logits: Any, n: int = 400, context: Any = (), **kw: Any) -> list[int]:
+def draws(
+    logits: Any, n: int = 400, context: Any = (), allowed: Any = None, **kw: Any
+) -> list[int]:
     sampler = Sampler(kw.pop("temperature", 1.0), seed=kw.pop("seed", 0), **kw)
-    return [sampler.sample(np.asarray(logits, np.float32), context) for _ in range(n)]
+    row = np.asarray(logits, np.float32)
+    return [sampler.sample(row, context, allowed=allowed) for _ in range(n)]
 
 
 def kept(logits: Any, **kw: Any) -> set[int]:
@@ -252,3 +256,74 @@ def test_value_out_of_its_range_is_refused_with_the_range(name, values):
     for value in values:
         with pytest.raises(ValueError, match=f"{name} = {value} must be"):
             Sampler(**{name: value})
+
+
+# What came with the op
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_only_what_is_allowed_is_drawn(temperature):
+    for allowed in ([0, 2], np.array([True, False, True, False])):
+        assert set(draws(LOGITS, 60, temperature=temperature, allowed=allowed)) <= {0, 2}
+    with pytest.raises(ValueError, match="every logit is NaN or -inf or not allowed"):
+        Sampler(temperature).sample(np.array([1, -np.inf], np.float32), allowed=[1])
+
+
+def test_bias_is_added_and_forbids():
+    assert Sampler(logit_bias={2: 5.0}).sample(LOGITS) == 2
+    assert kept(LOGITS, logit_bias={1: -float("inf"), 0: float("-inf")}) == {2, 3}
+    with pytest.raises(ValueError, match="logit_bias of token 4"):
+        Sampler(logit_bias={4: 1.0}).sample(LOGITS)
+
+
+def test_penalties_count_the_last_tokens_of_the_context():
+    logits = np.array([4, 3, 1], np.float32)
+    assert Sampler(presence_penalty=2.0).sample(logits, [0] * 9) == 1
+    assert Sampler(frequency_penalty=0.4).sample(logits, [0, 0]) == 0
+    assert Sampler(frequency_penalty=0.4).sample(logits, [0, 0, 0]) == 1
+    long = [0, *[2] * 64]
+    assert Sampler(presence_penalty=2.0).sample(logits, long) == 0
+    assert Sampler(presence_penalty=2.0, penalty_window=-1).sample(logits, long) == 1
+    assert Sampler(presence_penalty=2.0, penalty_window=0).sample(logits, [0]) == 0
+    with pytest.raises(ValueError, match="token 3 is outside the vocabulary of 3"):
+        Sampler(presence_penalty=2.0).sample(logits, [3])
+
+
+def test_noise_belongs_to_a_place():
+    logits = np.zeros(1000, np.float32)
+    sampler = Sampler(1.0, seed=3)
+    at_place = [sampler.sample(logits, position=p) for p in range(1, 30)]
+    assert len(set(at_place)) > 20
+    assert at_place == [Sampler(1.0, seed=3).sample(logits, position=p) for p in range(1, 30)]
+    # Draws without a place have noise of their own, with a context that grows and without one.
+    growing = Sampler(1.0, seed=3, presence_penalty=1e-6)
+    assert [growing.sample(logits, range(p)) for p in range(1, 30)] == at_place
+    for position in (0, -1, 2**31):
+        with pytest.raises(ValueError, match=f"position = {position} must lie in 1..2147483647"):
+            sampler.sample(logits, position=position)
+    with pytest.raises(ValueError, match="position = 2 lies before the end of the 3 tokens"):
+        growing.sample(logits, [1, 2, 3], position=2)
+
+
+@pytest.mark.parametrize("shape", [(0,), (2, 3), ()])
+def test_logits_are_one_row(shape):
+    with pytest.raises(ValueError, match="logits of shape"):
+        Sampler().sample(np.zeros(shape, np.float32))
+
+
+SETTINGS: list[dict[str, Any]] = [
+    {"temperature": 1.0},
+    {"temperature": 0.7, "top_k": 40, "top_p": 0.9},
+    {"temperature": 2.0, "top_p": 0.6, "min_p": 0.02},
+    {"temperature": 0.3, "min_p": 0.2},
+]
+
+
+@pytest.mark.parametrize("options", SETTINGS, ids=str)
+def test_draws_are_those_of_the_definition(options):
+    rng = np.random.default_rng(2)
+    for place in range(1, 40):
+        logits = rng.normal(0, 3, 300).astype(np.float32)
+        token = Sampler(seed=11, **options).sample(logits, position=place)
+        race = expected_race(logits, place, seed=11, **options)
+        assert race[token] <= min(race.values()) + 4  # the logarithms' error

@@ -384,8 +384,10 @@ def test_profile_tells_each_step(model, caplog):
             ("head", 16),
             ("prefill", 14),
             ("head", 14),
+            ("choice", 1),
             *[("decode", 1)] * 6,
         ]
+        assert profile.of("choice")[0].weight_bytes == 0
         for run in profile.runs:
             assert run.encode > 0
             assert run.device > 0
@@ -401,8 +403,8 @@ def test_profile_tells_each_step(model, caplog):
         assert total.encode <= total.wall
         assert total.weight_bytes == 6 * decode.weight_bytes
         assert session.device_time == profile.runs[-1].device
-        assert repr(profile) == "<Profile of 2 prefill, 6 decode, 2 head runs>"
-        assert len(caplog.records) == 10
+        assert repr(profile) == "<Profile of 2 prefill, 6 decode, 2 head, 1 choice runs>"
+        assert len(caplog.records) == 11
         assert "decode of 1: wall" in caplog.messages[-1]
         assert "dispatches" in caplog.messages[-1]
         profile.clear()

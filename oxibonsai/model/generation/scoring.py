@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+from oxibonsai.model.choices import ScoredToken
 
 __all__ = ["Perplexity", "ScoredToken", "log_probabilities"]
 
@@ -56,21 +57,3 @@ def log_probabilities(
         chosen = row[token]
         found[i] = chosen - np.log(np.exp(row, out=row).sum())
     return found
-
-
-class ScoredToken(NamedTuple):
-    """A token that was chosen, with how probable it was.
-
-    Attributes
-    ----------
-    token : int
-        The token.
-    log_probability : float
-        The natural logarithm of its probability, by the logits as they came.
-    best : tuple of (int, float)
-        The most probable tokens and theirs, where asked for.
-    """
-
-    token: int
-    log_probability: float
-    best: tuple[tuple[int, float], ...] = ()
