@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
-from kv_caches import KvCache, representable
+from kv_caches import representable
 from shader_heads import Heads, every_cache, every_cache_and_shape
 from shader_runs import SENTINEL, Placed, every_order, run, state, tiles_for
 
