@@ -94,7 +94,7 @@ kernel void attention_combine(device const float *splits [[buffer(0)]],
     largest = base_of(simd_max(largest));
     used = simd_sum(used);
     for (uint start = simdgroup * OXB_SIMD_WIDTH; start < n; start += simdgroups * OXB_SIMD_WIDTH) {
-        const uint i = min(start + lane, n - 1u);
+        const uint own_i = start + lane, i = min(own_i, n - 1u);
         float sum = -0.0f, total = -0.0f; // to which the first split adds without a change
         for (uint first = 0; first < used; first += OXB_SIMD_WIDTH) {
             // Each lane knows one split.
@@ -116,6 +116,6 @@ kernel void attention_combine(device const float *splits [[buffer(0)]],
                 }
             }
         }
-        if (start + lane < n) out[ulong(row) * n + i] = sum / total;
+        if (own_i < n) out[ulong(row) * n + own_i] = sum / total;
     }
 }

@@ -76,12 +76,15 @@ static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
     if (single) queries = heads;
     tile->size[0] = heads;
     tile->size[1] = queries / heads;
-    /* bytes of four elements */
-    const uint64_t four = s->kv_format == OXB_KV_Q8 ? 4 : s->kv_format == OXB_KV_F16 ? 8 : 16;
-    const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
     tile->constants[0].value.u32 = queries;
-    tile->constants[1].value.u32 = wide ? 4 : 2;
-    tile->constants[2].value.u32 = s->head_dim > 128;
+    tile->constants[1].value.u32 = s->head_dim > 128;
+    if (s->kv_format == OXB_KV_Q8) { /* always four elements at once */
+        tile->n_constants = 2;
+        return;
+    }
+    const uint64_t four = s->kv_format == OXB_KV_F16 ? 8 : 16; /* bytes of four elements */
+    const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
+    tile->constants[2].value.u32 = wide ? 4 : 2;
 }
 
 /* The kernels: what each computes, for which device formats, in which tile. The first row that
@@ -127,7 +130,7 @@ static const struct variant {
     {OXB_OP_ATTENTION,
      ANY,
      {SIZE(1, 1, 1, SIMD *ATTENTION_SIMDGROUPS), .n_constants = 3,
-      .constants = {CONSTANT(0, 1), CONSTANT(1, 2), CONSTANT(2, 0)}},
+      .constants = {CONSTANT(0, 1), CONSTANT(2, 0), CONSTANT(1, 2)}},
      fit_attention},
     {OXB_OP_COMBINE, ANY, {SIZE(1, ALL, ALL, 128)}, NULL},
     {OXB_OP_ARGMAX_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},

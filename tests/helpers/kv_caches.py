@@ -47,8 +47,8 @@ class KvCache:
         self.elements = self.raw[..., :n].view(dtype).reshape(*shape, page_size, head_dim)
         self.units = self.raw[..., n:].view(np.float32) if kv_dtype == "q8" else None
 
-    def store(self, page: int, layer: int, slot: int, rows: NDArray[Any]) -> None:
-        """Store the key or value of each head, rows [key-value heads, head_dim], in a place."""
+    def store(self, page: int, layer: int, slot: int | slice, rows: NDArray[Any]) -> None:
+        """Store the keys or values of each head, rows [key-value heads, (slots,) head_dim]."""
         if self.units is None:
             with np.errstate(over="ignore"):
                 self.elements[page, layer, :, slot] = rows.astype(self.elements.dtype)
@@ -56,6 +56,12 @@ class KvCache:
             elements, units = reference.quantize_q8(rows)
             self.elements[page, layer, :, slot] = elements
             self.units[page, layer, :, slot] = units
+
+    def write(self, table: Sequence[int], layer: int, rows: NDArray[Any]) -> None:
+        """Store rows [positions, key-value heads, head_dim] of a sequence from its start on."""
+        for i, start in enumerate(range(0, len(rows), self.page_size)):
+            part = rows[start : start + self.page_size]
+            self.store(table[i], layer, slice(0, len(part)), part.transpose(1, 0, 2))
 
     def args(
         self, layer: int, max_seq: int, table_size: int = 0, layer_offset: int | None = None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
-from kv_caches import KvCache, representable
+from kv_caches import representable
 from shader_heads import Heads, every_cache, every_cache_and_shape
 from shader_runs import SENTINEL, Placed, every_order, run, state, tiles_for
 
@@ -171,15 +171,16 @@ def attention(
     tile_heads=1,
     splits=1,
     width=None,
+    combined=True,
 ):
     """Run attention over k and v [length, n_kv_heads, head_dim]; the rest of the cache is NaN.
 
     q: [n_heads, head_dim] of one token, or [tokens, n_heads, head_dim], the first at `position`.
+    Not combined, return [tokens, n_heads, splits, head_dim + 2].
     """
     caches = heads.caches(cache)
     for to, rows in zip(caches, (k, v), strict=True):
-        for slot, row in enumerate(rows):
-            to.store(0, heads.layer, slot, row)
+        to.write([0], heads.layer, rows)
     batch = q.reshape(-1, heads.n_heads, heads.head_dim)
     n_tokens, n = len(batch), heads.head_dim
     width = (2 if n % 4 else 4) if width is None else width
@@ -208,7 +209,7 @@ def attention(
         order=order,
         mode=mode,
     )[5]
-    if splits > 1:
+    if splits > 1 and combined:
         rows = n_tokens * heads.n_heads
         out = run(
             "attention_combine",
@@ -219,7 +220,7 @@ def attention(
             order=order,
             mode=mode,
         )[1]
-    return out.reshape(q.shape)
+    return out.reshape(q.shape) if combined else out.reshape(n_tokens, heads.n_heads, splits, -1)
 
 
 @every_cache
@@ -310,16 +311,55 @@ def test_queries_that_share_the_caches_match_the_definition(cache, order, querie
 
 @every_cache
 @every_order
-@pytest.mark.parametrize("splits", [2, 3, 7])
+@pytest.mark.parametrize("splits", [2, 3, 33])
 def test_splits_of_the_positions_are_added_up(cache, order, splits):
-    # More splits than blocks of positions, too: empty splits count for nothing.
-    heads = Heads(4, 2, 64, 130, layer=1)
-    for length in (1, 32, 33, 64, 65, 130):
+    # More splits than there are parts of 128 positions, too, and fewer: the last has the rest.
+    heads = Heads(4, 2, 64, 400, layer=1)
+    for length in (1, 128, 129, 400):
         q, k, v = random_heads(heads, cache, length)
         y = attention(
             heads, cache, q, k, v, length - 1, order, queries=2, tile_heads=2, splits=splits
         )
         assert relative_error(y, reference.attention(q[None], k, v)[0]) < 1e-6
+
+
+@every_cache
+@pytest.mark.parametrize("length", [1, 127, 128, 129, 300, 8192, 8193, 16385])
+def test_where_a_split_ends_depends_on_the_position_alone(cache, length):
+    heads = Heads(2, 1, 4, 16400)
+    q, k, v = random_heads(heads, cache, length)
+    expected = reference.attention(q[None], k, v)[0]
+    enough = tiles_for(length, 128 * 2 ** max(0, int(np.ceil(np.log2(length / 8192)))))
+    first = None
+    for splits in (enough, enough + 1, 64):
+        y = attention(heads, cache, q, k, v, length - 1, splits=splits, mode="fast")
+        first = y if first is None else first
+        np.testing.assert_array_equal(y, first)
+    assert relative_error(first, expected) < 1e-6
+
+
+def test_the_sign_of_zero_outlives_the_splits():
+    # Values that underflow: a sum of one split is not changed, even where it is -0.
+    heads = Heads(1, 1, 4, 100)
+    q, k, v = random_heads(heads, "f32", 100)
+    v[:] = np.float32(-1e-45) * np.array([1, 0, -1, 0], np.float32)
+    alone, split = (attention(heads, "f32", q * 0, k, v, 99, splits=s) for s in (1, 3))
+    np.testing.assert_array_equal(split.view(np.uint32), alone.view(np.uint32))
+
+
+@every_order
+def test_an_empty_split_is_marked_and_nothing_else(order):
+    heads = Heads(4, 2, 64, 300)
+    _, k, v = random_heads(heads, "f32", 130)
+    q = activations(3 * 4 * 64).reshape(3, 4, 64)
+    out = attention(
+        heads, "f32", q, k, v, 127, order, queries=4, tile_heads=2, splits=4, combined=False
+    )
+    assert np.isfinite(out[:, :, 0]).all()
+    assert (out[:2, :, 1, -1] > 0)[1].all()  # token 1 is in a tile with token 0, at 127
+    np.testing.assert_array_equal(out[:, :, 2:, :-2], SENTINEL)
+    np.testing.assert_array_equal(out[:, :, 2:, -2], -np.inf)
+    np.testing.assert_array_equal(out[:, :, 2:, -1], -1)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
