@@ -147,7 +147,7 @@ def best(logits, n_best, token):
     return [*order.tolist(), *[NONE] * (n_best - len(order))], scores, own
 
 
-def adjusted(logits, context=(), options=None):
+def adjusted_by_options(logits, context=(), options=None):
     """Return logits after bias and penalties, by the options of a generation."""
     options = options or {}
     w = np.array(logits, np.float32)
@@ -167,7 +167,7 @@ def adjusted(logits, context=(), options=None):
 
 def expected_race(logits, place, *, seed, context=(), choice=0, **options):
     """Return the key of each token that may be drawn; the least wins."""
-    w = adjusted(logits, context, options)
+    w = adjusted_by_options(logits, context, options)
     scale = 2**20 / math.log(2) / options["temperature"]
     top_p = options.get("top_p", 1.0)
     min_p = options.get("min_p", 0.0)

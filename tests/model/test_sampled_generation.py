@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sampling_reference import adjusted, expected_race
+from sampling_reference import adjusted_by_options, expected_race
 from tiny_models import Tiny, chain, random_tensors, write, write_chain
 
 from oxibonsai import demo_model, metal
@@ -391,7 +391,7 @@ def test_any_settings_choose_what_their_filters_keep(
         session.rewind(0)
         logits = session.forward(IDS + tokens, chunk=1)
     for i, token in enumerate(tokens):
-        row = adjusted(logits[len(IDS) - 1 + i], (IDS + tokens)[: len(IDS) + i], options)
+        row = adjusted_by_options(logits[len(IDS) - 1 + i], (IDS + tokens)[: len(IDS) + i], options)
         above = (row > row[token]).sum()
         if temperature == 0:
             assert above == 0
