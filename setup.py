@@ -61,7 +61,11 @@ HEADERS = sorted((SHIM / "include").glob("*.h"))
 SHARED_INPUTS = [Path("setup.py"), *sorted(SHIM.rglob("*.h"))]
 DECLARATIONS = sorted(Path("oxibonsai/metal").glob("*.pxd"))
 EMBEDDED = [Path("tools/embed_shaders.py")]
-EMBEDDED += [path for folder in ("shaders", "oxibonsai/msl") for path in Path(folder).glob("*.*")]
+EMBEDDED += [
+    path
+    for folder in ("shaders", "oxibonsai/msl", "shim/base", "shim/include")
+    for path in Path(folder).glob("*.*")
+]
 CORE_ROOMS = ("front", "ops", "formats", "cpu", "gpu")
 CORE_SOURCES = sorted(path for room in CORE_ROOMS for path in (SHIM / room).rglob("*.c"))
 CUDA_SOURCES = sorted((SHIM / "cuda").glob("*.c"))

@@ -2,9 +2,12 @@
 //
 // The queries of a threadgroup - heads of one key-value head, and neighbouring tokens - share each
 // load of the caches. Its SIMD-groups take turns at blocks of 32 positions and add up their sums at
-// the end (online softmax). Memory does not grow with the length of the sequence.
+// the end (online softmax). Memory does not grow with the length of the sequence. No block crosses
+// two pages.
 #ifndef OXB_ATTENTION_H
 #define OXB_ATTENTION_H
+
+#include "cache.h"
 
 // Queries of a threadgroup: 1, 2 or 4; 1 for a long head. The constants select template instances,
 // as in rows.h.
@@ -25,6 +28,9 @@ constant uint attention_long = is_function_constant_defined(long_constant) ? lon
 #define OXB_QUERY_ELEMENTS       512u // of all queries: 4 of 128, or 1 of OXB_MAX_HEAD_DIM
 #define OXB_TEAM                 8u   // lanes that score a position together
 #define OXB_TEAMS                (OXB_SIMD_WIDTH / OXB_TEAM)
+#define OXB_SPLIT_BLOCKS         4u    // of a split, at the least: as in shim/gpu/geometry.c
+#define OXB_SPLITS               64u   // that are enough for any position
+#define OXB_EMPTY_SPLIT          -1.0f // the sum of its weights
 
 struct attention_memory {
     float4 queries[OXB_QUERY_ELEMENTS / 4];                   // as floats, [query][head_dim]
@@ -37,12 +43,15 @@ struct attention_memory {
 // How a head is read. Cache and Query are vectors of WIDTH elements of the caches (of T) and of a
 // query; SLICES of them for each lane cover a head. To hide latency, a team loads the keys of
 // ROUNDS positions, and a SIMD-group the values of VALUES positions, before it uses them.
-template <typename Element, typename Vector, typename QueryVector, uint W, bool LONG>
+// HAS_UNITS: whether the elements of a position are multiples of a unit of its own.
+template <typename Element, typename Vector, typename QueryVector, uint W, bool LONG,
+          bool UNITS = false>
 struct attention_form {
     typedef Element T;
     typedef Vector Cache;
     typedef QueryVector Query;
     enum { WIDTH = W };
+    enum { HAS_UNITS = UNITS };
     enum { SLICES = (LONG ? 512 : 128) / (32 * W) };
     enum { ROUNDS = LONG ? 1 : 4 };
     enum { VALUES = LONG ? 2 : 8 };
@@ -141,11 +150,26 @@ inline void add_values(device const typename Form::T *v, uint n, uint count,
     }
 }
 
+template <typename T>
+struct attention_operands {
+    device const float *qkv;
+    device const T *k, *v; // of the key-value head, in page 0
+    device const oxb_decode_state *state;
+    device const uint *pages;
+    device float *out;
+};
+
+// Blocks of a split of `seen` positions: of nothing else, so that the order of the additions is
+// that of the positions, whatever was recorded.
+inline uint blocks_of_split(uint seen) {
+    uint blocks = OXB_SPLIT_BLOCKS;
+    while (blocks * (OXB_SPLITS * OXB_BLOCK) < seen) blocks *= 2u;
+    return blocks;
+}
+
 template <typename Form, uint QUERIES>
-inline void attend(device const float *qkv, device const typename Form::T *k_cache,
-                   device const typename Form::T *v_cache, uint position, device float *out,
-                   constant oxb_attention_args &args, uint3 tile, thread_place place,
-                   threadgroup attention_memory &memory) {
+inline void attend(attention_operands<typename Form::T> in, constant oxb_attention_args &args,
+                   uint3 tile, thread_place place, threadgroup attention_memory &memory) {
     const uint elements = QUERIES * Form::SLICES * Form::WIDTH; // of a lane
     threadgroup float *queries = (threadgroup float *)memory.queries;
     const uint n = args.head_dim;
@@ -156,25 +180,45 @@ inline void attend(device const float *qkv, device const typename Form::T *k_cac
 
     // Query q is head first_head + q % heads of token first_token + q / heads. It attends to
     // seen[q] positions: 0 where there is no such token, or no room for it in the cache.
+    const sequence_place sequence = place_of(in.state, args.batch, first_token);
     uint seen[QUERIES];
     uint longest = 0;
     OXB_UNROLL
     for (uint q = 0; q < QUERIES; q++) {
-        const uint token = first_token + q / args.heads;
-        const bool there = token < args.n_tokens && ulong(position) + token < args.max_seq;
-        seen[q] = there ? position + token + 1u : 0u;
+        const uint later = q / args.heads;
+        const bool there =
+            first_token + later < args.n_tokens && sequence.position + later < args.cache.max_seq;
+        seen[q] = there ? uint(sequence.position) + later + 1u : 0u;
         longest = max(longest, seen[q]);
-        device const float *from = qkv + min(token, args.n_tokens - 1u) * token_stride +
-                                   ulong(first_head + q % args.heads) * n;
+    }
+
+    // The blocks of this split; the last takes all that are left.
+    const uint blocks = (longest + OXB_BLOCK - 1u) / OXB_BLOCK;
+    const uint split_blocks = blocks_of_split(longest);
+    const uint begin = tile.z * split_blocks;
+    const uint end = tile.z + 1u == args.n_splits ? blocks : min(begin + split_blocks, blocks);
+    if (tile.z != 0u && begin >= blocks) {
+        OXB_UNROLL
+        for (uint q = 0; q < QUERIES; q++) {
+            const uint token = first_token + q / args.heads;
+            if (thread_index == 0 && token < args.n_tokens) {
+                const ulong row = ulong(token) * args.n_heads + first_head + q % args.heads;
+                device float *to = in.out + (row * args.n_splits + tile.z) * (n + 2u);
+                to[n] = -INFINITY;
+                to[n + 1u] = OXB_EMPTY_SPLIT;
+            }
+        }
+        return;
+    }
+
+    OXB_UNROLL
+    for (uint q = 0; q < QUERIES; q++) {
+        const uint token = min(first_token + q / args.heads, args.n_tokens - 1u);
+        device const float *from =
+            in.qkv + token * token_stride + ulong(first_head + q % args.heads) * n;
         for (uint i = thread_index; i < n; i += n_threads) queries[q * n + i] = from[i];
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
-
-    // The blocks of this split.
-    const uint blocks = (longest + OXB_BLOCK - 1u) / OXB_BLOCK;
-    const uint split_blocks = (blocks + args.n_splits - 1u) / args.n_splits;
-    const uint begin = tile.z * split_blocks;
-    const uint end = min(begin + split_blocks, blocks);
 
     float largest[QUERIES], total[QUERIES];
     float sums[QUERIES * Form::SLICES * Form::WIDTH];
@@ -189,7 +233,21 @@ inline void attend(device const float *qkv, device const typename Form::T *k_cac
     for (uint block = begin + place.simdgroup; block < end; block += place.simdgroups) {
         const uint start = block * OXB_BLOCK;
         const uint count = min(longest - start, OXB_BLOCK);
-        score_block<Form, QUERIES>(k_cache + ulong(start) * n, n, count, args.scale, place.lane,
+        const uint page = page_of(args.cache, in.pages, sequence.pages, start);
+        if (page >= args.cache.n_pages) { // no place: all that would attend to it is NaN
+            OXB_UNROLL
+            for (uint q = 0; q < QUERIES; q++) total[q] = seen[q] > start ? NAN : total[q];
+            continue;
+        }
+        const uint slot = args.cache.table_size == 0u ? start : start % args.cache.page_size;
+        const ulong at = page * ulong(args.cache.page_stride);
+        float key_unit = 1.0f, value_unit = 1.0f;
+        if (Form::HAS_UNITS && place.lane < count) {
+            const ulong units = at + ulong(args.cache.page_size) * n;
+            key_unit = ((device const float *)(in.k + units))[slot + place.lane];
+            value_unit = ((device const float *)(in.v + units))[slot + place.lane];
+        }
+        score_block<Form, QUERIES>(in.k + at + ulong(slot) * n, n, count, args.scale, place.lane,
                                    queries, weights);
         simdgroup_barrier(mem_flags::mem_threadgroup);
         uint counts[QUERIES];
@@ -198,21 +256,21 @@ inline void attend(device const float *qkv, device const typename Form::T *k_cac
         for (uint q = 0; q < QUERIES; q++) {
             counts[q] = seen[q] > start ? min(seen[q] - start, OXB_BLOCK) : 0u;
             const float own =
-                place.lane < counts[q] ? weights[q * OXB_BLOCK + place.lane] : -INFINITY;
+                place.lane < counts[q] ? weights[q * OXB_BLOCK + place.lane] * key_unit : -INFINITY;
             const float before = largest[q];
             largest[q] = max(before, simd_max(own));
             const float weight = precise::exp(own - base_of(largest[q]));
             fade[q] = precise::exp(before - base_of(largest[q]));
             total[q] = total[q] * fade[q] + simd_sum(weight);
-            weights[q * OXB_BLOCK + place.lane] = weight; // a lane's own element
+            weights[q * OXB_BLOCK + place.lane] = weight * value_unit; // a lane's own element
         }
         simdgroup_barrier(mem_flags::mem_threadgroup);
         // Summed apart from the other blocks, which keeps the rounding small.
         float block_sums[QUERIES * Form::SLICES * Form::WIDTH];
         OXB_UNROLL
         for (uint i = 0; i < elements; i++) block_sums[i] = 0.0f;
-        add_values<Form, QUERIES>(v_cache + ulong(start) * n, n, count, counts, place.lane, weights,
-                                  block_sums);
+        add_values<Form, QUERIES>(in.v + at + ulong(slot) * n, n, count, counts, place.lane,
+                                  weights, block_sums);
         OXB_UNROLL
         for (uint i = 0; i < elements; i++)
             sums[i] = fma(sums[i], fade[i / (Form::SLICES * Form::WIDTH)], block_sums[i]);
@@ -249,7 +307,7 @@ inline void attend(device const float *qkv, device const typename Form::T *k_cac
                 fma(memory.totals[s][q], precise::exp(memory.largests[s][q] - base_of(most)), all);
         const ulong row = ulong(token) * args.n_heads + first_head + q % args.heads;
         device float *to =
-            out + (args.n_splits == 1u ? row * n : (row * args.n_splits + tile.z) * (n + 2u));
+            in.out + (args.n_splits == 1u ? row * n : (row * args.n_splits + tile.z) * (n + 2u));
         for (uint i = thread_index; i < n; i += n_threads) {
             float sum = 0.0f;
             for (uint s = 0; s < place.simdgroups; s++)

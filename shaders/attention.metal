@@ -7,6 +7,26 @@ using namespace metal;
 #include "attention.h"
 #include "instantiate.h"
 
+// The kernel for the tile: the constants choose an instance.
+template <typename Short, typename Long>
+inline void attend_tile(attention_operands<typename Short::T> in, constant oxb_attention_args &args,
+                        uint3 tile, thread_place place, threadgroup attention_memory &memory) {
+    const ulong first =
+        layer_of(args.cache, 0u) +
+        ulong(tile.x * args.heads / (args.n_heads / args.n_kv_heads)) * args.cache.head_stride;
+    in.k += first;
+    in.v += first;
+    if (attention_long != 0u) {
+        attend<Long, 1>(in, args, tile, place, memory);
+    } else {
+        switch (attention_queries) {
+        case 4: attend<Short, 4>(in, args, tile, place, memory); break;
+        case 2: attend<Short, 2>(in, args, tile, place, memory); break;
+        default: attend<Short, 1>(in, args, tile, place, memory); break;
+        }
+    }
+}
+
 // A threadgroup per tile: along x query heads, along y tokens, along z splits of the positions. T
 // is an element of the caches. head_dim is even; Two is packed because a head may start at any
 // element.
@@ -14,65 +34,88 @@ template <typename T, typename Two, typename Four>
 [[kernel]] void
 attention(device const float *qkv [[buffer(0)]], device const T *k_cache [[buffer(1)]],
           device const T *v_cache [[buffer(2)]], device const oxb_decode_state *state [[buffer(3)]],
-          device float *out [[buffer(4)]], constant oxb_attention_args &args [[buffer(5)]],
+          device const uint *pages [[buffer(4)]], device float *out [[buffer(5)]],
+          constant oxb_attention_args &args [[buffer(6)]],
           uint3 tile [[threadgroup_position_in_grid]],
           uint simdgroup [[simdgroup_index_in_threadgroup]],
           uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup attention_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
-    const ulong first =
-        ulong(args.layer_offset) + ulong(tile.x * args.heads / (args.n_heads / args.n_kv_heads)) *
-                                       args.max_seq * args.head_dim;
-    device const T *k = k_cache + first;
-    device const T *v = v_cache + first;
-    const uint position = state->position;
+    const attention_operands<T> in = {qkv, k_cache, v_cache, state, pages, out};
     typedef attention_form<T, Four, float4, 4, false> wide;
     typedef attention_form<T, Four, float4, 4, true> wide_long;
     typedef attention_form<T, Two, float2, 2, false> narrow;
     typedef attention_form<T, Two, float2, 2, true> narrow_long;
-    if (attention_long != 0u) {
-        if (attention_width == 4u)
-            attend<wide_long, 1>(qkv, k, v, position, out, args, tile, place, memory);
-        else
-            attend<narrow_long, 1>(qkv, k, v, position, out, args, tile, place, memory);
-    } else if (attention_width == 4u) {
-        switch (attention_queries) {
-        case 4: attend<wide, 4>(qkv, k, v, position, out, args, tile, place, memory); break;
-        case 2: attend<wide, 2>(qkv, k, v, position, out, args, tile, place, memory); break;
-        default: attend<wide, 1>(qkv, k, v, position, out, args, tile, place, memory); break;
-        }
-    } else {
-        switch (attention_queries) {
-        case 4: attend<narrow, 4>(qkv, k, v, position, out, args, tile, place, memory); break;
-        case 2: attend<narrow, 2>(qkv, k, v, position, out, args, tile, place, memory); break;
-        default: attend<narrow, 1>(qkv, k, v, position, out, args, tile, place, memory); break;
-        }
-    }
+    if (attention_width == 4u)
+        attend_tile<wide, wide_long>(in, args, tile, place, memory);
+    else
+        attend_tile<narrow, narrow_long>(in, args, tile, place, memory);
 }
 
 OXB_KERNEL("attention_f16", attention<half, packed_half2, half4>)
 OXB_KERNEL("attention_f32", attention<float, packed_float2, float4>)
 
-// A threadgroup per head of a token. The sums of each split are relative to its largest score.
+// The same over caches of 8 bits, with a head_dim that is a multiple of 4.
+kernel void attention_q8(
+    device const float *qkv [[buffer(0)]], device const char *k_cache [[buffer(1)]],
+    device const char *v_cache [[buffer(2)]], device const oxb_decode_state *state [[buffer(3)]],
+    device const uint *pages [[buffer(4)]], device float *out [[buffer(5)]],
+    constant oxb_attention_args &args [[buffer(6)]], uint3 tile [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+    threadgroup attention_memory memory;
+    const thread_place place = {lane, simdgroup, simdgroups};
+    const attention_operands<char> in = {qkv, k_cache, v_cache, state, pages, out};
+    typedef attention_form<char, char4, float4, 4, false, true> wide;
+    typedef attention_form<char, char4, float4, 4, true, true> wide_long;
+    attend_tile<wide, wide_long>(in, args, tile, place, memory);
+}
+
+#define OXB_LOADS 16u // in flight at once
+
+// A threadgroup per head of a token. The sums of each split are relative to its largest score; the
+// empty ones come last.
 kernel void attention_combine(device const float *splits [[buffer(0)]],
                               device float *out [[buffer(1)]],
                               constant oxb_combine_args &args [[buffer(2)]],
                               uint row [[threadgroup_position_in_grid]],
-                              uint thread_index [[thread_index_in_threadgroup]],
-                              uint n_threads [[threads_per_threadgroup]]) {
+                              uint simdgroup [[simdgroup_index_in_threadgroup]],
+                              uint simdgroups [[simdgroups_per_threadgroup]],
+                              uint lane [[thread_index_in_simdgroup]]) {
     const uint n = args.head_dim;
     const uint stride = n + 2u;
     device const float *from = splits + ulong(row) * args.n_splits * stride;
     float largest = -INFINITY;
-    for (uint s = 0; s < args.n_splits; s++) largest = max(largest, from[s * stride + n]);
-    for (uint i = thread_index; i < n; i += n_threads) {
-        float sum = 0.0f, total = 0.0f;
-        for (uint s = 0; s < args.n_splits; s++) {
-            device const float *split = from + s * stride;
-            const float fade = precise::exp(split[n] - base_of(largest));
-            sum = fma(split[i], fade, sum);
-            total = fma(split[n + 1u], fade, total);
+    uint used = 0;
+    for (uint s = lane; s < args.n_splits; s += OXB_SIMD_WIDTH) {
+        largest = max(largest, from[s * stride + n]);
+        used += from[s * stride + n + 1u] == OXB_EMPTY_SPLIT ? 0u : 1u;
+    }
+    largest = base_of(simd_max(largest));
+    used = simd_sum(used);
+    for (uint start = simdgroup * OXB_SIMD_WIDTH; start < n; start += simdgroups * OXB_SIMD_WIDTH) {
+        const uint own_i = start + lane, i = min(own_i, n - 1u);
+        float sum = -0.0f, total = -0.0f; // to which the first split adds without a change
+        for (uint first = 0; first < used; first += OXB_SIMD_WIDTH) {
+            // Each lane knows one split.
+            device const float *own = from + min(first + lane, used - 1u) * stride;
+            const float own_fade = precise::exp(own[n] - largest), own_total = own[n + 1u];
+            for (uint s = first; s < min(first + OXB_SIMD_WIDTH, used); s += OXB_LOADS) {
+                float values[OXB_LOADS];
+                OXB_UNROLL
+                for (uint j = 0; j < OXB_LOADS; j++)
+                    values[j] = from[min(s + j, used - 1u) * stride + i];
+                OXB_UNROLL
+                for (uint j = 0; j < OXB_LOADS; j++) {
+                    const float fade = simd_shuffle(own_fade, ushort(s - first + j));
+                    const float weight = simd_shuffle(own_total, ushort(s - first + j));
+                    if (s + j < used) {
+                        sum = fma(values[j], fade, sum);
+                        total = fma(weight, fade, total);
+                    }
+                }
+            }
         }
-        out[ulong(row) * n + i] = sum / total;
+        if (own_i < n) out[ulong(row) * n + own_i] = sum / total;
     }
 }

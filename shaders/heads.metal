@@ -6,6 +6,7 @@ using namespace metal;
 #include "oxb_args.h"
 #include "simd.h"
 #include "rms.h"
+#include "cache.h"
 #include "instantiate.h"
 
 // What is done with a head of q or k.
@@ -75,7 +76,7 @@ kernel void qk_norm_rope(device float *qkv [[buffer(0)]], device const float *q_
                          uint simdgroups [[simdgroups_per_threadgroup]],
                          uint lane [[thread_index_in_simdgroup]]) {
     const uint head = tile.x * simdgroups + simdgroup;
-    const ulong position = ulong(state->position) + tile.y;
+    const ulong position = place_of(state, args.batch, tile.y).position;
     if (head >= args.n_heads + args.n_kv_heads || position >= args.max_seq) return;
     device float *at =
         qkv + (ulong(tile.y) * (args.n_heads + 2u * args.n_kv_heads) + head) * args.head_dim;
@@ -83,60 +84,107 @@ kernel void qk_norm_rope(device float *qkv [[buffer(0)]], device const float *q_
                     at, form_of(args), lane);
 }
 
+// Caches of elements T.
 template <typename T>
-inline void store_head(device const float *from, device T *to, uint n, uint first, uint step) {
-    for (uint i = first; i < n; i += step) to[i] = T(from[i]);
-}
+struct plain_cache {
+    // Store a head, of n elements, in slot `slot` of a page of a key-value head.
+    static void store(device const float *from, device T *page, uint, ulong slot, uint n,
+                      uint lane) {
+        device T *to = page + slot * n;
+        for (uint i = lane; i < n; i += OXB_SIMD_WIDTH) to[i] = T(from[i]);
+    }
+    // The same after norm and rotation; what is left in `from` is not defined.
+    static void store_key(device float *from, device const float *weight,
+                          device const float *cosine, device T *page, uint, ulong slot,
+                          head_form form, uint lane) {
+        norm_and_rotate(from, weight, cosine, page + slot * form.head_dim, form, lane);
+    }
+};
 
-// A threadgroup per key-value head and token. T is an element of the caches.
-template <typename T>
-[[kernel]] void kv_store(device const float *qkv [[buffer(0)]], device T *k_cache [[buffer(1)]],
-                         device T *v_cache [[buffer(2)]],
-                         device const oxb_decode_state *state [[buffer(3)]],
-                         constant oxb_kv_store_args &args [[buffer(4)]],
-                         uint2 tile [[threadgroup_position_in_grid]],
-                         uint2 thread_index [[thread_position_in_threadgroup]],
-                         uint2 n_threads [[threads_per_threadgroup]]) {
-    const ulong position = ulong(state->position) + tile.y;
-    if (position >= args.max_seq) return;
-    const ulong n = args.head_dim;
+// Caches of 8 bits.
+struct q8_cache {
+    static void store(device const float *from, device char *page, uint page_size, ulong slot,
+                      uint n, uint lane) {
+        float largest = 0.0f; // infinite where an element is not finite
+        for (uint i = lane; i < n; i += OXB_SIMD_WIDTH)
+            largest = isfinite(from[i]) ? max(largest, fabs(from[i])) : INFINITY;
+        largest = simd_max(largest);
+        const float unit = isfinite(largest) ? largest / 127.0f : NAN;
+        device char *to = page + slot * n;
+        // A subnormal unit is coarse: the largest may be more than 127 of it.
+        for (uint i = lane; i < n; i += OXB_SIMD_WIDTH)
+            to[i] = unit > 0.0f ? char(clamp(rint(from[i] / unit), -127.0f, 127.0f)) : char(0);
+        if (lane == 0) ((device float *)(page + ulong(page_size) * n))[slot] = unit;
+    }
+    static void store_key(device float *from, device const float *weight,
+                          device const float *cosine, device char *page, uint page_size, ulong slot,
+                          head_form form, uint lane) {
+        norm_and_rotate(from, weight, cosine, from, form, lane);
+        simdgroup_barrier(mem_flags::mem_device);
+        store(from, page, page_size, slot, form.head_dim, lane);
+    }
+};
+
+// A threadgroup per key-value head and token, whose SIMD-groups take turns at the key and the
+// value.
+template <typename T, typename Cache>
+[[kernel]] void
+kv_store(device const float *qkv [[buffer(0)]], device T *k_cache [[buffer(1)]],
+         device T *v_cache [[buffer(2)]], device const oxb_decode_state *state [[buffer(3)]],
+         device const uint *pages [[buffer(4)]], constant oxb_kv_store_args &args [[buffer(5)]],
+         uint2 tile [[threadgroup_position_in_grid]],
+         uint simdgroup [[simdgroup_index_in_threadgroup]],
+         uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+    const sequence_place place = place_of(state, args.batch, tile.y);
+    if (place.position >= args.cache.max_seq) return;
+    const uint position = uint(place.position);
+    const uint page = page_of(args.cache, pages, place.pages, position);
+    if (page >= args.cache.n_pages) return;
+    const ulong n = args.head_dim, slot = position % args.cache.page_size;
+    const ulong at = layer_of(args.cache, page) + tile.x * args.cache.head_stride;
     device const float *k =
         qkv + (ulong(tile.y) * (args.n_heads + 2u * args.n_kv_heads) + args.n_heads + tile.x) * n;
-    const ulong at = args.layer_offset + (ulong(tile.x) * args.max_seq + position) * n;
-    store_head(k, k_cache + at, args.head_dim, thread_index.x, n_threads.x);
-    store_head(k + args.n_kv_heads * n, v_cache + at, args.head_dim, thread_index.x, n_threads.x);
+    for (uint value = simdgroup; value < 2u; value += simdgroups)
+        Cache::store(value == 0u ? k : k + args.n_kv_heads * n,
+                     (value == 0u ? k_cache : v_cache) + at, args.cache.page_size, slot,
+                     args.head_dim, lane);
 }
 
-OXB_KERNEL("kv_store_f16", kv_store<half>)
-OXB_KERNEL("kv_store_f32", kv_store<float>)
+OXB_KERNEL("kv_store_f16", kv_store<half, plain_cache<half>>)
+OXB_KERNEL("kv_store_f32", kv_store<float, plain_cache<float>>)
+OXB_KERNEL("kv_store_q8", kv_store<char, q8_cache>)
 
-// qk_norm_rope and kv_store in one: a SIMD-group per head of q, k and v; y counts tokens. Queries
-// are changed in place, keys and values go to the caches only.
-template <typename T>
+// qk_norm_rope and kv_store in one: a SIMD-group per head of q, k and v; y counts tokens.
+template <typename T, typename Cache>
 [[kernel]] void qkv_to_cache(
     device float *qkv [[buffer(0)]], device const float *q_norm [[buffer(1)]],
     device const float *k_norm [[buffer(2)]], device const float *rope [[buffer(3)]],
     device T *k_cache [[buffer(4)]], device T *v_cache [[buffer(5)]],
-    device const oxb_decode_state *state [[buffer(6)]],
-    constant oxb_qkv_to_cache_args &args [[buffer(7)]], uint2 tile [[threadgroup_position_in_grid]],
+    device const oxb_decode_state *state [[buffer(6)]], device const uint *pages [[buffer(7)]],
+    constant oxb_qkv_to_cache_args &args [[buffer(8)]], uint2 tile [[threadgroup_position_in_grid]],
     uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     const uint head = tile.x * simdgroups + simdgroup;
     const uint n_heads = args.n_heads + 2u * args.n_kv_heads;
-    const ulong position = ulong(state->position) + tile.y;
-    if (head >= n_heads || position >= args.max_seq) return;
-    const ulong n = args.head_dim;
+    const sequence_place place = place_of(state, args.batch, tile.y);
+    if (head >= n_heads || place.position >= args.cache.max_seq) return;
+    const uint position = uint(place.position);
+    const uint page = page_of(args.cache, pages, place.pages, position);
+    if (page >= args.cache.n_pages) return;
+    const ulong n = args.head_dim, slot = position % args.cache.page_size;
     device float *from = qkv + (ulong(tile.y) * n_heads + head) * n;
-    device const float *cosine = rope + position * args.rotary_dim;
+    device const float *cosine = rope + place.position * args.rotary_dim;
     const uint kv_head = (head - args.n_heads) % args.n_kv_heads; // of a key or value
-    const ulong at = args.layer_offset + (ulong(kv_head) * args.max_seq + position) * n;
+    const ulong at = layer_of(args.cache, page) + kv_head * args.cache.head_stride;
     if (head < args.n_heads)
         norm_and_rotate(from, q_norm, cosine, from, form_of(args), lane);
     else if (head < args.n_heads + args.n_kv_heads)
-        norm_and_rotate(from, k_norm, cosine, k_cache + at, form_of(args), lane);
+        Cache::store_key(from, k_norm, cosine, k_cache + at, args.cache.page_size, slot,
+                         form_of(args), lane);
     else
-        store_head(from, v_cache + at, args.head_dim, lane, OXB_SIMD_WIDTH);
+        Cache::store(from, v_cache + at, args.cache.page_size, slot, args.head_dim, lane);
 }
 
-OXB_KERNEL("qkv_to_cache_f16", qkv_to_cache<half>)
-OXB_KERNEL("qkv_to_cache_f32", qkv_to_cache<float>)
+OXB_KERNEL("qkv_to_cache_f16", qkv_to_cache<half, plain_cache<half>>)
+OXB_KERNEL("qkv_to_cache_f32", qkv_to_cache<float, plain_cache<float>>)
+OXB_KERNEL("qkv_to_cache_q8", qkv_to_cache<char, q8_cache>)

@@ -9,8 +9,10 @@
 // A thread's arrays stay in registers only where the loops that index them are unrolled.
 #if defined(__METAL_VERSION__)
 #define OXB_UNROLL _Pragma("clang loop unroll(full)")
+#define OXB_ROLLED _Pragma("clang loop unroll(disable)")
 #else
 #define OXB_UNROLL _Pragma("unroll")
+#define OXB_ROLLED _Pragma("unroll 1")
 #endif
 
 // Where a thread stands in its threadgroup.
@@ -19,6 +21,8 @@ struct thread_place {
     uint simdgroup;  // in the threadgroup
     uint simdgroups; // of the threadgroup
 };
+
+inline uint index_of(thread_place place) { return place.simdgroup * OXB_SIMD_WIDTH + place.lane; }
 
 // The sum of `value` over the threadgroup, in every thread, in a fixed order. `partial` holds
 // OXB_MAX_SIMDGROUPS floats for this call alone; every SIMD-group adds them up itself, which saves

@@ -4,6 +4,7 @@ using namespace metal;
 
 #include "oxb_args.h"
 #include "simd.h"
+#include "cache.h"
 #include "formats.h"
 #include "instantiate.h"
 
@@ -15,8 +16,9 @@ template <typename Format>
                       device float *y [[buffer(3)]], constant oxb_embed_args &args [[buffer(4)]],
                       uint2 at [[thread_position_in_grid]], uint2 size [[threads_per_grid]]) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
-    const ulong position = ulong(state->position) + at.y;
-    const uint token = position < args.max_tokens ? tokens[position] : args.n_rows;
+    const sequence_place place = place_of(state, args.batch, at.y);
+    const ulong index = place.tokens + place.position;
+    const uint token = index < args.max_tokens ? tokens[index] : args.n_rows;
     device float *to = y + ulong(at.y) * args.k;
     for (uint i = at.x; i < args.k; i += size.x)
         to[i] = token < args.n_rows ? Format::weight(w, token, i) : NAN; // a wrong result must show

@@ -26,7 +26,7 @@ from oxibonsai.msl.cuda import translate  # noqa: E402
 SHADERS = ROOT / "shaders"
 # Where `#include "name"` looks, in this order.
 PRELUDE = ROOT / "shim" / "cuda" / "prelude"
-HEADER_DIRS = (SHADERS, ROOT / "shim" / "include", PRELUDE)
+HEADER_DIRS = (SHADERS, ROOT / "shim" / "include", ROOT / "shim", PRELUDE)
 
 INCLUDE = re.compile(r'\s*#\s*include\s+"([^"]+)"')
 # A kernel under its own name, and an instance of a template (shaders/instantiate.h).

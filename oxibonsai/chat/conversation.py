@@ -7,10 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from oxibonsai.chat.template import ChatTemplate, ChatTemplateError, Message
 from oxibonsai.model.errors import SessionFullError
+from oxibonsai.model.generation.filedefaults import recommended
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+    from oxibonsai.model import ScoredToken
     from oxibonsai.model.generation import GenerationOptions
     from oxibonsai.model.session import Session
 
@@ -66,9 +68,11 @@ class Chat:
         self,
         text: str,
         max_tokens: int = 1024,
-        temperature: float = 0.0,
+        temperature: float | None = None,
         *,
         progress: Callable[[int, int], object] | None = None,
+        on_token: Callable[[ScoredToken], object] | None = None,
+        n_best: int = 0,
         **options: Unpack[GenerationOptions],
     ) -> Generator[str, None, None]:
         """Send a message of the role "user" and yield the answer in pieces.
@@ -81,10 +85,13 @@ class Chat:
             The message.
         max_tokens : int
             The maximum of tokens of the answer.
-        temperature : float
-            As of ``Session.generate``.
+        temperature : float, optional
+            As of ``Session.generate``. What is left out of the options of sampling is as the
+            model's file recommends (``Model.sampling_defaults``), else as of ``Session.generate``.
         progress : callable, optional
             As of ``Session.forward``.
+        on_token, n_best
+            As of ``Session.stream``.
         **options
             The other parameters of ``Session.generate``.
 
@@ -99,10 +106,16 @@ class Chat:
             Where the conversation does not fit the session: at the call the history is as it was
             before; in the answer, what has come of it stays.
         """
+        given: dict[str, Any] = {
+            name: value
+            for name, value in {"temperature": temperature, **options}.items()
+            if value is not None
+        }
+        given |= recommended(self.session.model, given)
         self.messages.append({"role": "user", "content": text})
         try:
             self._feed(progress)
-            pieces = self.session.stream(max_tokens, temperature, **options)
+            pieces = self.session.stream(max_tokens, on_token=on_token, n_best=n_best, **given)
         except BaseException:
             self.messages.pop()
             raise

@@ -10,8 +10,9 @@ from contextlib import closing, suppress
 from typing import Any, TextIO
 
 from oxibonsai.chat import Chat
-from oxibonsai.cli.options import add_model, add_sampling, add_session, load, sampling
-from oxibonsai.model import Session, SessionFullError
+from oxibonsai.cli.options import add_model, add_session, load
+from oxibonsai.cli.sampling import add_sampling, sampling, score_line
+from oxibonsai.model import Model, ScoredToken, Session, SessionFullError
 
 __all__ = ["add_options", "run"]
 
@@ -88,14 +89,14 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
         load(args) as model,
         model.session(args.max_seq, args.kv_dtype, chunk=args.chunk) as session,
     ):
-        return _converse(args, session, out)
+        return _converse(args, model, session, out)
 
 
-def _converse(args: argparse.Namespace, session: Session, out: TextIO) -> int:
+def _converse(args: argparse.Namespace, model: Model, session: Session, out: TextIO) -> int:
     chat = Chat(session, system=args.system)
     screen = _Screen(out)
+    options = sampling(args, model)
     if screen.interactive:
-        model = session.model
         screen.note(f"{model.name} on {model.device.name}; /help says what can be typed")
     while True:
         try:
@@ -114,7 +115,7 @@ def _converse(args: argparse.Namespace, session: Session, out: TextIO) -> int:
                 return 0
             _run_command(line.strip(), chat, screen)
         elif line.strip():
-            _answer(args, chat, line[1:] if line.startswith("//") else line, screen)
+            _answer(args, chat, line[1:] if line.startswith("//") else line, screen, options)
 
 
 def _run_command(line: str, chat: Chat, screen: _Screen) -> None:
@@ -141,14 +142,14 @@ def _run_command(line: str, chat: Chat, screen: _Screen) -> None:
         screen.note(f"no command {line!r}; there are {', '.join(commands)} and /exit")
 
 
-def _answer(args: argparse.Namespace, chat: Chat, text: str, screen: _Screen) -> None:
+def _answer(
+    args: argparse.Namespace, chat: Chat, text: str, screen: _Screen, options: dict[str, Any]
+) -> None:
+    scores: list[ScoredToken] = []
+    if args.logprobs is not None:
+        options = {**options, "on_token": scores.append, "n_best": args.logprobs}
     try:
-        pieces = chat.send(
-            text,
-            args.max_tokens,
-            args.temperature,
-            **sampling(args),
-        )
+        pieces = chat.send(text, args.max_tokens, **options)
         with closing(pieces):
             for piece in pieces:
                 screen.piece(piece)
@@ -159,3 +160,5 @@ def _answer(args: argparse.Namespace, chat: Chat, text: str, screen: _Screen) ->
     except SessionFullError as error:
         screen.piece("\n")
         screen.note(f"{error} (/reset or /undo makes room)")
+    for scored in scores:
+        screen.note(score_line(scored, chat.session.model.tokenizer))

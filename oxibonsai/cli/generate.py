@@ -5,9 +5,12 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from typing import TextIO
 
-from oxibonsai.cli.options import add_model, add_sampling, add_session, load, sampling
+from oxibonsai.cli.options import add_model, add_session, load
+from oxibonsai.cli.sampling import add_sampling, sampling, score_line
+from oxibonsai.model import ScoredToken
 
 __all__ = ["add_options", "run"]
 
@@ -46,10 +49,15 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
             prompt_started = time.perf_counter()
             session.forward(ids, logits=None)
             fed = time.perf_counter()
-            tokens = session.generate(
-                args.max_tokens,
-                args.temperature,
-                **sampling(args),
+            scores: list[ScoredToken] = []
+            options = sampling(args, model)
+            tokens = (
+                session.generate(args.max_tokens, **options)
+                if args.logprobs is None
+                else _noted(
+                    session.generate_scored(args.max_tokens, n_best=args.logprobs, **options),
+                    scores,
+                )
             )
             out.write(args.prompt)
             out.flush()
@@ -68,6 +76,8 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
                 out.write(text.flush() + "\n")
                 out.flush()
             done = time.perf_counter()
+            for scored in scores:
+                print(score_line(scored, tokenizer), file=sys.stderr)
         if not args.quiet:
             print(
                 f"[{model.name} on {device.name} ({device.driver}): "
@@ -77,6 +87,12 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
                 file=sys.stderr,
             )
         return 130 if interrupted else 0
+
+
+def _noted(tokens: Iterator[ScoredToken], scores: list[ScoredToken]) -> Iterator[int]:
+    for scored in tokens:
+        scores.append(scored)
+        yield scored.token
 
 
 def _rate(tokens: int, seconds: float) -> str:

@@ -19,7 +19,7 @@ from oxibonsai.model.errors import (
     SessionFullError,
 )
 from oxibonsai.model.generation.sampling import Sampler
-from oxibonsai.model.generation.scoring import Perplexity
+from oxibonsai.model.generation.scoring import Perplexity, ScoredToken
 from oxibonsai.model.model import Model
 from oxibonsai.model.runtime.profile import Profile, Run
 from oxibonsai.model.session import Session
@@ -38,6 +38,7 @@ __all__ = [
     "RequestResult",
     "Run",
     "Sampler",
+    "ScoredToken",
     "Session",
     "SessionFileError",
     "SessionFullError",

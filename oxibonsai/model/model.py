@@ -14,7 +14,9 @@ from oxibonsai.metal import Device, MetalGraph
 from oxibonsai.model.architectures import ARCHITECTURES, ModelWeights, load_weights
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.engine import Engine
+from oxibonsai.model.generation.filedefaults import file_options
 from oxibonsai.model.generation.scoring import Perplexity
+from oxibonsai.model.generation.settings import SamplingOptions
 from oxibonsai.model.runtime.cache import KVDtype
 from oxibonsai.model.session import DEFAULT_CHUNK, Session
 from oxibonsai.model.tokenizer import Tokenizer
@@ -140,10 +142,19 @@ class Model:
             return frozenset()
         return self.tokenizer.eos_ids
 
+    @cached_property
+    def sampling_defaults(self) -> SamplingOptions:
+        """Arguments of ``Session.generate`` that the file recommends (``general.sampling.*``).
+
+        Chat takes them where the user gives none, and generate() does not. GGUFError, where one is
+        out of its range.
+        """
+        return file_options(self._file.metadata, self.path)
+
     def session(
         self,
         max_seq: int | None = None,
-        kv_dtype: Literal["f16", "f32"] = "f16",
+        kv_dtype: KVDtype = "f16",
         *,
         chunk: int = DEFAULT_CHUNK,
         profile: bool = False,
@@ -155,9 +166,10 @@ class Model:
         max_seq : int, optional
             Positions that the KV cache may grow to, at most the model's context_length; left out,
             2048 or the context_length, whichever is less. Memory is taken as the text grows.
-        kv_dtype : {"f16", "f32"}
-            Elements of the KV cache. Half rounds K and V, about 4e-4 of the logits' norm on the
-            demo model.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the KV cache. Rounding K and V changes the logits of the demo model by about
+            4e-4 of their norm in half and 1.1e-2 in 8 bits, where each key or value of a head
+            has a unit of its own; q8 needs a head_dim that is a multiple of 4.
         chunk : int
             Tokens of a prompt that run in one submission, 1 to 4096. Another size rounds in other
             places; 1 gives the bits of generation.
@@ -280,7 +292,7 @@ class Model:
         text: str | Sequence[int],
         *,
         window: int | None = None,
-        kv_dtype: Literal["f16", "f32"] = "f16",
+        kv_dtype: KVDtype = "f16",
         chunk: int = DEFAULT_CHUNK,
         progress: Callable[[int, int], object] | None = None,
     ) -> Perplexity:
@@ -293,7 +305,7 @@ class Model:
         window : int, optional
             A longer text is cut into windows of that many tokens, each read on its own; its first
             token is not predicted. Left out, 2048 or the context_length, whichever is less.
-        kv_dtype : {"f16", "f32"}
+        kv_dtype : {"f16", "f32", "q8"}
             As of session().
         chunk : int
             As of session().

@@ -4,21 +4,28 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from oxibonsai.model.choices import NO_TOKEN
 from oxibonsai.model.generation import Generation, GenerationOptions, LogitsCallback
 from oxibonsai.model.generation.asynchronous import in_thread
-from oxibonsai.model.generation.scoring import Perplexity, log_probabilities
+from oxibonsai.model.generation.scoring import Perplexity, ScoredToken, log_probabilities
+from oxibonsai.model.generation.settings import (
+    GREEDY,
+    Allowed,
+    AllowedCallback,
+    SamplingOptions,
+)
 from oxibonsai.model.generation.speculation import Speculation
 from oxibonsai.model.generation.stopping import Stop
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime import statefile
-from oxibonsai.model.runtime.cache import KVDtype
+from oxibonsai.model.runtime.cache import KVDtype, check_kv_dtype
 from oxibonsai.model.runtime.decoder import Decoder
 from oxibonsai.model.runtime.profile import Profile
 from oxibonsai.model.timeline import Timeline
@@ -36,6 +43,10 @@ Progress = Callable[[int, int], object]
 
 class SessionModel(LoadedModel, Protocol):
     """A loaded model with what its users call; sessions know theirs by it."""
+
+    @property
+    def sampling_defaults(self) -> SamplingOptions:
+        """The settings that the file recommends."""
 
     def session(
         self,
@@ -85,7 +96,7 @@ class Session:
         Whose weights are used.
     max_seq : int
         Positions the KV cache can grow to.
-    kv_dtype : {"f16", "f32"}
+    kv_dtype : {"f16", "f32", "q8"}
         Elements of the KV cache.
     chunk : int
         Tokens of a prompt that run in one submission.
@@ -112,8 +123,7 @@ class Session:
             raise ValueError(
                 f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"
             )
-        if kv_dtype not in ("f16", "f32"):
-            raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16' or 'f32'")
+        check_kv_dtype(kv_dtype, model.config)
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
@@ -229,7 +239,16 @@ class Session:
         """
         fed = self._check(ids)
         found = np.empty(len(fed), np.int64)
-        self._feed_all(fed, chunk, progress, _into(found), argmax=True)
+        self._timeline.choose_by(GREEDY)
+        with self._feeding(fed, chunk, all_rows=True) as chunks:
+            for start, stop in chunks:
+                for row, choices in self._decoder.choices(stop - start):
+                    tokens = [
+                        choice.token % NO_TOKEN for choice in choices
+                    ]  # 0 where there is none
+                    found[start + row : start + row + len(tokens)] = tokens
+                if progress is not None:
+                    progress(stop, len(fed))
         return found
 
     def log_probabilities(
@@ -280,14 +299,12 @@ class Session:
         fed: list[int],
         chunk: int | None,
         progress: Progress | None,
-        take: Callable[[int, npt.NDArray[Any]], None],
-        *,
-        argmax: bool = False,
+        take: Callable[[int, npt.NDArray[np.float32]], None],
     ) -> None:
-        """Feed tokens and pass their logits, or choices, to `take` in pieces."""
+        """Feed tokens and pass their logits to `take` in pieces."""
         with self._feeding(fed, chunk, all_rows=True) as chunks:
             for start, stop in chunks:
-                for row, piece in self._decoder.head(stop - start, argmax=argmax):
+                for row, piece in self._decoder.head(stop - start):
                     take(start + row, piece)
                 if progress is not None:
                     progress(stop, len(fed))
@@ -317,13 +334,19 @@ class Session:
     def generate(
         self,
         max_tokens: int = 64,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         *,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        min_p: float = 0.0,
-        repetition_penalty: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        penalty_window: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
+        choice: int | None = None,
+        allowed: Allowed | AllowedCallback | None = None,
         ignore_eos: bool = False,
         stop: Stop = (),
         logits_callback: LogitsCallback | None = None,
@@ -334,18 +357,41 @@ class Session:
 
         You may stop iterating at any time: the context then ends with the last yielded token.
 
+        Each option of sampling changes nothing where it is left out. They apply in the order mask,
+        bias, penalties, temperature, top-k, top-p (over what top-k kept), min-p.
+
         Parameters
         ----------
         max_tokens : int
             The maximum to yield.
         temperature : float
-            As of Sampler; 0 takes the most probable token.
-        top_k : int
-            As of Sampler.
-        top_p, min_p, repetition_penalty : float
-            As of Sampler.
+            Divides the logits; 0 takes the largest one (the lowest id of equal ones).
+        top_k : int, optional
+            Keeps the k largest logits; 0 keeps all.
+        top_p : float, optional
+            Keeps the fewest most probable tokens whose probabilities reach top_p, in (0, 1].
+        min_p : float, optional
+            Keeps tokens at least min_p times as probable as the most probable one, in [0, 1].
+        repetition_penalty : float, optional
+            Divides positive and multiplies negative logits of tokens in the window; 1 is off.
+        presence_penalty : float, optional
+            Subtracted from the logits of tokens in the window.
+        frequency_penalty : float, optional
+            Subtracted once for each time that a token is in the window.
+        penalty_window : int, optional
+            How many of the last tokens the penalties count, the prompt's included; -1: all. 64
+            where left out.
+        logit_bias : mapping of int to float, optional
+            Added to the logits of tokens; -inf forbids one.
         seed : int, optional
-            As of Sampler.
+            Of the noise, 0 to 2^64 - 1; left out, one is drawn. Equal logits, settings and seeds
+            give equal texts on every device, however many steps are in flight.
+        choice : int, optional
+            Which of several texts of one seed; 0 where left out.
+        allowed : iterable of int, bool [vocab] or callable, optional
+            The tokens that may be chosen, or a mask of them. A callable is given the tokens so far,
+            the prompt's included, before each choice, and returns one or the other, or None for
+            all; one step is in flight at a time then.
         ignore_eos : bool
             Continue past tokens that end a text (EOS, EOT). By default generation stops before one.
         stop : str or sequence of str and lists of int
@@ -354,15 +400,17 @@ class Session:
             middle a stop text begins belongs to it; `stream` yields the characters before it.
         logits_callback : callable, optional
             Called with the float32 [vocab] logits before each token is chosen. It may change them
-            in place; the choice is made from the result.
+            in place; the choice, and its log probability, is made from the result. One step is in
+            flight at a time then.
         lookahead : int, optional
-            Greedy steps in flight, 1 to 16, so that the device never waits for the host. Default:
-            16, or 1 on the cpu device, which runs on the host's threads and gains nothing.
+            Steps in flight, 1 to 16, so that the device never waits for the host. Default: 16, or 1
+            on the cpu device, which runs on the host's threads and gains nothing.
         draft_tokens : int
-            The most tokens, up to 31, that greedy generation guesses from an earlier place where
-            the text went on like this, to verify them in one step. It measures what that costs and
-            does it only where it pays. 0: never. The tokens are those of the plain steps, but for
-            ties within rounding on a device whose products of several tokens round differently.
+            The most tokens, up to 31, that are guessed from an earlier place where the text went on
+            like this, to verify them in one step. It measures what that costs and does it only
+            where it pays. 0: never. The tokens are those of the plain steps, but for ties within
+            rounding on a device whose products of several tokens round differently. Not with
+            callables, which have a say before each choice.
 
         Returns
         -------
@@ -374,30 +422,74 @@ class Session:
         SessionFullError
             If the next token does not fit; what was generated stays.
         ValueError
-            If nothing was fed, an argument is out of its range, or every logit is NaN or -inf.
+            If nothing was fed, an argument is out of its range, or every logit is NaN, -inf or not
+            allowed.
         """
-        return Generation(
-            self._timeline,
-            self.model,
+        return self._generation(
             max_tokens,
             temperature,
-            ignore_eos=ignore_eos,
-            stop=stop,
-            logits_callback=logits_callback,
-            lookahead=lookahead,
-            draft_tokens=draft_tokens,
-            speculations=self._speculations,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
+            {
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "repetition_penalty": repetition_penalty,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "penalty_window": penalty_window,
+                "logit_bias": logit_bias,
+                "seed": seed,
+                "choice": choice,
+                "allowed": allowed,
+                "ignore_eos": ignore_eos,
+                "stop": stop,
+                "logits_callback": logits_callback,
+                "lookahead": lookahead,
+                "draft_tokens": draft_tokens,
+            },
         ).tokens()
+
+    def generate_scored(
+        self,
+        max_tokens: int = 64,
+        temperature: float | None = 0.0,
+        *,
+        n_best: int = 0,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[ScoredToken]:
+        """Yield the tokens of generate() with their log probabilities.
+
+        Parameters
+        ----------
+        max_tokens : int
+            As of generate().
+        temperature : float
+            As of generate(). It does not change log probabilities, nor does any other option.
+        n_best : int
+            How many of the most probable tokens come with each, 0 to 32.
+        **options
+            The other parameters of generate().
+
+        Returns
+        -------
+        iterator of ScoredToken
+            The tokens, each with `log_probability` and, the most probable first, `best`.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of generate().
+        """
+        return self._generation(
+            max_tokens, temperature, options, scores=True, n_best=n_best
+        ).scored()
 
     def stream(
         self,
         max_tokens: int = 64,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
+        *,
+        on_token: Callable[[ScoredToken], object] | None = None,
+        n_best: int = 0,
         **options: Unpack[GenerationOptions],
     ) -> Iterator[str]:
         """Yield the text of generate() in pieces of whole characters.
@@ -410,6 +502,10 @@ class Session:
             As of generate().
         temperature : float
             As of generate().
+        on_token : callable, optional
+            Called with each token of the text, as generate_scored() yields it, before its piece.
+        n_best : int
+            As of generate_scored(), for `on_token`.
         **options
             The other parameters of generate().
 
@@ -423,20 +519,19 @@ class Session:
         SessionFullError, ValueError
             As of generate().
         """
-        return Generation(
-            self._timeline,
-            self.model,
+        return self._generation(
             max_tokens,
             temperature,
+            options,
             text=True,
-            speculations=self._speculations,
-            **options,
-        ).text()
+            scores=on_token is not None,
+            n_best=n_best,
+        ).text(on_token)
 
     def agenerate(
         self,
         max_tokens: int = 64,
-        temperature: float = 0.0,
+        temperature: float | None = 0.0,
         **options: Unpack[GenerationOptions],
     ) -> AsyncIterator[int]:
         """Yield the tokens of generate() to ``async for``.
@@ -463,7 +558,29 @@ class Session:
         SessionFullError, ValueError
             As of generate().
         """
-        return in_thread(self.generate(max_tokens, temperature, **options))
+        return in_thread(self._generation(max_tokens, temperature, options).tokens())
+
+    def _generation(
+        self,
+        max_tokens: int,
+        temperature: float | None,
+        options: GenerationOptions,
+        *,
+        text: bool = False,
+        scores: bool = False,
+        n_best: int = 0,
+    ) -> Generation:
+        return Generation(
+            self._timeline,
+            self.model,
+            max_tokens,
+            temperature,
+            text=text,
+            scores=scores,
+            n_best=n_best,
+            speculations=self._speculations,
+            **options,
+        )
 
     # Moving
 

@@ -8,8 +8,10 @@ A text has three ends, of which the host knows two and the device the third::
 - ``tokens[:position]`` is the text: fed by a caller, or given out by a generation.
 - Between position and cursor are *held* tokens: their steps have run and the host has read them,
   but they may still become part of a stop sequence, so that they are not given out yet.
-- Behind the cursor, greedy steps are in flight: the device chooses their tokens, which nobody has
-  read. Those of a draft that verify() confirmed lie there as well: the device has chosen the same.
+- Behind the cursor, steps are in flight: the device chooses their tokens, which nobody has read.
+  Those of a draft that verify() confirmed lie there as well: the device has chosen the same.
+
+A choice depends on the tokens before it, on their logits and on the text's `Rule` alone.
 
 The invariant, between any two calls:
 
@@ -18,8 +20,9 @@ The invariant, between any two calls:
 2. A generation changes the text by commit() alone. Every other change, and settle(), gives a new
    epoch, by which a generation that was left sees that the text is no longer its own.
 3. After settle() nothing is held or in flight: ``position == cursor == runner.position``.
-4. Where `chosen` is set, the token buffer holds the device's own choice at every place from
-   position to cursor. A choice outlives the logits it was made from, which later steps overwrite.
+4. From `chosen_from` on, what the runner last chose for a place up to the cursor is the choice of
+   the rule for this text. A choice outlives the logits it was made from, which later steps
+   overwrite; the runner may have forgotten it, and says so.
 5. A call that raises leaves the text as it was. The runner may not know its position then; the next
    settle() sets it.
 6. While tokens are fed, every other change is refused.
@@ -36,12 +39,15 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from oxibonsai.model.choices import NO_TOKEN, Rule, ScoredToken
 from oxibonsai.model.errors import SessionFullError
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["Runner", "Timeline"]
+
+_NEVER = 1 << 62  # a place that no text reaches
 
 
 class Runner(Protocol):
@@ -68,20 +74,38 @@ class Runner(Protocol):
     def feed(self, ids: Sequence[int], rows: int) -> None:
         """Run tokens from the position on in one submission, with logits of the last `rows`."""
 
-    def submit(self) -> None:
-        """Start a step of the token at the position, and do not wait for it."""
+    def choose_by(self, rule: Rule) -> None:
+        """Let choices be made by a rule from here on; nothing may be in flight."""
 
-    def verify(self, ids: Sequence[int]) -> list[int]:
+    def write_mask(self, mask: npt.NDArray[np.uint32]) -> None:
+        """Set the tokens that the next choice may take, of a rule with a mask."""
+
+    def submit(self) -> None:
+        """Start a step of the token at the position, and do not wait for it.
+
+        It chooses the token behind it, unless the rule is stepwise.
+        """
+
+    def choose(self, logits: npt.NDArray[np.float32] | None = None) -> None:
+        """Choose the token at the position by the logits of the last step.
+
+        Or by others: those of the last step are gone then.
+        """
+
+    def choice(self, place: int) -> ScoredToken | None:
+        """Return the choice that was made last for a place; None where a later one lies there."""
+
+    def put_choices(self, choices: Sequence[ScoredToken], place: int) -> None:
+        """Set the choices from a place on, and the last one's token, as if steps had made them."""
+
+    def verify(self, ids: Sequence[int]) -> list[ScoredToken]:
         """Run tokens from the position on and return the choice after each."""
 
     def finish(self, keep: int = 0) -> None:
         """Wait for all submitted steps but the last `keep`."""
 
     def rerun(self, position: int) -> None:
-        """Run the token before `position` again, for its logits and its choice."""
-
-    def token(self, at: int) -> int:
-        """Return the token at a position, fed or chosen."""
+        """Run the token before `position` again, for its logits."""
 
     def write_tokens(self, ids: Sequence[int], at: int) -> None:
         """Set tokens from position `at` on."""
@@ -89,14 +113,11 @@ class Runner(Protocol):
     def logits(self) -> npt.NDArray[np.float32]:
         """Return the logits of the last step."""
 
-    def logit(self, token: int) -> float:
-        """Return one logit of the last step."""
-
     def set_logits(self, logits: npt.NDArray[np.float32]) -> None:
-        """Take `logits` for the last step's, and choose the next token by them."""
+        """Take `logits` for the last step's."""
 
     def copy_from(self, other: Self, n_positions: int) -> None:
-        """Take over another runner's first n_positions, the token after them and the logits."""
+        """Take over another runner's first n_positions and the logits."""
 
 
 class Timeline:
@@ -115,7 +136,8 @@ class Timeline:
         self._max_seq = max_seq
         self._tokens: list[int] = []
         self._held: deque[int] = deque()
-        self._chosen = False
+        self._rule: Rule | None = None  # that the runner was told; None where that failed
+        self._chosen_from = _NEVER
         self._feeding = False  # in the body of feeding()
         self._epoch = 0
 
@@ -140,9 +162,9 @@ class Timeline:
         return list(self._held)
 
     @property
-    def chosen(self) -> bool:
-        """Whether the device's choice of the next token is known; see the invariant."""
-        return self._chosen
+    def chosen_from(self) -> int:
+        """The place from which on the runner's choices count; see the invariant."""
+        return self._chosen_from
 
     @property
     def epoch(self) -> int:
@@ -195,6 +217,16 @@ class Timeline:
         self._runner.seek(self.position)
         return self._epoch
 
+    def choose_by(self, rule: Rule) -> int:
+        """Settle, let tokens be chosen by a rule from here on, and return the new epoch."""
+        epoch = self.settle()
+        if rule != self._rule:
+            self._rule = None
+            self._chosen_from = _NEVER
+            self._runner.choose_by(rule)
+            self._rule = rule
+        return epoch
+
     @contextmanager
     def feeding(
         self, ids: Sequence[int], chunk: int, *, all_rows: bool
@@ -219,7 +251,6 @@ class Timeline:
         self.settle()
         before = self.position
         self._runner.reserve(before + len(ids))
-        self._chosen = False
 
         def chunks() -> Iterator[tuple[int, int]]:
             for start in range(0, len(ids), chunk):
@@ -229,6 +260,7 @@ class Timeline:
                 yield start, stop
 
         self._feeding = True
+        self._chosen_from = _NEVER
         try:
             yield chunks()
         except BaseException:
@@ -237,7 +269,6 @@ class Timeline:
         finally:
             self._feeding = False
         self._tokens += ids
-        self._chosen = True
 
     def rewind(self, position: int) -> None:
         """Forget all tokens from `position` on; ValueError unless it lies in 0..self.position."""
@@ -248,14 +279,13 @@ class Timeline:
             self.settle()
             self._runner.seek(position)
             del self._tokens[position:]
-            self._chosen = False
 
     def copy_from(self, other: Timeline) -> None:
         """Take over the text of another, settled timeline on a runner of the same shape."""
         self._runner.copy_from(other._runner, other.position)
         self._tokens = other.tokens
         self._held.clear()
-        self._chosen = other._chosen
+        self._chosen_from = _NEVER
         self._epoch += 1
 
     def restore(self, tokens: Sequence[int], logits: npt.NDArray[np.float32] | None) -> None:
@@ -273,7 +303,7 @@ class Timeline:
         self._runner.seek(len(tokens))
         self._tokens = list(tokens)
         self._held.clear()
-        self._chosen = logits is not None
+        self._chosen_from = _NEVER
         if logits is not None:
             self._runner.set_logits(logits)
         self._epoch += 1
@@ -292,26 +322,50 @@ class Timeline:
             return None
         return self._runner.logits()
 
-    def choice(self) -> int:
-        """Return the most probable token for the cursor, as the device chose it.
+    def choice(
+        self,
+        *,
+        logits: npt.NDArray[np.float32] | None = None,
+        mask: npt.NDArray[np.uint32] | None = None,
+    ) -> ScoredToken:
+        """Return the token that the rule chooses for the cursor.
+
+        Parameters
+        ----------
+        logits : float32 [vocab], optional
+            By which to choose instead of the step's own, of a stepwise rule.
+        mask : uint32 array, optional
+            The tokens that may be chosen, of a stepwise rule with a mask.
+
+        Returns
+        -------
+        ScoredToken
+            The choice.
 
         Raises
         ------
         ValueError
-            Where every logit is NaN or -inf.
+            Where every logit is NaN, -inf or masked.
         """
-        runner, at = self._runner, self.cursor
-        if not self._chosen:
-            runner.rerun(at)
-            self._chosen = not self._held  # held ones may be the host's choices
-        token = runner.token(at)
-        if token == 0 and runner.logits_end != at:
-            # The device also takes 0 where nothing can be taken. Only the logits tell the two
-            # apart, and a later step has overwritten them.
-            runner.rerun(at)
-        if runner.logits_end == at and not runner.logit(token) > -np.inf:
-            raise ValueError("no token can be drawn: every logit is NaN or -inf")
-        return token
+        runner, at, rule = self._runner, self.cursor, self._rule
+        if rule is None:
+            raise ValueError("there is no rule: choose_by() comes before choice()")
+        if mask is not None:
+            runner.write_mask(mask)
+        found = runner.choice(at) if at >= self._chosen_from else None
+        if found is None:
+            chosen_from, self._chosen_from = self._chosen_from, _NEVER
+            if logits is None and runner.logits_end != at:
+                runner.rerun(at)
+            runner.choose(logits)
+            found = runner.choice(at)
+            assert found is not None
+            if not rule.stepwise:
+                self._chosen_from = min(chosen_from, at)
+        if found.token == NO_TOKEN:
+            masked = "" if rule.mask is None else " or not allowed"
+            raise ValueError(f"no token can be drawn: every logit is NaN or -inf{masked}")
+        return found
 
     def take_choice(self, token: int, steps: int) -> None:
         """Hold the token that choice() gave, once its step has run.
@@ -338,7 +392,7 @@ class Timeline:
                 runner.submit()
             runner.finish(keep=runner.position - at - 1)
         except BaseException:
-            self._chosen = False  # how far the device came is not known
+            self._chosen_from = _NEVER  # how far the device came is not known
             raise
         self._held.append(token)
 
@@ -355,8 +409,8 @@ class Timeline:
     def verify(self, token: int, draft: Sequence[int]) -> int:
         """Run the token that choice() gave with a draft behind it, and keep what is confirmed.
 
-        Afterwards all is as if steps of as many tokens had been submitted one by one: the token
-        buffer holds them and the choice of the next one.
+        Afterwards all is as if steps of as many tokens had been submitted one by one: the runner
+        holds them and the choice of the next one.
 
         Parameters
         ----------
@@ -378,32 +432,19 @@ class Timeline:
             runner.reserve(end)
             choices = runner.verify([token, *draft])
             n_kept = 1
-            while n_kept <= len(draft) and choices[n_kept - 1] == draft[n_kept - 1]:
+            while n_kept <= len(draft) and choices[n_kept - 1].token == draft[n_kept - 1]:
                 n_kept += 1
             runner.seek(at + n_kept)
-            runner.write_tokens([choices[n_kept - 1]], at + n_kept)
+            runner.put_choices(choices[:n_kept], at + 1)
         except BaseException:
-            self._chosen = False  # what the token buffer holds is not known
+            self._chosen_from = _NEVER  # what the runner holds is not known
             raise
         return n_kept
-
-    def take(self, token: int) -> None:
-        """Hold a token that the host chose, once its step has run; SessionFullError at max_seq."""
-        at = self.cursor
-        self._check_room(at + 1, 1)
-        self._runner.reserve(at + 1)
-        self._chosen = False
-        self._runner.write_tokens([token], at)
-        self._runner.submit()
-        self._runner.finish()
-        self._held.append(token)
 
     def commit(self) -> int:
         """Take the oldest held token into the text, and return it."""
         if not self._held:
-            raise ValueError("no token is held: take() or take_choice() comes before commit()")
+            raise ValueError("no token is held: take_choice() comes before commit()")
         token = self._held.popleft()
         self._tokens.append(token)
-        if self._runner.logits_end == self.position:
-            self._chosen = True
         return token

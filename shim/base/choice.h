@@ -16,15 +16,30 @@ static inline oxb_u32 choice_high(oxb_u32 a, oxb_u32 b) {
     return (oxb_u32)(((oxb_u64)a * b) >> 32);
 }
 
-/* 2^31 * 2^(-u / 2^20), rounded; 0 from 32 * 2^20 on. e^-t is summed by its series, t in 2^-32. */
+/* Whether the settings change any logit. Where they do not, the logits are read in place of the
+ * adjusted ones. */
+static inline int choice_adjusts(struct oxb_sampling s, oxb_u32 n_masks, oxb_u32 n_biases) {
+    return s.mask < n_masks || (s.n_biases != 0 && s.first_bias < n_biases) || s.window != 0;
+}
+
+/* How far w is below the largest logit m, at most 2^30. */
+static inline oxb_u32 choice_distance(oxb_f32 m, oxb_f32 w, oxb_f32 scale) {
+    const oxb_f32 u = (m - w) * scale;
+    return u < 1073741824.0f ? (oxb_u32)u : 1u << 30;
+}
+
+/* 2^31 * 2^(-u / 2^20) within 3; 0 from 32 * 2^20 on. With x the fraction of u / 2^20, 2^-x =
+ * 1 - x P(x), the polynomial interpolated at Chebyshev's nodes, all in 2^-32. */
 static inline oxb_u32 choice_probability(oxb_u32 u) {
     if (u >= 32u << 20) return 0;
-    const oxb_u64 one = (oxb_u64)1 << 32;
-    const oxb_u64 t = (oxb_u64)(u & 0xfffffu) * 2977044472u >> 20; /* ln 2 in 2^-32 */
-    oxb_u64 sum = one;
-    for (oxb_u32 k = 12; k >= 1; k--) sum = one - (sum * t >> 32) / k;
-    const oxb_u32 shift = (u >> 20) + 1;
-    return (oxb_u32)((sum + ((oxb_u64)1 << (shift - 1))) >> shift);
+    const oxb_u32 x = u << 12, shift = u >> 20;
+    oxb_u32 sum = 639488u - choice_high(48550u, x);
+    sum = 5712048u - choice_high(sum, x);
+    sum = 41304489u - choice_high(sum, x);
+    sum = 238387495u - choice_high(sum, x);
+    sum = 1031764939u - choice_high(sum, x);
+    sum = 2977044471u - choice_high(sum, x);
+    return ((1u << 31) - choice_high(sum, x) / 2 + (1u << shift) / 2) >> shift;
 }
 
 /* log2(x / 2^63) + 63 in units of 2^-32, within 2^-28, for x > 0. */
@@ -54,21 +69,20 @@ static inline oxb_u64 choice_log2(oxb_u64 x) {
 static inline int choice_gumbel(oxb_u32 r) {
     const oxb_u64 y = 2 * (oxb_u64)r + 1; /* in 2^-33 */
     oxb_u64 negated;                      /* -log2(1 - y) */
-    oxb_u64 unit;                         /* log2 of its denominator */
+    oxb_i64 unit;                         /* log2 of its unit, in 2^-32 */
     if (y < (oxb_u64)1 << 27) {
-        /* y + y^2 / 2 + y^3 / 3 + y^4 / 4, in 2^-62; y < 2^-6 */
+        /* ln 2 times it: y + y^2 / 2 + y^3 / 3 + y^4 / 4, in 2^-62; y < 2^-6 */
         const oxb_u64 y2 = y * y >> 4; /* 2^-62 */
         const oxb_u64 y3 = (y2 >> 24) * y >> 9;
         const oxb_u64 y4 = (y3 >> 24) * y >> 9;
         negated = (y << 29) + y2 / 2 + y3 / 3 + y4 / 4;
-        /* 1 / ln 2 in log2: added after */
-        unit = 62;
-        const oxb_u64 log = choice_log2(negated) + 2271034279u; /* log2(1 / ln 2) in 2^-32 */
-        return (int)((oxb_i64)(log >> 12) - (oxb_i64)(unit << 20));
+        unit = 2271034279 - ((oxb_i64)62 << 32); /* log2(1 / ln 2) - 62 */
+    } else {
+        negated = ((oxb_u64)33 << 32) - choice_log2(((oxb_u64)1 << 33) - y);
+        unit = -((oxb_i64)32 << 32);
     }
-    negated = ((oxb_u64)33 << 32) - choice_log2(((oxb_u64)1 << 33) - y);
-    unit = 32;
-    return (int)((oxb_i64)(choice_log2(negated) >> 12) - (oxb_i64)(unit << 20));
+    /* rounded down; a shift of a negative number is not defined */
+    return (int)(((oxb_i64)choice_log2(negated) + unit + ((oxb_i64)64 << 32)) >> 12) - (64 << 20);
 }
 
 struct choice_words {

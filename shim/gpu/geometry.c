@@ -12,7 +12,8 @@
 #define SIZE(x, y, z, n_threads) .size = {x, y, z}, .threads = (n_threads), .suffix = ""
 #define ROWS_CONSTANT(rows)      .n_constants = 1, .constants = {CONSTANT(0, rows)} /* rows.h */
 
-/* At most 256 threads, which every pipeline takes. A SIMD-group computes several rows of a matrix,
+/* At most 256 threads, which every pipeline takes; sample_choose declares that it has more, for one
+ * threadgroup reads a whole vocabulary. A SIMD-group computes several rows of a matrix,
  * or one head of qk_norm_rope; embed and residual_add give each thread several elements. */
 #define GEMV_ROWS            4u
 #define GEMV_SIMDGROUPS      4u
@@ -24,10 +25,12 @@
 #define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
 #define GEMM_SIMDGROUPS      4u
 #define HEAD_SIMDGROUPS      4u
+#define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
-#define ATTENTION_SPLIT      128u /* positions of a split, at the least */
-#define ATTENTION_SPLITS     64u  /* the most */
+#define ATTENTION_SPLIT      128u /* positions of a split, at the least: shaders/attention.h */
+#define ATTENTION_SPLITS     64u  /* the most, enough for any length */
 #define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
+#define CHOOSE_THREADS       1024u
 
 #define BIT(format) (1u << OXB_DEVICE_FORMAT_##format)
 #define CODED       (BIT(Q1_G128) | BIT(Q2_G128) | BIT(Q2_G64))
@@ -60,24 +63,28 @@ static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
     const oxb_attention_shape *s = shape->attention;
     const uint32_t length = s->max_length ? s->max_length : s->max_seq;
     const uint32_t ratio = s->n_heads / s->n_kv_heads;
-    /* A batch has threadgroups enough as it is. */
-    const uint32_t splits =
-        s->n_tokens == 1 ? length / ATTENTION_SPLIT + (length % ATTENTION_SPLIT != 0) : 1;
+    const int single = s->n_tokens == 1 || s->batch; /* tokens of a sequence */
+    /* A prompt has threadgroups enough as it is. */
+    const uint32_t splits = single ? length / ATTENTION_SPLIT + (length % ATTENTION_SPLIT != 0) : 1;
     tile->splits = splits < ATTENTION_SPLITS ? splits : ATTENTION_SPLITS;
-    /* The queries that share each load of the caches: heads first, then tokens. A long head leaves
-     * registers for one only. */
+    /* The queries that share each load of the caches: heads first, then tokens of the sequence. A
+     * long head leaves registers for one only. */
     uint32_t queries = s->head_dim > 128 ? 1 : ATTENTION_QUERIES;
     while (queries > (uint64_t)s->n_tokens * ratio) queries /= 2;
     uint32_t heads = queries;
     while (ratio % heads) heads /= 2;
+    if (single) queries = heads;
     tile->size[0] = heads;
     tile->size[1] = queries / heads;
-    /* bytes of four elements */
-    const uint64_t four = s->kv_format == OXB_KV_Q8 ? 4 : s->kv_format == OXB_KV_F16 ? 8 : 16;
-    const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
     tile->constants[0].value.u32 = queries;
-    tile->constants[1].value.u32 = wide ? 4 : 2;
-    tile->constants[2].value.u32 = s->head_dim > 128;
+    tile->constants[1].value.u32 = s->head_dim > 128;
+    if (s->kv_format == OXB_KV_Q8) { /* always four elements at once */
+        tile->n_constants = 2;
+        return;
+    }
+    const uint64_t four = s->kv_format == OXB_KV_F16 ? 8 : 16; /* bytes of four elements */
+    const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
+    tile->constants[2].value.u32 = wide ? 4 : 2;
 }
 
 /* The kernels: what each computes, for which device formats, in which tile. The first row that
@@ -118,19 +125,19 @@ static const struct variant {
     {OXB_OP_ADD, ANY, {SIZE(4096, ALL, ALL, 256)}, NULL},
     {OXB_OP_BIAS, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
     {OXB_OP_QK_NORM_ROPE, ANY, {SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)}, NULL},
-    {OXB_OP_KV_STORE, ANY, {SIZE(1, 1, ALL, 128)}, NULL},
+    {OXB_OP_KV_STORE, ANY, {SIZE(1, 1, ALL, SIMD *KV_SIMDGROUPS)}, NULL},
     {OXB_OP_QKV_TO_CACHE, ANY, {SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)}, NULL},
     {OXB_OP_ATTENTION,
      ANY,
      {SIZE(1, 1, 1, SIMD *ATTENTION_SIMDGROUPS), .n_constants = 3,
-      .constants = {CONSTANT(0, 1), CONSTANT(1, 2), CONSTANT(2, 0)}},
+      .constants = {CONSTANT(0, 1), CONSTANT(2, 0), CONSTANT(1, 2)}},
      fit_attention},
     {OXB_OP_COMBINE, ANY, {SIZE(1, ALL, ALL, 128)}, NULL},
     {OXB_OP_ARGMAX_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
     {OXB_OP_ARGMAX, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
     {OXB_OP_ADVANCE, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
     {OXB_OP_SAMPLE_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
-    {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
+    {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, CHOOSE_THREADS)}, NULL},
 };
 
 void gpu_abilities(void *device, oxb_abilities *abilities) {

@@ -301,9 +301,11 @@ OXB_ASSERT(sizeof(struct oxb_bias) == 8, "oxb_bias must be 8 bytes");
 #define OXB_MAX_BEST 32u
 
 /* Both kernels of sample. sample_blocks writes to adjusted [n_vectors][n] the logits after mask,
- * bias and penalties; bindings: logits, settings, state, tokens, biases, masks, adjusted.
+ * bias and penalties, NaN as -inf, and behind them the largest of each block [n_vectors][n_blocks],
+ * -inf where none; bindings: logits, settings, state, tokens, biases, masks, adjusted.
  * sample_choose draws; bindings: logits, adjusted, settings, state, tokens, choices, best. Where
- * n_biases, n_masks or n_best is 0, that binding is not used. */
+ * the settings change no logit (choice_adjusts), a row of adjusted is neither written nor read.
+ * Where n_biases, n_masks or n_best is 0, that binding is not used. */
 struct oxb_sample_args {
     oxb_u32 n;
     oxb_u32 n_vectors;

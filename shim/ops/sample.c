@@ -38,6 +38,8 @@ oxb_status oxb_op_sample(oxb_commands *commands, const oxb_sample *s) {
     if (status != OXB_OK) return status;
     const uint64_t bytes = s->n * s->n_vectors * 4, rows = s->batch ? s->n_vectors : 1;
     const uint64_t slots = s->n_vectors * s->n_slots;
+    const uint64_t n_blocks = (s->n + OXB_ARGMAX_BLOCK - 1) / OXB_ARGMAX_BLOCK;
+    const uint64_t adjusted_bytes = bytes + n_blocks * s->n_vectors * 4;
     const uint32_t n_biases = s->biases.buffer ? (uint32_t)s->n_biases : 0;
     const uint32_t n_masks = s->masks.buffer ? (uint32_t)s->n_masks : 0;
     ops_operand blocks[] = {
@@ -66,8 +68,9 @@ oxb_status oxb_op_sample(oxb_commands *commands, const oxb_sample *s) {
     }
     if ((status = ops_check_apart(op, choose + 5, choose + 6)) != OXB_OK) return status;
     oxb_buffer *adjusted = NULL;
-    if ((status = front_commands_scratch(commands, bytes, &adjusted)) != OXB_OK) return status;
-    blocks[6] = choose[1] = (ops_operand){"adjusted", {adjusted, 0}, bytes, 0};
+    if ((status = front_commands_scratch(commands, adjusted_bytes, &adjusted)) != OXB_OK)
+        return status;
+    blocks[6] = choose[1] = (ops_operand){"adjusted", {adjusted, 0}, adjusted_bytes, 0};
     blocks[6].written = 1;
     struct oxb_sample_args args = {.n = (oxb_u32)s->n,
                                    .n_vectors = (oxb_u32)s->n_vectors,
@@ -76,8 +79,7 @@ oxb_status oxb_op_sample(oxb_commands *commands, const oxb_sample *s) {
                                    .n_masks = n_masks,
                                    .n_slots = s->n_slots,
                                    .n_best = s->n_best,
-                                   .n_blocks =
-                                       (oxb_u32)((s->n + OXB_ARGMAX_BLOCK - 1) / OXB_ARGMAX_BLOCK),
+                                   .n_blocks = (oxb_u32)n_blocks,
                                    .batch = s->batch != 0,
                                    .log_probabilities = s->log_probabilities != 0,
                                    .advance = s->advance != 0};

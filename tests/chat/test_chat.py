@@ -310,3 +310,44 @@ def test_variables_reach_the_template(model):
         chat = Chat(session, template=template(source), thinking=False)
         list(chat.send("a"))
         assert session.tokens[-2:] == list(b"no")
+
+
+# Settings
+
+
+def test_answer_is_drawn_as_the_file_recommends_unless_told_otherwise(device, tmp_path):
+    metadata = {"general.sampling.temp": 9.0, "general.sampling.penalty_repeat": 1.0}
+    path = write_chain(tmp_path / "hot.gguf", FOLLOWS, vocabulary=chat_vocabulary() | metadata)
+    with Model.load(path, device) as model, model.session() as session:
+        assert model.sampling_defaults == {"temperature": 9.0, "repetition_penalty": 1.0}
+        chat = Chat(session)
+
+        def say(*temperature: float, **options: Any) -> str:
+            chat.reset()
+            return "".join(chat.send("a", 6, *temperature, seed=1, **options))
+
+        drawn = say()
+        assert drawn != ANSWER
+        assert say(9.0) == say(temperature=9.0) == drawn
+        assert say(0.0) == say(top_k=1) == ANSWER
+        told: list[Any] = []
+        assert say(0.0, on_token=told.append, n_best=2) == ANSWER
+        assert bytes(scored.token for scored in told).decode() == ANSWER
+        assert all(len(scored.best) == 2 for scored in told)
+        # A generation that is told nothing stays greedy.
+        session.rewind(session.position - len(ANSWER))
+        assert bytes(session.generate(6)).decode() == ANSWER
+
+
+def test_file_with_absurd_settings_says_so_where_they_would_count(device, tmp_path):
+    metadata = {"general.sampling.top_p": 7.0}
+    path = write_chain(tmp_path / "bad.gguf", FOLLOWS, vocabulary=chat_vocabulary() | metadata)
+    with Model.load(path, device) as model, model.session() as session:
+        chat = Chat(session)
+        with pytest.raises(ValueError, match=r"general\.sampling\.top_p = 7\.0: top_p = 7\.0 must"):
+            chat.send("a")
+        assert chat.messages == []
+        explicit = chat.send(
+            "a", 6, 0.0, top_k=0, top_p=1.0, min_p=0.0, repetition_penalty=1.0, penalty_window=64
+        )
+        assert "".join(explicit) == ANSWER

@@ -99,6 +99,62 @@ def test_sampling_arguments_reach_the_sampler(capsys):
     assert text("--repetition-penalty", "5") != greedy
 
 
+def test_penalties_bias_and_window_reach_the_sampler(capsys):
+    def text(*arguments: str) -> str:
+        assert main(["generate", "--max-tokens", "30", "--quiet", *arguments]) == 0
+        return str(capsys.readouterr().out)
+
+    greedy = text()
+    for penalty in ("--presence-penalty", "--frequency-penalty"):
+        assert text(penalty, "9") != greedy
+        assert text(penalty, "9", "--penalty-window", "0") == greedy
+    with gguf.open(Q1_MODEL) as file:
+        comma = Tokenizer.from_gguf(file).encode(",")[0]
+    assert "," in greedy
+    assert "," not in text("--logit-bias", f"{comma}=-inf", "--logit-bias", "5=0.5")
+
+
+def test_log_probabilities_go_to_standard_error(capsys):
+    plain = ["generate", "--max-tokens", "3", "--quiet", "--temperature", "1", "--seed", "2"]
+    assert main(plain) == 0
+    out = capsys.readouterr().out
+    for n in (0, 2):
+        assert main([*plain, "--logprobs", str(n)]) == 0
+        found = capsys.readouterr()
+        assert found.out == out
+        lines = found.err.splitlines()
+        assert len(lines) == 3
+        for line in lines:
+            numbers = [float(x) for x in re.findall(r"-?\d+\.\d{4}", line)]
+            assert len(numbers) == 1 + n
+            assert numbers[1:] == sorted(numbers[1:], reverse=True)
+            assert all(x <= 0 for x in numbers)
+    assert "n_best = 33 must lie in 0..32" in fails(capsys, "generate", "--logprobs", 33)
+
+
+def test_file_recommends_settings_and_explicit_ones_win(path, capsys):
+    metadata = {
+        "general.sampling.temp": 5.0,
+        "general.sampling.top_k": gguf.ValueType.I32(-1),
+        "general.sampling.penalty_last_n": gguf.ValueType.I32(-1),
+    }
+    letters = chain("abcdefghijklmnopqrstuvwxyz")
+    write_chain(path, letters, vocabulary=byte_vocabulary() | metadata)
+
+    def run(*arguments: str) -> tuple[str, str]:
+        plain = ["generate", "--model", str(path), "--prompt", "a", "--quiet", "--seed", "3"]
+        assert main([*plain, "--max-tokens", "9", *arguments]) == 0
+        return capsys.readouterr()
+
+    out, err = run()
+    assert err == (f"[sampling as {path} recommends: temperature 5, top k 0, penalty window -1]\n")
+    assert out != "abcdefghij\n"
+    cold, err = run("--temperature", "0")
+    assert cold == "abcdefghij\n"
+    assert err == f"[sampling as {path} recommends: top k 0, penalty window -1]\n"
+    assert run("--top-k", "1", "--penalty-window", "3")[0] == cold
+
+
 def test_drafts_do_not_change_the_text(capsys):
     assert main(["generate", "--quiet", "--draft-tokens", "8"]) == 0
     assert capsys.readouterr().out == PROMPTS[0] + continuation(Q1_GOLDEN, 64) + "\n"
@@ -346,7 +402,11 @@ def test_argument_that_cannot_be_met_is_an_error(capsys, arguments, text):
         (("--top-p", "0"), "top_p = 0"),
         (("--min-p", "2"), "min_p = 2"),
         (("--repetition-penalty", "0"), "repetition_penalty = 0"),
-        (("--seed", "-1"), "negative"),
+        (("--seed", "-1"), "seed = -1 must be in 0.."),
+        (("--presence-penalty", "inf"), "presence_penalty = inf"),
+        (("--penalty-window", "-2"), "penalty_window = -2"),
+        (("--logit-bias", "5000=1"), "logit_bias of token 5000"),
+        (("--logit-bias", "5=nan"), "logit_bias of token 5 = nan"),
     ],
 )
 def test_sampling_argument_out_of_its_range_is_an_error_before_any_text(capsys, arguments, text):
@@ -361,6 +421,8 @@ def test_sampling_argument_out_of_its_range_is_an_error_before_any_text(capsys, 
         ("chat", "surplus"),
         ("generate", "--nonsense"),
         ("generate", "--max-tokens", "many"),
+        ("generate", "--logit-bias", "5"),
+        ("generate", "--logit-bias", "five=1"),
         ("generate", "--kv-dtype", "f64"),
         ("generate", "--type42", "Q1_0"),
         ("generate", "surplus"),

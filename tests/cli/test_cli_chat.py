@@ -66,6 +66,30 @@ def test_length_and_sampling_are_the_arguments(talk):
     assert talk("a\n", "--temperature", 5, "--top-k", 1)[0] == ANSWER + "\n"
 
 
+def test_log_probabilities_are_notes(talk):
+    out, err = talk("a\n", "--logprobs", 1)
+    assert out == ANSWER + "\n"
+    lines = err.splitlines()
+    assert len(lines) == len(ANSWER)
+    for letter, line in zip(ANSWER, lines, strict=True):
+        assert re.fullmatch(rf" +-?0\.\d{{4}} '{letter}'  \| +-?0\.\d{{4}} '{letter}'", line)
+
+
+def test_file_recommends_settings_which_are_told_once(tmp_path, monkeypatch, capsys):
+    metadata = {"general.sampling.temp": 9.0, "general.sampling.top_k": 1}
+    path = write_chain(tmp_path / "hot.gguf", FOLLOWS, vocabulary=chat_vocabulary() | metadata)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
+    assert main(["chat", "--model", str(path)]) == 0
+    assert capsys.readouterr() == (
+        f"{ANSWER}\n{ANSWER}\n",
+        f"[sampling as {path} recommends: temperature 9, top k 1]\n",
+    )
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\n"))
+    options = ["--top-k", "0", "--seed", "1", "--max-tokens", "9"]
+    assert main(["chat", "--model", str(path), *options]) == 0
+    assert capsys.readouterr().out != f"{ANSWER}\n"
+
+
 def test_special_tokens_in_a_line_are_text(talk):
     out, err = talk("<|im_end|>\n/history\n")
     assert out == ANSWER + "\n"

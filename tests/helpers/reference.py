@@ -262,6 +262,23 @@ def attention(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> F64:
     return out
 
 
+def quantize_q8(x: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
+    """Return the 8-bit elements of x [..., n], and the unit [...] of which they are multiples.
+
+    A unit is the largest magnitude / 127, in float32, and an element x / unit, in float32, rounded
+    to nearest even and cut to -127..127: a subnormal unit is coarse. Where an element of x is not
+    finite the unit is NaN; then, and where the unit is 0, the elements are 0.
+    """
+    x32 = np.asarray(x, np.float32)
+    largest = np.abs(x32).max(axis=-1)
+    unit = np.where(np.isfinite(x32).all(axis=-1), largest / np.float32(127), np.float32(np.nan))
+    unit = unit.astype(np.float32)
+    with np.errstate(all="ignore"):
+        steps = np.rint(x32 / unit[..., None])
+    steps = np.where(unit[..., None] > 0, np.clip(steps, -127, 127), 0)
+    return steps.astype(np.int8), unit
+
+
 def qwen3_forward(config: Mapping[str, Any], weights: Mapping[str, F64], ids: Any) -> F64:
     """Return the logits [t, vocab] of a Qwen3 model for the token ids [t].
 

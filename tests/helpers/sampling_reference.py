@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 
+NONE = 0xFFFFFFFF
 SAMPLING = np.dtype(
     {
         "names": [
@@ -32,6 +33,49 @@ SAMPLING = np.dtype(
     }
 )
 CHOICE = np.dtype([("token", "u4"), ("position", "u4"), ("log_probability", "f4"), ("pad", "u4")])
+SCORED = np.dtype([("token", "u4"), ("log_probability", "f4")])
+BIAS = np.dtype([("token", "u4"), ("value", "f4")])
+
+
+def settings(**values):
+    """Return settings that keep every token, at temperature 1, with some of them changed."""
+    one = np.zeros(1, SAMPLING)
+    one["seed"], one["scale"], one["least"], one["mask"] = (7, 9), 2**20 * 1.4427, NONE, NONE
+    one["repetition"] = one["inverse_repetition"] = 1
+    for name, value in values.items():
+        one[name] = value
+    return one
+
+
+def adjusted(logits, one, text, biases, masks):
+    """Return the logits after mask, bias and penalties, in float32 as defined, for a text so far."""
+    w = np.where(np.isnan(logits), -np.inf, logits).astype(np.float32)
+    n = len(w)
+    if one["mask"] < len(masks):
+        bits = np.unpackbits(masks[one["mask"]].astype("<u4").view(np.uint8), bitorder="little")
+        w[bits[:n] == 0] = -np.inf
+    first = int(one["first_bias"])
+    with np.errstate(all="ignore"):
+        for token, value in biases[first : first + int(one["n_biases"])]:
+            if token < n:
+                w[token] += value
+                if np.isnan(w[token]):
+                    w[token] = -np.inf
+        window = int(one["window"])
+        tokens, counts = np.unique(text[-window:] if window else [], return_counts=True)
+        for token, count in zip(tokens, counts, strict=True):
+            if token < n:
+                w[int(token)] = penalised(w[int(token)], int(count), one)
+    return w
+
+
+def penalised(logit, count, one):
+    """Return a logit less its penalties, rounded to float32 where the definition rounds."""
+    w = np.float32(logit * (one["inverse_repetition"] if logit > 0 else one["repetition"]))
+    # The product of two float32 is exact in float64, and the sum rounded twice at worst half-way.
+    w = np.float32(-np.float64(count) * np.float64(one["frequency"]) + np.float64(w))
+    w = np.float32(w - one["presence"])
+    return np.float32(-np.inf) if np.isnan(w) else w
 
 
 def philox(counter, key):
@@ -44,16 +88,22 @@ def philox(counter, key):
     return c
 
 
-def kept(w, scale, top_k, top_p, least):
-    """Return (token, distance) of what the filters keep, in the order of the definition."""
-    m = max(w)
-    order = sorted((i for i in range(len(w)) if w[i] > -math.inf), key=lambda i: (-w[i], i))
-    product = (np.float32(m) - np.asarray(w, np.float32)) * np.float32(scale)
-    found = [(i, int(min(product[i], 2.0**30))) for i in order[: top_k or None]]
-    weights = [2.0 ** (31 - u / 2**20) for _, u in found]
-    target = sum(weights) * top_p / 2**32 if top_p else math.inf
-    before = np.concatenate([[0.0], np.cumsum(weights)[:-1]])
-    return [f for f, b in zip(found, before, strict=True) if b < target and f[1] <= least]
+def kept(w, scale, top_k, top_p, least, slack=0.0):
+    """Return (token, distance) of what the filters keep, in the order of the definition.
+
+    With a slack, the sums may be off by that share, so that more or, if negative, less is kept.
+    """
+    w = np.asarray(w, np.float32)
+    order = np.argsort(-w, kind="stable")
+    order = order[w[order] > -np.inf][: int(top_k) or None]
+    with np.errstate(all="ignore"):
+        product = (w.max() - w[order]) * np.float32(scale)
+    u = np.minimum(product, np.float32(2.0**30)).astype(np.int64)
+    weights = 2.0 ** (31 - u / 2**20)
+    target = weights.sum() * int(top_p) / 2**32 * (1 + slack) if top_p else math.inf
+    before = np.cumsum(weights) - weights
+    keep = ((before < target) | (np.arange(len(u)) == 0)) & (u <= int(least))
+    return list(zip(order[keep].tolist(), u[keep].tolist(), strict=True))
 
 
 def keys(candidates, settings, position):
@@ -66,7 +116,38 @@ def keys(candidates, settings, position):
     return result
 
 
-def adjusted(logits, context=(), options=None):
+def draw_errors(w, one, position, token):
+    """Return what is wrong with a token that was drawn from adjusted logits; empty if nothing."""
+    w = np.where(np.isnan(w), -np.inf, w).astype(np.float32)
+    m = w.max()
+    if m == -np.inf or one["scale"] == 0 or m == np.inf:
+        right = NONE if m == -np.inf else int(np.argmax(w))
+        return "" if token == right else f"drew {token}, not {right}"
+    filters = [one[name] for name in ("scale", "top_k", "top_p", "least")]
+    # Integer probabilities are off by 2 of 2^31, and small ones by a half.
+    candidates = kept(w, *filters, slack=1e-6)
+    race = dict(zip([c[0] for c in candidates], keys(candidates, one, position), strict=True))
+    if token not in race:
+        return f"drew {token}, which the filters do not keep"
+    sure = {c[0] for c in kept(w, *filters, slack=-1e-6)}
+    least = min(race[t] for t in sure)
+    return "" if race[token] <= least + 4 else f"drew {token} at {race[token]}, not {least}"
+
+
+def best(logits, n_best, token):
+    """Return the largest logits' tokens, their log probabilities, and that of `token`."""
+    x = np.asarray(logits, np.float64)
+    numbers = np.flatnonzero(~np.isnan(x))
+    order = numbers[np.argsort(-x[numbers], kind="stable")][:n_best]
+    with np.errstate(all="ignore"):
+        m = x[numbers].max() if len(numbers) else -np.inf
+        total = m if np.isinf(m) else m + np.log(np.exp(x[numbers] - m).sum())
+        scores = [*(x[order] - total), *[-np.inf] * (n_best - len(order))]
+        own = -np.inf if token == NONE else x[token] - total
+    return [*order.tolist(), *[NONE] * (n_best - len(order))], scores, own
+
+
+def adjusted_by_options(logits, context=(), options=None):
     """Return logits after bias and penalties, by the options of a generation."""
     options = options or {}
     w = np.array(logits, np.float32)
@@ -86,7 +167,7 @@ def adjusted(logits, context=(), options=None):
 
 def expected_race(logits, place, *, seed, context=(), choice=0, **options):
     """Return the key of each token that may be drawn; the least wins."""
-    w = adjusted(logits, context, options)
+    w = adjusted_by_options(logits, context, options)
     scale = 2**20 / math.log(2) / options["temperature"]
     top_p = options.get("top_p", 1.0)
     min_p = options.get("min_p", 0.0)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import numpy as np
 import pytest
+from kv_caches import ALIGNED, ELEMENTS, KvCache
 
 
 class Heads(NamedTuple):
@@ -21,14 +21,27 @@ class Heads(NamedTuple):
     def n_qkv(self):
         return self.n_heads + 2 * self.n_kv_heads
 
-    @property
-    def layer_offset(self):
-        return self.layer * self.n_kv_heads * self.max_seq * self.head_dim
+    def caches(self, cache, fills=(0xFF, 0xFF), layers_after=0):
+        """Return caches of keys and values, of one page."""
+        return [
+            KvCache(
+                cache,
+                self.n_kv_heads,
+                self.head_dim,
+                self.max_seq,
+                n_layers=self.layer + 1 + layers_after,
+                fill=fill,
+            )
+            for fill in fills
+        ]
 
 
 SHAPES = [(4, 2, 64), (6, 2, 128), (3, 1, 2), (5, 5, 30), (1, 1, 512)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
-
-CACHES = {"f16": np.float16, "f32": np.float32}
-every_cache = pytest.mark.parametrize("cache", CACHES)
+every_cache = pytest.mark.parametrize("cache", ELEMENTS)
+every_cache_and_shape = pytest.mark.parametrize(
+    ("cache", "shape"),
+    [(cache, shape) for cache in ELEMENTS for shape in SHAPES if shape[2] % ALIGNED[cache] == 0],
+    ids=str,
+)

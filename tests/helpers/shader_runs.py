@@ -39,8 +39,8 @@ def tiles_for(extent: int, size: int) -> int:
 
 
 def state(position: int) -> NDArray[np.uint32]:
-    """Return struct oxb_decode_state with padding that a kernel must leave alone."""
-    return np.array([position, 0xAAAA, 0xBBBB, 0xCCCC], np.uint32)
+    """Return struct oxb_decode_state of a text alone, whose pages and padding no kernel reads."""
+    return np.array([position, 0, 0xBBBB, 0xCCCC], np.uint32)
 
 
 class Placed(NamedTuple):

@@ -10,8 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampling_reference import SAMPLING
 
+from oxibonsai.gguf import GGUFError
 from oxibonsai.model import Sampler
 from oxibonsai.model.choices import NO_TOKEN, SAMPLING_DTYPE
+from oxibonsai.model.generation.filedefaults import file_options, recommended
 from oxibonsai.model.generation.settings import GREEDY, SamplingSettings, mask_words
 
 NAN, INF = float("nan"), float("inf")
@@ -184,3 +186,57 @@ def test_mask_that_means_nothing_is_refused(allowed, message):
         mask_words(allowed, 5)
     with pytest.raises(ValueError, match=f"allowed: {message}"):
         Sampler().sample(np.zeros(5, np.float32), allowed=allowed)
+
+
+# What a file recommends
+
+
+def test_file_recommends_in_the_words_of_llama_cpp():
+    metadata = {
+        "general.sampling.temp": float(np.float32(0.7)),
+        "general.sampling.top_k": 20,
+        "general.sampling.top_p": float(np.float32(0.95)),
+        "general.sampling.min_p": float(np.float32(0.05)),
+        "general.sampling.penalty_repeat": float(np.float32(1.1)),
+        "general.sampling.penalty_last_n": -1,
+        "general.sampling.xtc_threshold": 0.1,
+    }
+    assert file_options(metadata, "f") == {
+        "temperature": 0.7,
+        "top_k": 20,
+        "top_p": 0.95,
+        "min_p": 0.05,
+        "repetition_penalty": 1.1,
+        "penalty_window": -1,
+    }
+    off = {"general.sampling.temp": -1.0, "general.sampling.top_k": -5}
+    assert file_options(off, "f") == {"temperature": 0.0, "top_k": 0}
+    assert file_options({}, "f") == {}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("temp", NAN, "is no number"),
+        ("temp", INF, "temperature = inf must be finite"),
+        ("temp", "warm", "is no number"),
+        ("top_k", 2.5, "is no whole number"),
+        ("top_k", True, "is no whole number"),
+        ("top_p", 0.0, "top_p = 0.0 must be in"),
+        ("min_p", 1.5, "min_p = 1.5 must be in"),
+        ("penalty_repeat", 0.0, "repetition_penalty = 0.0 must be finite and above 0"),
+        ("penalty_last_n", -2, "penalty_window = -2 must be in -1"),
+    ],
+)
+def test_file_that_recommends_what_cannot_be_is_refused_by_key(name, value, why):
+    class Model:
+        @property
+        def sampling_defaults(self):
+            return file_options({f"general.sampling.{name}": value}, "x.gguf")
+
+    with pytest.raises(GGUFError, match=rf"x\.gguf: general\.sampling\.{name} = .*{why}"):
+        recommended(Model(), {"temperature": 1})
+    everything = dict.fromkeys(
+        ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "penalty_window"), 1
+    )
+    assert recommended(Model(), everything) == {}

@@ -35,7 +35,7 @@ def model(device: metal.Device, tmp_path: Path, tensors: dict[str, Any]) -> Iter
         yield model
 
 
-@pytest.fixture(params=["f16", "f32"])
+@pytest.fixture(params=["f16", "f32", "q8"])
 def session(model: Model, request: pytest.FixtureRequest) -> Iterator[Session]:
     with model.session(kv_dtype=request.param) as session:
         session.forward(IDS, logits=None)
@@ -138,15 +138,23 @@ def test_file_is_what_safetensors_defines(model, session, tmp_path):
     header = json.loads(raw[8 : 8 + length])
     assert header.pop("__metadata__")["format"] == "oxibonsai session"
     assert set(header) == {"k", "v", "tokens", "logits"}
-    dtypes = {"F16": "<f2", "F32": "<f4", "U32": "<u4"}
+    dtypes = {"F16": "<f2", "F32": "<f4", "U32": "<u4", "U8": "u1"}
     found = {}
     for name, entry in header.items():
         start, stop = entry["data_offsets"]
         data = np.frombuffer(raw[8 + length + start : 8 + length + stop], dtypes[entry["dtype"]])
         found[name] = data.reshape(entry["shape"])
     assert found["tokens"].tolist() == IDS
-    assert found["k"].shape == found["v"].shape == (2, 2, 30, 64)
     np.testing.assert_array_equal(found["logits"], session._decoder.logits())
+    if session.kv_dtype == "q8":  # of a head, the elements and then the units of its positions
+        assert found["k"].shape == found["v"].shape == (2, 2, 30 * (64 + 4))
+        whole = np.empty((2, 2, 256 * (64 + 4)), np.uint8)
+        session._decoder.cache.v.read(whole)
+        np.testing.assert_array_equal(found["v"][..., : 30 * 64], whole[..., : 30 * 64])
+        units = whole[..., 256 * 64 : 256 * 64 + 30 * 4]
+        np.testing.assert_array_equal(found["v"][..., 30 * 64 :], units)
+        return
+    assert found["k"].shape == found["v"].shape == (2, 2, 30, 64)
     whole = np.empty((2, 2, 256, 64), found["v"].dtype)
     session._decoder.cache.v.read(whole)
     np.testing.assert_array_equal(found["v"], whole[:, :, :30])
@@ -376,8 +384,10 @@ def test_profile_tells_each_step(model, caplog):
             ("head", 16),
             ("prefill", 14),
             ("head", 14),
+            ("choice", 1),
             *[("decode", 1)] * 6,
         ]
+        assert profile.of("choice")[0].weight_bytes == 0
         for run in profile.runs:
             assert run.encode > 0
             assert run.device > 0
@@ -393,8 +403,8 @@ def test_profile_tells_each_step(model, caplog):
         assert total.encode <= total.wall
         assert total.weight_bytes == 6 * decode.weight_bytes
         assert session.device_time == profile.runs[-1].device
-        assert repr(profile) == "<Profile of 2 prefill, 6 decode, 2 head runs>"
-        assert len(caplog.records) == 10
+        assert repr(profile) == "<Profile of 2 prefill, 6 decode, 2 head, 1 choice runs>"
+        assert len(caplog.records) == 11
         assert "decode of 1: wall" in caplog.messages[-1]
         assert "dispatches" in caplog.messages[-1]
         profile.clear()

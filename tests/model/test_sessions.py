@@ -57,7 +57,7 @@ def test_cache_longer_than_the_context_is_refused(model, value):
 
 
 def test_unknown_kind_of_cache_is_refused(model):
-    with pytest.raises(ValueError, match="kv_dtype = 'bf16': 'f16' or 'f32'"):
+    with pytest.raises(ValueError, match="kv_dtype = 'bf16': 'f16', 'f32' or 'q8'"):
         model.session(kv_dtype="bf16")
 
 

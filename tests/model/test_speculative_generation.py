@@ -164,8 +164,50 @@ def test_logits_behind_a_draft_are_those_of_the_text(tiny):
             assert next(other.generate(1)) == follows
 
 
-@pytest.mark.parametrize("options", [{"temperature": 1.0}, {"logits_callback": lambda x: None}])
-def test_choices_of_the_host_are_not_drafted(tiny, options):
+SAMPLED: list[dict[str, Any]] = [
+    {"temperature": 0.05},
+    {"temperature": 0.3, "top_k": 3, "min_p": 0.1},
+    {"temperature": 0.2, "top_p": 0.8, "repetition_penalty": 1.05, "penalty_window": 5},
+    {"temperature": 0.0, "frequency_penalty": 0.02, "presence_penalty": -0.5},
+    {"temperature": 0.4, "logit_bias": {3: 0.5, 70: float("-inf")}, "allowed": range(1, 77)},
+]
+
+
+@pytest.mark.large
+@pytest.mark.parametrize("options", SAMPLED, ids=str)
+@pytest.mark.parametrize("draft_tokens", [1, 8, 31])
+def test_sampled_text_is_that_of_plain_steps(tiny, options, draft_tokens):
+    confirmed = rejected = 0
+    for seed in range(4):
+        plain, drafted, steps = texts(
+            tiny, prompt(seed, repeats=True), 100, draft_tokens, seed=seed, **options
+        )
+        assert drafted == plain
+        confirmed += sum(n_tokens - 1 for _, n_tokens in steps)
+        rejected += sum(n_tokens < n_rows for n_rows, n_tokens in steps)
+    assert confirmed
+    assert rejected
+
+
+def test_scores_of_a_draft_are_those_of_plain_steps(tiny):
+    found = []
+    for drafts in (0, 8):
+        with tiny.session() as session:
+            session.forward(prompt(2, repeats=True), logits=None)
+            speculation = eager(session, 8)
+            scored = session.generate_scored(60, 0.05, seed=1, n_best=3, draft_tokens=drafts)
+            found.append(list(scored))
+    assert any(n_tokens > 1 for _, n_tokens in speculation.steps)
+    for plain, drafted in zip(*found, strict=True):
+        assert drafted.token == plain.token
+        assert drafted.log_probability == pytest.approx(plain.log_probability, abs=1e-5)
+        assert [t for t, _ in drafted.best] == [t for t, _ in plain.best]
+
+
+@pytest.mark.parametrize(
+    "options", [{"allowed": lambda x: None}, {"logits_callback": lambda x: None}]
+)
+def test_choices_in_which_the_host_has_a_say_are_not_drafted(tiny, options):
     plain, drafted, steps = texts(tiny, prompt(2, repeats=True), 40, 8, seed=5, **options)
     assert drafted == plain
     assert steps == []

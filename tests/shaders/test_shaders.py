@@ -299,15 +299,30 @@ def test_swiglu_of_large_gates_is_their_limit(size):
 
 
 def embed(
-    name, m, tokens, position, order="random", max_tokens=None, grid=(3, 64), n_tokens=1, column=0
+    name,
+    m,
+    tokens,
+    states,
+    order="random",
+    max_tokens=None,
+    grid=(3, 64),
+    n_tokens=1,
+    column=0,
+    batch=0,
 ):
+    """Return the rows for the tokens at a position and after it, or with batch for each state."""
     n_rows, k = m.w64.shape
     max_tokens = len(tokens) if max_tokens is None else max_tokens
     out = np.full((n_tokens, k), SENTINEL)
     y = run(
         f"embed_{name}",
-        [m.data, np.asarray(tokens, np.uint32), state(position), out],
-        struct.pack("<QIIIIII", m.codes_offset, n_rows, k, max_tokens, n_tokens, column, 0),
+        [
+            m.data,
+            np.asarray(tokens, np.uint32),
+            np.asarray(state(states) if np.ndim(states) == 0 else states, np.uint32),
+            out,
+        ],
+        struct.pack("<QIIIIII", m.codes_offset, n_rows, k, max_tokens, n_tokens, column, batch),
         groups=(grid[0], n_tokens),
         threads=grid[1],
         order=order,
@@ -321,6 +336,26 @@ def test_embed_of_a_batch_gives_the_row_of_each_token(order):
     y = embed("q2_g64", m, [5, 0, 8, 3], 1, order, n_tokens=5)
     np.testing.assert_array_equal(y[:3], m.w64[[0, 8, 3]].astype(np.float32))
     assert np.isnan(y[3:]).all()  # there are no such tokens
+
+
+@every_order
+def test_embed_of_several_sequences_gives_the_row_of_each(order):
+    m = random_matrix("q2_g64", 9, 192)
+    states = [
+        (1, 2, 99, 99),
+        (0, 0, 99, 99),
+        (2**32 - 1, 1, 99, 99),  # of an idle sequence, not token 0
+        (3, 2, 99, 99),
+        (0, 2**32 - 1, 99, 99),
+        (2**31, 2**31 + 1, 99, 99),  # not token 1
+    ]
+    y = embed("q2_g64", m, [5, 0, 8, 3, 7], states, order, n_tokens=6, batch=1)
+    np.testing.assert_array_equal(y[:2], m.w64[[3, 5]].astype(np.float32))
+    assert np.isnan(y[2:]).all()
+    start = np.array([[1, 2, 99, 99]])
+    y = embed("q2_g64", m, [5, 0, 8, 3, 7], start, order, n_tokens=3, batch=0)
+    np.testing.assert_array_equal(y[:2], m.w64[[3, 7]].astype(np.float32))
+    assert np.isnan(y[2]).all()
 
 
 @every_format
@@ -474,9 +509,9 @@ def test_argmax_of_several_vectors(order, threads):
 
 def test_every_kernel_of_the_table_is_there_and_no_other():
     expected = {"rmsnorm", "residual_add", "bias_add", "qk_norm_rope", "attention_combine"}
-    expected |= {"argmax_blocks", "argmax", "advance"}
+    expected |= {"argmax_blocks", "argmax", "advance", "sample_blocks", "sample_choose"}
     for op in ("kv_store", "qkv_to_cache", "attention"):
-        expected |= {f"{op}_f16", f"{op}_f32"}
+        expected |= {f"{op}_f16", f"{op}_f32", f"{op}_q8"}
     for name in CODES:
         expected |= {f"gemv_{name}_norm", f"fused_gate_up_swiglu_{name}_norm"}
     for name in {formats.get(file_format).device_format for file_format in formats.FORMATS}:

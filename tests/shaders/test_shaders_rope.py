@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
-from shader_heads import CACHES, Heads, every_cache, every_shape
+from kv_caches import ALIGNED
+from shader_heads import Heads, every_cache_and_shape, every_shape
 from shader_runs import every_order, run, state, tiles_for
 
 
@@ -29,16 +30,9 @@ class Options(NamedTuple):
         """Return the columns of the rope table."""
         return self.rotary_dim or heads.head_dim
 
-    def pack(self, heads, eps, n_tokens):
+    def pack(self, heads, eps):
         return struct.pack(
-            "<6IfII",
-            *heads[:3],
-            self.rows(heads),
-            self.interleaved,
-            self.has_norm,
-            eps,
-            heads.max_seq,
-            n_tokens,
+            "<6If", *heads[:3], self.rows(heads), self.interleaved, self.has_norm, eps
         )
 
     def weights(self, heads):
@@ -62,7 +56,7 @@ def qk_norm_rope(heads, qkv, position, order="random", eps=1e-5, simdgroups=4, o
     y = run(
         "qk_norm_rope",
         [qkv, *norms, rope_table(heads.max_seq, options.rows(heads)), state(position)],
-        options.pack(heads, eps, n_tokens) + bytes(12),
+        options.pack(heads, eps) + struct.pack("<3I8x", heads.max_seq, n_tokens, 0),
         groups=(tiles_for(heads.n_heads + heads.n_kv_heads, simdgroups), n_tokens),
         threads=32 * simdgroups,
         order=order,
@@ -170,52 +164,57 @@ def test_without_a_norm_every_float_is_rotated_as_it_is(interleaved):
 
 def qkv_to_cache(heads, cache, qkv, position, order="random", simdgroups=3, options=PLAIN):
     n_tokens = len(qkv) // heads.n_qkv
-    shape = (heads.layer + 2, heads.n_kv_heads, heads.max_seq, heads.head_dim)
-    before = [np.full(shape, fill, CACHES[cache]) for fill in (3, -3)]
+    caches = heads.caches(cache, (0x5A, 0xA5), layers_after=1)
+    at = state(position)
     after = run(
         f"qkv_to_cache_{cache}",
         [
             qkv,
             *options.weights(heads),
             rope_table(heads.max_seq, options.rows(heads)),
-            *before,
-            state(position),
+            *(c.raw for c in caches),
+            at,
+            at,
         ],
-        struct.pack("<Q", heads.layer_offset) + options.pack(heads, 1e-5, n_tokens) + bytes(4),
+        caches[0].args(heads.layer, heads.max_seq)
+        + options.pack(heads, 1e-5)
+        + struct.pack("<2I12x", n_tokens, 0),
         groups=(tiles_for(heads.n_qkv, simdgroups), n_tokens),
         threads=32 * simdgroups,
         order=order,
     )
-    return before, after
+    return caches, after
 
 
 def check_qkv_to_cache(heads, cache, order, n_tokens, options):
     """Compare with qk_norm_rope, then a store."""
     n_q, n_qk = heads.n_heads, heads.n_heads + heads.n_kv_heads
     qkv = activations(n_tokens * heads.n_qkv * heads.head_dim).reshape(-1, heads.head_dim)
-    before, after = qkv_to_cache(heads, cache, qkv, 5, order, options=options)
+    expected, after = qkv_to_cache(heads, cache, qkv, 5, order, options=options)
     turned = qk_norm_rope(heads, qkv, 5, options=options)[0].reshape(
         n_tokens, heads.n_qkv, heads.head_dim
     )
     queries = after[0].reshape(turned.shape)[:, :n_q]
     np.testing.assert_array_equal(queries, turned[:, :n_q])
     for t in range(min(n_tokens, 2)):  # a third has no place
-        before[0][1, :, 5 + t] = turned[t, n_q:n_qk].astype(CACHES[cache])
-        before[1][1, :, 5 + t] = turned[t, n_qk:].astype(CACHES[cache])
-    np.testing.assert_array_equal(after[4], before[0])
-    np.testing.assert_array_equal(after[5], before[1])
+        expected[0].store(0, 1, 5 + t, turned[t, n_q:n_qk])
+        expected[1].store(0, 1, 5 + t, turned[t, n_qk:])
+    for got, e in zip(after[4:6], expected, strict=True):
+        np.testing.assert_array_equal(got, e.raw)
 
 
-@every_cache
+@every_cache_and_shape
 @every_order
-@every_shape
 @pytest.mark.parametrize("n_tokens", [1, 3])
 def test_qkv_to_cache_is_norm_rope_and_store(cache, order, shape, n_tokens):
     check_qkv_to_cache(Heads(*shape, 7, layer=1), cache, order, n_tokens, PLAIN)
 
 
-@every_cache
-@pytest.mark.parametrize(("shape", "rotary_dim"), ROTATIONS, ids=str)
+@pytest.mark.parametrize(
+    ("cache", "shape", "rotary_dim"),
+    [(c, s, r) for c in ALIGNED for s, r in ROTATIONS if s[2] % ALIGNED[c] == 0],
+    ids=str,
+)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("has_norm", [False, True])
 def test_qkv_to_cache_with_options_is_norm_rope_and_store(

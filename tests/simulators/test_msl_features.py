@@ -124,6 +124,7 @@ def test_compiles_the_chosen_kernels_only():
 
 
 CONSTANTS = """
+inline float first_of(constant float& at) { return at; }
 constant int SCALE [[function_constant(0)]];
 constant bool NEGATE [[function_constant(1)]];
 constant float ADD [[function_constant(7)]];

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import codecs
 import operator
+from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.model.generation.sampling import Sampler
+from oxibonsai.model.choices import MAX_BEST, ScoredToken
+from oxibonsai.model.generation.settings import (
+    Allowed,
+    AllowedCallback,
+    SamplingOptions,
+    SamplingSettings,
+    UnheatedOptions,
+    mask_words,
+)
 from oxibonsai.model.generation.speculation import Speculation
 from oxibonsai.model.generation.speculative import SpeculativeSteps, row_cost
 from oxibonsai.model.generation.stopping import Piece, Stop, StopScanner, stop_sequences
@@ -23,27 +32,27 @@ if TYPE_CHECKING:
 
 __all__ = ["Generation", "GenerationOptions", "LogitsCallback"]
 
+_ALL_WORDS = 0xFFFFFFFF
+
 LogitsCallback = Callable[[npt.NDArray[np.float32]], object]
 
 
-class SamplingOptions(TypedDict, total=False):
-    """Arguments of Sampler but the temperature."""
-
-    top_k: int
-    top_p: float
-    min_p: float
-    repetition_penalty: float
-    seed: int | None
-
-
-class GenerationOptions(SamplingOptions, total=False):
+class GenerationOptions(UnheatedOptions, total=False):
     """Arguments of Session.generate but the first two."""
 
+    allowed: Allowed | AllowedCallback | None
     ignore_eos: bool
     stop: Stop
     logits_callback: LogitsCallback | None
     lookahead: int | None
     draft_tokens: int
+
+
+class _Given(NamedTuple):
+    """What is given out: a piece of text, and the token's score where there is one."""
+
+    piece: Piece
+    scored: ScoredToken | None
 
 
 class Generation:
@@ -62,18 +71,22 @@ class Generation:
         timeline: Timeline,
         model: LoadedModel,
         max_tokens: int,
-        temperature: float,
+        temperature: float | None,
         *,
         text: bool = False,
+        scores: bool = False,
+        n_best: int = 0,
         ignore_eos: bool = False,
         stop: Stop = (),
+        allowed: Allowed | AllowedCallback | None = None,
         logits_callback: LogitsCallback | None = None,
         lookahead: int | None = None,
         draft_tokens: int = 0,
         speculations: dict[int, Speculation] | None = None,
-        **sampling: Unpack[SamplingOptions],
+        **sampling: Unpack[UnheatedOptions],
     ) -> None:
-        self._sampler = Sampler(temperature, **sampling)
+        given: SamplingOptions = {"temperature": temperature, **sampling}
+        settings = SamplingSettings.resolve(given, model.config.vocab_size)
         self._max_tokens = operator.index(max_tokens)
         if self._max_tokens < 0:
             raise ValueError(f"max_tokens = {max_tokens} must be 0 or more")
@@ -91,7 +104,23 @@ class Generation:
                 cost = row_cost(model.device.info.threads)
                 known[draft_tokens] = Speculation(draft_tokens, row_cost=cost)
             self._speculative = SpeculativeSteps(timeline, known[draft_tokens])
+        n_best = operator.index(n_best)
+        if not 0 <= n_best <= MAX_BEST:
+            raise ValueError(f"n_best = {n_best} must lie in 0..{MAX_BEST}")
         self._callback = logits_callback
+        self._n_vocab = model.config.vocab_size
+        self._allowed: AllowedCallback | None = None
+        mask = None
+        if callable(allowed):
+            self._allowed = allowed
+            mask = self._all_tokens()
+        elif allowed is not None:
+            mask = mask_words(allowed, self._n_vocab)
+        self._stepwise = logits_callback is not None or callable(allowed)
+        self._rule = settings.rule(
+            mask=mask, log_probabilities=scores, n_best=n_best, stepwise=self._stepwise
+        )
+        self._scored: deque[ScoredToken] = deque()  # chosen, and not yet given out
         self._check_continuable()
         texts, lists = stop_sequences(stop)
         self._scanner: StopScanner | None = None
@@ -106,30 +135,40 @@ class Generation:
 
     def tokens(self) -> Iterator[int]:
         """Yield the tokens."""
-        for piece in self._pieces():
-            if piece.token is not None:
-                yield piece.token
+        for _, scored in self._given():
+            if scored is not None:
+                yield scored.token
 
-    def text(self) -> Iterator[str]:
-        """Yield the text, never half a character."""
+    def scored(self) -> Iterator[ScoredToken]:
+        """Yield the tokens with their log probabilities."""
+        for _, scored in self._given():
+            if scored is not None:
+                yield scored
+
+    def text(self, take: Callable[[ScoredToken], object] | None = None) -> Iterator[str]:
+        """Yield the text, never half a character; `take` is called with each token of it."""
         utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        for piece in self._pieces():
+        for piece, scored in self._given():
+            if scored is not None and take is not None:
+                take(scored)
             if text := utf8.decode(piece.text):
                 yield text
         if text := utf8.decode(b"", final=True):
             yield text
 
-    def _pieces(self) -> Iterator[Piece]:
+    def _given(self) -> Iterator[_Given]:
         """Yield what is given out; each token is in the text by then."""
         scanner = self._scanner
         n = 0
         while n < self._max_tokens:
             if self._is_left():
                 self._begin(self._max_tokens - n)
-            token = self._run_next(self._max_tokens - n)
-            if token is None:
+            scored = self._run_next(self._max_tokens - n)
+            if scored is None:
                 break
             n += 1
+            self._scored.append(scored)
+            token = scored.token
             yield from self._commit([Piece(token, b"")] if scanner is None else scanner.push(token))
             if scanner is not None and scanner.stopped:
                 break
@@ -138,14 +177,16 @@ class Generation:
         if not self._is_left() and not self._timeline.closed:
             self._timeline.settle()
 
-    def _commit(self, pieces: list[Piece]) -> Iterator[Piece]:
+    def _commit(self, pieces: list[Piece]) -> Iterator[_Given]:
         """Yield pieces, each token committed first, until somebody else moves the text."""
         for piece in pieces:
             if self._is_left():
                 return  # what was held back is no part of the text that is there now
-            if piece.token is not None:
+            if piece.token is None:
+                yield _Given(piece, None)
+            else:
                 self._timeline.commit()
-            yield piece
+                yield _Given(piece, self._scored.popleft())
 
     def _is_left(self) -> bool:
         """Whether somebody else has moved the text since this generation did."""
@@ -154,8 +195,9 @@ class Generation:
     def _begin(self, budget: int) -> None:
         """Start at the end of the text, at first and after somebody else moved it."""
         self._check_continuable()
-        self._epoch = self._timeline.settle()
+        self._epoch = self._timeline.choose_by(self._rule)
         self._window = 1
+        self._scored.clear()
         if self._scanner is not None:
             self._scanner.reset()
         if self._speculative is not None:
@@ -166,34 +208,49 @@ class Generation:
         if self._timeline.position == 0:
             raise ValueError("nothing to continue: feed a prompt with forward() first")
 
-    def _run_next(self, budget: int) -> int | None:
-        """Choose the next token and run its step; None at the end of the text."""
-        self._timeline.check_open()
-        if self._sampler.greedy and self._callback is None:
-            return self._run_greedy(budget)
-        return self._run_sampled()
+    def _run_next(self, budget: int) -> ScoredToken | None:
+        """Choose the next token and run its step; None at the end of the text.
 
-    def _run_greedy(self, budget: int) -> int | None:
-        """Let the device choose: the steps that follow are in flight before the choice is read."""
-        token = self._timeline.choice()
+        The steps that follow are in flight before their choices are read, where the host has no say
+        in them.
+        """
+        timeline = self._timeline
+        timeline.check_open()
+        scored = self._choose_stepwise() if self._stepwise else timeline.choice()
+        token = scored.token
         if token in self._ends:
             return None
+        if self._stepwise:
+            timeline.take_choice(token, 1)
+            return scored
         steps = min(self._window, budget)
         if self._speculative is None:
-            self._timeline.take_choice(token, steps)
+            timeline.take_choice(token, steps)
         elif not self._speculative.take(token, steps, budget):
             self._window = 1
-            return token
+            return scored
         self._window = min(2 * self._window, self._lookahead)
-        return token
+        return scored
 
-    def _run_sampled(self) -> int | None:
-        """Choose on the host."""
-        logits = self._timeline.logits()
+    def _choose_stepwise(self) -> ScoredToken:
+        """Let the device choose from what the callbacks leave."""
+        timeline = self._timeline
+        mask = logits = None
+        if self._allowed is not None:
+            allowed = self._allowed([*timeline.history()])
+            mask = self._all_tokens() if allowed is None else mask_words(allowed, self._n_vocab)
         if self._callback is not None:
+            before = timeline.logits()
+            logits = before.copy()
             self._callback(logits)
-        token = self._sampler.sample(logits, self._timeline.history())
-        if token in self._ends:
-            return None
-        self._timeline.take(token)
-        return token
+            if (logits.view(np.uint32) == before.view(np.uint32)).all():
+                logits = None
+        if self._is_left():
+            raise RuntimeError(
+                "a callable moved the text whose next token it has a say in: use another session "
+                "in it"
+            )
+        return timeline.choice(logits=logits, mask=mask)
+
+    def _all_tokens(self) -> npt.NDArray[np.uint32]:
+        return np.full((self._n_vocab + 31) // 32, _ALL_WORDS, np.uint32)

@@ -21,6 +21,7 @@ __all__ = [
     "AllowedCallback",
     "SamplingOptions",
     "SamplingSettings",
+    "UnheatedOptions",
     "mask_words",
 ]
 
@@ -36,13 +37,9 @@ _SMALLEST, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
 _MAX_SEED = (1 << 64) - 1
 
 
-class SamplingOptions(TypedDict, total=False):
-    """What a user may say of the choice of tokens; None is as good as nothing.
+class UnheatedOptions(TypedDict, total=False):
+    """SamplingOptions but the temperature, which generate() takes by place."""
 
-    SamplingSettings documents each option.
-    """
-
-    temperature: float | None
     top_k: int | None
     top_p: float | None
     min_p: float | None
@@ -53,6 +50,15 @@ class SamplingOptions(TypedDict, total=False):
     seed: int | None
     choice: int | None
     logit_bias: Mapping[int, float] | None
+
+
+class SamplingOptions(UnheatedOptions, total=False):
+    """What a user may say of the choice of tokens; None is as good as nothing.
+
+    SamplingSettings documents each option.
+    """
+
+    temperature: float | None
 
 
 @dataclass(frozen=True)

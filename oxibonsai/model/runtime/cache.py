@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -11,9 +11,10 @@ import numpy.typing as npt
 from oxibonsai.metal import Buffer, Device
 from oxibonsai.model.config import ModelConfig
 
-__all__ = ["KVCache", "KVDtype", "length_bucket"]
+__all__ = ["KV_DTYPES", "KVCache", "KVDtype", "check_kv_dtype", "length_bucket"]
 
-KVDtype: TypeAlias = Literal["f16", "f32"]
+KVDtype: TypeAlias = Literal["f16", "f32", "q8"]
+KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
 _SHORTEST = 256
 
 
@@ -25,8 +26,21 @@ def length_bucket(n_positions: int, max_seq: int) -> int:
     return min(bucket, max_seq)
 
 
+def check_kv_dtype(kv_dtype: str, config: ModelConfig) -> None:
+    """Raise ValueError for a kv_dtype that is none, or that heads of the model cannot have."""
+    if kv_dtype not in KV_DTYPES:
+        raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16', 'f32' or 'q8'")
+    if kv_dtype == "q8" and config.head_dim % 4:
+        raise ValueError(
+            f"kv_dtype = 'q8' needs a head_dim that is a multiple of 4, the model's is "
+            f"{config.head_dim}: use 'f16'"
+        )
+
+
 class KVCache:
     """Keys and values, [layer, n_kv_heads, capacity, head_dim] each.
+
+    In 8 bits, the units of a head's positions, float32 [capacity], follow its elements.
 
     Attributes
     ----------
@@ -41,37 +55,57 @@ class KVCache:
     ) -> None:
         nbytes = self.nbytes_of(config, kv_dtype, capacity)
         self.capacity = capacity
-        self._row_bytes = config.head_dim * self.itemsize_of(kv_dtype)
+        self._parts = self._parts_of(config, kv_dtype)
         self._n_heads = config.n_layers * config.n_kv_heads
         self.k = device.buffer(nbytes, storage=device.working_storage)
         self.v = device.buffer(nbytes, storage=device.working_storage)
 
     @staticmethod
-    def itemsize_of(kv_dtype: KVDtype) -> int:
-        """Bytes of an element."""
-        return 2 if kv_dtype == "f16" else 4
+    def _parts_of(config: ModelConfig, kv_dtype: KVDtype) -> tuple[int, ...]:
+        """Return the bytes of a position in each array of a head."""
+        n = config.head_dim
+        return {"f32": (4 * n,), "f16": (2 * n,), "q8": (n, 4)}[kv_dtype]
+
+    @classmethod
+    def row_bytes_of(cls, config: ModelConfig, kv_dtype: KVDtype) -> int:
+        """Bytes of a position of a head."""
+        return sum(cls._parts_of(config, kv_dtype))
 
     @classmethod
     def nbytes_of(cls, config: ModelConfig, kv_dtype: KVDtype, n_positions: int) -> int:
         """Bytes of the keys, or of the values, of n_positions."""
         heads = config.n_layers * config.n_kv_heads
-        return heads * n_positions * config.head_dim * cls.itemsize_of(kv_dtype)
+        return heads * n_positions * cls.row_bytes_of(config, kv_dtype)
 
     def read(self, buffer: Buffer, n_positions: int) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield the first n_positions of each head of each layer, as bytes.
 
         The array is the same one each time.
         """
-        rows = np.empty(n_positions * self._row_bytes, np.uint8)
+        rows = np.empty(n_positions * sum(self._parts), np.uint8)
         for head in range(self._n_heads):
-            if n_positions:
-                buffer.read(rows, head * self.capacity * self._row_bytes)
+            for part, at in self._pieces(head, rows):
+                buffer.read(part, at)
             yield rows
 
     def write(self, buffer: Buffer, head: int, rows: npt.NDArray[np.uint8]) -> None:
         """Set the first positions of a head, counted over all layers."""
-        if rows.size:
-            buffer.write(rows, head * self.capacity * self._row_bytes)
+        for part, at in self._pieces(head, rows):
+            buffer.write(part, at)
+
+    def _pieces(
+        self, head: int, rows: npt.NDArray[np.uint8]
+    ) -> Iterator[tuple[npt.NDArray[np.uint8], int]]:
+        """Yield the arrays of some positions of a head, and where they lie in a buffer."""
+        row_bytes = sum(self._parts)
+        n_positions = rows.size // row_bytes
+        at = head * self.capacity * row_bytes
+        first = 0
+        for nbytes in self._parts:
+            if n_positions:
+                yield rows[first : first + n_positions * nbytes], at
+            first += n_positions * nbytes
+            at += self.capacity * nbytes
 
     def copy_from(self, other: KVCache, n_positions: int) -> None:
         """Take over the first n_positions of another cache of the same shape."""

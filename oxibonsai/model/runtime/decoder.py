@@ -9,13 +9,17 @@ from contextlib import suppress
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.metal import BufferCreationError, Commands
+from oxibonsai.metal import Buffer, BufferCreationError, Commands
+from oxibonsai.model.choices import NO_TOKEN, Rule, ScoredToken
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.rope import rope_table
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket
+from oxibonsai.model.runtime.choosing import ChoiceBuffers
 from oxibonsai.model.runtime.profile import Profile, Run
 from oxibonsai.model.runtime.recordings import Recordings
 from oxibonsai.model.runtime.steps import (
+    AnyStep,
+    ChoiceStep,
     HeadStep,
     Step,
     TextBuffers,
@@ -64,6 +68,9 @@ class Decoder:
         self._refuse_too_long()
         self.cache, self._text = self._allocate(length_bucket(1, max_seq))
         self._work = Workspace(self._device, model.config, 1)
+        self._choosing = ChoiceBuffers(self._device, model.config.vocab_size)
+        self._choice = ChoiceStep()
+        self._chooses = True  # whether a decode step ends with a choice
         self._text.state.write(np.zeros(4, np.uint32))
         self.position = 0
         self.logits_end = _UNKNOWN
@@ -131,11 +138,26 @@ class Decoder:
         """Set tokens from position `at` on."""
         self._text.tokens.write(np.array(ids, np.uint32), 4 * at)
 
-    def token(self, at: int) -> int:
-        """Return the token at a position, fed or chosen."""
-        out = np.empty(1, np.uint32)
-        self._text.tokens.read(out, 4 * at)
-        return int(out[0])
+    def choose_by(self, rule: Rule) -> None:
+        """Let choices be made by a rule from here on; nothing may be in flight."""
+        if self._choosing.write(rule):
+            self._recordings.clear()
+        self._choice = ChoiceStep(rule.log_probabilities, rule.n_best)
+        self._chooses = not rule.stepwise
+
+    def write_mask(self, mask: npt.NDArray[np.uint32]) -> None:
+        """Set the tokens that the next choice may take, of a rule with a mask."""
+        self._choosing.mask.write(mask)
+
+    def choice(self, place: int) -> ScoredToken | None:
+        """Return the choice that was made last for a place; None where a later one lies there."""
+        return self._choosing.read(place, self._choice.n_best)
+
+    def put_choices(self, choices: Sequence[ScoredToken], place: int) -> None:
+        """Set the choices from a place on, and the last one's token, as if steps had made them."""
+        self._choosing.put(choices, place, self._choice.n_best)
+        token = choices[-1].token
+        self.write_tokens([0 if token == NO_TOKEN else token], place + len(choices) - 1)
 
     def logits(self) -> npt.NDArray[np.float32]:
         """Return the logits of the last step."""
@@ -143,18 +165,10 @@ class Decoder:
         self._text.logits.read(out)
         return out
 
-    def logit(self, token: int) -> float:
-        """Return one logit of the last step."""
-        out = np.empty(1, np.float32)
-        self._text.logits.read(out, 4 * token)
-        return float(out[0])
-
     def set_logits(self, logits: npt.NDArray[np.float32]) -> None:
-        """Take `logits` for the last step's, and choose the next token by them."""
+        """Take `logits` for the last step's."""
         self._text.logits.write(logits)
         self.logits_end = self.position
-        best = int(np.argmax(np.where(np.isnan(logits), -np.inf, logits)))
-        self.write_tokens([best], self.position)
 
     def copy_from(self, other: Decoder, n_positions: int) -> None:
         """Take over another decoder's first n_positions, the token after them and the logits."""
@@ -178,56 +192,83 @@ class Decoder:
             self._resize(n_tokens)
         self._run(self._step(n_tokens, rows)._replace(float32=float32), n_tokens)
 
-    def head(
-        self, n_tokens: int, *, argmax: bool, float32: bool = False
-    ) -> Iterator[tuple[int, npt.NDArray[np.float32] | npt.NDArray[np.uint32]]]:
-        """Yield (first row, logits or their argmax) in pieces for the n_tokens just fed.
-
-        They must have been fed with as many rows as tokens.
-        """
-        vocab = self.model.config.vocab_size
+    def head(self, n_tokens: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
+        """Yield (first row, logits) in pieces for the n_tokens just fed, all of them rows."""
         if n_tokens == 1:
-            if argmax:
-                yield 0, np.array([self.token(self.position)], np.uint32)
-            else:
-                yield 0, self.logits()[None]
+            yield 0, self.logits()[None]
             return
-        if not self._work.n_rows:
-            self._work.add_rows(self._device, self.model.config, _HEAD_ROWS)
-        for first in range(0, n_tokens, _HEAD_ROWS):
-            step = HeadStep(first, min(_HEAD_ROWS, n_tokens - first), argmax, float32)
-            self._run(step, 0)
-            rows, choices = self._work.rows, self._work.choices
-            assert rows is not None
-            assert choices is not None
-            if first + step.n_tokens == n_tokens:
-                last = np.empty(vocab, np.float32)
-                self.set_logits(rows.read(last, 4 * vocab * (step.n_tokens - 1)))
-            if argmax:
-                yield first, choices.read(np.empty(step.n_tokens, np.uint32))
-            else:
-                yield first, rows.read(np.empty((step.n_tokens, vocab), np.float32))
+        for step, rows in self._head_steps(n_tokens, HeadStep(0, 0)):
+            read = rows.read(np.empty((step.n_tokens, self.model.config.vocab_size), np.float32))
+            if step.first + step.n_tokens == n_tokens:
+                self.set_logits(read[-1])
+            yield step.first, read
 
-    def verify(self, ids: Sequence[int]) -> list[int]:
+    def choices(self, n_tokens: int) -> Iterator[tuple[int, list[ScoredToken]]]:
+        """Yield (first row, choices) in pieces for the n_tokens just fed, all of them rows."""
+        if n_tokens == 1:
+            self.choose()
+            found = self.choice(self.position)
+            assert found is not None
+            yield 0, [found]
+            return
+        for step, rows in self._head_steps(n_tokens, HeadStep(0, 0, choice=self._choice)):
+            if step.first + step.n_tokens == n_tokens:
+                last = np.empty(self.model.config.vocab_size, np.float32)
+                self.set_logits(rows.read(last, last.nbytes * (step.n_tokens - 1)))
+            yield step.first, self._read_rows(step.n_tokens)
+
+    def verify(self, ids: Sequence[int]) -> list[ScoredToken]:
         """Run tokens and return the choice after each, as decode steps in float32 make it."""
         if self._work.n_tokens < _HEAD_ROWS:
             # At once for all lengths of a draft: each resizing costs all recordings.
             self._resize(_HEAD_ROWS)
         self.feed(ids, len(ids), float32=True)
-        found: list[int] = []
-        for _, choices in self.head(len(ids), argmax=True, float32=True):
-            found += choices.tolist()
+        found: list[ScoredToken] = []
+        form = HeadStep(0, 0, float32=True, choice=self._choice)
+        for step, _ in self._head_steps(len(ids), form):
+            found += self._read_rows(step.n_tokens)
         return found
 
+    def _head_steps(self, n_tokens: int, form: HeadStep) -> Iterator[tuple[HeadStep, Buffer]]:
+        """Run the head of the n_tokens just fed in pieces, and yield each with its logits."""
+        if not self._work.n_rows:
+            self._work.add_rows(self._device, self.model.config, _HEAD_ROWS)
+        rows = self._work.rows
+        assert rows is not None
+        end = self.position
+        for first in range(0, n_tokens, _HEAD_ROWS):
+            step = form._replace(first=first, n_tokens=min(_HEAD_ROWS, n_tokens - first))
+            if step.choice is not None:
+                self.seek(end - n_tokens + first)  # the places of choices are counted from there
+            self._run(step, 0)
+            self.seek(end)
+            yield step, rows
+
+    def _read_rows(self, n_rows: int) -> list[ScoredToken]:
+        assert self._work.choices is not None
+        return self._work.choices.read(n_rows, self._choice.n_best)
+
+    def choose(self, logits: npt.NDArray[np.float32] | None = None) -> None:
+        """Choose the token at the position by the logits of the last step.
+
+        Or by others: those of the last step are gone then.
+        """
+        at = self.position
+        if logits is not None:
+            self._text.logits.write(logits)
+        self.seek(at - 1)
+        self._run(self._choice, 1)
+        self.logits_end = at if logits is None else _UNKNOWN
+
     def rerun(self, position: int) -> None:
-        """Run the token before `position` again, for its logits and its choice."""
+        """Run the token before `position` again, for its logits."""
         self.seek(position - 1)
         self.submit()
         self.finish()
 
     def submit(self) -> None:
         """Start a decode step of the token at the position, and do not wait for it."""
-        step = self._step(1, 1)
+        step = self._step(1, 1)._replace(choice=self._choice if self._chooses else None)
         commands = self._recorded(step)
         if self._flying is not commands:
             self.finish()
@@ -267,7 +308,7 @@ class Decoder:
             if n == 1:
                 self.logits_end = self.position
 
-    def _run(self, step: Step | HeadStep, n_tokens: int) -> None:
+    def _run(self, step: AnyStep, n_tokens: int) -> None:
         """Run a step that moves the position on by n_tokens, and wait for it."""
         self.finish()
         commands = self._recorded(step)
@@ -299,10 +340,12 @@ class Decoder:
         # Only the attention of a single row is split by the length.
         return Step(n_tokens, rows, bucket if rows == 1 else self.cache.capacity)
 
-    def _recorded(self, step: Step | HeadStep) -> Commands:
+    def _recorded(self, step: AnyStep) -> Commands:
         return self._recordings.get(
             step,
-            lambda: record(self.model, self.kv_dtype, self.cache, self._text, self._work, step),
+            lambda: record(
+                self.model, self.kv_dtype, self.cache, self._text, self._work, self._choosing, step
+            ),
         )
 
     def _resize(self, n_tokens: int) -> None:
@@ -312,9 +355,7 @@ class Decoder:
         old, self._work = self._work, work
         old.close()
 
-    def _measure(
-        self, commands: Commands, step: Step | HeadStep, wall: float, encode: float
-    ) -> None:
+    def _measure(self, commands: Commands, step: AnyStep, wall: float, encode: float) -> None:
         self.device_time = commands.device_time
         if self.profile is not None:
             self.profile.add(
@@ -340,3 +381,4 @@ class Decoder:
         self.cache.close()
         self._text.close()
         self._work.close()
+        self._choosing.close()

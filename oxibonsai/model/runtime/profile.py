@@ -13,6 +13,7 @@ __all__ = ["Profile", "Run"]
 
 _logger = logging.getLogger("oxibonsai.model")
 _KEPT = 4096
+_KINDS = ("prefill", "decode", "head", "choice")
 
 
 @dataclass(frozen=True)
@@ -21,8 +22,9 @@ class Run:
 
     Attributes
     ----------
-    kind : {"prefill", "decode", "head"}
-        Several tokens at once, one token up to its logits, or logits of several tokens.
+    kind : {"prefill", "decode", "head", "choice"}
+        Several tokens at once; one token up to the choice of the next; logits of several tokens;
+        or a choice alone, of the first token of a generation.
     n_tokens : int
         Tokens (of a head: rows).
     wall : float
@@ -130,7 +132,7 @@ class Profile:
         self.runs.clear()
 
     def __repr__(self) -> str:
-        parts = (f"{len(self.of(kind))} {kind}" for kind in ("prefill", "decode", "head"))
+        parts = (f"{len(self.of(kind))} {kind}" for kind in _KINDS)
         return f"<Profile of {', '.join(parts)} runs>"
 
 

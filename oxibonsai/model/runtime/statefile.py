@@ -26,7 +26,7 @@ __all__ = ["SessionState", "load", "read_header", "save"]
 
 _VERSION = "1"
 _MAX_HEADER = 1 << 16
-_DTYPES = {"f16": "F16", "f32": "F32"}
+_DTYPES: dict[KVDtype, str] = {"f16": "F16", "f32": "F32", "q8": "U8"}
 
 
 @dataclass(frozen=True)
@@ -61,6 +61,8 @@ def _arrays(
     """Return name: (dtype, shape, bytes) in the order of the file."""
     c = model.config
     shape = [c.n_layers, c.n_kv_heads, n_tokens, c.head_dim]
+    if kv_dtype == "q8":  # the elements of a head, then the bytes of its units
+        shape[2:] = [n_tokens * KVCache.row_bytes_of(c, kv_dtype)]
     nbytes = KVCache.nbytes_of(c, kv_dtype, n_tokens)
     found = {
         "k": (_DTYPES[kv_dtype], shape, nbytes),
@@ -148,13 +150,12 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
             f"the session belongs to another model, {about.get('name')!r}: load that one, or feed "
             "the text again"
         )
-    kinds = [kind for kind, name in _DTYPES.items() if name == dtype]
+    kv_dtype = next((kind for kind, name in _DTYPES.items() if name == dtype), None)
     limit = model.config.context_length
-    if not kinds or isinstance(n_tokens, bool) or not isinstance(n_tokens, int):
+    if kv_dtype is None or isinstance(n_tokens, bool) or not isinstance(n_tokens, int):
         raise refuse(f"keys of dtype {dtype!r} for {n_tokens!r} tokens")
     if not 0 <= n_tokens <= max_seq <= limit or chunk < 1:
         raise refuse(f"{n_tokens} tokens of {max_seq}: the model's context_length is {limit}")
-    kv_dtype: KVDtype = "f16" if kinds == ["f16"] else "f32"
     fresh = "logits" in header and n_tokens > 0
     arrays = _arrays(model, n_tokens, kv_dtype, fresh)
     expected = _entries(arrays)
@@ -179,7 +180,7 @@ def load(
     c, n = decoder.model.config, state.n_tokens
     decoder.reserve(n)
     cache = decoder.cache
-    rows = np.empty(n * c.head_dim * cache.itemsize_of(state.kv_dtype), np.uint8)
+    rows = np.empty(n * cache.row_bytes_of(c, state.kv_dtype), np.uint8)
     for buffer in (cache.k, cache.v):
         for head in range(c.n_layers * c.n_kv_heads):
             cache.write(buffer, head, read(rows))

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 from oxibonsai.metal import Buffer, Commands, Device, WeightHandle
 from oxibonsai.model.architectures.base import LayerStep, ModelWeights, TokenGroup
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
+from oxibonsai.model.runtime.choosing import N_SLOTS, ChoiceBuffers, ChoiceRows
 
 __all__ = [
+    "AnyStep",
+    "ChoiceStep",
     "HeadStep",
     "Step",
     "TextBuffers",
@@ -22,18 +25,35 @@ __all__ = [
 ]
 
 
+class ChoiceStep(NamedTuple):
+    """A recording that chooses the next token, which is left where a step reads it.
+
+    The settings are read from a buffer. What comes with the choice is part of the recording.
+    """
+
+    log_probabilities: bool = False
+    n_best: int = 0
+    n_tokens: int = 1
+
+    @property
+    def kind(self) -> str:
+        """What a Run calls it."""
+        return "choice"
+
+
 class Step(NamedTuple):
     """A recording that feeds tokens.
 
     The last `rows` of them go through the rest of the last layer: none where nobody wants their
     logits, because later tokens need their keys and values alone. One row goes on through the head,
-    and the token it chooses is left where the next step reads it.
+    and then through `choice`, where there is one.
     """
 
     n_tokens: int
     rows: int
     max_length: int  # positions that the step may meet
     float32: bool = False  # whatever the model's prompts are multiplied in
+    choice: ChoiceStep | None = None
 
     @property
     def kind(self) -> str:
@@ -42,17 +62,20 @@ class Step(NamedTuple):
 
 
 class HeadStep(NamedTuple):
-    """A recording of the head for some tokens of a step with several rows: logits, or argmax."""
+    """A recording of the head for some tokens of a step with several rows: logits, and choices."""
 
     first: int
     n_tokens: int
-    argmax: bool
     float32: bool = False
+    choice: ChoiceStep | None = None
 
     @property
     def kind(self) -> str:
         """What a Run calls it."""
         return "head"
+
+
+AnyStep: TypeAlias = Step | HeadStep | ChoiceStep
 
 
 def working_buffer(device: Device, nbytes: int) -> Buffer:
@@ -70,7 +93,7 @@ class TextBuffers:
     state : Buffer
         struct oxb_decode_state.
     tokens : Buffer
-        uint32 [capacity + 1]: the step at the last position writes the token that follows it.
+        uint32 [capacity + 1]: what chooses behind the last position writes the token there.
     logits : Buffer
         float32 [vocab], of the last token.
     """
@@ -95,7 +118,7 @@ class Workspace:
         self.n_tokens = n_tokens
         self.n_rows = 0
         self.rows: Buffer | None = None
-        self.choices: Buffer | None = None
+        self.choices: ChoiceRows | None = None
         self.hidden = working_buffer(device, 4 * c.hidden_size * n_tokens)
         self.qkv = working_buffer(device, 4 * c.qkv_size * n_tokens)
         self.attention = working_buffer(device, 4 * c.q_size * n_tokens)
@@ -104,18 +127,20 @@ class Workspace:
     def add_rows(self, device: Device, config: ModelConfig, n_rows: int) -> None:
         """Make room for logits of n_rows tokens."""
         self.rows = working_buffer(device, 4 * config.vocab_size * n_rows)
-        self.choices = working_buffer(device, 4 * n_rows)
+        self.choices = ChoiceRows(device, n_rows)
         self.n_rows = n_rows
 
     def close(self) -> None:
         """Release the buffers."""
         for buffer in vars(self).values():
-            if isinstance(buffer, Buffer):
+            if isinstance(buffer, (Buffer, ChoiceRows)):
                 buffer.close()
 
 
-def weight_bytes(weights: ModelWeights, step: Step | HeadStep) -> int:
+def weight_bytes(weights: ModelWeights, step: AnyStep) -> int:
     """Return the bytes of weights that a step reads, each matrix once."""
+    if isinstance(step, ChoiceStep):
+        return 0
     head = weights.head.nbytes + weights.output_norm.nbytes
     if isinstance(step, HeadStep):
         return head
@@ -138,14 +163,18 @@ def record(
     cache: KVCache,
     text: TextBuffers,
     work: Workspace,
-    step: Step | HeadStep,
+    choosing: ChoiceBuffers,
+    step: AnyStep,
 ) -> Commands:
     """Record a step."""
+    float32 = isinstance(step, ChoiceStep) or step.float32
     recorder = _Recorder(
-        model, kv_dtype, cache, text, work, "float32" if step.float32 else model.activations
+        model, kv_dtype, cache, text, work, choosing, "float32" if float32 else model.activations
     )
     try:
-        if isinstance(step, HeadStep):
+        if isinstance(step, ChoiceStep):
+            recorder.choice(step)
+        elif isinstance(step, HeadStep):
             recorder.head_rows(step)
         else:
             recorder.step(step)
@@ -165,6 +194,7 @@ class _Recorder:
         cache: KVCache,
         text: TextBuffers,
         work: Workspace,
+        choosing: ChoiceBuffers,
         activations: Literal["float32", "int8"],
     ) -> None:
         c = model.config
@@ -173,6 +203,7 @@ class _Recorder:
         self.cache = cache
         self.text = text
         self.work = work
+        self.choosing = choosing
         self.commands = model.graph.commands(activations=activations)
         self.heads: dict[str, Any] = {
             "n_heads": c.n_heads,
@@ -200,7 +231,10 @@ class _Recorder:
                     self._layer_step(last, n - 1, 1, step.max_length)
                 )
             self._head(n - 1, 1, self.text.logits)
-            self._advance(1, greedy=True)
+            if step.choice is not None:
+                self.choice(step.choice)
+            else:
+                self._advance(1)
         else:
             self._advance(n)
 
@@ -209,10 +243,31 @@ class _Recorder:
         assert work.rows is not None
         assert work.choices is not None
         self._head(step.first, step.n_tokens, work.rows)
-        if step.argmax:
-            self.commands.argmax(
-                work.rows, work.choices, self.config.vocab_size, n_vectors=step.n_tokens
+        if step.choice is not None:
+            self._sample(
+                step.choice, work.rows, work.choices, n_vectors=step.n_tokens, advance=False
             )
+
+    def choice(self, step: ChoiceStep) -> None:
+        self._sample(step, self.text.logits, self.choosing, n_slots=N_SLOTS)
+
+    def _sample(
+        self, step: ChoiceStep, logits: Buffer, out: ChoiceBuffers | ChoiceRows, **shape: Any
+    ) -> None:
+        self.commands.sample(
+            logits,
+            self.choosing.settings,
+            self.text.state,
+            self.text.tokens,
+            out.choices,
+            self.config.vocab_size,
+            self.cache.capacity + 1,
+            best=out.best if step.n_best else None,
+            n_best=step.n_best,
+            log_probabilities=step.log_probabilities,
+            **self.choosing.operands,
+            **shape,
+        )
 
     def _layer_step(self, layer: int, first: int, n: int, max_length: int) -> LayerStep:
         """Return where a layer is recorded for n tokens, from row `first` of the step's on."""
@@ -242,7 +297,7 @@ class _Recorder:
             eps=self.config.rms_eps,
         )
 
-    def _advance(self, n: int, *, greedy: bool = False) -> None:
+    def _advance(self, n: int) -> None:
         text = self.text
         self.commands.advance(
             text.logits,
@@ -251,5 +306,5 @@ class _Recorder:
             self.config.vocab_size,
             self.cache.capacity + 1,
             n_tokens=n,
-            greedy=greedy,
+            greedy=False,
         )

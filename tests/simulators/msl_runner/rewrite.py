@@ -19,6 +19,7 @@ from oxibonsai.msl.signatures import (
 from oxibonsai.msl.tokens import (
     Token,
     Tokens,
+    begins_statement,
     closing,
     closing_angle,
     declares_group_variable,
@@ -157,7 +158,7 @@ class Rewriter:
             return self._instantiation(i) if depth == 0 else None
         if word == "kernel":
             return self._kernel(following(self.tokens, i))
-        if word == "constant" and depth == 0:
+        if word == "constant" and depth == 0 and begins_statement(self.tokens, i):
             end = statement_end(self.tokens, i)
             if any(t.text == "function_constant" for t in self.tokens[i:end]):
                 return self._function_constant(i, end)

@@ -1,0 +1,117 @@
+"""The kernels that choose a token, each executed alone with every access checked."""
+
+from __future__ import annotations
+
+import struct
+
+import numpy as np
+import pytest
+from sampling_cases import FILTERS, rows_of
+from sampling_reference import BIAS, CHOICE, SCORED, adjusted, best, draw_errors, settings
+from shader_runs import SENTINEL, every_order, run, state
+
+NONE = 0xFFFFFFFF
+BLOCK = 4096
+
+
+def arguments(n, v, tokens, biases=0, masks=0, n_best=0, *, batch=0, scores=0, advance=0, slots=1):
+    blocks = -(-n // BLOCK)
+    counts = (n, v, tokens, biases, masks, slots, n_best, blocks, batch, scores, advance, 0)
+    return struct.pack("<12I", *counts)
+
+
+def blocks(logits, one, position, tokens, biases, masks, order="random", threads=96):
+    """Return the adjusted logits and the largest of each block."""
+    v, n = logits.shape
+    n_blocks = -(-n // BLOCK)
+    left = run(
+        "sample_blocks",
+        [
+            logits,
+            one,
+            state(position) * np.uint32([1, 0, 0, 0]),
+            tokens,
+            biases,
+            masks,
+            np.full(v * (n + n_blocks), SENTINEL),
+        ],
+        arguments(n, v, len(tokens), len(biases), len(masks)),
+        groups=(n_blocks, v),
+        threads=threads,
+        order=order,
+    )[6]
+    return left[: v * n].reshape(v, n), left[v * n :].reshape(v, n_blocks)
+
+
+@every_order
+@pytest.mark.parametrize("n", [1, 3, 33, 4096, 4101])
+def test_blocks_are_adjusted_as_defined(n, order):
+    rng = np.random.default_rng(n)
+    logits = rng.normal(0, 2, (2, n)).astype(np.float32)
+    logits[:, rng.integers(0, n, 9)] = rng.choice([np.nan, np.inf, -np.inf, 0, -0.0], 9)
+    tokens = rng.integers(0, n + 3, 40).astype(np.uint32)
+    biases = np.zeros(9, BIAS)
+    biases["token"] = [0, n - 1, n - 1, n, NONE, n // 2, 0, n // 3, 1]
+    biases["value"] = [1.5, 1e-8, -np.inf, 1, 1, np.inf, -1e-8, np.nan, 7]
+    masks = rng.integers(0, 2**32, (2, (n + 31) // 32), np.uint32)
+    for values in (
+        {},
+        {"mask": 1},
+        {"first_bias": 1, "n_biases": 100},
+        {"window": 1, "presence": 0.5},
+        {"window": 30, "frequency": 0.7, "repetition": 1.25, "inverse_repetition": 0.8},
+        {"window": 99, "repetition": np.inf, "inverse_repetition": 0, "mask": 0, "n_biases": 3},
+    ):
+        one = settings(**values)
+        w, maxima = blocks(logits, one, 34, tokens, biases, masks, order)
+        changed = bool(values)
+        for v in range(2):
+            expected = adjusted(logits[v], one[0], tokens[: 35 + v], biases, masks)
+            if changed:
+                np.testing.assert_array_equal(w[v], expected)
+            else:
+                assert (w[v] == SENTINEL).all()
+            np.testing.assert_array_equal(
+                maxima[v], [expected[i : i + BLOCK].max() for i in range(0, n, BLOCK)]
+            )
+
+
+def choose(logits, one, position=0, *, order="random", threads=96, scores=1, n_best=0, **values):
+    """Return what sample_choose leaves in state, tokens, choices and best."""
+    v, n = logits.shape
+    n_blocks = -(-n // BLOCK)
+    clean = np.where(np.isnan(logits), -np.inf, logits)
+    maxima = [row[i : i + BLOCK].max() for row in clean for i in range(0, n, BLOCK)]
+    return run(
+        "sample_choose",
+        [
+            logits,
+            np.concatenate([np.full(v * n, SENTINEL), np.float32(maxima)]),
+            one,
+            state(position) * np.uint32([1, 0, 0, 0]),
+            np.full(9, 77, np.uint32),
+            np.zeros(v * values.get("slots", 1), CHOICE),
+            np.zeros(max(1, v * values.get("slots", 1) * n_best), SCORED),
+        ],
+        arguments(n, v, 9, n_best=n_best, scores=scores, **values),
+        groups=v,
+        threads=threads,
+        order=order,
+    )[3:]
+
+
+@every_order
+@pytest.mark.parametrize("filters", FILTERS)
+@pytest.mark.parametrize("n", [1, 31, 64, 4101])
+def test_the_choice_is_drawn_as_defined(n, filters, order):
+    rows = rows_of(n)
+    one = settings(**FILTERS[filters])
+    _, _, choices, scored = choose(rows, one, 3, order=order, n_best=5)
+    for v, row in enumerate(rows):
+        assert choices[v]["position"] == 4 + v
+        assert not draw_errors(row, one[0], 4 + v, choices[v]["token"])
+        expected = best(row, 5, choices[v]["token"])
+        np.testing.assert_array_equal(scored["token"].reshape(-1, 5)[v], expected[0])
+        found = scored["log_probability"].reshape(-1, 5)[v]
+        np.testing.assert_allclose(found, expected[1], atol=1e-5)
+        np.testing.assert_allclose(choices[v]["log_probability"], expected[2], atol=1e-5)
