@@ -241,8 +241,7 @@ static double log_sum(const row *r) {
 }
 
 static float log_probability(const row *r, uint32_t token, double log_total) {
-    if (token == OXB_NO_INDEX || r->w[token] == -INFINITY) return -INFINITY;
-    return (float)(r->w[token] - log_total);
+    return token == OXB_NO_INDEX ? -INFINITY : (float)(r->w[token] - log_total);
 }
 
 /* Put a token among the best ones, which are in order; tokens come in ascending order. */
