@@ -179,7 +179,8 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
     const ulong token_stride = ulong(args.n_heads + 2u * args.n_kv_heads) * n;
 
     // Query q is head first_head + q % heads of token first_token + q / heads. It attends to
-    // seen[q] positions: 0 where there is no such token, or no room for it in the cache.
+    // seen[q] positions: 0 where there is no such token, or no room for it in the cache. Queries
+    // are read at once with the state, before it is known whether the split is empty.
     const sequence_place sequence = place_of(in.state, args.batch, first_token);
     uint seen[QUERIES];
     uint longest = 0;
@@ -190,6 +191,10 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
             first_token + later < args.n_tokens && sequence.position + later < args.cache.max_seq;
         seen[q] = there ? uint(sequence.position) + later + 1u : 0u;
         longest = max(longest, seen[q]);
+        device const float *from = in.qkv +
+                                   min(first_token + later, args.n_tokens - 1u) * token_stride +
+                                   ulong(first_head + q % args.heads) * n;
+        for (uint i = thread_index; i < n; i += n_threads) queries[q * n + i] = from[i];
     }
 
     // The blocks of this split; the last takes all that are left.
@@ -211,13 +216,6 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
         return;
     }
 
-    OXB_UNROLL
-    for (uint q = 0; q < QUERIES; q++) {
-        const uint token = min(first_token + q / args.heads, args.n_tokens - 1u);
-        device const float *from =
-            in.qkv + token * token_stride + ulong(first_head + q % args.heads) * n;
-        for (uint i = thread_index; i < n; i += n_threads) queries[q * n + i] = from[i];
-    }
     threadgroup_barrier(mem_flags::mem_threadgroup);
 
     float largest[QUERIES], total[QUERIES];

@@ -60,6 +60,13 @@ struct coded_format {
         return ((device const uint4 *)(w.bytes + w.codes_offset))[load_index(w, row, load)];
     }
 
+    // Word `quad` of a load.
+    static uint load_word(weight_bytes w, ulong row, uint load, uint quad) {
+        const uint words = OXB_LOAD_BYTES / 4u;
+        return ((device const uint *)(w.bytes +
+                                      w.codes_offset))[load_index(w, row, load) * words + quad];
+    }
+
     static half scale(weight_bytes w, ulong row, ulong j) {
         return ((device const half *)w.bytes)[scale_index(w, row, uint(j / GROUP_SIZE))];
     }

@@ -110,18 +110,21 @@ oxb_status front_weight_layouts(const oxb_device *device, oxb_device_format form
 #define PROBE_K       512u
 #define PROBE_VECTORS 64u
 
-/* The ops on a matrix, those of int8 vectors last, and the other ops. */
+/* The ops on a matrix, by the vectors that they are of, and the other ops. */
+typedef enum { FLOAT_VECTORS, INT8_VECTORS, HALF_VECTORS } vectors;
 static const struct {
     oxb_op op;
+    vectors of;
     uint64_t x, y; /* extent */
-} matrix_ops[] = {{OXB_OP_GEMV, PROBE_ROWS, 1},
-                  {OXB_OP_SWIGLU, PROBE_ROWS / 2, 1},
-                  {OXB_OP_GEMM, PROBE_ROWS, PROBE_VECTORS},
-                  {OXB_OP_SWIGLU_GEMM, PROBE_ROWS / 2, PROBE_VECTORS},
-                  {OXB_OP_EMBED, PROBE_K, PROBE_VECTORS},
-                  {OXB_OP_GEMM_INT8, PROBE_ROWS, PROBE_VECTORS},
-                  {OXB_OP_QUANTIZE, PROBE_VECTORS, 1}};
-#define N_INT8_OPS 2u
+} matrix_ops[] = {{OXB_OP_GEMV, FLOAT_VECTORS, PROBE_ROWS, 1},
+                  {OXB_OP_SWIGLU, FLOAT_VECTORS, PROBE_ROWS / 2, 1},
+                  {OXB_OP_GEMM, FLOAT_VECTORS, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_SWIGLU_GEMM, FLOAT_VECTORS, PROBE_ROWS / 2, PROBE_VECTORS},
+                  {OXB_OP_EMBED, FLOAT_VECTORS, PROBE_K, PROBE_VECTORS},
+                  {OXB_OP_GEMM_INT8, INT8_VECTORS, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_QUANTIZE, INT8_VECTORS, PROBE_VECTORS, 1},
+                  {OXB_OP_GEMM_HALVES, HALF_VECTORS, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_HALVE, HALF_VECTORS, PROBE_K, PROBE_VECTORS}};
 static const oxb_op other_ops[] = {OXB_OP_RMSNORM,      OXB_OP_ADD,      OXB_OP_BIAS,
                                    OXB_OP_QK_NORM_ROPE, OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
                                    OXB_OP_ATTENTION,    OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS,
@@ -134,10 +137,12 @@ static oxb_status check_matrix_tiles(const oxb_device *device, oxb_op_shape shap
     const int int8 = device->abilities.int8_products &&
                      device->driver->int8_vector_bytes(device->impl, shape.format, shape.layout,
                                                        shape.k, PROBE_VECTORS) != 0;
-    const size_t n = COUNT(matrix_ops) - (int8 ? 0 : N_INT8_OPS);
+    const int halves = device->abilities.half_products >> shape.format & 1;
     oxb_status status = OXB_OK;
-    for (size_t i = 0; i < n && status == OXB_OK; i++) {
+    for (size_t i = 0; i < COUNT(matrix_ops) && status == OXB_OK; i++) {
         oxb_tile tile;
+        if (matrix_ops[i].of == INT8_VECTORS && !int8) continue;
+        if (matrix_ops[i].of == HALF_VECTORS && !halves) continue;
         shape.extent[0] = matrix_ops[i].x;
         shape.extent[1] = matrix_ops[i].y;
         status = front_tile(device, matrix_ops[i].op, &shape, &tile);

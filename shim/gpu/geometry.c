@@ -24,6 +24,9 @@
 #define LOOKUP_THREADGROUPS  256u /* fill the largest GPUs: from there on, more rows to a lane */
 #define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
 #define GEMM_SIMDGROUPS      4u
+#define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
+#define HALVES_THREADGROUPS  120u /* fill the largest GPUs: these are larger than others */
+#define HALF_VECTORS         2u   /* the fewest that are faster on matrix units */
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
@@ -57,6 +60,28 @@ static void fit_gemm(const oxb_op_shape *shape, oxb_tile *tile) {
     const uint32_t eights = n_vectors > 16 ? 4 : n_vectors > 8 ? 2 : 1;
     tile->size[1] = 8 * eights;
     tile->constants[0].value.u32 = eights;
+}
+
+/* Tiles of 16 rows and eights of vectors of a SIMD-group, as many as the registers hold, and
+ * SIMD-groups over the rows: the more rows a threadgroup has, the less often the vectors are read,
+ * as long as there are threadgroups enough to fill the chip. The other SIMD-groups share k. */
+static void fit_halves(const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint64_t eights = (shape->extent[1] + 7) / 8;
+    const uint32_t wide = eights > 1 ? 2 : 1;
+    const uint64_t columns = (eights + wide - 1) / wide;
+    uint32_t tiles = 4, rows = 4; /* SIMD-groups */
+    while (shape->n_rows * columns / (16 * tiles * rows) < HALVES_THREADGROUPS) {
+        if (rows > 1)
+            rows /= 2;
+        else if (tiles > 2)
+            tiles /= 2;
+        else
+            break;
+    }
+    tile->size[0] = (uint32_t)(16 * tiles * rows / (shape->n_rows / shape->extent[0]));
+    tile->size[1] = 8 * wide;
+    tile->constants[0].value.u32 = 10 * tiles + wide;
+    tile->constants[1].value.u32 = rows;
 }
 
 static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
@@ -138,12 +163,21 @@ static const struct variant {
     {OXB_OP_ADVANCE, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
     {OXB_OP_SAMPLE_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
     {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, CHOOSE_THREADS)}, NULL},
+    {OXB_OP_HALVE, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
+    {OXB_OP_GEMM_HALVES,
+     CODED,
+     {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,
+      .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
+     fit_halves},
 };
 
 void gpu_abilities(void *device, oxb_abilities *abilities) {
     (void)device;
-    *abilities =
-        (oxb_abilities){.fused_norm = CODED, .fused_cache_store = 1, .gemv_vectors = GEMV_VECTORS};
+    *abilities = (oxb_abilities){.fused_norm = CODED,
+                                 .fused_cache_store = 1,
+                                 .gemv_vectors = GEMV_VECTORS,
+                                 .half_products = CODED,
+                                 .half_vectors = HALF_VECTORS};
 }
 
 oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {

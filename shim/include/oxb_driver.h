@@ -77,7 +77,9 @@ typedef struct oxb_host {
     X(ARGMAX, "argmax")               /* vector */                                        \
     X(ADVANCE, "advance")             /* submission */                                    \
     X(SAMPLE_BLOCKS, "sample_blocks") /* logit; vector */                                 \
-    X(SAMPLE_CHOOSE, "sample_choose") /* vector */
+    X(SAMPLE_CHOOSE, "sample_choose") /* vector */                                        \
+    X(HALVE, "halve")                 /* element; vector, of whole eights */              \
+    X(GEMM_HALVES, "gemm_halves")     /* GEMM or SWIGLU_GEMM of vectors from HALVE */
 
 typedef enum oxb_op {
 #define X(id, name) OXB_OP_##id,
@@ -128,7 +130,11 @@ typedef struct oxb_abilities {
     uint32_t gemv_vectors;
     /* 1: a vector of GEMM has the bits that GEMV gives it, whatever the other vectors. */
     uint32_t same_bits;
-    uint32_t pad[3];
+    /* Bit f: has HALVE, and GEMM_HALVES for matrices of device format f. */
+    uint32_t half_products;
+    /* The fewest vectors for which GEMM_HALVES is preferred to GEMV and GEMM; 2 or more. */
+    uint32_t half_vectors;
+    uint32_t pad;
 } oxb_abilities;
 
 #define OXB_MAX_LAYOUTS 4u

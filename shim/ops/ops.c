@@ -41,20 +41,40 @@ typedef struct product {
     uint64_t y_stride; /* 0: n_out */
 } product;
 
+/* What the vectors of a product are; GEMV's are float32. */
+typedef enum vectors { FLOAT_VECTORS, INT8_VECTORS, HALF_VECTORS } vectors;
+
 /* How the vectors reach the product. */
 typedef struct inputs {
-    int by_gemv;         /* else by GEMM */
-    int fused_norm;      /* the kernel normalises x: operands weight, x, norm, y */
-    uint64_t norm_bytes; /* else of the norm of x in the scratch buffer; 0: none */
-    uint64_t int8_bytes; /* of the int8 vectors there; 0: they stay float32 */
+    int by_gemv;             /* else by GEMM */
+    int fused_norm;          /* the kernel normalises x: operands weight, x, norm, y */
+    vectors of;              /* GEMM */
+    uint64_t norm_bytes;     /* of the norm of x in the scratch buffer; 0: none */
+    uint64_t prepared_bytes; /* of the vectors there; 0: they stay float32 */
 } inputs;
+
+static int takes_halves(const oxb_commands *commands, const product *p) {
+    const oxb_abilities *abilities = &front_commands_device(commands)->abilities;
+    return (abilities->half_products >> p->weight->device_format & 1) &&
+           p->n_vectors >= abilities->half_vectors;
+}
 
 /* Where every vector has to have the bits that it has alone, GEMV does it, or a GEMM that says so.
  */
 static int by_gemv(const oxb_commands *commands, const product *p) {
     const oxb_abilities *abilities = &front_commands_device(commands)->abilities;
-    if (p->n_vectors == 1 || p->n_vectors <= abilities->gemv_vectors) return 1;
-    return front_commands_deterministic(commands) && !abilities->same_bits;
+    if (p->n_vectors == 1) return 1;
+    if (front_commands_deterministic(commands) && !abilities->same_bits) return 1;
+    return p->n_vectors <= abilities->gemv_vectors && !takes_halves(commands, p);
+}
+
+/* Activations that meet 16 bytes of codes. */
+static uint32_t half_block(const oxb_weight *weight) { return 128 / format_of(weight)->bits; }
+
+/* Two halves for each activation, of whole eights of vectors, and a float for each block. */
+static uint64_t half_bytes(const product *p) {
+    const uint64_t block = half_block(p->weight);
+    return (p->n_vectors + 7) / 8 * (p->k / block) * (8 * 4 * block + 8 * 4);
 }
 
 static inputs inputs_of(const oxb_commands *commands, const product *p) {
@@ -64,10 +84,15 @@ static inputs inputs_of(const oxb_commands *commands, const product *p) {
     in.fused_norm =
         p->norm && !p->residual && in.by_gemv && (device->abilities.fused_norm >> format & 1);
     if (p->norm && !in.fused_norm) in.norm_bytes = p->n_vectors * p->k * 4;
-    if (!in.by_gemv && front_commands_in_int8(commands)) {
-        in.int8_bytes =
+    if (in.by_gemv) return in;
+    if (takes_halves(commands, p)) {
+        in.of = HALF_VECTORS;
+        in.prepared_bytes = half_bytes(p);
+    } else if (front_commands_in_int8(commands)) {
+        in.prepared_bytes =
             p->n_vectors * device->driver->int8_vector_bytes(device->impl, format,
                                                              p->weight->layout, p->k, p->n_vectors);
+        if (in.prepared_bytes) in.of = INT8_VECTORS;
     }
     return in;
 }
@@ -92,14 +117,17 @@ static oxb_status record_gemv(oxb_commands *commands, const product *p, const op
     return ops_record_tiles(commands, &tile, shape.extent, kernel, operands, n, &args, sizeof args);
 }
 
-/* Operands: weight, x, y; in int8 the quantised x before y. */
+/* Operands: weight, x, y; x in int8 or halves before y. */
 static oxb_status record_gemm(oxb_commands *commands, const product *p, const ops_operand *operands,
-                              uint32_t n, uint64_t stride, int int8) {
+                              uint32_t n, uint64_t stride, vectors of) {
     oxb_op_shape shape = matrix_shape(p->weight, p->n_rows, p->k);
     shape.extent[0] = p->n_out;
     shape.extent[1] = p->n_vectors;
     oxb_tile tile;
-    oxb_status status = ops_tile(commands, int8 ? OXB_OP_GEMM_INT8 : p->op_gemm, &shape, &tile);
+    const oxb_op op = of == INT8_VECTORS   ? OXB_OP_GEMM_INT8
+                      : of == HALF_VECTORS ? OXB_OP_GEMM_HALVES
+                                           : p->op_gemm;
+    oxb_status status = ops_tile(commands, op, &shape, &tile);
     if (status != OXB_OK) return status;
     struct oxb_gemm_args args = {.codes_offset = p->weight->codes_offset,
                                  .y_stride = stride,
@@ -109,7 +137,10 @@ static oxb_status record_gemm(oxb_commands *commands, const product *p, const op
                                  .column = tile.column};
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "%s_%s%s%s", p->gemm, format_of(p->weight)->name,
-             p->residual ? "_residual" : "", int8 ? "_int8" : "");
+             p->residual ? "_residual" : "",
+             of == INT8_VECTORS   ? "_int8"
+             : of == HALF_VECTORS ? "_halves"
+                                  : "");
     return ops_record_tiles(commands, &tile, shape.extent, kernel, operands, n, &args, sizeof args);
 }
 
@@ -124,14 +155,24 @@ static oxb_status record_quantize(oxb_commands *commands, const product *p, cons
                       sizeof args);
 }
 
+static oxb_status record_halve(oxb_commands *commands, const product *p, const ops_operand *x,
+                               const ops_operand *halves) {
+    const ops_operand operands[] = {*x, *halves};
+    struct oxb_halve_args args = {(oxb_u32)p->k, (oxb_u32)p->n_vectors, half_block(p->weight), 0};
+    oxb_op_shape shape = matrix_shape(p->weight, p->n_rows, p->k);
+    shape.extent[0] = p->k;
+    shape.extent[1] = (p->n_vectors + 7) / 8 * 8;
+    return ops_record(commands, OXB_OP_HALVE, &shape, "halve", operands, 2, &args, sizeof args);
+}
+
 /* Record the product of operands that are checked. */
 static oxb_status record_checked(oxb_commands *commands, const product *p, const ops_operand *x,
                                  const ops_operand *norm, const ops_operand *y, uint64_t stride) {
     const inputs in = inputs_of(commands, p);
-    oxb_binding scratch = {NULL, 0}; /* the norm of x, then x in int8 */
+    oxb_binding scratch = {NULL, 0}; /* the norm of x, then x in int8 or halves */
+    const uint64_t bytes = in.norm_bytes + in.prepared_bytes;
     oxb_status status = OXB_OK;
-    if (in.norm_bytes + in.int8_bytes)
-        status = front_commands_scratch(commands, in.norm_bytes + in.int8_bytes, &scratch.buffer);
+    if (bytes) status = front_commands_scratch(commands, bytes, &scratch.buffer);
     ops_operand operands[4] = {weight_operand(p->weight), *x};
     uint32_t n = 2;
     if (status == OXB_OK && in.norm_bytes) {
@@ -141,14 +182,16 @@ static oxb_status record_checked(oxb_commands *commands, const product *p, const
         scratch.offset = in.norm_bytes;
     }
     if (in.fused_norm) operands[n++] = *norm;
-    if (status == OXB_OK && in.int8_bytes) {
-        operands[n++] = (ops_operand){"quantized input", scratch, in.int8_bytes, 0};
-        status = record_quantize(commands, p, operands + 1, operands + 2);
+    if (status == OXB_OK && in.of != FLOAT_VECTORS) {
+        operands[n++] = (ops_operand){in.of == INT8_VECTORS ? "quantized input" : "halves", scratch,
+                                      in.prepared_bytes, 0};
+        status = in.of == INT8_VECTORS ? record_quantize(commands, p, operands + 1, operands + 2)
+                                       : record_halve(commands, p, operands + 1, operands + 2);
     }
     operands[n++] = *y;
     if (status != OXB_OK) return status;
     return in.by_gemv ? record_gemv(commands, p, operands, n, stride, in.fused_norm)
-                      : record_gemm(commands, p, operands, n, stride, in.int8_bytes != 0);
+                      : record_gemm(commands, p, operands, n, stride, in.of);
 }
 
 /* Rows of y have n elements and are y_stride apart; 0 stands for n. */

@@ -86,7 +86,8 @@ class ListRunner:
             self.logits_end = -1
             self._choose(int(np.argmax(logits)))
         else:
-            self._choose((choice_after(self.keys[: self.position], self.rule) + self.mask) % VOCAB)
+            masked = 0 if self.rule.mask is None else self.mask
+            self._choose((choice_after(self.keys[: self.position], self.rule) + masked) % VOCAB)
 
     def choice(self, place: int) -> ScoredToken | None:
         at, token = self.slots[place % N_SLOTS]
@@ -378,6 +379,14 @@ def test_another_rule_chooses_again_and_an_equal_one_does_not():
     del runner.choose
     timeline.choose_by(RULES[1])
     assert timeline.choice().token == (chosen + 1) % VOCAB
+
+
+def test_choices_of_steps_in_flight_are_not_those_behind_tokens_that_are_fed():
+    timeline = fed([3, 4])
+    timeline.take_choice(timeline.choice().token, 4)  # chooses for the places up to 6
+    with timeline.feeding([8, 9], 2, all_rows=False) as chunks:
+        list(chunks)
+    assert timeline.choice().token == choice_after([3, 4, 8, 9])
 
 
 def test_failed_rule_is_told_again():

@@ -151,6 +151,30 @@ def test_kv_store_past_max_seq_writes_nothing(cache, position):
         np.testing.assert_array_equal(got, b.raw)
 
 
+@every_order
+def test_odd_heads_are_rounded_to_8_bits_as_defined(order):
+    heads = Heads(1, 9, 4, 3)
+    tiny = np.float32(1e-45)
+    odd = [
+        [0, -0.0, 0, 0],
+        [127, 0.5, 1.5, -2.5],  # ties
+        [1, np.nan, 2, 3],
+        [1, 2, np.inf, 3],
+        [-np.inf, 1, 2, 3],
+        np.array([190, -190, 127, -1]) * tiny,  # more than 127 units of it
+        np.array([63, -63, 1, 0]) * tiny,  # a unit of 0
+        [3.4e38, -3.4e38, 1, 1e37],
+        [1e-30, -2e-30, 0, 1.5e-30],
+    ]
+    qkv = np.array([[0] * 4, *odd, *odd[::-1]], np.float32)
+    expected, after = kv_store(heads, "q8", qkv, 1, order)
+    expected[0].store(0, 0, 1, qkv[1:10])
+    expected[1].store(0, 0, 1, qkv[10:])
+    for got, e in zip(after, expected, strict=True):
+        np.testing.assert_array_equal(got[..., :12], e.raw[..., :12])
+        np.testing.assert_array_equal(got[..., 12:].view("f4"), e.raw[..., 12:].view("f4"))
+
+
 def attention_args(heads, n_tokens=1, splits=1, tile_heads=1, tokens=1):
     """Return what comes after struct oxb_cache."""
     scale = heads.head_dim**-0.5

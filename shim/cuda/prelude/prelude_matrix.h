@@ -78,4 +78,43 @@ MSL_FN void simdgroup_multiply(simdgroup_matrix<D, 8, 8> &d, const simdgroup_mat
                                const simdgroup_matrix<B, 8, 8> &b) {
     simdgroup_multiply_accumulate(d, a, b, make_filled_simdgroup_matrix<float, 8, 8>(0.0f));
 }
+
+/* sums += a tile of 16 rows and 16 elements, times those of 8 vectors: the half product of
+ * mma.m16n8k16, in its order of elements over the lanes. */
+MSL_FN void msl_matrix_tile(float *sums, const uint *rows, uint first, uint second) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%0, %1, %2, %3};"
+        : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+        : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(first), "r"(second));
+#elif __CUDA_ARCH__ >= 750
+#pragma unroll
+    for (uint pair = 0; pair < 2; pair++)
+        asm("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, "
+            "{%0, %1, %2, %3};"
+            : "+f"(sums[0]), "+f"(sums[1]), "+f"(sums[2]), "+f"(sums[3])
+            : "r"(rows[2 * pair]), "r"(rows[2 * pair + 1]), "r"(pair ? second : first));
+#else
+    const uint row = msl_lane() & ~3u, column = (msl_lane() & 3u) * 8;
+#pragma unroll 1
+    for (uint k = 0; k < 16; k++) {
+        const uint quad = k % 8 / 2, down = k % 2 * 16;
+        const uint high = k < 8 ? rows[0] : rows[2], low = k < 8 ? rows[1] : rows[3];
+        const uint word = k < 8 ? first : second;
+#pragma unroll
+        for (uint i = 0; i < 4; i++) {
+            const uint a = __shfl_sync(MSL_LANES, i < 2 ? high : low, row + quad);
+            const uint b = __shfl_sync(MSL_LANES, word, column + i % 2 * 4 + quad);
+            sums[i] = fmaf(float(__builtin_bit_cast(half, ushort(a >> down))),
+                           float(__builtin_bit_cast(half, ushort(b >> down))), sums[i]);
+        }
+    }
+#endif
+}
+/* a * b + c of each of two halves. */
+MSL_FN uint msl_pair_fma(uint a, uint b, uint c) {
+    uint d;
+    asm("fma.rn.f16x2 %0, %1, %2, %3;" : "=r"(d) : "r"(a), "r"(b), "r"(c));
+    return d;
+}
 } /* namespace metal */

@@ -53,11 +53,13 @@ def test_every_kernel_that_ships_compiles(family, arch):
     assert set(spills) == {("0", "0")}
 
 
-# What shim/gpu/geometry.c sets: rows; matrices of eight vectors; queries, width, length of a head.
+# What shim/gpu/geometry.c sets: rows; matrices of eight vectors; tiles and eights of a SIMD-group,
+# SIMD-groups over the rows; queries, width, length of a head.
 CONSTANTS: dict[str, list[tuple[int, ...]]] = {
     "gemv": [(1,), (4,)],
     "swiglu": [(1,), (2,)],
     "gemm": [(1,), (4,)],
+    "gemm_halves": [(21, 1), (41, 4), (22, 1), (42, 4)],
     "attention": [(1, 2, 1), (1, 4, 1), (4, 2, 0), (4, 4, 0)],
 }
 

@@ -430,4 +430,4 @@ def test_products_that_do_not_fit_are_refused(device, graph):
                 call()
             assert len(c) == 0
         c.gemv(handle, x, y, n_vectors=2)
-        assert len(c) == 1
+        assert len(c) in (1, 2)  # a product alone, or behind what makes halves of the vectors

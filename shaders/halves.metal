@@ -1,0 +1,69 @@
+// Vectors as two halves, for the products on matrix units.
+#include <metal_stdlib>
+using namespace metal;
+
+#include "oxb_args.h"
+#include "simd.h"
+#include "formats.h"
+#include "matrix.h"
+#include "halves.h"
+
+// Write a lane's four elements of a block, `lane` counted in the block; `values` are 0 past the
+// last vector. All lanes take part, also those whose block is past the last.
+inline void halve_block(thread const float *values, uint vector, uint block, uint blocks, uint size,
+                        uint n_eights, uint lane, device uchar *halves) {
+    uint most = 0;
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) most = max(most, as_type<uint>(values[i]) & 0x7fffffffu);
+    OXB_UNROLL
+    for (uint i = 1; i < 16u; i *= 2u) most = max(most, simd_shuffle_xor(most, ushort(i)));
+    const uint other = simd_shuffle_xor(most, ushort(16));
+    if (size == 128u) most = max(most, other);
+    // Beside infinity and NaN the largest exponent keeps finite elements finite.
+    const int shift = min(141 - int(min(most >> 23u, 254u)), 126);
+    const float scale = as_type<float>(uint(127 + shift) << 23u);
+    half near[4], rest[4];
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) {
+        const float value = values[i] * scale;
+        near[i] = half(value);
+        const bool finite = (as_type<ushort>(near[i]) & 0x7c00) != 0x7c00;
+        rest[i] = half(finite ? (value - float(near[i])) * OXB_HALVES_REST : 0.0f);
+    }
+    if (block >= blocks) return;
+    const uint steps = halves_steps(size), eight = vector / 8u;
+    device uint4 *tile = (device uint4 *)halves + halves_tile(eight, blocks, block, steps);
+    matrix_store(tile + lane / 4u * OXB_SIMD_WIDTH, vector % 8u, lane % 4u, near, rest);
+    if (lane == 0) {
+        device float *units =
+            (device float *)((device uint4 *)halves + halves_tile(n_eights, blocks, 0, steps));
+        units[(ulong(eight) * blocks + block) * 8u + vector % 8u] =
+            as_type<float>(uint(127 - shift) << 23u);
+    }
+}
+
+// The lane's elements of a block: code 2 s and 2 s + 1 of word q, and those half a word on.
+inline uint halves_element(uint lane, uint size, uint i) {
+    const uint word = size / 4u;
+    return lane % 4u * word + lane / 4u * 2u + i / 2u + i % 2u * (word / 2u);
+}
+
+// A SIMD-group per 128 elements of a vector; the grid's y counts the vectors of whole eights.
+kernel void halve(device const float *x [[buffer(0)]], device uchar *halves [[buffer(1)]],
+                  constant oxb_halve_args &args [[buffer(2)]],
+                  uint2 tile [[threadgroup_position_in_grid]],
+                  uint simdgroup [[simdgroup_index_in_threadgroup]],
+                  uint simdgroups [[simdgroups_per_threadgroup]],
+                  uint lane [[thread_index_in_simdgroup]]) {
+    const uint lanes = args.block / 4u; // of a block
+    const uint blocks = args.k / args.block, n_eights = (args.n_vectors + 7u) / 8u;
+    const uint block = (tile.x * simdgroups + simdgroup) * (OXB_SIMD_WIDTH / lanes) + lane / lanes;
+    const uint from = min(block, blocks - 1u);
+    float values[4];
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++)
+        values[i] = tile.y < args.n_vectors ? x[ulong(tile.y) * args.k + from * args.block +
+                                                halves_element(lane % lanes, args.block, i)]
+                                            : 0.0f;
+    halve_block(values, tile.y, block, blocks, args.block, n_eights, lane % lanes, halves);
+}

@@ -1,0 +1,146 @@
+// Products of small tiles on matrix units: 16 rows of a matrix by 8 vectors over 16 elements, in
+// half, accumulated in float. The elements lie over the lanes of a SIMD-group in an order of the
+// device's own, which the functions here name:
+//
+//   rows     lane: pairs of elements of rows matrix_row(lane) and 8 below it; quad
+//   matrix_quad(lane)
+//            holds elements 2 quad, 2 quad + 1 and, 8 on, a second pair
+//   vectors  the same elements of 8 vectors, in memory where matrix_store() puts them: four words
+//   of
+//            a lane, two of what they are rounded to and two of the rest
+//   sums     of rows matrix_row(lane) and 8 below it, vectors 2 quad and 2 quad + 1
+//
+// Every product of two halves is exact in float. Zeros, infinities and NaN follow IEEE.
+#ifndef OXB_MATRIX_H
+#define OXB_MATRIX_H
+
+inline uint matrix_join(half low, half high) {
+    return uint(as_type<ushort>(low)) | uint(as_type<ushort>(high)) << 16u;
+}
+
+// matrix_store(tile, vector, quad, near, rest) stores the elements of a quad: 2 quad and 2 quad +
+// 1, then those 8 on.
+
+#if defined(MSL_CUDA_H)
+
+inline uint matrix_row(uint lane) { return lane / 4u; }
+inline uint matrix_quad(uint lane) { return lane % 4u; }
+
+inline void matrix_store(device uint4 *tile, uint vector, uint quad, thread const half *near,
+                         thread const half *rest) {
+    uint words[4];
+    OXB_UNROLL
+    for (uint pair = 0; pair < 2u; pair++) {
+        words[pair] = matrix_join(near[2u * pair], near[2u * pair + 1u]);
+        words[2u + pair] = matrix_join(rest[2u * pair], rest[2u * pair + 1u]);
+    }
+    tile[vector * 4u + quad] = uint4(words[0], words[1], words[2], words[3]);
+}
+
+struct matrix_sums {
+    float at[4];
+};
+
+inline void matrix_clear(thread matrix_sums &sums) {
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) sums.at[i] = 0.0f;
+}
+
+// Sum i: of row 8 (i / 2) below the lane's, vector i % 2 of the lane's.
+inline float matrix_sum(thread const matrix_sums &sums, uint i) { return sums.at[i]; }
+
+// sums += rows * vectors. rows[2 pair + h]: a pair of elements of the row 8 h below the lane's.
+inline void matrix_add(thread matrix_sums &sums, thread const uint *rows, uint first, uint second) {
+    metal::msl_matrix_tile(sums.at, rows, first, second);
+}
+
+// a * b + c of each of two halves.
+inline uint matrix_fma(uint a, uint b, uint c) { return metal::msl_pair_fma(a, b, c); }
+
+// A constant in a register: an instruction takes one other constant, and the compiler would make
+// this one anew for each.
+inline uint matrix_keep(uint value) { return simd_broadcast_first(value); }
+
+#else
+
+inline uint matrix_row(uint lane) { return (lane >> 2u & 4u) + (lane >> 1u & 3u); }
+inline uint matrix_quad(uint lane) { return (lane >> 2u & 2u) + (lane & 1u); }
+
+inline void matrix_store(device uint4 *tile, uint vector, uint quad, thread const half *near,
+                         thread const half *rest) {
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) {
+        const uint row = 2u * quad + i % 2u, column = vector / 2u;
+        const uint lane = (row & 4u) << 2u | (row & 3u) << 1u | (column & 2u) << 2u | (column & 1u);
+        device half *to = (device half *)(tile + lane) + i / 2u * 2u + vector % 2u;
+        to[0] = near[i];
+        to[4] = rest[i];
+    }
+}
+
+struct matrix_sums {
+    simdgroup_float8x8 low, high; // rows 0..7 and 8..15
+};
+
+inline void matrix_clear(thread matrix_sums &sums) {
+    sums.low = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+    sums.high = make_filled_simdgroup_matrix<float, 8, 8>(0.0f);
+}
+
+inline float matrix_sum(thread matrix_sums &sums, uint i) {
+    return i < 2u ? sums.low.thread_elements()[i % 2u] : sums.high.thread_elements()[i % 2u];
+}
+
+inline void matrix_add(thread matrix_sums &sums, thread const uint *rows, uint first, uint second) {
+    simdgroup_half8x8 row, vectors;
+    vectors.thread_elements() = as_type<half2>(first);
+    row.thread_elements() = as_type<half2>(rows[0]);
+    simdgroup_multiply_accumulate(sums.low, row, vectors, sums.low);
+    row.thread_elements() = as_type<half2>(rows[1]);
+    simdgroup_multiply_accumulate(sums.high, row, vectors, sums.high);
+    vectors.thread_elements() = as_type<half2>(second);
+    row.thread_elements() = as_type<half2>(rows[2]);
+    simdgroup_multiply_accumulate(sums.low, row, vectors, sums.low);
+    row.thread_elements() = as_type<half2>(rows[3]);
+    simdgroup_multiply_accumulate(sums.high, row, vectors, sums.high);
+}
+
+inline uint matrix_fma(uint a, uint b, uint c) {
+    return as_type<uint>(fma(as_type<half2>(a), as_type<half2>(b), as_type<half2>(c)));
+}
+
+inline uint matrix_keep(uint value) { return value; }
+
+#endif
+
+// Levels of two codes of a word as halves: pair p is code p and the one half a word on.
+
+// `held` is matrix_hold() of the kind of code.
+
+struct matrix_held {
+    uint bits;
+};
+
+inline matrix_held matrix_hold(code_1bit) { return {matrix_keep(0xbc00bc00u)}; }
+
+inline uint matrix_pair(code_1bit, uint word, uint p, matrix_held held) {
+    return (word << (15u - p) & 0x80008000u) ^ held.bits; // the bit becomes the sign of 1
+}
+
+inline matrix_held matrix_hold(code_2bit) { return {matrix_keep(0x64006400u)}; }
+
+inline uint matrix_pair(code_2bit, uint word, uint p, matrix_held held) {
+    // In the significand of 1024 a code of up to 10 bits is the integer that it is.
+    const uint at = 2u * (p < 5u ? p : p - 5u);
+    const uint bits = ((p < 5u ? word : word >> 10u) & 0x30003u << at) | held.bits;
+    const uint shrink = 0x3c00u - (at << 10u); // 2^-at
+    // -(1024 * 2^-at + 1)
+    const uint less = at == 0u   ? 0xe401u
+                      : at == 2u ? 0xdc04u
+                      : at == 4u ? 0xd410u
+                      : at == 6u ? 0xcc40u
+                                 : 0xc500u;
+    return matrix_fma(bits, shrink * 0x10001u, less * 0x10001u);
+}
+
+#endif
