@@ -158,6 +158,7 @@ class Model:
         *,
         chunk: int = DEFAULT_CHUNK,
         profile: bool = False,
+        deterministic: bool = False,
     ) -> Session:
         """Return a new text on this model.
 
@@ -176,6 +177,10 @@ class Model:
         profile : bool
             Whether `Session.profile` keeps, and the logger ``oxibonsai.model`` tells at level INFO,
             where the time of each step goes.
+        deterministic : bool
+            Whether each token of a prompt is computed as it is alone, from float32, so that its
+            bits do not depend on the chunk: slower on a GPU. An engine that is deterministic
+            gives the texts of such sessions.
 
         Returns
         -------
@@ -192,7 +197,7 @@ class Model:
         self._check_open()
         if max_seq is None:
             max_seq = min(_DEFAULT_MAX_SEQ, self.config.context_length)
-        return Session(self, max_seq, kv_dtype, chunk, bool(profile))
+        return Session(self, max_seq, kv_dtype, chunk, bool(profile), deterministic=deterministic)
 
     def engine(
         self,

@@ -102,11 +102,13 @@ class Session:
         Tokens of a prompt that run in one submission.
     profile : bool
         Whether `profile` keeps what runs.
+    deterministic : bool
+        Whether each token has the bits that it has alone, however many run at once.
 
     Attributes
     ----------
     model : Model
-        As given, as are max_seq, kv_dtype and chunk.
+        As given, as are max_seq, kv_dtype, chunk and deterministic.
     """
 
     def __init__(
@@ -116,6 +118,8 @@ class Session:
         kv_dtype: KVDtype,
         chunk: int = DEFAULT_CHUNK,
         profile: bool = False,
+        *,
+        deterministic: bool = False,
     ) -> None:
         max_seq = operator.index(max_seq)
         limit = model.config.context_length
@@ -128,7 +132,8 @@ class Session:
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
         self.chunk = check_chunk(chunk)
-        self._decoder = Decoder(model, max_seq, kv_dtype, profile)
+        self.deterministic = bool(deterministic)
+        self._decoder = Decoder(model, max_seq, kv_dtype, profile, deterministic=self.deterministic)
         self._timeline = Timeline(self._decoder, max_seq)
         self._speculations: dict[int, Speculation] = {}
 
@@ -614,7 +619,12 @@ class Session:
         """
         self._timeline.settle()
         twin = Session(
-            self.model, self.max_seq, self.kv_dtype, self.chunk, self.profile is not None
+            self.model,
+            self.max_seq,
+            self.kv_dtype,
+            self.chunk,
+            self.profile is not None,
+            deterministic=self.deterministic,
         )
         try:
             twin._timeline.copy_from(self._timeline)

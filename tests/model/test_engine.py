@@ -334,8 +334,10 @@ def test_masks_decide_which_tokens_may_come(model: Model) -> None:
         assert all(token % 2 == 0 for token in masked.result(20).tokens)
         assert [token % 2 for token in turns.result(20).tokens] == [0, 1] * 15
         assert any(token % 2 for token in free.result(20).tokens)
-        nothing = engine.submit([1], 3, allowed=np.zeros(TINY.vocab, bool))
-        assert "no token can be drawn" in str(nothing.result(20).error)
+        with pytest.raises(ValueError, match="none could be drawn; allow at least one"):
+            engine.submit([1], 3, allowed=np.zeros(TINY.vocab, bool))
+        nothing = engine.submit([1], 3, allowed=lambda tokens: [])
+        assert "none could be drawn" in str(nothing.result(20).error)
 
 
 def test_log_probabilities_are_those_of_the_logits(model: Model) -> None:

@@ -15,13 +15,13 @@ import numpy as np
 import numpy.typing as npt
 
 from oxibonsai.gguf import GGUFError
+from oxibonsai.model.choices import MAX_BEST
 from oxibonsai.model.engine.request import Outbox, Request
 from oxibonsai.model.engine.scheduler import Scheduler
 from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
 from oxibonsai.model.engine.statistics import EngineStatistics
 from oxibonsai.model.engine.task import Task
 from oxibonsai.model.engine.worker import Worker, closed_error
-from oxibonsai.model.choices import MAX_BEST
 from oxibonsai.model.errors import EngineFullError
 from oxibonsai.model.generation.generation import LogitsCallback
 from oxibonsai.model.generation.settings import (
@@ -153,7 +153,6 @@ class Engine:
         self,
         prompt: Prompt,
         max_tokens: int = 64,
-        temperature: float | None = None,
         *,
         block: bool = True,
         timeout: float | None = None,
@@ -167,8 +166,6 @@ class Engine:
             A text, or its tokens; at least one.
         max_tokens : int
             The most to generate, at least 1.
-        temperature : float, optional
-            As of Session.generate.
         block : bool
             Whether to wait while max_waiting requests wait.
         timeout : float, optional
@@ -197,7 +194,7 @@ class Engine:
         EngineClosedError
             Where the engine was closed.
         """
-        task = self._task(self._ids(prompt), max_tokens, temperature, options)
+        task = self._task(self._ids(prompt), max_tokens, options)
         self._worker.submit(task, block=block, timeout=timeout)
         return self._request(task)
 
@@ -205,7 +202,6 @@ class Engine:
         self,
         prompts: Iterable[Prompt],
         max_tokens: int = 64,
-        temperature: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> list[str]:
         """Continue several prompts and return the texts in their order.
@@ -215,9 +211,7 @@ class Engine:
         prompts : iterable of str or sequence of int
             Any number of them.
         max_tokens : int
-            As of submit(), as are temperature and options; for each of them.
-        temperature : float, optional
-            As of submit().
+            As of submit(), as are the options; for each of them.
         **options
             As of submit().
 
@@ -237,7 +231,7 @@ class Engine:
         try:
             # One by one: those before a wrong one are known, and cancelled.
             for prompt in prompts:
-                requests.append(self.submit(prompt, max_tokens, temperature, **options))  # noqa: PERF401
+                requests.append(self.submit(prompt, max_tokens, **options))  # noqa: PERF401
             return [request.text() for request in requests]
         except BaseException:
             for request in requests:
@@ -248,7 +242,6 @@ class Engine:
         self,
         prompt: Prompt,
         max_tokens: int = 64,
-        temperature: float | None = None,
         **options: Unpack[RequestOptions],
     ) -> AsyncIterator[str]:
         """Yield the text that continues a prompt in pieces of whole characters.
@@ -261,8 +254,6 @@ class Engine:
         prompt : str or sequence of int
             As of submit().
         max_tokens : int
-            As of submit().
-        temperature : float, optional
             As of submit().
         **options
             As of submit().
@@ -282,7 +273,7 @@ class Engine:
         loop = asyncio.get_running_loop()
         # A long text takes milliseconds to encode.
         ids = await loop.run_in_executor(None, self._ids, prompt)
-        task = self._task(ids, max_tokens, temperature, options)
+        task = self._task(ids, max_tokens, options)
         await self._submit_in_turn(task)
         request = self._request(task)
         try:
@@ -341,9 +332,7 @@ class Engine:
                 )
         return ids
 
-    def _task(
-        self, ids: list[int], max_tokens: int, temperature: float | None, options: RequestOptions
-    ) -> Task:
+    def _task(self, ids: list[int], max_tokens: int, options: RequestOptions) -> Task:
         """Return a task, all its arguments checked."""
         max_tokens = operator.index(max_tokens)
         if max_tokens < 1:
@@ -360,8 +349,6 @@ class Engine:
         texts, lists = stop_sequences(stop)
         if texts and self._text_of is None:
             raise ValueError("the model's file has no tokenizer: stop with lists of tokens")
-        if temperature is not None:
-            rest["temperature"] = temperature
         settings = self._settings(rest)
         task = Task(
             TokenSequence(
@@ -377,7 +364,7 @@ class Engine:
             n_best=n_best,
         )
         if callable(allowed):
-            task.make_mask = lambda tokens: self._mask(allowed(tokens))
+            task.make_mask = lambda tokens: self._mask(allowed(list(tokens)))
         elif allowed is not None:
             task.mask = self._mask(allowed)
         return task

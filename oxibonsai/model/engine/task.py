@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from oxibonsai.model.choices import ScoredToken
 from oxibonsai.model.engine.request import FinishReason, Outbox
 from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
 from oxibonsai.model.generation.generation import LogitsCallback
-from oxibonsai.model.choices import ScoredToken
 from oxibonsai.model.generation.stopping import Piece, StopScanner
 from oxibonsai.model.runtime.batchshape import BatchSettings
 
@@ -59,7 +59,7 @@ class Task:
     ends: frozenset[int]
     scanner: StopScanner
     outbox: Outbox
-    make_mask: Callable[[Sequence[int]], npt.NDArray[np.uint32]] | None = None
+    make_mask: Callable[[Sequence[int]], npt.NDArray[np.uint32] | None] | None = None
     mask: npt.NDArray[np.uint32] | None = None
     logits_callback: LogitsCallback | None = None
     scores: bool = False

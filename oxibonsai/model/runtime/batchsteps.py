@@ -151,9 +151,10 @@ class _Recorder:
         self._buffers = buffers
         self._heads = heads
         self._step = step
-        # What is generated stays float32, as in a session.
-        activations = "float32" if step.n_rows else model.activations
-        self.commands = model.graph.commands(activations=activations)
+        self.commands = model.graph.commands(
+            activations="float32" if deterministic else model.activations,
+            deterministic=deterministic,
+        )
 
     def step(self) -> None:
         step = self._step
@@ -165,8 +166,13 @@ class _Recorder:
         if step.chunk and not step.ends:
             b = self._buffers
             self.commands.advance(
-                b.logits, b.tokens, b.state, self._model.config.vocab_size, b.tokens.nbytes // 4,
-                n_tokens=step.chunk, greedy=False,
+                b.logits,
+                b.tokens,
+                b.state,
+                self._model.config.vocab_size,
+                b.tokens.nbytes // 4,
+                n_tokens=step.chunk,
+                greedy=False,
             )
 
     def _layers(self) -> None:

@@ -53,10 +53,19 @@ class Decoder:
         Keys and values; grows by steps up to max_seq.
     """
 
-    def __init__(self, model: LoadedModel, max_seq: int, kv_dtype: KVDtype, profile: bool) -> None:
+    def __init__(
+        self,
+        model: LoadedModel,
+        max_seq: int,
+        kv_dtype: KVDtype,
+        profile: bool,
+        *,
+        deterministic: bool = False,
+    ) -> None:
         self.model = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
+        self.deterministic = deterministic
         self.profile = Profile() if profile else None
         self._device = model.device
         self._closed = False
@@ -344,7 +353,14 @@ class Decoder:
         return self._recordings.get(
             step,
             lambda: record(
-                self.model, self.kv_dtype, self.cache, self._text, self._work, self._choosing, step
+                self.model,
+                self.kv_dtype,
+                self.cache,
+                self._text,
+                self._work,
+                self._choosing,
+                step,
+                deterministic=self.deterministic,
             ),
         )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from oxibonsai.metal import Buffer, Commands, Device, WeightHandle
 from oxibonsai.model.architectures.base import LayerStep, ModelWeights, TokenGroup
@@ -165,12 +165,15 @@ def record(
     work: Workspace,
     choosing: ChoiceBuffers,
     step: AnyStep,
+    *,
+    deterministic: bool,
 ) -> Commands:
     """Record a step."""
-    float32 = isinstance(step, ChoiceStep) or step.float32
-    recorder = _Recorder(
-        model, kv_dtype, cache, text, work, choosing, "float32" if float32 else model.activations
+    float32 = deterministic or isinstance(step, ChoiceStep) or step.float32
+    commands = model.graph.commands(
+        activations="float32" if float32 else model.activations, deterministic=deterministic
     )
+    recorder = _Recorder(model, kv_dtype, cache, text, work, choosing, commands)
     try:
         if isinstance(step, ChoiceStep):
             recorder.choice(step)
@@ -195,7 +198,7 @@ class _Recorder:
         text: TextBuffers,
         work: Workspace,
         choosing: ChoiceBuffers,
-        activations: Literal["float32", "int8"],
+        commands: Commands,
     ) -> None:
         c = model.config
         self.config = c
@@ -204,7 +207,7 @@ class _Recorder:
         self.text = text
         self.work = work
         self.choosing = choosing
-        self.commands = model.graph.commands(activations=activations)
+        self.commands = commands
         self.heads: dict[str, Any] = {
             "n_heads": c.n_heads,
             "n_kv_heads": c.n_kv_heads,
