@@ -464,6 +464,7 @@ class Commands:
         k: SupportsIndex | None = None,
         *,
         n_tokens: SupportsIndex = 1,
+        batch: bool = False,
     ) -> None:
         """Record y[t] = row tokens[position + t] of the weight; NaN where either is out of range.
 
@@ -508,10 +509,15 @@ class Commands:
         head_dim: SupportsIndex,
         max_seq: SupportsIndex,
         layer: SupportsIndex,
-        kv_dtype: Literal["f16", "f32"],
+        kv_dtype: Literal["f16", "f32", "q8"],
         n_tokens: SupportsIndex = 1,
         rotary_dim: SupportsIndex = 0,
         rope_style: Literal["neox", "interleaved"] = "neox",
+        batch: bool = False,
+        pages: _Binding | None = None,
+        page_size: SupportsIndex = 0,
+        n_layers: SupportsIndex = 0,
+        n_pages: SupportsIndex = 0,
     ) -> None:
         """Record RMSNorm and RoPE of the heads of q and k, in place.
 
@@ -582,8 +588,13 @@ class Commands:
         head_dim: SupportsIndex,
         max_seq: SupportsIndex,
         layer: SupportsIndex,
-        kv_dtype: Literal["f16", "f32"],
+        kv_dtype: Literal["f16", "f32", "q8"],
         n_tokens: SupportsIndex = 1,
+        batch: bool = False,
+        pages: _Binding | None = None,
+        page_size: SupportsIndex = 0,
+        n_layers: SupportsIndex = 0,
+        n_pages: SupportsIndex = 0,
     ) -> None:
         """Record the store of the tokens' keys and values into the caches; nothing past max_seq.
 
@@ -649,10 +660,15 @@ class Commands:
         head_dim: SupportsIndex,
         max_seq: SupportsIndex,
         layer: SupportsIndex,
-        kv_dtype: Literal["f16", "f32"],
+        kv_dtype: Literal["f16", "f32", "q8"],
         n_tokens: SupportsIndex = 1,
         rotary_dim: SupportsIndex = 0,
         rope_style: Literal["neox", "interleaved"] = "neox",
+        batch: bool = False,
+        pages: _Binding | None = None,
+        page_size: SupportsIndex = 0,
+        n_layers: SupportsIndex = 0,
+        n_pages: SupportsIndex = 0,
     ) -> None:
         """Record qk_norm_rope() and kv_store() in one.
 
@@ -730,8 +746,13 @@ class Commands:
         head_dim: SupportsIndex,
         max_seq: SupportsIndex,
         layer: SupportsIndex,
-        kv_dtype: Literal["f16", "f32"],
+        kv_dtype: Literal["f16", "f32", "q8"],
         n_tokens: SupportsIndex = 1,
+        batch: bool = False,
+        pages: _Binding | None = None,
+        page_size: SupportsIndex = 0,
+        n_layers: SupportsIndex = 0,
+        n_pages: SupportsIndex = 0,
     ) -> None:
         """Record causal attention of each token over all positions up to its own.
 
