@@ -100,7 +100,7 @@ kernel void sample_blocks(
 }
 
 // A threadgroup per vector.
-[[max_total_threads_per_threadgroup(1024)]]
+[[max_total_threads_per_threadgroup(896)]]
 kernel void sample_choose(
     device const float *logits [[buffer(0)]], device const float *adjusted [[buffer(1)]],
     device const oxb_sampling *settings [[buffer(2)]],
