@@ -122,6 +122,68 @@ typedef struct cpu_attend {
     void *scratch; /* CPU_ATTEND_SCRATCH bytes */
 } cpu_attend;
 
+#define CPU_CHOICE_GROUP  64u   /* logits whose largest one is found together: cpu_choice.maxima */
+#define CPU_CHOICE_SLAB   4096u /* logits that are looked at together: as many as a block has */
+#define CPU_CHOICE_RANGES 1024u /* of distances, whose probabilities are added up apart */
+#define CPU_CHOICE_CHAINS 4u    /* sums of a range, so that an addition does not wait for another */
+
+/* How many numbers are above a value, up to another one, and how many equal it. */
+typedef struct cpu_tally {
+    uint64_t above, equal;
+} cpu_tally;
+
+/* Logits from low to high whose probabilities are added up by their distances from `largest`:
+ * sums[chain][(distance - first) >> shift]. */
+typedef struct cpu_masses {
+    const float *x;
+    uint64_t n;
+    float low, high;
+    float largest, scale;
+    uint32_t first, shift;
+    uint64_t (*sums)[CPU_CHOICE_RANGES];
+    float *slab; /* CPU_CHOICE_SLAB + CPU_LANES */
+} cpu_masses;
+
+/* Logits that race: those above `lowest`, and those equal to it up to token `last`. */
+typedef struct cpu_race {
+    const float *w;
+    float largest, scale;
+    float lowest;
+    uint32_t last;
+    uint32_t place, choice;
+    uint32_t seed[2];
+    int64_t key; /* the smallest so far, and its token; the key of the largest logit at first */
+    uint32_t token;
+} cpu_race;
+
+/* Passes over the n logits at x. NaN is like -inf. */
+typedef struct cpu_choice {
+    /* The largest of them; -inf where there is none. */
+    float (*largest)(const float *x, uint64_t n);
+    /* The smallest that is not less than `low`; or `low`, where any other is less. */
+    float (*smallest)(const float *x, uint64_t n, float low);
+    /* The largest again; and w is their copy without NaN, where the mask has a 1 or is NULL; else -inf. */
+    float (*copy)(const float *x, const uint32_t *mask, float *w, uint64_t n);
+    /* Tokens [start, start + length) among n, less `start`, go to `to`. Returns how many. */
+    uint32_t (*within)(const uint32_t *tokens, uint32_t n, uint32_t start, uint32_t length,
+                       uint32_t *to);
+    /* The first that is not less than `value`; n where there is none. */
+    uint64_t (*find)(const float *x, uint64_t n, float value);
+    /* to[n / CPU_CHOICE_GROUP, up to a multiple of CPU_LANES]: the largest of disjoint groups of
+     * CPU_CHOICE_GROUP at most, -inf of empty ones. */
+    void (*maxima)(const float *x, uint64_t n, float *to);
+    /* Those from low to high go to `to` in order, which may be x and has `room` + CPU_LANES
+     * elements. Returns how many there are: where more than `room`, only the first are there. */
+    uint64_t (*pack)(const float *x, uint64_t n, float low, float high, float *to, uint64_t room);
+    cpu_tally (*tally)(const float *x, uint64_t n, float value, float high);
+    void (*masses)(const cpu_masses *masses);
+    uint64_t (*mass)(const cpu_masses *masses); /* the sum of all */
+    /* Tokens [first, end) take part; first is a multiple of 64. */
+    void (*race)(cpu_race *race, uint32_t first, uint32_t end);
+    /* The sum of exp(x - largest), within 2e-6 of it. */
+    double (*exp_sum)(const float *x, uint64_t n, float largest);
+} cpu_choice;
+
 /* Scale groups of the 16 rows of a strip: where their blocks are, and where they go. */
 typedef struct cpu_pack_rows {
     const uint8_t *codes[CPU_LANES]; /* plain codes of the first group */
@@ -146,6 +208,7 @@ typedef struct cpu_float_kernels {
     void (*attend)(const cpu_attend *a);
     /* s = gate / (1 + exp(-gate)) * up; reads up to the end of a vector of CPU_LANES. */
     void (*swiglu)(const double *gate, const double *up, float *s, uint64_t n);
+    cpu_choice choice;
 } cpu_float_kernels;
 
 /* Variants that differ in their integer dot products share the other kernels. */

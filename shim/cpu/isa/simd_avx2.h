@@ -3,6 +3,7 @@
 #define CPU_SIMD_AVX2_H
 
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 
 #if defined(SIMD_VNNI)
@@ -295,6 +296,108 @@ SIMD_INLINE void simd_in_order(lanes *a, words *b) {
     (void)a;
     (void)b;
 #endif
+}
+
+
+SIMD_INLINE uint32_t bits_of_masks(__m256 low, __m256 high) {
+    return (uint32_t)_mm256_movemask_ps(low) | (uint32_t)_mm256_movemask_ps(high) << 8;
+}
+
+/* Bit by bit whether a lane of a is at least that of b: not where one is NaN. */
+SIMD_INLINE uint32_t lanes_reach(lanes a, lanes b) {
+    return bits_of_masks(_mm256_cmp_ps(a.low, b.low, _CMP_GE_OQ),
+                         _mm256_cmp_ps(a.high, b.high, _CMP_GE_OQ));
+}
+
+/* Bit by bit whether a <= b, both signed. */
+SIMD_INLINE uint32_t words_up_to(words a, words b) {
+    return 0xffff ^ bits_of_masks(_mm256_castsi256_ps(_mm256_cmpgt_epi32(a.low, b.low)),
+                                  _mm256_castsi256_ps(_mm256_cmpgt_epi32(a.high, b.high)));
+}
+
+SIMD_INLINE __m256 keep_eight(__m256 a, uint32_t bits) {
+    const __m256i bit = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set = _mm256_and_si256(_mm256_set1_epi32((int)bits), bit);
+    const __m256 mask = _mm256_castsi256_ps(_mm256_cmpeq_epi32(set, bit));
+    return _mm256_blendv_ps(_mm256_set1_ps(-INFINITY), a, mask);
+}
+
+/* The lanes whose bits are set, -inf in place of the others. */
+SIMD_INLINE lanes lanes_keep(lanes a, uint32_t bits) {
+    return (lanes){keep_eight(a.low, bits), keep_eight(a.high, bits >> 8)};
+}
+
+/* The lanes whose bits are set, in order, then anything up to 16 lanes. */
+SIMD_INLINE void lanes_pack(float *to, lanes a, uint32_t bits) {
+    float from[16];
+    lanes_store(from, a);
+    for (unsigned i = 0; i < 16; i++) {
+        *to = from[i];
+        to += bits >> i & 1;
+    }
+}
+
+SIMD_INLINE float lanes_largest(lanes a) {
+    const __m256 eight = _mm256_max_ps(a.low, a.high);
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    four = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(four, _mm_movehdup_ps(four)));
+}
+
+SIMD_INLINE void deal_eight(__m256 *a, __m256 *b, __m256 *c, __m256 *d) {
+    const __m256d ab = _mm256_castps_pd(_mm256_unpacklo_ps(*a, *b));
+    const __m256d cd = _mm256_castps_pd(_mm256_unpacklo_ps(*c, *d));
+    const __m256d ab_high = _mm256_castps_pd(_mm256_unpackhi_ps(*a, *b));
+    const __m256d cd_high = _mm256_castps_pd(_mm256_unpackhi_ps(*c, *d));
+    *a = _mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd));
+    *b = _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd));
+    *c = _mm256_castpd_ps(_mm256_unpacklo_pd(ab_high, cd_high));
+    *d = _mm256_castpd_ps(_mm256_unpackhi_pd(ab_high, cd_high));
+}
+
+/* Of four vectors of four fours each: lane 4 i + j of the new vector k is lane 4 i + k of the old
+ * vector j. */
+SIMD_INLINE void lanes_deal(lanes v[4]) {
+    deal_eight(&v[0].low, &v[1].low, &v[2].low, &v[3].low);
+    deal_eight(&v[0].high, &v[1].high, &v[2].high, &v[3].high);
+}
+
+/* Whole numbers towards 0, which must fit. */
+SIMD_INLINE words words_of_whole(lanes a) {
+    return (words){_mm256_cvttps_epi32(a.low), _mm256_cvttps_epi32(a.high)};
+}
+
+SIMD_INLINE lanes lanes_of_whole(words a) {
+    return (lanes){_mm256_cvtepi32_ps(a.low), _mm256_cvtepi32_ps(a.high)};
+}
+
+SIMD_INLINE words words_of_bits(lanes a) {
+    return (words){_mm256_castps_si256(a.low), _mm256_castps_si256(a.high)};
+}
+
+SIMD_INLINE words words_sub(words a, words b) {
+    return (words){_mm256_sub_epi32(a.low, b.low), _mm256_sub_epi32(a.high, b.high)};
+}
+
+SIMD_INLINE words words_shift_by(words a, words bits) {
+    return (words){_mm256_srlv_epi32(a.low, bits.low), _mm256_srlv_epi32(a.high, bits.high)};
+}
+
+SIMD_INLINE words words_shift_left_by(words a, words bits) {
+    return (words){_mm256_sllv_epi32(a.low, bits.low), _mm256_sllv_epi32(a.high, bits.high)};
+}
+
+SIMD_INLINE void product_of_eight(__m256i a, __m256i b, __m256i *high, __m256i *low) {
+    const __m256i even = _mm256_mul_epu32(a, b);
+    const __m256i odd = _mm256_mul_epu32(_mm256_srli_epi64(a, 32), _mm256_srli_epi64(b, 32));
+    *high = _mm256_blend_epi32(_mm256_srli_epi64(even, 32), odd, 0xaa);
+    *low = _mm256_blend_epi32(even, _mm256_slli_epi64(odd, 32), 0xaa);
+}
+
+/* Both words of a * b. */
+SIMD_INLINE void words_product(words a, words b, words *high, words *low) {
+    product_of_eight(a.low, b.low, &high->low, &low->low);
+    product_of_eight(a.high, b.high, &high->high, &low->high);
 }
 
 #endif

@@ -3,6 +3,7 @@
 #define CPU_SIMD_AVX512_H
 
 #include <immintrin.h>
+#include <math.h>
 #include <stdint.h>
 
 #if defined(SIMD_VNNI)
@@ -218,6 +219,61 @@ SIMD_INLINE void simd_in_order(lanes *a, words *b) {
     (void)a;
     (void)b;
 #endif
+}
+
+
+/* Bit by bit whether a lane of a is at least that of b: not where one is NaN. */
+SIMD_INLINE uint32_t lanes_reach(lanes a, lanes b) {
+    return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
+}
+
+/* Bit by bit whether a <= b, both signed. */
+SIMD_INLINE uint32_t words_up_to(words a, words b) { return _mm512_cmple_epi32_mask(a, b); }
+
+/* The lanes whose bits are set, -inf in place of the others. */
+SIMD_INLINE lanes lanes_keep(lanes a, uint32_t bits) {
+    return _mm512_mask_mov_ps(_mm512_set1_ps(-INFINITY), (__mmask16)bits, a);
+}
+
+/* The lanes whose bits are set, in order, then anything up to 16 lanes. */
+SIMD_INLINE void lanes_pack(float *to, lanes a, uint32_t bits) {
+    _mm512_storeu_ps(to, _mm512_maskz_compress_ps((__mmask16)bits, a));
+}
+
+SIMD_INLINE float lanes_largest(lanes a) { return _mm512_reduce_max_ps(a); }
+
+/* Of four vectors of four fours each: lane 4 i + j of the new vector k is lane 4 i + k of the old
+ * vector j. */
+SIMD_INLINE void lanes_deal(lanes v[4]) {
+    const __m512i a = _mm512_castps_si512(_mm512_unpacklo_ps(v[0], v[1]));
+    const __m512i b = _mm512_castps_si512(_mm512_unpacklo_ps(v[2], v[3]));
+    const __m512i c = _mm512_castps_si512(_mm512_unpackhi_ps(v[0], v[1]));
+    const __m512i d = _mm512_castps_si512(_mm512_unpackhi_ps(v[2], v[3]));
+    v[0] = _mm512_castsi512_ps(_mm512_unpacklo_epi64(a, b));
+    v[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(a, b));
+    v[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi64(c, d));
+    v[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(c, d));
+}
+
+/* Whole numbers towards 0, which must fit. */
+SIMD_INLINE words words_of_whole(lanes a) { return _mm512_cvttps_epi32(a); }
+
+SIMD_INLINE lanes lanes_of_whole(words a) { return _mm512_cvtepi32_ps(a); }
+
+SIMD_INLINE words words_of_bits(lanes a) { return _mm512_castps_si512(a); }
+
+SIMD_INLINE words words_sub(words a, words b) { return _mm512_sub_epi32(a, b); }
+
+SIMD_INLINE words words_shift_by(words a, words bits) { return _mm512_srlv_epi32(a, bits); }
+
+SIMD_INLINE words words_shift_left_by(words a, words bits) { return _mm512_sllv_epi32(a, bits); }
+
+/* Both words of a * b. */
+SIMD_INLINE void words_product(words a, words b, words *high, words *low) {
+    const __m512i even = _mm512_mul_epu32(a, b);
+    const __m512i odd = _mm512_mul_epu32(_mm512_srli_epi64(a, 32), _mm512_srli_epi64(b, 32));
+    *high = _mm512_mask_shuffle_epi32(odd, 0x5555, even, _MM_PERM_CDAB);
+    *low = _mm512_mask_shuffle_epi32(even, 0xaaaa, odd, _MM_PERM_CDAB);
 }
 
 #endif

@@ -3,6 +3,7 @@
 #define CPU_SIMD_NEON_H
 
 #include <arm_neon.h>
+#include <math.h>
 #include <stdint.h>
 
 #if !defined(SIMD_DOTPROD)
@@ -244,6 +245,102 @@ SIMD_INLINE lanes lanes_of_dots(dots sum) {
 SIMD_INLINE void simd_in_order(lanes *a, words *b) {
     (void)a;
     (void)b;
+}
+
+
+/* A bit for each lane of all ones. */
+SIMD_INLINE uint32_t bits_of_masks(words masks) {
+    const uint8x16_t weight = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};
+    const uint16x8_t low = vcombine_u16(vmovn_u32(masks.v[0]), vmovn_u32(masks.v[1]));
+    const uint16x8_t high = vcombine_u16(vmovn_u32(masks.v[2]), vmovn_u32(masks.v[3]));
+    const uint8x16_t bits = vandq_u8(vcombine_u8(vmovn_u16(low), vmovn_u16(high)), weight);
+    return vaddv_u8(vget_low_u8(bits)) | (uint32_t)vaddv_u8(vget_high_u8(bits)) << 8;
+}
+
+SIMD_INLINE words masks_reach(lanes a, lanes b) { EACH(words, vcgeq_f32(a.v[i], b.v[i])); }
+
+SIMD_INLINE words masks_up_to(words a, words b) {
+    EACH(words, vcleq_s32(vreinterpretq_s32_u32(a.v[i]), vreinterpretq_s32_u32(b.v[i])));
+}
+
+/* Bit by bit whether a lane of a is at least that of b: not where one is NaN. */
+SIMD_INLINE uint32_t lanes_reach(lanes a, lanes b) {
+    const words masks = masks_reach(a, b);
+    return words_any(masks) ? bits_of_masks(masks) : 0;
+}
+
+/* Bit by bit whether a <= b, both signed. */
+SIMD_INLINE uint32_t words_up_to(words a, words b) {
+    const words masks = masks_up_to(a, b);
+    return words_any(masks) ? bits_of_masks(masks) : 0;
+}
+
+SIMD_INLINE float32x4_t keep_four(float32x4_t a, uint32_t bits) {
+    const uint32x4_t bit = {1, 2, 4, 8};
+    return vbslq_f32(vtstq_u32(vdupq_n_u32(bits), bit), a, vdupq_n_f32(-INFINITY));
+}
+
+/* The lanes whose bits are set, -inf in place of the others. */
+SIMD_INLINE lanes lanes_keep(lanes a, uint32_t bits) {
+    EACH(lanes, keep_four(a.v[i], bits >> 4 * i));
+}
+
+/* The lanes whose bits are set, in order, then anything up to 16 lanes. */
+SIMD_INLINE void lanes_pack(float *to, lanes a, uint32_t bits) {
+    float from[16];
+    lanes_store(from, a);
+    for (unsigned i = 0; i < 16; i++) {
+        *to = from[i];
+        to += bits >> i & 1;
+    }
+}
+
+SIMD_INLINE float lanes_largest(lanes a) {
+    return vmaxvq_f32(vmaxq_f32(vmaxq_f32(a.v[0], a.v[1]), vmaxq_f32(a.v[2], a.v[3])));
+}
+
+/* Of four vectors of four fours each: lane 4 i + j of the new vector k is lane 4 i + k of the old
+ * vector j. */
+SIMD_INLINE void lanes_deal(lanes v[4]) {
+    for (unsigned i = 0; i < 4; i++) {
+        const float32x4x2_t ab = vtrnq_f32(v[0].v[i], v[1].v[i]);
+        const float32x4x2_t cd = vtrnq_f32(v[2].v[i], v[3].v[i]);
+        v[0].v[i] = vcombine_f32(vget_low_f32(ab.val[0]), vget_low_f32(cd.val[0]));
+        v[1].v[i] = vcombine_f32(vget_low_f32(ab.val[1]), vget_low_f32(cd.val[1]));
+        v[2].v[i] = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
+        v[3].v[i] = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
+    }
+}
+
+/* Whole numbers towards 0, which must fit. */
+SIMD_INLINE words words_of_whole(lanes a) {
+    EACH(words, vreinterpretq_u32_s32(vcvtq_s32_f32(a.v[i])));
+}
+
+SIMD_INLINE lanes lanes_of_whole(words a) {
+    EACH(lanes, vcvtq_f32_s32(vreinterpretq_s32_u32(a.v[i])));
+}
+
+SIMD_INLINE words words_of_bits(lanes a) { EACH(words, vreinterpretq_u32_f32(a.v[i])); }
+
+SIMD_INLINE words words_sub(words a, words b) { EACH(words, vsubq_u32(a.v[i], b.v[i])); }
+
+SIMD_INLINE words words_shift_by(words a, words bits) {
+    EACH(words, vshlq_u32(a.v[i], vnegq_s32(vreinterpretq_s32_u32(bits.v[i]))));
+}
+
+SIMD_INLINE words words_shift_left_by(words a, words bits) {
+    EACH(words, vshlq_u32(a.v[i], vreinterpretq_s32_u32(bits.v[i])));
+}
+
+/* Both words of a * b. */
+SIMD_INLINE void words_product(words a, words b, words *high, words *low) {
+    for (unsigned i = 0; i < 4; i++) {
+        const uint64x2_t first = vmull_u32(vget_low_u32(a.v[i]), vget_low_u32(b.v[i]));
+        const uint64x2_t second = vmull_high_u32(a.v[i], b.v[i]);
+        low->v[i] = vuzp1q_u32(vreinterpretq_u32_u64(first), vreinterpretq_u32_u64(second));
+        high->v[i] = vuzp2q_u32(vreinterpretq_u32_u64(first), vreinterpretq_u32_u64(second));
+    }
 }
 
 #undef EACH

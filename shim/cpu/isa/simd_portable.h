@@ -2,6 +2,7 @@
 #ifndef CPU_SIMD_PORTABLE_H
 #define CPU_SIMD_PORTABLE_H
 
+#include <math.h>
 #include <stdint.h>
 #include <string.h>
 
@@ -98,5 +99,124 @@ SIMD_INLINE float lanes_sum(lanes a) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
+
+typedef struct words {
+    uint32_t v[16];
+} words;
+
+#define EACH_WORD(expression)                                     \
+    words result;                                                 \
+    for (unsigned i = 0; i < 16; i++) result.v[i] = (expression); \
+    return result
+
+SIMD_INLINE words words_load(const uint32_t *from) { EACH_WORD(from[i]); }
+
+SIMD_INLINE void words_store(uint32_t *to, words a) { memcpy(to, &a, sizeof a); }
+
+SIMD_INLINE words words_of(uint32_t value) { EACH_WORD(value); }
+
+SIMD_INLINE words words_add(words a, words b) { EACH_WORD(a.v[i] + b.v[i]); }
+
+SIMD_INLINE words words_sub(words a, words b) { EACH_WORD(a.v[i] - b.v[i]); }
+
+SIMD_INLINE words words_and(words a, words b) { EACH_WORD(a.v[i] & b.v[i]); }
+
+SIMD_INLINE words words_xor(words a, words b) { EACH_WORD(a.v[i] ^ b.v[i]); }
+
+SIMD_INLINE words words_shift(words a, unsigned bits) { EACH_WORD(a.v[i] >> bits); }
+
+SIMD_INLINE words words_shift_left(words a, unsigned bits) { EACH_WORD(a.v[i] << bits); }
+
+SIMD_INLINE words words_shift_by(words a, words bits) { EACH_WORD(a.v[i] >> bits.v[i]); }
+
+SIMD_INLINE words words_shift_left_by(words a, words bits) { EACH_WORD(a.v[i] << bits.v[i]); }
+
+/* Both words of a * b. */
+SIMD_INLINE void words_product(words a, words b, words *high, words *low) {
+    for (unsigned i = 0; i < 16; i++) {
+        const uint64_t product = (uint64_t)a.v[i] * b.v[i];
+        high->v[i] = (uint32_t)(product >> 32);
+        low->v[i] = (uint32_t)product;
+    }
+}
+
+/* Whole numbers towards 0, which must fit. */
+SIMD_INLINE words words_of_whole(lanes a) {
+    EACH_WORD((uint32_t)(int32_t)a.v[i / 4][i % 4]);
+}
+
+SIMD_INLINE lanes lanes_of_whole(words a) {
+    EACH(((cpu_four){(float)(int32_t)a.v[4 * i], (float)(int32_t)a.v[4 * i + 1],
+                     (float)(int32_t)a.v[4 * i + 2], (float)(int32_t)a.v[4 * i + 3]}));
+}
+
+SIMD_INLINE words words_of_bits(lanes a) {
+    words result;
+    memcpy(&result, &a, sizeof a);
+    return result;
+}
+
+/* A bit for each lane of all ones. */
+SIMD_INLINE uint32_t bits_of_masks(const int32_t masks[16]) {
+    uint32_t bits = 0;
+    for (unsigned i = 0; i < 16; i++) bits |= (uint32_t)masks[i] & 1u << i;
+    return bits;
+}
+
+/* Bit by bit whether a lane of a is at least that of b: not where one is NaN. */
+SIMD_INLINE uint32_t lanes_reach(lanes a, lanes b) {
+    four_words any = {0, 0, 0, 0}, mask[4];
+    int32_t masks[16];
+    uint64_t halves[2];
+    for (unsigned i = 0; i < 4; i++) any |= mask[i] = (four_words)(a.v[i] >= b.v[i]);
+    memcpy(halves, &any, sizeof any);
+    if ((halves[0] | halves[1]) == 0) return 0;
+    memcpy(masks, mask, sizeof mask);
+    return bits_of_masks(masks);
+}
+
+/* Bit by bit whether a <= b, both signed. */
+SIMD_INLINE uint32_t words_up_to(words a, words b) {
+    int32_t masks[16];
+    for (unsigned i = 0; i < 16; i++) masks[i] = -((int32_t)a.v[i] <= (int32_t)b.v[i]);
+    return bits_of_masks(masks);
+}
+
+/* The lanes whose bits are set, -inf in place of the others. */
+SIMD_INLINE lanes lanes_keep(lanes a, uint32_t bits) {
+    float value[16];
+    lanes_store(value, a);
+    for (unsigned i = 0; i < 16; i++) value[i] = bits >> i & 1 ? value[i] : -INFINITY;
+    return lanes_load(value);
+}
+
+/* The lanes whose bits are set, in order, then anything up to 16 lanes. */
+SIMD_INLINE void lanes_pack(float *to, lanes a, uint32_t bits) {
+    float from[16];
+    lanes_store(from, a);
+    for (unsigned i = 0; i < 16; i++) {
+        *to = from[i];
+        to += bits >> i & 1;
+    }
+}
+
+SIMD_INLINE float lanes_largest(lanes a) {
+    float largest = a.v[0][0];
+    for (unsigned i = 1; i < 16; i++)
+        largest = a.v[i / 4][i % 4] > largest ? a.v[i / 4][i % 4] : largest;
+    return largest;
+}
+
+/* Of four vectors of four fours each: lane 4 i + j of the new vector k is lane 4 i + k of the old
+ * vector j. */
+SIMD_INLINE void lanes_deal(lanes v[4]) {
+    for (unsigned i = 0; i < 4; i++) {
+        const cpu_four old[4] = {v[0].v[i], v[1].v[i], v[2].v[i], v[3].v[i]};
+        for (unsigned k = 0; k < 4; k++)
+            v[k].v[i] = (cpu_four){old[0][k], old[1][k], old[2][k], old[3][k]};
+    }
+}
+
+#undef EACH_WORD
 #undef EACH
 #endif
