@@ -192,6 +192,7 @@ kernel void sample_choose(
     if (args.log_probabilities != 0u)
         log_probability =
             token == OXB_NO_INDEX ? -INFINITY : raw[token] - raw_largest - log_sum;
+    threadgroup_barrier(mem_flags::mem_device); // all have read the position
     if (thread_index == 0) {
         choice->token = token;
         choice->position = place;

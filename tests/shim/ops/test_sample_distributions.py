@@ -144,7 +144,9 @@ def counts_of(device, logits, draws, given):
     return counts
 
 
-@pytest.mark.parametrize("name", SETTINGS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=pytest.mark.slow) if n == "wide" else n for n in SETTINGS]
+)
 @pytest.mark.parametrize("kind", LOGITS)
 def test_draws_have_the_probabilities_of_the_definition(device, kind, name):
     n, given = SETTINGS[name]
