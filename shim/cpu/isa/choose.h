@@ -86,9 +86,12 @@ SIMD_TARGET static float choice_smallest(const float *x, uint64_t n, float low) 
     for (; i + WIDE <= n; i += WIDE)
         found = lanes_smaller(lanes_larger(lanes_load(x + i), least), found);
     lanes_store(rest, found);
-    for (; i < n; i++) rest[0] = x[i] < rest[0] ? x[i] : rest[0];
+    for (; i < n; i++) {
+        if (!(x[i] >= low)) return low;
+        rest[0] = x[i] < rest[0] ? x[i] : rest[0];
+    }
     for (unsigned l = 1; l < WIDE; l++) rest[0] = rest[l] < rest[0] ? rest[l] : rest[0];
-    return rest[0] > low ? rest[0] : low;
+    return rest[0];
 }
 
 SIMD_TARGET static uint64_t choice_pack(const float *x, uint64_t n, float low, float high,
@@ -158,12 +161,11 @@ SIMD_INLINE words probabilities(words u) {
     return words_shift_by(words_add(sum, half), shift);
 }
 
-/* The logits of a slab that are in the range, side by side, and others of it to the end of a vector.
- * Returns how many. */
+/* The logits of a slab that are in the range, side by side, and others of it to the end of a
+ * vector. Returns how many. */
 SIMD_INLINE uint64_t fill_slab(const cpu_masses *m, uint64_t from) {
     const uint64_t n = m->n - from < CPU_CHOICE_SLAB ? m->n - from : CPU_CHOICE_SLAB;
-    const uint64_t count =
-        choice_pack(m->x + from, n, m->low, m->high, m->slab, CPU_CHOICE_SLAB);
+    const uint64_t count = choice_pack(m->x + from, n, m->low, m->high, m->slab, CPU_CHOICE_SLAB);
     lanes_store(m->slab + count, lanes_of(m->high));
     return count;
 }
@@ -180,8 +182,8 @@ SIMD_TARGET static void choice_masses(const cpu_masses *m) {
             uint32_t range[WIDE], probability[WIDE];
             const words u = slab_distances(m, j);
             words_store(probability, probabilities(u));
-            words_store(range, words_shift_by(words_sub(u, words_of(m->first)),
-                                              words_of(m->shift)));
+            words_store(range,
+                        words_shift_by(words_sub(u, words_of(m->first)), words_of(m->shift)));
             if (count - j < WIDE) memset(probability + (count - j), 0, (WIDE - count + j) * 4);
             for (unsigned l = 0; l < WIDE; l++)
                 sums[l % CPU_CHOICE_CHAINS][range[l]] += probability[l];
@@ -304,12 +306,18 @@ SIMD_TARGET static double choice_exp_sum(const float *x, uint64_t n, float large
     return result;
 }
 
-#define CHOICE_KERNELS                                                                 \
-    .choice = {.largest = choice_largest, .smallest = choice_smallest,                 \
-               .copy = choice_copy,       .within = choice_within,                     \
-               .find = choice_find,       .maxima = choice_maxima,                     \
-               .pack = choice_pack,       .tally = choice_tally,                       \
-               .masses = choice_masses,   .mass = choice_mass,                         \
-               .race = choice_race,       .exp_sum = choice_exp_sum}
+#define CHOICE_KERNELS                      \
+    .choice = {.largest = choice_largest,   \
+               .smallest = choice_smallest, \
+               .copy = choice_copy,         \
+               .within = choice_within,     \
+               .find = choice_find,         \
+               .maxima = choice_maxima,     \
+               .pack = choice_pack,         \
+               .tally = choice_tally,       \
+               .masses = choice_masses,     \
+               .mass = choice_mass,         \
+               .race = choice_race,         \
+               .exp_sum = choice_exp_sum}
 
 #endif

@@ -162,7 +162,8 @@ typedef struct cpu_choice {
     float (*largest)(const float *x, uint64_t n);
     /* The smallest that is not less than `low`; or `low`, where any other is less. */
     float (*smallest)(const float *x, uint64_t n, float low);
-    /* The largest again; and w is their copy without NaN, where the mask has a 1 or is NULL; else -inf. */
+    /* The largest again; and w is their copy without NaN, where the mask has a 1 or is NULL; else
+     * -inf. */
     float (*copy)(const float *x, const uint32_t *mask, float *w, uint64_t n);
     /* Tokens [start, start + length) among n, less `start`, go to `to`. Returns how many. */
     uint32_t (*within)(const uint32_t *tokens, uint32_t n, uint32_t start, uint32_t length,

@@ -298,7 +298,6 @@ SIMD_INLINE void simd_in_order(lanes *a, words *b) {
 #endif
 }
 
-
 SIMD_INLINE uint32_t bits_of_masks(__m256 low, __m256 high) {
     return (uint32_t)_mm256_movemask_ps(low) | (uint32_t)_mm256_movemask_ps(high) << 8;
 }

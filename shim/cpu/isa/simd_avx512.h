@@ -221,11 +221,8 @@ SIMD_INLINE void simd_in_order(lanes *a, words *b) {
 #endif
 }
 
-
 /* Bit by bit whether a lane of a is at least that of b: not where one is NaN. */
-SIMD_INLINE uint32_t lanes_reach(lanes a, lanes b) {
-    return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ);
-}
+SIMD_INLINE uint32_t lanes_reach(lanes a, lanes b) { return _mm512_cmp_ps_mask(a, b, _CMP_GE_OQ); }
 
 /* Bit by bit whether a <= b, both signed. */
 SIMD_INLINE uint32_t words_up_to(words a, words b) { return _mm512_cmple_epi32_mask(a, b); }

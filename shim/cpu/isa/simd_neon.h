@@ -247,7 +247,6 @@ SIMD_INLINE void simd_in_order(lanes *a, words *b) {
     (void)b;
 }
 
-
 /* A bit for each lane of all ones. */
 SIMD_INLINE uint32_t bits_of_masks(words masks) {
     const uint8x16_t weight = {1, 2, 4, 8, 16, 32, 64, 128, 1, 2, 4, 8, 16, 32, 64, 128};

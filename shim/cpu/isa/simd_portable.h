@@ -99,7 +99,6 @@ SIMD_INLINE float lanes_sum(lanes a) {
     return (four[0] + four[2]) + (four[1] + four[3]);
 }
 
-
 typedef struct words {
     uint32_t v[16];
 } words;
@@ -141,9 +140,7 @@ SIMD_INLINE void words_product(words a, words b, words *high, words *low) {
 }
 
 /* Whole numbers towards 0, which must fit. */
-SIMD_INLINE words words_of_whole(lanes a) {
-    EACH_WORD((uint32_t)(int32_t)a.v[i / 4][i % 4]);
-}
+SIMD_INLINE words words_of_whole(lanes a) { EACH_WORD((uint32_t)(int32_t)a.v[i / 4][i % 4]); }
 
 SIMD_INLINE lanes lanes_of_whole(words a) {
     EACH(((cpu_four){(float)(int32_t)a.v[4 * i], (float)(int32_t)a.v[4 * i + 1],

@@ -142,12 +142,12 @@ void cpu_sample_blocks(const cpu_call *call, uint64_t first, uint64_t last) {
         const uint32_t start = (uint32_t)(i % a->n_blocks) * OXB_ARGMAX_BLOCK;
         const uint32_t rest = a->n - start, place = place_of(a, states, v);
         const float *x = (const float *)call->bindings[0].address + v * a->n + start;
-        const block b = {
-            .args = a,
-            .settings = (const struct oxb_sampling *)call->bindings[1].address + settings_of(a, v),
-            .start = start,
-            .n = rest < OXB_ARGMAX_BLOCK ? rest : OXB_ARGMAX_BLOCK,
-            .w = adjusted + v * a->n + start};
+        const block b = {.args = a,
+                         .settings = (const struct oxb_sampling *)call->bindings[1].address +
+                                     settings_of(a, v),
+                         .start = start,
+                         .n = rest < OXB_ARGMAX_BLOCK ? rest : OXB_ARGMAX_BLOCK,
+                         .w = adjusted + v * a->n + start};
         if (place == IDLE) continue;
         maxima[i] = choice_adjusts(*b.settings, a->n_masks, a->n_biases)
                         ? adjust_block(call, &b, x, states + settings_of(a, v), place)

@@ -151,8 +151,7 @@ static cpu_masses masses_of(const nucleus *p, const numbers *a) {
 static uint64_t surplus(const nucleus *p, const numbers *a) {
     const selection s = p->lowest;
     if (s.ties == s.equal || s.value < a->low || s.value > a->high) return 0;
-    return (s.equal - s.ties) *
-           choice_probability(choice_distance(p->largest, s.value, p->scale));
+    return (s.equal - s.ties) * choice_probability(choice_distance(p->largest, s.value, p->scale));
 }
 
 /* The sums of the probabilities of the numbers by distance from `first` on, in space->sums[0].
@@ -180,8 +179,7 @@ static void keep_distances(const nucleus *p, numbers *a, uint32_t first, uint32_
     const float low = cpu_lowest_within(p->largest, p->scale, end - 1);
     if (low > a->low) a->low = low;
     if (first == 0) return;
-    const float high =
-        nextafterf(cpu_lowest_within(p->largest, p->scale, first - 1), -INFINITY);
+    const float high = nextafterf(cpu_lowest_within(p->largest, p->scale, first - 1), -INFINITY);
     if (high < a->high) a->high = high;
 }
 
