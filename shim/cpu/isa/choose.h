@@ -86,9 +86,12 @@ SIMD_TARGET static float choice_smallest(const float *x, uint64_t n, float low) 
     for (; i + WIDE <= n; i += WIDE)
         found = lanes_smaller(lanes_larger(lanes_load(x + i), least), found);
     lanes_store(rest, found);
-    for (; i < n; i++) rest[0] = x[i] < rest[0] ? x[i] : rest[0];
+    for (; i < n; i++) {
+        if (!(x[i] >= low)) return low;
+        rest[0] = x[i] < rest[0] ? x[i] : rest[0];
+    }
     for (unsigned l = 1; l < WIDE; l++) rest[0] = rest[l] < rest[0] ? rest[l] : rest[0];
-    return rest[0] > low ? rest[0] : low;
+    return rest[0];
 }
 
 SIMD_TARGET static uint64_t choice_pack(const float *x, uint64_t n, float low, float high,

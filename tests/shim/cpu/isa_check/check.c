@@ -8,6 +8,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "base/choice.h"
 #include "cpu/panels.h"
 #include "formats/formats.h"
 
@@ -242,6 +243,121 @@ static void check_swiglu(const cpu_isa *isa) {
     expect(s[32] == -1, isa->name, "SwiGLU wrote past its end", s[32], -1);
 }
 
+#define MAX_LOGITS 2100u
+
+/* Some equal, some absent, some not numbers. */
+static void random_logits(float *x, uint64_t n) {
+    for (uint64_t i = 0; i < n; i++) {
+        x[i] = 20 * random_float();
+        if (random_bits() % 4 == 0) x[i] = (float)(random_bits() % 3);
+        if (random_bits() % 16 == 0) x[i] = random_bits() % 2 ? -INFINITY : NAN;
+    }
+}
+
+static void check_passes(const cpu_isa *isa, const float *x, uint64_t n) {
+    static float copy[MAX_LOGITS + 1], packed[MAX_LOGITS + CPU_LANES];
+    static float maxima[(MAX_LOGITS / 1024 + 1) * CPU_LANES];
+    static uint32_t mask[MAX_LOGITS / 32 + 1], within[MAX_LOGITS];
+    const cpu_choice *c = &isa->f32->choice;
+    const float low = -2, high = 2;
+    float largest = -INFINITY, kept = -INFINITY, of_groups = -INFINITY;
+    float smallest = INFINITY;
+    uint64_t count = 0, above = 0, equal = 0, found = n, n_within = 0, wrong = 0;
+    for (uint64_t i = 0; i <= n / 32; i++) mask[i] = random_bits();
+    copy[n] = -1;
+    const float kept_by_copy = c->copy(x, mask, copy, n);
+    const uint64_t n_packed = c->pack(x, n, low, high, packed, MAX_LOGITS);
+    for (uint64_t i = 0; i < n; i++) {
+        const float w = x[i] == x[i] ? x[i] : -INFINITY;
+        const int in = mask[i / 32] >> i % 32 & 1;
+        largest = w > largest ? w : largest;
+        smallest = w < smallest ? w : smallest;
+        if (in && w > kept) kept = w;
+        wrong += copy[i] != (in ? w : -INFINITY);
+        if (w >= low && w <= high) wrong += packed[count++] != w;
+        if (w >= low && found == n) found = i;
+        above += w > 1 && w <= high;
+        equal += w == 1;
+    }
+    expect(wrong == 0 && copy[n] == -1, isa->name, "wrong logits of a copy", (double)wrong, 0);
+    expect(kept_by_copy == kept, isa->name, "largest of a copy", kept_by_copy, kept);
+    expect(c->largest(x, n) == largest, isa->name, "largest", c->largest(x, n), largest);
+    smallest = smallest > low ? smallest : low;
+    expect(c->smallest(x, n, low) == smallest, isa->name, "smallest", c->smallest(x, n, low),
+           smallest);
+    expect(n_packed == count, isa->name, "packed", (double)n_packed, (double)count);
+    expect(c->find(x, n, low) == found, isa->name, "first", (double)c->find(x, n, low),
+           (double)found);
+    const cpu_tally tally = c->tally(x, n, 1, high);
+    expect(tally.above == above, isa->name, "above", (double)tally.above, (double)above);
+    expect(tally.equal == equal, isa->name, "equal", (double)tally.equal, (double)equal);
+    c->maxima(x, n, maxima);
+    for (uint64_t i = 0; i < (n + 1023) / 1024 * CPU_LANES; i++)
+        of_groups = maxima[i] > of_groups ? maxima[i] : of_groups;
+    expect(of_groups == largest, isa->name, "largest of groups", of_groups, largest);
+    n_within = c->within(mask, (uint32_t)(n / 32), 1u << 31, 1u << 30, within);
+    for (uint64_t i = 0, next = 0; i < n / 32; i++)
+        if (mask[i] >> 30 == 2) wrong += within[next++] != (mask[i] & 0x3fffffffu), n_within--;
+    expect(wrong == 0 && n_within == 0, isa->name, "tokens within", (double)n_within, 0);
+}
+
+/* Probabilities and noise, from their definitions for one number. */
+static void check_draw(const cpu_isa *isa, const float *x, uint64_t n) {
+    static uint64_t sums[CPU_CHOICE_CHAINS][CPU_CHOICE_RANGES];
+    static float slab[CPU_CHOICE_SLAB + CPU_LANES];
+    const float largest = isa->f32->choice.largest(x, n), scale = 1048576.0f / 7;
+    if (largest == -INFINITY) return;
+    cpu_masses masses = {x, n, largest - 14, largest, largest, scale, 0, 12, sums, slab};
+    cpu_race race = {.w = x,
+                     .largest = largest,
+                     .scale = scale,
+                     .lowest = largest - 14,
+                     .last = (uint32_t)(n / 2),
+                     .place = random_bits(),
+                     .choice = 3,
+                     .seed = {1, random_bits()},
+                     .key = 60 << 20};
+    uint64_t total = 0, expected = 0;
+    double exps = 0;
+    memset(sums, 0, sizeof sums);
+    int64_t least = race.key;
+    uint32_t token = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        if (x[i] > -INFINITY) exps += exp((double)x[i] - largest);
+        if (!(x[i] >= race.lowest)) continue;
+        const uint32_t u = choice_distance(largest, x[i], scale);
+        const struct choice_words noise =
+            choice_philox(i / 4, race.place, race.choice, 0, race.seed[0], race.seed[1]);
+        const int64_t key = (int64_t)u + choice_gumbel(noise.word[i % 4]);
+        expected += choice_probability(u);
+        sums[0][u >> 12] -= choice_probability(u);
+        if (key < least && (x[i] > race.lowest || i <= race.last)) {
+            least = key;
+            token = i;
+        }
+    }
+    isa->f32->choice.masses(&masses);
+    for (unsigned i = 0; i < CPU_CHOICE_RANGES; i++)
+        total += sums[0][i] + sums[1][i] + sums[2][i] + sums[3][i] != 0;
+    expect(total == 0, isa->name, "wrong sums of probabilities", (double)total, 0);
+    total = isa->f32->choice.mass(&masses);
+    expect(total == expected, isa->name, "sum of probabilities", (double)total, (double)expected);
+    isa->f32->choice.race(&race, 0, (uint32_t)n);
+    expect(race.key == least, isa->name, "key", (double)race.key, (double)least);
+    expect(race.token == token, isa->name, "token", race.token, token);
+    const double sum = isa->f32->choice.exp_sum(x, n, largest);
+    expect(fabs(sum - exps) <= 2e-6 * exps, isa->name, "sum of exp", sum, exps);
+}
+
+static void check_choice(const cpu_isa *isa) {
+    static float x[MAX_LOGITS];
+    for (uint64_t n = 1; n <= MAX_LOGITS; n += 1 + n / 7) {
+        random_logits(x, n);
+        check_passes(isa, x, n);
+        check_draw(isa, x, n);
+    }
+}
+
 int main(void) {
     const cpu_isa *isa;
     for (uint32_t i = 0; (isa = cpu_variant(i)) != NULL; i++) {
@@ -264,6 +380,7 @@ int main(void) {
             check_dense(isa, OXB_DEVICE_FORMAT_Q8_0, (k + 31) / 32 * 32);
         }
         check_swiglu(isa);
+        check_choice(isa);
     }
     return failures < 100 ? failures : 100;
 }
