@@ -90,7 +90,9 @@ class Chat:
             model's file recommends (``Model.sampling_defaults``), else as of ``Session.generate``.
         progress : callable, optional
             As of ``Session.forward``.
-        on_token, n_best
+        on_token : callable, optional
+            As of ``Session.stream``.
+        n_best : int
             As of ``Session.stream``.
         **options
             The other parameters of ``Session.generate``.

@@ -112,6 +112,33 @@ def test_text_of_a_seed_goes_on_as_if_it_had_not_stopped(tiny):
             assert list(session.generate(9, **rest)) == expected[5:14]
 
 
+@pytest.mark.large
+@pytest.mark.parametrize("lookahead", [1, 16])
+def test_cache_that_grows_does_not_change_the_text(device, tmp_path, lookahead):
+    long = Tiny(n_layers=1, context=600)
+    options: Any = {**SETTINGS[5], "seed": 5, "lookahead": lookahead, "ignore_eos": True}
+    with Model.load(write(tmp_path / "l.gguf", long, random_tensors(long)), device) as model:
+        found = []
+        for fed in (5, 540):
+            with model.session() as session:
+                session.forward((IDS * 108)[:fed], logits=None)  # holds 256 positions, or 600
+                session.rewind(5)
+                found.append(list(session.generate(530, **options)))
+    assert len(set(found[0][250:])) > 20
+    assert found[0] == found[1]
+
+
+def test_restored_session_goes_on_with_the_text_of_its_seed(tiny, tmp_path):
+    options: Any = {**SETTINGS[4], "seed": 5, "ignore_eos": True}
+    with tiny.session() as session:
+        session.forward(IDS, logits=None)
+        list(session.generate(8, **options))
+        session.save(tmp_path / "text")
+        expected = list(session.generate(8, **options))
+    with tiny.restore_session(tmp_path / "text") as restored:
+        assert list(restored.generate(8, **options)) == expected
+
+
 def test_seeds_and_choices_are_texts_of_their_own(tiny):
     found = {tuple(text(tiny, 20, temperature=1.0, seed=seed)) for seed in range(8)}
     found |= {tuple(text(tiny, 20, temperature=1.0, seed=0, choice=c)) for c in range(1, 8)}

@@ -1,0 +1,288 @@
+"""The forms in which a text is generated: tokens, scored tokens, text, asynchronously."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from oxibonsai.model.choices import ScoredToken
+from oxibonsai.model.generation.asynchronous import in_thread
+from oxibonsai.model.generation.generation import Generation, GenerationOptions, LogitsCallback
+from oxibonsai.model.generation.settings import Allowed, AllowedCallback
+from oxibonsai.model.generation.speculation import Speculation
+from oxibonsai.model.generation.stopping import Stop
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.timeline import Timeline
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+__all__ = ["GenerationForms"]
+
+
+class GenerationForms:
+    """What generates on a text; `Session` is one.
+
+    Parameters
+    ----------
+    timeline : Timeline
+        The text.
+    model : LoadedModel
+        Whose tokens it has.
+    """
+
+    def __init__(self, timeline: Timeline, model: LoadedModel) -> None:
+        self._timeline = timeline
+        self._loaded = model
+        self._speculations: dict[int, Speculation] = {}
+
+    def generate(
+        self,
+        max_tokens: int = 64,
+        temperature: float | None = 0.0,
+        *,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        min_p: float | None = None,
+        repetition_penalty: float | None = None,
+        presence_penalty: float | None = None,
+        frequency_penalty: float | None = None,
+        penalty_window: int | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+        seed: int | None = None,
+        choice: int | None = None,
+        allowed: Allowed | AllowedCallback | None = None,
+        ignore_eos: bool = False,
+        stop: Stop = (),
+        logits_callback: LogitsCallback | None = None,
+        lookahead: int | None = None,
+        draft_tokens: int = 0,
+    ) -> Iterator[int]:
+        """Yield tokens that continue what was fed; each is in the context when it is yielded.
+
+        You may stop iterating at any time: the context then ends with the last yielded token.
+
+        Each option of sampling changes nothing where it is left out. They apply in the order mask,
+        bias, penalties, temperature, top-k, top-p (over what top-k kept), min-p.
+
+        Parameters
+        ----------
+        max_tokens : int
+            The maximum to yield.
+        temperature : float
+            Divides the logits; 0 takes the largest one (the lowest id of equal ones).
+        top_k : int, optional
+            Keeps the k largest logits; 0 keeps all.
+        top_p : float, optional
+            Keeps the fewest most probable tokens whose probabilities reach top_p, in (0, 1].
+        min_p : float, optional
+            Keeps tokens at least min_p times as probable as the most probable one, in [0, 1].
+        repetition_penalty : float, optional
+            Divides positive and multiplies negative logits of tokens in the window; 1 is off.
+        presence_penalty : float, optional
+            Subtracted from the logits of tokens in the window.
+        frequency_penalty : float, optional
+            Subtracted once for each time that a token is in the window.
+        penalty_window : int, optional
+            How many of the last tokens the penalties count, the prompt's included; -1: all. 64
+            where left out.
+        logit_bias : mapping of int to float, optional
+            Added to the logits of tokens; -inf forbids one.
+        seed : int, optional
+            Of the noise, 0 to 2^64 - 1; left out, one is drawn. Equal logits, settings and seeds
+            give equal texts on every device, however many steps are in flight.
+        choice : int, optional
+            Which of several texts of one seed; 0 where left out.
+        allowed : iterable of int, bool [vocab] or callable, optional
+            The tokens that may be chosen, or a mask of them. A callable is given the tokens so far,
+            the prompt's included, before each choice, and returns one or the other, or None for
+            all; one step is in flight at a time then.
+        ignore_eos : bool
+            Continue past tokens that end a text (EOS, EOT). By default generation stops before one.
+        stop : str or sequence of str and lists of int
+            Texts and token sequences that end the generation. Tokens that may begin one are held
+            back; those of a complete one are neither yielded nor in the context. A token in whose
+            middle a stop text begins belongs to it; `stream` yields the characters before it.
+        logits_callback : callable, optional
+            Called with the float32 [vocab] logits before each token is chosen. It may change them
+            in place; the choice, and its log probability, is made from the result. One step is in
+            flight at a time then.
+        lookahead : int, optional
+            Steps in flight, 1 to 16, so that the device never waits for the host. Default: 16, or 1
+            on the cpu device, which runs on the host's threads and gains nothing.
+        draft_tokens : int
+            The most tokens, up to 31, that are guessed from an earlier place where the text went on
+            like this, to verify them in one step. It measures what that costs and does it only
+            where it pays. 0: never. The tokens are those of the plain steps, but for ties within
+            rounding on a device whose products of several tokens round differently. Not with
+            callables, which have a say before each choice.
+
+        Returns
+        -------
+        iterator of int
+            The tokens.
+
+        Raises
+        ------
+        SessionFullError
+            If the next token does not fit; what was generated stays.
+        ValueError
+            If nothing was fed, an argument is out of its range, or every logit is NaN, -inf or not
+            allowed.
+        """
+        return self._generation(
+            max_tokens,
+            temperature,
+            {
+                "top_k": top_k,
+                "top_p": top_p,
+                "min_p": min_p,
+                "repetition_penalty": repetition_penalty,
+                "presence_penalty": presence_penalty,
+                "frequency_penalty": frequency_penalty,
+                "penalty_window": penalty_window,
+                "logit_bias": logit_bias,
+                "seed": seed,
+                "choice": choice,
+                "allowed": allowed,
+                "ignore_eos": ignore_eos,
+                "stop": stop,
+                "logits_callback": logits_callback,
+                "lookahead": lookahead,
+                "draft_tokens": draft_tokens,
+            },
+        ).tokens()
+
+    def generate_scored(
+        self,
+        max_tokens: int = 64,
+        temperature: float | None = 0.0,
+        *,
+        n_best: int = 0,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[ScoredToken]:
+        """Yield the tokens of generate() with their log probabilities.
+
+        Parameters
+        ----------
+        max_tokens : int
+            As of generate().
+        temperature : float
+            As of generate(). It does not change log probabilities, nor does any other option.
+        n_best : int
+            How many of the most probable tokens come with each, 0 to 32.
+        **options
+            The other parameters of generate().
+
+        Returns
+        -------
+        iterator of ScoredToken
+            The tokens, each with `log_probability` and, the most probable first, `best`.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of generate().
+        """
+        return self._generation(
+            max_tokens, temperature, options, scores=True, n_best=n_best
+        ).scored()
+
+    def stream(
+        self,
+        max_tokens: int = 64,
+        temperature: float | None = 0.0,
+        *,
+        on_token: Callable[[ScoredToken], object] | None = None,
+        n_best: int = 0,
+        **options: Unpack[GenerationOptions],
+    ) -> Iterator[str]:
+        """Yield the text of generate() in pieces of whole characters.
+
+        No piece contains a stop text or the beginning of one.
+
+        Parameters
+        ----------
+        max_tokens : int
+            As of generate().
+        temperature : float
+            As of generate().
+        on_token : callable, optional
+            Called with each token of the text, as generate_scored() yields it, before its piece.
+        n_best : int
+            As of generate_scored(), for `on_token`.
+        **options
+            The other parameters of generate().
+
+        Returns
+        -------
+        iterator of str
+            The pieces, which joined are the text.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of generate().
+        """
+        return self._generation(
+            max_tokens,
+            temperature,
+            options,
+            text=True,
+            scores=on_token is not None,
+            n_best=n_best,
+        ).text(on_token)
+
+    def agenerate(
+        self,
+        max_tokens: int = 64,
+        temperature: float | None = 0.0,
+        **options: Unpack[GenerationOptions],
+    ) -> AsyncIterator[int]:
+        """Yield the tokens of generate() to ``async for``.
+
+        A separate thread waits for the device. A cancelled task ends when the running step has
+        finished; the session stays usable.
+
+        Parameters
+        ----------
+        max_tokens : int
+            As of generate().
+        temperature : float
+            As of generate().
+        **options
+            The other parameters of generate().
+
+        Returns
+        -------
+        asynchronous iterator of int
+            The tokens.
+
+        Raises
+        ------
+        SessionFullError, ValueError
+            As of generate().
+        """
+        return in_thread(self._generation(max_tokens, temperature, options).tokens())
+
+    def _generation(
+        self,
+        max_tokens: int,
+        temperature: float | None,
+        options: GenerationOptions,
+        *,
+        text: bool = False,
+        scores: bool = False,
+        n_best: int = 0,
+    ) -> Generation:
+        return Generation(
+            self._timeline,
+            self._loaded,
+            max_tokens,
+            temperature,
+            text=text,
+            scores=scores,
+            n_best=n_best,
+            speculations=self._speculations,
+            **options,
+        )
