@@ -76,16 +76,15 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
         }
     }
     if (part.first >= blocks) return false;
-    device const uint4 *tiles[EIGHTS];
-    device const float *units[EIGHTS];
-    OXB_UNROLL
-    for (uint e = 0; e < EIGHTS; e++) {
-        const uint at = min(eight + e, n_eights - 1u); // past the end the last one again
-        tiles[e] = (device const uint4 *)halves + halves_tile(at, blocks, 0, steps) + lane;
-        units[e] = (device const float *)((device const uint4 *)halves +
-                                          halves_tile(n_eights, blocks, 0, steps)) +
-                   ulong(at) * blocks * 8u + 2u * quad;
-    }
+    // Behind the last eight the second one of a SIMD-group is the last again.
+    const uint second = EIGHTS == 2u && eight + 1u < n_eights ? blocks : 0u; // blocks apart
+    const ulong first_block = ulong(eight) * blocks + part.first;
+    device const uint4 *tiles =
+        (device const uint4 *)halves + first_block * steps * OXB_SIMD_WIDTH + lane;
+    device const float *units = (device const float *)((device const uint4 *)halves +
+                                                       halves_tile(n_eights, blocks, 0, steps)) +
+                                first_block * 8u + 2u * quad;
+    const ulong tiles_apart = ulong(second) * steps * OXB_SIMD_WIDTH, units_apart = second * 8ul;
     uint next_words[2 * TILES];
     uint4 ring[4][EIGHTS];
     OXB_UNROLL
@@ -95,7 +94,7 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
     for (uint s = 0; s < ahead; s++) {
         OXB_UNROLL
         for (uint e = 0; e < EIGHTS; e++)
-            ring[s][e] = tiles[e][(part.first * steps + s) * OXB_SIMD_WIDTH];
+            ring[s][e] = tiles[e * tiles_apart + s * OXB_SIMD_WIDTH];
     }
     bool odd = false;
     const matrix_held held = matrix_hold(kind);
@@ -113,15 +112,9 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
         float2 unit[EIGHTS];
         OXB_UNROLL
         for (uint e = 0; e < EIGHTS; e++)
-            unit[e] = *(device const float2 *)(units[e] + block * 8u);
-        // Pointers, so that the steps are constant distances from them.
-        device const uint4 *now_tiles[EIGHTS];
-        device const uint4 *next_tiles[EIGHTS];
-        OXB_UNROLL
-        for (uint e = 0; e < EIGHTS; e++) {
-            now_tiles[e] = tiles[e] + ulong(block) * (steps * OXB_SIMD_WIDTH);
-            next_tiles[e] = tiles[e] + ulong(next) * (steps * OXB_SIMD_WIDTH);
-        }
+            unit[e] = *(device const float2 *)(units + e * units_apart);
+        units += part.step * 8u;
+        device const uint4 *next_tiles = tiles + ulong(next - block) * (steps * OXB_SIMD_WIDTH);
         matrix_sums near[TILES][EIGHTS], rest[TILES][EIGHTS];
         OXB_UNROLL
         for (uint t = 0; t < TILES; t++) {
@@ -137,9 +130,10 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
             OXB_UNROLL
             for (uint e = 0; e < EIGHTS; e++) {
                 vectors[e] = ring[s % ahead][e];
-                ring[s % ahead][e] = s + ahead < steps
-                                         ? now_tiles[e][(s + ahead) * OXB_SIMD_WIDTH]
-                                         : next_tiles[e][(s + ahead - steps) * OXB_SIMD_WIDTH];
+                ring[s % ahead][e] =
+                    s + ahead < steps
+                        ? tiles[e * tiles_apart + (s + ahead) * OXB_SIMD_WIDTH]
+                        : next_tiles[e * tiles_apart + (s + ahead - steps) * OXB_SIMD_WIDTH];
             }
             OXB_UNROLL
             for (uint t = 0; t < TILES; t++) {
@@ -154,6 +148,7 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
                 }
             }
         }
+        tiles = next_tiles;
         OXB_UNROLL
         for (uint r = 0; r < 2 * TILES; r++)
             odd = odd || (as_type<ushort>(scales[r]) & 0x7c00) == 0x7c00;

@@ -53,13 +53,15 @@ gemm_halves(device const uchar *weight [[buffer(0)]], device const float *x [[bu
             uint simdgroup [[simdgroup_index_in_threadgroup]],
             uint simdgroups [[simdgroups_per_threadgroup]],
             uint lane [[thread_index_in_simdgroup]]) {
+    // Where a code has two bits, four tiles of two eights would leave the registers: no tile has them.
+    const uint most_tiles = Format::code::bits == 1 ? 4u : 2u;
     threadgroup halves_memory memory;
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (shape_of_simdgroup) {
     case 42:
-        halves_output<Format, Output, 4, 2>(w, x, halves, y, args, tile, tiles.z, thread_index,
-                                            place, memory);
+        halves_output<Format, Output, most_tiles, 2>(w, x, halves, y, args, tile, tiles.z,
+                                                     thread_index, place, memory);
         break;
     case 22:
         halves_output<Format, Output, 2, 2>(w, x, halves, y, args, tile, tiles.z, thread_index,
