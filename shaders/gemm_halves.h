@@ -1,7 +1,7 @@
 // Products of a coded matrix and vectors given as halves, on matrix units.
 //
-// A SIMD-group computes 16 TILES rows by 8 EIGHTS vectors over some of the blocks of k. The levels
-// of codes are exact halves. For each block the sums of both halves of the activations are found by
+// A SIMD-group computes 16 TILES rows by 8 EIGHTS vectors over some of the blocks of k. The levels of
+// codes are exact halves. For each block the sums of both halves of the activations are found by
 // themselves, multiplied by the block's unit and the group's scale, and added in float: rounding of
 // the matrix units does not grow with k. The SIMD-groups of a threadgroup that share rows add up
 // their parts of k in a fixed order.
@@ -12,18 +12,18 @@
 // the rows of a threadgroup, the others share k.
 constant uint shape_constant [[function_constant(0)]];
 constant uint rows_constant [[function_constant(1)]];
-constant uint shape_of_simdgroup =
-    is_function_constant_defined(shape_constant) ? shape_constant : 21u;
+constant uint shape_of_simdgroup = is_function_constant_defined(shape_constant) ? shape_constant
+                                                                                : 21u;
 constant uint rows_of_simdgroups = is_function_constant_defined(rows_constant) ? rows_constant : 1u;
 
 // Floats from vector to vector: four vectors of a SIMD-group's sums lie in different banks.
-#define OXB_HALVES_PAD        4u
+#define OXB_HALVES_PAD    4u
 #define OXB_HALVES_SIMDGROUPS 8u // of a threadgroup, at most
-#define OXB_HALVES_FLOATS \
+#define OXB_HALVES_FLOATS                                                                          \
     (8u * OXB_HALVES_SIMDGROUPS * (16u * 4u + OXB_HALVES_PAD)) // of 4 tiles of rows
 
 struct halves_memory {
-    float sums[OXB_HALVES_FLOATS];   // [part of k][8 vectors][rows + pad]
+    float sums[OXB_HALVES_FLOATS]; // [part of k][8 vectors][rows + pad]
     uint odd[OXB_HALVES_SIMDGROUPS]; // 1: a scale is infinite or NaN
 };
 
@@ -76,16 +76,15 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
         }
     }
     if (part.first >= blocks) return false;
-    device const uint4 *tiles[EIGHTS];
-    device const float *units[EIGHTS];
-    OXB_UNROLL
-    for (uint e = 0; e < EIGHTS; e++) {
-        const uint at = min(eight + e, n_eights - 1u); // past the end the last one again
-        tiles[e] = (device const uint4 *)halves + halves_tile(at, blocks, 0, steps) + lane;
-        units[e] = (device const float *)((device const uint4 *)halves +
-                                          halves_tile(n_eights, blocks, 0, steps)) +
-                   ulong(at) * blocks * 8u + 2u * quad;
-    }
+    // Behind the last eight the second one of a SIMD-group is the last again.
+    const uint second = EIGHTS == 2u && eight + 1u < n_eights ? blocks : 0u; // blocks apart
+    const ulong first_block = ulong(eight) * blocks + part.first;
+    device const uint4 *tiles =
+        (device const uint4 *)halves + first_block * steps * OXB_SIMD_WIDTH + lane;
+    device const float *units = (device const float *)((device const uint4 *)halves +
+                                                       halves_tile(n_eights, blocks, 0, steps)) +
+                                first_block * 8u + 2u * quad;
+    const ulong tiles_apart = ulong(second) * steps * OXB_SIMD_WIDTH, units_apart = second * 8ul;
     uint next_words[2 * TILES];
     uint4 ring[4][EIGHTS];
     OXB_UNROLL
@@ -95,7 +94,7 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
     for (uint s = 0; s < ahead; s++) {
         OXB_UNROLL
         for (uint e = 0; e < EIGHTS; e++)
-            ring[s][e] = tiles[e][(part.first * steps + s) * OXB_SIMD_WIDTH];
+            ring[s][e] = tiles[e * tiles_apart + s * OXB_SIMD_WIDTH];
     }
     bool odd = false;
     const matrix_held held = matrix_hold(kind);
@@ -112,15 +111,10 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
         }
         float2 unit[EIGHTS];
         OXB_UNROLL
-        for (uint e = 0; e < EIGHTS; e++) unit[e] = *(device const float2 *)(units[e] + block * 8u);
-        // Pointers, so that the steps are constant distances from them.
-        device const uint4 *now_tiles[EIGHTS];
-        device const uint4 *next_tiles[EIGHTS];
-        OXB_UNROLL
-        for (uint e = 0; e < EIGHTS; e++) {
-            now_tiles[e] = tiles[e] + ulong(block) * (steps * OXB_SIMD_WIDTH);
-            next_tiles[e] = tiles[e] + ulong(next) * (steps * OXB_SIMD_WIDTH);
-        }
+        for (uint e = 0; e < EIGHTS; e++)
+            unit[e] = *(device const float2 *)(units + e * units_apart);
+        units += part.step * 8u;
+        device const uint4 *next_tiles = tiles + ulong(next - block) * (steps * OXB_SIMD_WIDTH);
         matrix_sums near[TILES][EIGHTS], rest[TILES][EIGHTS];
         OXB_UNROLL
         for (uint t = 0; t < TILES; t++) {
@@ -136,9 +130,10 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
             OXB_UNROLL
             for (uint e = 0; e < EIGHTS; e++) {
                 vectors[e] = ring[s % ahead][e];
-                ring[s % ahead][e] = s + ahead < steps
-                                         ? now_tiles[e][(s + ahead) * OXB_SIMD_WIDTH]
-                                         : next_tiles[e][(s + ahead - steps) * OXB_SIMD_WIDTH];
+                ring[s % ahead][e] =
+                    s + ahead < steps
+                        ? tiles[e * tiles_apart + (s + ahead) * OXB_SIMD_WIDTH]
+                        : next_tiles[e * tiles_apart + (s + ahead - steps) * OXB_SIMD_WIDTH];
             }
             OXB_UNROLL
             for (uint t = 0; t < TILES; t++) {
@@ -153,6 +148,7 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
                 }
             }
         }
+        tiles = next_tiles;
         OXB_UNROLL
         for (uint r = 0; r < 2 * TILES; r++)
             odd = odd || (as_type<ushort>(scales[r]) & 0x7c00) == 0x7c00;
@@ -162,8 +158,8 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
             for (uint e = 0; e < EIGHTS; e++) {
                 OXB_UNROLL
                 for (uint i = 0; i < 4u; i++) {
-                    const float sum = fma(matrix_sum(rest[t][e], i), 1.0f / OXB_HALVES_REST,
-                                          matrix_sum(near[t][e], i));
+                    const float sum = fma(matrix_sum(rest[t][e], i),
+                                          1.0f / OXB_HALVES_REST, matrix_sum(near[t][e], i));
                     sums[t][e][i] =
                         fma(float(scales[2u * t + i / 2u]), sum * unit[e][i % 2u], sums[t][e][i]);
                 }
@@ -247,7 +243,8 @@ struct halves_plain {
             if (row >= input.n_rows || vector >= input.n_vectors) continue;
             const float sum =
                 sum_of_parts<Format>(w, row, input, vector, i, n + OXB_HALVES_PAD, memory);
-            device float *to = y + (ulong(input.split) * input.n_vectors + vector) * y_stride + row;
+            device float *to =
+                y + (ulong(input.split) * input.n_vectors + vector) * y_stride + row;
             *to = RESIDUAL ? *to + sum : sum;
         }
     }
@@ -266,8 +263,9 @@ struct halves_swiglu {
             const uint gate = i / half_rows * 2u * half_rows + i % half_rows;
             const float g =
                 sum_of_parts<Format>(w, row, input, vector, gate, n + OXB_HALVES_PAD, memory);
-            const float u = sum_of_parts<Format>(w, ulong(input.n_rows) + row, input, vector,
-                                                 gate + half_rows, n + OXB_HALVES_PAD, memory);
+            const float u =
+                sum_of_parts<Format>(w, ulong(input.n_rows) + row, input, vector, gate + half_rows,
+                                     n + OXB_HALVES_PAD, memory);
             s[ulong(vector) * s_stride + row] = silu(g) * u;
         }
     }

@@ -69,15 +69,11 @@ static void fit_halves(const oxb_op_shape *shape, oxb_tile *tile) {
     const uint64_t eights = (shape->extent[1] + 7) / 8;
     const uint32_t wide = eights > 1 ? 2 : 1;
     const uint64_t columns = (eights + wide - 1) / wide;
-    uint32_t tiles = 4, rows = 4; /* SIMD-groups */
-    while (shape->n_rows * columns / (16 * tiles * rows) < HALVES_THREADGROUPS) {
-        if (rows > 1)
-            rows /= 2;
-        else if (tiles > 2)
-            tiles /= 2;
-        else
-            break;
-    }
+    const uint32_t few = wide == 2 && shape->format != OXB_DEVICE_FORMAT_Q1_G128;
+    uint32_t tiles = few ? 2 : 4, rows = few ? 8 : 4; /* SIMD-groups */
+    while (rows > 1 && shape->n_rows * columns / (16 * tiles * rows) < 2 * HALVES_THREADGROUPS)
+        rows /= 2;
+    if (shape->n_rows * columns / (16 * tiles) < HALVES_THREADGROUPS) tiles = 2;
     tile->size[0] = (uint32_t)(16 * tiles * rows / (shape->n_rows / shape->extent[0]));
     tile->size[1] = 8 * wide;
     tile->constants[0].value.u32 = 10 * tiles + wide;
