@@ -71,8 +71,6 @@ kernel void attention_q8(
     attend_tile<wide, wide_long>(in, args, tile, place, memory);
 }
 
-#define OXB_LOADS 16u // in flight at once
-
 // A threadgroup per head of a token. The sums of each split are relative to its largest score; the
 // empty ones come last.
 kernel void attention_combine(device const float *splits [[buffer(0)]],
@@ -97,22 +95,20 @@ kernel void attention_combine(device const float *splits [[buffer(0)]],
         const uint own_i = start + lane, i = min(own_i, n - 1u);
         float sum = -0.0f, total = -0.0f; // to which the first split adds without a change
         for (uint first = 0; first < used; first += OXB_SIMD_WIDTH) {
-            // Each lane knows one split.
+            // Each lane knows one split, and has its own element of all of them in flight at once.
             device const float *own = from + min(first + lane, used - 1u) * stride;
             const float own_fade = precise::exp(own[n] - largest), own_total = own[n + 1u];
-            for (uint s = first; s < min(first + OXB_SIMD_WIDTH, used); s += OXB_LOADS) {
-                float values[OXB_LOADS];
-                OXB_UNROLL
-                for (uint j = 0; j < OXB_LOADS; j++)
-                    values[j] = from[min(s + j, used - 1u) * stride + i];
-                OXB_UNROLL
-                for (uint j = 0; j < OXB_LOADS; j++) {
-                    const float fade = simd_shuffle(own_fade, ushort(s - first + j));
-                    const float weight = simd_shuffle(own_total, ushort(s - first + j));
-                    if (s + j < used) {
-                        sum = fma(values[j], fade, sum);
-                        total = fma(weight, fade, total);
-                    }
+            float values[OXB_SIMD_WIDTH];
+            OXB_UNROLL
+            for (uint j = 0; j < OXB_SIMD_WIDTH; j++)
+                values[j] = from[min(first + j, used - 1u) * stride + i];
+            OXB_UNROLL
+            for (uint j = 0; j < OXB_SIMD_WIDTH; j++) {
+                const float fade = simd_shuffle(own_fade, ushort(j));
+                const float weight = simd_shuffle(own_total, ushort(j));
+                if (first + j < used) {
+                    sum = fma(values[j], fade, sum);
+                    total = fma(weight, fade, total);
                 }
             }
         }
