@@ -31,6 +31,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="also greedy decoding behind so many tokens, such as 128,2048,8192; these are fed "
         "first, at the speed of a prompt",
     )
+    parser.add_argument(
+        "--batch",
+        type=_numbers,
+        default=[],
+        metavar="N,N",
+        help="also so many sequences at a time, such as 1,8",
+    )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     add_session(parser, max_seq=False)
 
@@ -41,7 +48,7 @@ def _numbers(text: str) -> list[int]:
         return list(dict.fromkeys(int(part) for part in text.split(",")))
     except ValueError:
         raise argparse.ArgumentTypeError(
-            f"{text!r}: give whole numbers separated by commas, such as 128,2048"
+            f"{text!r}: give whole numbers separated by commas, such as 1,8"
         ) from None
 
 
@@ -56,6 +63,7 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
             kv_dtype=args.kv_dtype,
             chunk=args.chunk,
             contexts=args.contexts,
+            batches=args.batch,
         )
     if args.json:
         json.dump(found, out, indent=2)
@@ -106,6 +114,8 @@ def _speeds(found: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     yield f"sampled, {settings['tokens']:,} tokens", found["sampled"]
     for n, speed in found.get("contexts", {}).items():
         yield f"greedy at a context of {int(n):,}", speed
+    for n, speed in found.get("batch", {}).items():
+        yield f"{int(n):,} sequence{'' if n == '1' else 's'} at a time", speed
 
 
 def _duration(seconds: float) -> str:

@@ -6,7 +6,7 @@ import operator
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from oxibonsai.model import Model
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVDtype
 from oxibonsai.model.session import DEFAULT_CHUNK, Session
+
+if TYPE_CHECKING:
+    from oxibonsai.model.engine import Engine
 
 __all__ = ["GREEDY", "SAMPLED", "measure"]
 
@@ -28,6 +31,7 @@ SAMPLED: dict[str, Any] = {
     "seed": 0,
 }
 _FILLING_CHUNK = 512  # tokens of a context that run at once: only what comes after it is measured
+_POLL_SECONDS = 1e-3
 
 
 def measure(
@@ -39,6 +43,7 @@ def measure(
     kv_dtype: KVDtype = "f16",
     chunk: int = DEFAULT_CHUNK,
     contexts: Sequence[int] = (),
+    batches: Sequence[int] = (),
 ) -> dict[str, Any]:
     """Return a model's speeds with the settings and the device: what ``--json`` prints.
 
@@ -59,12 +64,15 @@ def measure(
     contexts : sequence of int
         Tokens in the context at which greedy decoding is measured besides. One that does not fit
         the model is skipped, with the reason in its place.
+    batches : sequence of int
+        Numbers of sequences that an engine decodes at a time, each behind a prompt of its own. The
+        speed is that of all together while every one is past its prompt.
 
     Returns
     -------
     dict
-        ``prefill``, ``decode`` and ``sampled``, and by number ``contexts``, each with
-        ``tokens_per_second`` and the seconds of the runs; ``time_to_first_token_seconds``.
+        ``prefill``, ``decode`` and ``sampled``, and by number ``contexts`` and ``batch``, each
+        with ``tokens_per_second`` and the seconds of the runs; ``time_to_first_token_seconds``.
 
     Raises
     ------
@@ -76,6 +84,7 @@ def measure(
         ("tokens", tokens),
         ("repeat", repeat),
         *(("contexts", n) for n in contexts),
+        *(("batches", n) for n in batches),
     ):
         if operator.index(value) < 1:
             raise ValueError(f"{name} = {value} must be 1 or more")
@@ -98,12 +107,18 @@ def measure(
             "activations": model.activations,
             "sampled": SAMPLED,
             "contexts": list(contexts),
+            "batches": list(batches),
         },
     }
     with model.session(prompt_tokens + tokens, kv_dtype, chunk=chunk) as session:
         found |= _prompt_and_generation(session, prompt_tokens, tokens, repeat)
     if contexts:
         found["contexts"] = _contexts(model, contexts, tokens, repeat, kv_dtype)
+    if batches:
+        found["batch"] = {
+            str(n): _batch(model, n, prompt_tokens, tokens, repeat, kv_dtype, chunk)
+            for n in batches
+        }
     return found
 
 
@@ -158,6 +173,71 @@ def _contexts(
                 speeds[n] = _speed(tokens, seconds[1:])
     reason = f"with {tokens} tokens to generate it exceeds the model's context_length of {limit}"
     return {str(n): speeds.get(n, {"skipped": reason}) for n in contexts}
+
+
+def _batch(
+    model: Model,
+    n: int,
+    prompt_tokens: int,
+    tokens: int,
+    repeat: int,
+    kv_dtype: KVDtype,
+    chunk: int,
+) -> dict[str, Any]:
+    # While prompts are fed one after another, those that began go on: the first one must not have
+    # ended when the last one begins.
+    steps = n * -(-prompt_tokens // chunk)
+    length = tokens + steps + 2
+    limit = model.config.context_length
+    if prompt_tokens + length > limit:
+        return {
+            "skipped": f"{n} prompts of {prompt_tokens} and {tokens} tokens of each at the same "
+            f"time need {prompt_tokens + length} positions, the model's context_length is {limit}"
+        }
+    counts: list[int] = []
+    seconds: list[float] = []
+    with model.engine(n, max_seq=prompt_tokens + length, kv_dtype=kv_dtype, chunk=chunk) as engine:
+        for _ in range(repeat + 1):
+            prompts = [_random_tokens(model, prompt_tokens, 2 + i) for i in range(n)]
+            count, taken = _together(engine, prompts, length)
+            counts.append(count)
+            seconds.append(taken)
+    rates = [count / taken for count, taken in zip(counts[1:], seconds[1:], strict=True)]
+    return {
+        "sequences": n,
+        "tokens": counts[1:],
+        "runs_seconds": seconds[1:],
+        "tokens_per_second": statistics.median(rates),
+        "tokens_per_second_range": [min(rates), max(rates)],
+    }
+
+
+def _together(engine: Engine, prompts: Sequence[Sequence[int]], tokens: int) -> tuple[int, float]:
+    """Return how many tokens came, in how many seconds, while all sequences decoded."""
+    begun = time.perf_counter()
+    requests = [engine.submit(ids, tokens, ignore_eos=True, **GREEDY) for ids in prompts]
+
+    def count() -> int:
+        return sum(len(request.tokens) for request in requests)
+
+    def ended() -> bool:
+        return any(request.done for request in requests)
+
+    _wait(lambda: ended() or all(request.tokens for request in requests))
+    start, first = time.perf_counter(), count()
+    _wait(ended)
+    taken, last = time.perf_counter() - start, count()
+    for request in requests:
+        request.text()
+    if last > first:
+        return last - first, taken
+    # A model so small that all was over between two looks: the prompts count too.
+    return count(), time.perf_counter() - begun
+
+
+def _wait(condition: Callable[[], bool]) -> None:
+    while not condition():
+        time.sleep(_POLL_SECONDS)
 
 
 def _random_tokens(model: LoadedModel, n: int, seed: int) -> list[int]:

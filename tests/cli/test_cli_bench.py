@@ -53,6 +53,7 @@ def test_json_has_speeds_runs_and_settings(path):
         "chunk": 8,
         "activations": "float32",
         "contexts": [],
+        "batches": [],
     }
     # A prompt is fed for the greedy text and for the sampled one.
     for name, n, n_runs in (("prefill", 20, 6), ("decode", 5, 3), ("sampled", 5, 3)):
@@ -70,11 +71,12 @@ def test_json_has_speeds_runs_and_settings(path):
     assert found["model"]["path"] == str(path)
     assert found["model"]["weight_bytes_per_token"] > 0
     assert "contexts" not in found
+    assert "batch" not in found
 
 
-def test_contexts_are_measured_on_request(path, capsys):
+def test_contexts_and_batches_are_measured_on_request(path, capsys):
     arguments = ["--prompt-tokens", "9", "--tokens", "3", "--repeat", "1"]
-    more = ["--contexts", "40,1,9,9,254", "--json"]
+    more = ["--contexts", "40,1,9,9,254", "--batch", "1,3", "--json"]
     assert main(["bench", "--model", str(path), *arguments, *more]) == 0
     found = json.loads(capsys.readouterr().out)
     assert list(found["contexts"]) == ["40", "1", "9", "254"]
@@ -82,6 +84,23 @@ def test_contexts_are_measured_on_request(path, capsys):
         assert found["contexts"][n]["tokens_per_second"] > 0
     assert found["contexts"]["254"] == {
         "skipped": "with 3 tokens to generate it exceeds the model's context_length of 256"
+    }
+    assert list(found["batch"]) == ["1", "3"]
+    for n in (1, 3):
+        batch = found["batch"][str(n)]
+        assert batch["sequences"] == n
+        (tokens,) = batch["tokens"]
+        # All of them decode for three steps at least, one of which begins the time.
+        assert tokens >= n
+        assert batch["tokens_per_second"] == pytest.approx(tokens / batch["runs_seconds"][0])
+
+
+def test_batch_that_the_context_cannot_hold_is_skipped(path):
+    with Model.load(path, "cpu") as model:
+        found = measure(model, prompt_tokens=200, tokens=50, repeat=1, chunk=40, batches=[1, 8])
+    assert found["batch"]["8"] == {
+        "skipped": "8 prompts of 200 and 50 tokens of each at the same time need 292 positions, "
+        "the model's context_length is 256"
     }
 
 
@@ -111,9 +130,12 @@ def test_table_has_a_line_for_each_speed(path, capsys):
 def test_table_says_what_it_was_measured_with(path):
     with Model.load(path, "cpu", activations="int8") as model:
         found = measure(model, prompt_tokens=2, tokens=1, repeat=2, kv_dtype="f32")
+    found["batch"] = {"1": found["decode"], "64": found["decode"]}
     found["time_to_first_token_seconds"] = 61.234
     lines = list(report(found))
     assert lines[1] == "K/V cache in f32, int8 activations; medians of 2 runs"
+    assert lines[7].startswith("1 sequence at a time ")
+    assert lines[8].startswith("64 sequences at a time ")
     assert "first token after a prompt of 2: 61.23 s" in lines
 
 
@@ -126,6 +148,7 @@ def test_table_says_what_it_was_measured_with(path):
         (("--prompt-tokens", 300), "must lie in 1..256"),
         (("--chunk", 0), "chunk = 0"),
         (("--contexts", "0"), "contexts = 0 must be 1 or more"),
+        (("--batch", "4,-2"), "batches = -2 must be 1 or more"),
     ],
 )
 def test_what_cannot_be_measured_is_refused(path, capsys, arguments, text):
@@ -135,5 +158,5 @@ def test_what_cannot_be_measured_is_refused(path, capsys, arguments, text):
 @pytest.mark.parametrize("text", ["", "1,", "a", "1;2", "1.5"])
 def test_list_of_numbers_that_is_none_is_refused(capsys, text):
     with pytest.raises(SystemExit):
-        main(["bench", "--contexts", text])
+        main(["bench", "--batch", text])
     assert f"{text!r}: give whole numbers separated by commas" in capsys.readouterr().err
