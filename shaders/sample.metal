@@ -190,8 +190,7 @@ kernel void sample_choose(
     device oxb_choice *choice = choices + slot;
     float log_probability = 0.0f;
     if (args.log_probabilities != 0u)
-        log_probability =
-            token == OXB_NO_INDEX ? -INFINITY : raw[token] - raw_largest - log_sum;
+        log_probability = token == OXB_NO_INDEX ? -INFINITY : raw[token] - raw_largest - log_sum;
     threadgroup_barrier(mem_flags::mem_device); // all have read the position
     if (thread_index == 0) {
         choice->token = token;

@@ -1032,7 +1032,8 @@ cdef class Commands:
         s.n_biases, s.n_masks = count_of(n_biases, "n_biases"), count_of(n_masks, "n_masks")
         s.n_slots = min(count_of(n_slots, "n_slots"), 0xffffffff)
         s.n_best = min(count_of(n_best, "n_best"), 0xffffffff)
-        s.batch, s.log_probabilities, s.advance = bool(batch), bool(log_probabilities), bool(advance)
+        s.batch, s.advance = bool(batch), bool(advance)
+        s.log_probabilities = bool(log_probabilities)
         check(api.op_sample(self.recording(), &s))
 
     def advance(self, logits, tokens, state, n, max_tokens, *, n_tokens=1, greedy=True):
