@@ -34,7 +34,7 @@ ALLOWED: Mapping[str, frozenset[str]] = {
     "gpu": frozenset({SHIPPED, "base"}),
     "metal": frozenset({SHIPPED, "base", "gpu"}),
     "cuda": frozenset({SHIPPED, "base", "gpu"}),
-    "shaders": frozenset({SHIPPED}),
+    "shaders": frozenset({"base", SHIPPED}),
 }
 # Names that a room may give besides those that start with its own.
 MORE_NAMES = {"cuda": ("nvrtc",)}  # as in nvrtc_load: the driver calls two libraries

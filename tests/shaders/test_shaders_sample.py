@@ -187,7 +187,7 @@ def test_scores_are_of_the_logits_before_they_were_adjusted(order):
 
 @every_order
 @pytest.mark.parametrize("filters", FILTERS)
-@pytest.mark.parametrize("n", [1, 31, 64, 4101])
+@pytest.mark.parametrize("n", [1, 64, 4096, 4101])
 def test_the_choice_is_drawn_as_defined(n, filters, order):
     rows = rows_of(n)
     one = settings(**FILTERS[filters])
@@ -200,3 +200,19 @@ def test_the_choice_is_drawn_as_defined(n, filters, order):
         found = scored["log_probability"].reshape(-1, 5)[v]
         np.testing.assert_allclose(found, expected[1], atol=1e-5)
         np.testing.assert_allclose(choices[v]["log_probability"], expected[2], atol=1e-5)
+
+
+@every_order
+@pytest.mark.parametrize("filters", ["k", "none", "p"])
+def test_the_first_ones_are_found_where_few_threads_have_them(filters, order):
+    # All that half of the threads meet is above the rest: more than the list holds.
+    rng = np.random.default_rng(9)
+    n = 4500
+    rows = rng.normal(-40, 1, (1, n)).astype(np.float32)
+    upper = np.arange(n) // 4 % 32 < 16
+    rows[0, upper] += 40
+    one = settings(**FILTERS[filters])
+    _, _, choices, scored = choose(rows, one, order=order, threads=32, n_best=5)
+    token = choices["token"][0]
+    assert not draw_errors(rows[0], one[0], 1, token)
+    np.testing.assert_array_equal(scored["token"], best(rows[0], 5, token)[0])

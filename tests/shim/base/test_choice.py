@@ -65,7 +65,9 @@ def test_probabilities_fall_with_the_distance_and_are_off_by_3_at_most(choice):
         expected = np.where(u < 32 << 20, 2.0 ** (31 - u / 2**20), 0)
         shift = u >> 20
         assert (abs(p - expected) <= 0.5 + 2.5 / 2.0**shift).all()
-    assert mapped(choice.probabilities, [0, 1 << 20, (32 << 20) - 1, 32 << 20, 2**32 - 1], np.uint32).tolist() == [2**31, 2**30, 1, 0, 0]  # fmt: skip
+    some = [0, 1 << 20, (32 << 20) - 1, 32 << 20, 2**32 - 1]
+    found = mapped(choice.probabilities, some, np.uint32)
+    assert found.tolist() == [2**31, 2**30, 1, 0, 0]
 
 
 def test_noise_is_the_logarithm_of_a_logarithm(choice):

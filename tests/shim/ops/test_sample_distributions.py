@@ -148,6 +148,7 @@ def counts_of(device, logits, draws, given):
     "name", [pytest.param(n, marks=pytest.mark.slow) if n == "wide" else n for n in SETTINGS]
 )
 @pytest.mark.parametrize("kind", LOGITS)
+@pytest.mark.large
 def test_draws_have_the_probabilities_of_the_definition(device, kind, name):
     n, given = SETTINGS[name]
     logits = LOGITS[kind](np.random.default_rng(n), n).astype(np.float32)
