@@ -144,8 +144,8 @@ struct run_pass {
             const bool behind = least > race.bound;
             if (behind) runners &= ~(1u << j);
         }
-        for (uint j = 0; runners >> j != 0u; j++) {
-            if ((runners >> j & 1u) == 0u) continue;
+        for (; runners != 0u; runners &= runners - 1u) {
+            const uint j = ctz(runners);
             run_one(race, distance_of(row, component(keys, j)), word_of(noise, j), first + j);
         }
     }

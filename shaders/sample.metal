@@ -100,7 +100,7 @@ kernel void sample_blocks(
 }
 
 // A threadgroup per vector.
-[[max_total_threads_per_threadgroup(1024)]]
+[[max_total_threads_per_threadgroup(896)]]
 kernel void sample_choose(
     device const float *logits [[buffer(0)]], device const float *adjusted [[buffer(1)]],
     device const oxb_sampling *settings [[buffer(2)]],
@@ -192,6 +192,7 @@ kernel void sample_choose(
     if (args.log_probabilities != 0u)
         log_probability =
             token == OXB_NO_INDEX ? -INFINITY : raw[token] - raw_largest - log_sum;
+    threadgroup_barrier(mem_flags::mem_device); // all have read the position
     if (thread_index == 0) {
         choice->token = token;
         choice->position = place;

@@ -113,8 +113,8 @@ struct list_pass {
             const ulong order = order_of(keys[j], first + j);
             inside |= order >= pass.lo && order <= pass.hi ? 1u << j : 0u;
         }
-        for (uint j = 0; inside >> j != 0u; j++) {
-            if ((inside >> j & 1u) == 0u) continue;
+        for (; inside != 0u; inside &= inside - 1u) {
+            const uint j = ctz(inside);
             const uint key = component(keys, j);
             const uint slot =
                 atomic_fetch_add_explicit(&pass.memory->n_listed, 1u, memory_order_relaxed);

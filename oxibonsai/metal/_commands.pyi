@@ -795,8 +795,11 @@ class Commands:
     ) -> None:
         """Record the choice of the next token of each row of logits.
 
-        Row v is for the position after its token in flight. One seed gives one choice, whatever
-        the device.
+        Row v is for the position after its token in flight: its own sequence's where batch is set,
+        else v positions further in one sequence. One seed gives one choice, whatever the device.
+        Mask, biases and penalties are applied in this order, then the temperature, top-k, top-p of
+        what top-k kept, and min-p. A row whose position is 2^31 or more is idle: nothing is written
+        for it.
 
         Parameters
         ----------
@@ -809,7 +812,8 @@ class Commands:
         tokens : operand
             uint32 [max_tokens]: read for penalties; where the choice goes if advance.
         choices : operand
-            struct oxb_choice [n_vectors, n_slots], written at slot position % n_slots.
+            struct oxb_choice [n_vectors, n_slots], written at slot position % n_slots; its token
+            is 0xffffffff where no logit is above -inf.
         n : int
             Logits of a row.
         max_tokens : int
@@ -821,7 +825,8 @@ class Commands:
         masks : operand, optional
             uint32 [n_masks, (n + 31) / 32]; bit i of word i / 32 allows a token.
         best : operand, optional
-            struct oxb_scored [n_vectors, n_slots, n_best]: the largest logits.
+            struct oxb_scored [n_vectors, n_slots, n_best], at the same slot: the largest logits as
+            they came, with their log probabilities.
         n_best : int
             How many of them, 0 to 32.
         n_biases, n_masks : int
@@ -831,9 +836,11 @@ class Commands:
         batch : bool
             Whether each row is of a sequence of its own; else they follow one another in one.
         log_probabilities : bool
-            Whether to give the log probability of each choice.
+            Whether to give the log probability of each choice, of the logits as they came; else it
+            is 0.
         advance : bool
-            Whether to store the choice among the tokens and move the position on.
+            Whether to store the choice among the tokens, as token 0 where there is none, and move
+            the position on. Without batch it needs n_vectors of 1.
 
         Raises
         ------

@@ -29,7 +29,7 @@
 #define ATTENTION_SPLIT      128u /* positions of a split, at the least */
 #define ATTENTION_SPLITS     64u  /* the most */
 #define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
-#define CHOOSE_THREADS       1024u
+#define CHOOSE_THREADS       896u /* with 1024, registers spill */
 
 #define BIT(format) (1u << OXB_DEVICE_FORMAT_##format)
 #define CODED       (BIT(Q1_G128) | BIT(Q2_G128) | BIT(Q2_G64))

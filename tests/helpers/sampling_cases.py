@@ -15,6 +15,7 @@ FILTERS = {
     "p": {"top_p": 3 << 30},
     "little p": {"top_p": 1},
     "least": {"least": 2 << 20},
+    "close": {"top_k": 30, "least": 1 << 17},
     "all": {"top_k": 40, "top_p": 0xF3333333, "least": int(2**20 * math.log2(20))},
     "cold": {"scale": 2**40, "top_k": 2000},
     "hot": {"scale": 1000, "top_p": 1 << 31},

@@ -48,7 +48,7 @@ def settings(**values):
 
 
 def adjusted(logits, one, text, biases, masks):
-    """Return the logits after mask, bias and penalties, in float32 as defined, for a text so far."""
+    """Return the logits after mask, bias and penalties, in float32, for a text so far."""
     w = np.where(np.isnan(logits), -np.inf, logits).astype(np.float32)
     n = len(w)
     if one["mask"] < len(masks):
