@@ -2,7 +2,7 @@
 #ifndef CPU_LIMITS_H
 #define CPU_LIMITS_H
 
-#include "cpu/cpu.h"
+#include "cpu.h"
 
 /* Those above `lowest`, and the first `ties` of those equal to it. */
 typedef struct cpu_limit {

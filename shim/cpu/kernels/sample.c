@@ -228,9 +228,11 @@ static uint32_t draw(const row *r, const struct oxb_sampling *s, uint32_t place)
         race.lowest = hopeless;
     else
         race.last = last_kept(r, limit);
-    for (uint32_t start = 0; start < r->n; start += OXB_ARGMAX_BLOCK)
+    for (uint32_t start = 0; start < r->n; start += OXB_ARGMAX_BLOCK) {
+        if (start > race.last) race.lowest = nextafterf(limit.lowest, INFINITY);
         if (r->maxima[start / OXB_ARGMAX_BLOCK] >= race.lowest)
             r->call->isa->f32->choice.race(&race, start, start + block_length(r, start));
+    }
     return race.token;
 }
 

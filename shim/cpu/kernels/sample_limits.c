@@ -183,6 +183,17 @@ static void keep_distances(const nucleus *p, numbers *a, uint32_t first, uint32_
     if (high < a->high) a->high = high;
 }
 
+/* Have a list of what top-k kept, where it fits: of the equals of the lowest only those. */
+static void take_ties(nucleus *p, numbers *a) {
+    numbers above = {a->x, a->n, nextafterf(a->low, INFINITY), a->high};
+    const uint64_t count = narrow(p->choice, &above, p->space->candidates);
+    if (count + p->lowest.ties > ROOM) return;
+    a->x = above.x;
+    a->n = count + p->lowest.ties;
+    for (uint64_t i = count; i < a->n; i++) p->space->candidates[i] = a->low;
+    p->lowest.equal = p->lowest.ties;
+}
+
 #define NEAR (16u << 20) /* distances among which the limit is looked for first: most often few */
 #define FAR  (32u << 20) /* distances from here on have no probability */
 
@@ -233,9 +244,14 @@ cpu_limit cpu_limit_of_filters(const cpu_call *call, const float *w, uint64_t n,
     selection kept = {-FLT_MAX, ALL, ALL};
     if (s->top_k != 0 && s->top_k < n) kept = largest_of(c, space, &a, s->top_k);
     if (s->top_p != 0) {
-        const nucleus p = {c, space, largest, s->scale, kept};
-        if (kept.value > a.low) a.low = kept.value;
+        const selection of_k = kept;
+        nucleus p = {c, space, largest, s->scale, kept};
+        if (kept.ties != ALL) {
+            a.low = kept.value;
+            take_ties(&p, &a);
+        }
         kept = reach(&p, a, s);
+        if (kept.value == of_k.value) kept.equal = of_k.equal;
     }
     const float least = cpu_lowest_within(largest, s->scale, s->least);
     if (least > kept.value) return (cpu_limit){least, ALL};

@@ -120,7 +120,7 @@ ARRANGEMENTS = ["falling", "rising", "random", "many equal", "equal"]
 
 @pytest.mark.large
 @pytest.mark.parametrize("arrangement", ARRANGEMENTS)
-@pytest.mark.parametrize("by", ["top_k", "top_p"])
+@pytest.mark.parametrize("by", ["top_k", "top_p", "both"])
 def test_the_last_token_that_is_kept_and_the_first_that_is_not(device, by, arrangement):
     """All are equally likely, so the smallest noise wins.
 
@@ -141,8 +141,12 @@ def test_the_last_token_that_is_kept_and_the_first_that_is_not(device, by, arran
         for kept, winner in ((record, records[i - 1]), (record + 1, record)):
             if kept == 0:
                 continue
-            one["top_k"] = kept if by == "top_k" else 0
-            one["top_p"] = int((kept - 0.5) / n * 2**32) if by == "top_p" else 0
+            if by != "top_p":
+                one["top_k"] = kept
+            if by == "top_p":
+                one["top_p"] = int((kept - 0.5) / n * 2**32)
+            if by == "both":
+                one["top_p"] = NONE
             choices, _ = sample(device, row, one, place - 1)
             assert choices["token"][0] == tokens[winner]
 
