@@ -101,12 +101,12 @@ class Products:
         args = struct.pack(
             "<QQIIII", self.codes_offset, self.n_rows, self.n_rows, self.k, n, self.n_rows
         )
-        halves = [self.halves] if kernel.endswith("_halves") else []
+        x = self.halves if kernel.endswith("_halves") else self.x
         with self.graph.commands() as commands:
             for buffer in self.buffers:
                 commands.dispatch(
                     pipeline,
-                    [buffer, self.x, *halves, self.y],
+                    [buffer, x, self.y],
                     args,
                     threadgroups=(-(-self.n_rows // tile[0]), -(-n // tile[1])),
                     threads=threads,

@@ -186,7 +186,7 @@ inline void keep_sums(thread const float (&sums)[TILES][EIGHTS][4], uint e, uint
 
 // What the output needs beside the sums.
 struct halves_input {
-    device const float *x;
+    device const uchar *halves;
     uint n_vectors, n_rows;
     uint split, splits; // of k over the grid
     uint parts;         // of a split, in memory
@@ -197,14 +197,23 @@ struct halves_input {
 // scale that is infinite or NaN, where the scale times the sum of the others would differ.
 template <typename Format>
 inline float sum_by_definition(weight_bytes w, ulong row, halves_input input, uint vector) {
-    device const float *x = input.x + vector * w.k;
-    const uint blocks = uint(w.k / Format::weights_per_load);
+    const uint size = Format::weights_per_load, steps = halves_steps(size);
+    const uint blocks = uint(w.k / size), n_eights = (input.n_vectors + 7u) / 8u;
+    device const uint4 *tiles = (device const uint4 *)input.halves;
+    device const float *units =
+        (device const float *)(tiles + halves_tile(n_eights, blocks, 0, steps));
     float sum = 0.0f;
     for (uint block = 0; block < blocks; block++) {
         if (block / input.parts % input.splits != input.split) continue;
-        for (uint i = 0; i < Format::weights_per_load; i++) {
-            const uint j = block * Format::weights_per_load + i;
-            sum = fma(Format::weight(w, row, j), x[j], sum);
+        const float unit = units[(ulong(vector / 8u) * blocks + block) * 8u + vector % 8u];
+        device const uint4 *tile = tiles + halves_tile(vector / 8u, blocks, block, steps);
+        for (uint at = 0; at < size; at++) {
+            const uint step = at / 16u, quad = at / 4u % 4u, i = at % 4u;
+            device const half *near = (device const half *)(tile + step * OXB_SIMD_WIDTH) +
+                                      matrix_half(vector % 8u, quad, i);
+            const float x = fma(float(near[4]), 1.0f / OXB_HALVES_REST, float(near[0])) * unit;
+            const ulong j = ulong(block) * size + halves_element(step, quad, i, size);
+            sum = fma(Format::weight(w, row, j), x, sum);
         }
     }
     return sum;

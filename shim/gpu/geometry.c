@@ -152,6 +152,7 @@ static const struct variant {
     {OXB_OP_SAMPLE_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
     {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
     {OXB_OP_HALVE, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
+    {OXB_OP_HALVE_NORM, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
     {OXB_OP_GEMM_HALVES,
      CODED,
      {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2, .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
