@@ -1,20 +1,21 @@
 // Vectors as two halves: where the tiles of shaders/matrix.h lie in memory.
 //
-// A block is the activations that meet one 16-byte load of codes: 128 for 1-bit, 64 for 2-bit codes.
-// Of each block x * 2^shift is rounded to a half, and what is left, times 2^11, to another: at
-// least 22 bits of each activation, and 36 below the largest of the block. The shift brings that to
-// 2^14 or above, where neither half overflows; it is 126 at the most, so that 2^-shift is normal.
-// Zero and not zero stay apart: the least of what is left is the least half.
+// A block is the activations that meet one 16-byte load of codes: 128 for 1-bit, 64 for 2-bit
+// codes. Of each block x * 2^shift is rounded to a half, and what is left, times 2^11, to another:
+// at least 22 bits of each activation, and 36 below the largest of the block. The shift brings that
+// to 2^14 or above, where neither half overflows; it is 126 at the most, so that 2^-shift is
+// normal. Zero and not zero stay apart: the least of what is left is the least half.
 //
-// A step is the tile of 16 elements of eight vectors that one product of matrices takes. Word q of a
-// row's load meets quad q: pair p of step s is code 2 s + p of the word and the one half a word on.
+// A step is the tile of 16 elements of eight vectors that one product of matrices takes. Word q of
+// a row's load meets quad q: pair p of step s is code 2 s + p of the word and the one half a word
+// on.
 //
 // In the buffer: words [eight of vectors][block][step][lane][4]; then 2^-shift as float
 // [eight][block][8].
 #ifndef OXB_HALVES_H
 #define OXB_HALVES_H
 
-#define OXB_HALVES_REST 2048.0f                 // 2^11
+#define OXB_HALVES_REST 2048.0f                // 2^11
 #define OXB_LEAST_HALF  5.960464477539063e-08f // 2^-24
 
 inline uint halves_steps(uint block) { return block / 16u; }

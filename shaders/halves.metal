@@ -9,8 +9,8 @@ using namespace metal;
 #include "matrix.h"
 #include "halves.h"
 
-// Write a lane's four elements of a block, `lane` counted in the block; `values` are 0 past the last
-// vector. All lanes take part, also those whose block is past the last.
+// Write a lane's four elements of a block, `lane` counted in the block; `values` are 0 past the
+// last vector. All lanes take part, also those whose block is past the last.
 inline void halve_block(thread const float *values, uint vector, uint block, uint blocks, uint size,
                         uint n_eights, uint lane, device uchar *halves) {
     uint most = 0;
@@ -31,7 +31,8 @@ inline void halve_block(thread const float *values, uint vector, uint block, uin
         const bool finite = (as_type<ushort>(near[i]) & 0x7c00) != 0x7c00;
         rest[i] = half(finite ? (value - float(near[i])) * OXB_HALVES_REST : 0.0f);
         const bool lost = ((as_type<ushort>(near[i]) | as_type<ushort>(rest[i])) & 0x7fff) == 0;
-        if (lost && values[i] != 0.0f) rest[i] = half(values[i] < 0.0f ? -OXB_LEAST_HALF : OXB_LEAST_HALF);
+        if (lost && values[i] != 0.0f)
+            rest[i] = half(values[i] < 0.0f ? -OXB_LEAST_HALF : OXB_LEAST_HALF);
     }
     if (block >= blocks) return;
     const uint steps = halves_steps(size), eight = vector / 8u;
@@ -59,23 +60,19 @@ kernel void halve(device const float *x [[buffer(0)]], device uchar *halves [[bu
     float values[4];
     OXB_UNROLL
     for (uint i = 0; i < 4u; i++)
-        values[i] = tile.y < args.n_vectors
-                        ? x[ulong(tile.y) * args.k + start +
-                            halves_element(at / 4u, at % 4u, i, args.block)]
-                        : 0.0f;
+        values[i] = tile.y < args.n_vectors ? x[ulong(tile.y) * args.k + start +
+                                                halves_element(at / 4u, at % 4u, i, args.block)]
+                                            : 0.0f;
     halve_block(values, tile.y, block, blocks, args.block, n_eights, at, halves);
 }
 
 // The same of rmsnorm(x): a threadgroup per vector of whole eights.
-kernel void halve_norm(device const float *x [[buffer(0)]], device const float *norm [[buffer(1)]],
-                       device uchar *halves [[buffer(2)]],
-                       constant oxb_halve_args &args [[buffer(3)]],
-                       uint vector [[threadgroup_position_in_grid]],
-                       uint thread_index [[thread_index_in_threadgroup]],
-                       uint n_threads [[threads_per_threadgroup]],
-                       uint simdgroup [[simdgroup_index_in_threadgroup]],
-                       uint simdgroups [[simdgroups_per_threadgroup]],
-                       uint lane [[thread_index_in_simdgroup]]) {
+kernel void halve_norm(
+    device const float *x [[buffer(0)]], device const float *norm [[buffer(1)]],
+    device uchar *halves [[buffer(2)]], constant oxb_halve_args &args [[buffer(3)]],
+    uint vector [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+    uint n_threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup float partial[2][OXB_MAX_SIMDGROUPS];
     const thread_place place = {lane, simdgroup, simdgroups};
     const bool there = vector < args.n_vectors; // else zeros

@@ -1,10 +1,12 @@
-// Products of small tiles on matrix units: 16 rows of a matrix by 8 vectors over 16 elements, in half,
-// accumulated in float. The elements lie over the lanes of a SIMD-group in an order of the device's
-// own, which the functions here name:
+// Products of small tiles on matrix units: 16 rows of a matrix by 8 vectors over 16 elements, in
+// half, accumulated in float. The elements lie over the lanes of a SIMD-group in an order of the
+// device's own, which the functions here name:
 //
-//   rows     lane: pairs of elements of rows matrix_row(lane) and 8 below it; quad matrix_quad(lane)
+//   rows     lane: pairs of elements of rows matrix_row(lane) and 8 below it; quad
+//   matrix_quad(lane)
 //            holds elements 2 quad, 2 quad + 1 and, 8 on, a second pair
-//   vectors  the same elements of 8 vectors, in memory where matrix_store() puts them: four words of
+//   vectors  the same elements of 8 vectors, in memory where matrix_store() puts them: four words
+//   of
 //            a lane, two of what they are rounded to and two of the rest
 //   sums     of rows matrix_row(lane) and 8 below it, vectors 2 quad and 2 quad + 1
 //
@@ -16,9 +18,9 @@ inline uint matrix_join(half low, half high) {
     return uint(as_type<ushort>(low)) | uint(as_type<ushort>(high)) << 16u;
 }
 
-// matrix_store(tile, vector, quad, near, rest) stores the elements of a quad: 2 quad and 2 quad + 1,
-// then those 8 on. Element i of them is half matrix_half(vector, quad, i) of the tile, and its rest
-// four halves on.
+// matrix_store(tile, vector, quad, near, rest) stores the elements of a quad: 2 quad and 2 quad +
+// 1, then those 8 on. Element i of them is half matrix_half(vector, quad, i) of the tile, and its
+// rest four halves on.
 
 #if defined(MSL_CUDA_H)
 
@@ -61,6 +63,9 @@ inline uint matrix_fma(uint a, uint b, uint c) { return metal::msl_pair_fma(a, b
 // A constant in a register: an instruction takes one other constant, and the compiler would make
 // this one anew for each.
 inline uint matrix_keep(uint value) { return simd_broadcast_first(value); }
+
+// Keeps the compiler from moving loads to before this place.
+inline void matrix_fence() { metal::msl_matrix_fence(); }
 
 #else
 
@@ -115,6 +120,8 @@ inline uint matrix_fma(uint a, uint b, uint c) {
 }
 
 inline uint matrix_keep(uint value) { return value; }
+
+inline void matrix_fence() {}
 
 #endif
 

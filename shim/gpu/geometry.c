@@ -155,7 +155,8 @@ static const struct variant {
     {OXB_OP_HALVE_NORM, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
     {OXB_OP_GEMM_HALVES,
      CODED,
-     {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2, .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
+     {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,
+      .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
      fit_halves},
 };
 

@@ -79,9 +79,9 @@ struct oxb_quantize_args {
 };
 OXB_ARGS_SIZE(oxb_quantize_args, 16);
 
-/* Vectors as two halves for the gemm kernels on matrix units (shaders/halves.h), in blocks of as many
- * activations as meet 16 bytes of codes: 128 or 64. Vectors are added up to a multiple of 8, as
- * zeros. Bindings: x, halves; halve_norm makes them of rmsnorm(x): x, norm, halves. */
+/* Vectors as two halves for the gemm kernels on matrix units (shaders/halves.h), in blocks of as
+ * many activations as meet 16 bytes of codes: 128 or 64. Vectors are added up to a multiple of 8,
+ * as zeros. Bindings: x, halves; halve_norm makes them of rmsnorm(x): x, norm, halves. */
 struct oxb_halve_args {
     oxb_u32 k;
     oxb_u32 n_vectors;
