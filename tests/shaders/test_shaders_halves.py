@@ -82,13 +82,14 @@ def product(
     k = m.w64.shape[1]
     tiles, eights, rows, simdgroups = tile_of(name, shape)
     stride = n_rows if stride is None else stride
+    size = 16 * tiles * rows // outputs
     return run(
         kernel,
         [m.data, halve(x, block_of(name), mode="fast"), y],
         struct.pack("<QQIIII", m.codes_offset, stride, n_rows, k, len(x), column),
-        groups=(tiles_for(n_rows, 16 * tiles * rows // outputs), tiles_for(len(x), 8 * eights), splits),
+        groups=(tiles_for(n_rows, size), tiles_for(len(x), 8 * eights), splits),
         threads=32 * simdgroups,
-        constants={0: 10 * (4 if eights == 2 and tiles == 4 else tiles) + eights, 1: rows},
+        constants={0: 10 * tiles + eights, 1: rows},
         order=order,
         mode=mode,
     )[2]  # fmt: skip
