@@ -3,8 +3,8 @@
     python benchmarks/bench_products.py --device cuda [--format Q1_0] [--vectors 8 ...] [--tiles]
 
 prints a Markdown table by the device's own clock, in microseconds: what the op layer records (with
-what it prepares), one GEMV a vector, and GEMM on float32 vectors; and the share of the measured copy
-bandwidth that the matrix makes. Weights cycle through copies that are more than a cache holds.
+what it prepares), one GEMV a vector, and GEMM on float32 vectors; and the share of the measured
+copy bandwidth that the matrix makes. Weights cycle through copies that are more than a cache holds.
 With --tiles, also the product on matrix units in every tile that its kernel has.
 """
 
@@ -47,8 +47,9 @@ def test_products(
         meter(commands.replay, nbytes=handle.nbytes)
     meter.add(format=format_name, shape=shape, n_vectors=n_vectors)
     assert np.isfinite(y.read(np.empty(n_vectors * n_rows, np.float32))).all()
-    for thing in (handle, x, y):
-        thing.close()
+    handle.close()
+    x.close()
+    y.close()
 
 
 def in_columns(name: str, n_rows: int, k: int) -> tuple[np.ndarray, int]:
@@ -83,8 +84,10 @@ class Products:
         self.halves = self.device.buffer(size, storage=storage)
 
     def close(self) -> None:
-        for thing in (*self.buffers, *self.handles, self.x, self.y, self.halves):
-            thing.close()
+        for buffer in (*self.buffers, self.x, self.y, self.halves):
+            buffer.close()
+        for handle in self.handles:
+            handle.close()
 
     def recorded(self, n: int, deterministic: bool = False) -> float:
         """Return the seconds of what the op layer records for n vectors."""
@@ -101,12 +104,12 @@ class Products:
         args = struct.pack(
             "<QQIIII", self.codes_offset, self.n_rows, self.n_rows, self.k, n, self.n_rows
         )
-        halves = [self.halves] if kernel.endswith("_halves") else []
+        x = self.halves if kernel.endswith("_halves") else self.x
         with self.graph.commands() as commands:
             for buffer in self.buffers:
                 commands.dispatch(
                     pipeline,
-                    [buffer, self.x, *halves, self.y],
+                    [buffer, x, self.y],
                     args,
                     threadgroups=(-(-self.n_rows // tile[0]), -(-n // tile[1])),
                     threads=threads,
@@ -156,7 +159,8 @@ def main() -> None:
     parser.add_argument("--shape", action="append", help="such as 4096x4096")
     parser.add_argument("--tiles", action="store_true")
     options = parser.parse_args()
-    shapes = [tuple(map(int, s.split("x"))) for s in options.shape or ()] or SHAPES
+    asked = [s.split("x") for s in options.shape or ()]
+    shapes = [(int(n_rows), int(k)) for n_rows, k in asked] or SHAPES
     with Device(options.device) as device, MetalGraph(device) as graph:
         bandwidth = device_time.copy_bandwidth(device)
         print(f"Device: {device.info.name} ({device.info.driver}).")

@@ -1,7 +1,7 @@
 // Products of a coded matrix and vectors given as halves, on matrix units.
 //
-// A SIMD-group computes 16 TILES rows by 8 EIGHTS vectors over some of the blocks of k. The levels of
-// codes are exact halves. For each block the sums of both halves of the activations are found by
+// A SIMD-group computes 16 TILES rows by 8 EIGHTS vectors over some of the blocks of k. The levels
+// of codes are exact halves. For each block the sums of both halves of the activations are found by
 // themselves, multiplied by the block's unit and the group's scale, and added in float: rounding of
 // the matrix units does not grow with k. The SIMD-groups of a threadgroup that share rows add up
 // their parts of k in a fixed order.
@@ -12,18 +12,18 @@
 // the rows of a threadgroup, the others share k.
 constant uint shape_constant [[function_constant(0)]];
 constant uint rows_constant [[function_constant(1)]];
-constant uint shape_of_simdgroup = is_function_constant_defined(shape_constant) ? shape_constant
-                                                                                : 21u;
+constant uint shape_of_simdgroup =
+    is_function_constant_defined(shape_constant) ? shape_constant : 21u;
 constant uint rows_of_simdgroups = is_function_constant_defined(rows_constant) ? rows_constant : 1u;
 
 // Floats from vector to vector: four vectors of a SIMD-group's sums lie in different banks.
-#define OXB_HALVES_PAD    4u
+#define OXB_HALVES_PAD        4u
 #define OXB_HALVES_SIMDGROUPS 8u // of a threadgroup, at most
-#define OXB_HALVES_FLOATS                                                                          \
+#define OXB_HALVES_FLOATS \
     (8u * OXB_HALVES_SIMDGROUPS * (16u * 4u + OXB_HALVES_PAD)) // of 4 tiles of rows
 
 struct halves_memory {
-    float sums[OXB_HALVES_FLOATS]; // [part of k][8 vectors][rows + pad]
+    float sums[OXB_HALVES_FLOATS];   // [part of k][8 vectors][rows + pad]
     uint odd[OXB_HALVES_SIMDGROUPS]; // 1: a scale is infinite or NaN
 };
 
@@ -36,19 +36,17 @@ struct halves_part {
 // its sums must not be used.
 struct halves_rows {
     enum { matrices = 1 };
-    static uint row(uint i, uint first, uint place, uint tiles, uint n_rows) {
-        return min(first + place * 16u * tiles + i, n_rows - 1u);
-    }
 };
 
 struct halves_gate_up_rows { // half of the tiles of the gate, then the same rows of up
     enum { matrices = 2 };
-    static uint row(uint i, uint first, uint place, uint tiles, uint n_rows) {
-        const uint half_rows = 8u * tiles;
-        return (i < half_rows ? 0u : n_rows) +
-               min(first + place * half_rows + i % half_rows, n_rows - 1u);
-    }
 };
+
+template <typename Rows, uint TILES>
+inline ulong row_of(thread const uint *row, uint r, uint n_rows) {
+    const uint half_rows = Rows::matrices == 1 ? 2u * TILES : TILES;
+    return r < half_rows ? ulong(row[r]) : ulong(row[r - half_rows]) + n_rows;
+}
 
 // sums[t][e][i] = the part's share of rows 16 t + matrix_row(lane) + 8 (i / 2) and vectors
 // 8 (eight + e) + 2 quad + i % 2. Returns whether a scale that the lane met is infinite or NaN: the
@@ -59,14 +57,15 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
                             halves_part part, uint lane, thread float (&sums)[TILES][EIGHTS][4]) {
     const typename Format::code kind = {};
     const uint steps = uint(Format::weights_per_load) / 16u;
-    const uint ahead = EIGHTS == 1u ? 4u : 2u; // steps from the load of a tile to its use
+    const uint ahead = 4u; // steps from the load of a tile to its use
     const uint blocks = uint(w.k / Format::weights_per_load);
     const uint n_eights = (n_vectors + 7u) / 8u;
     const uint quad = matrix_quad(lane);
-    uint row[2 * TILES];
+    const uint rows_of_matrix = 16u * TILES / Rows::matrices;
+    uint row[2 * TILES / Rows::matrices]; // every 8, of the first matrix
     OXB_UNROLL
-    for (uint r = 0; r < 2 * TILES; r++)
-        row[r] = Rows::row(8u * r + matrix_row(lane), first, place, TILES, n_rows);
+    for (uint r = 0; r < 2 * TILES / Rows::matrices; r++)
+        row[r] = min(first + place * rows_of_matrix + 8u * r + matrix_row(lane), n_rows - 1u);
     OXB_UNROLL
     for (uint t = 0; t < TILES; t++) {
         OXB_UNROLL
@@ -89,12 +88,11 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
     uint4 ring[4][EIGHTS];
     OXB_UNROLL
     for (uint r = 0; r < 2 * TILES; r++)
-        next_words[r] = Format::load_word(w, row[r], part.first, quad);
+        next_words[r] = Format::load_word(w, row_of<Rows, TILES>(row, r, n_rows), part.first, quad);
     OXB_UNROLL
     for (uint s = 0; s < ahead; s++) {
         OXB_UNROLL
-        for (uint e = 0; e < EIGHTS; e++)
-            ring[s][e] = tiles[e * tiles_apart + s * OXB_SIMD_WIDTH];
+        for (uint e = 0; e < EIGHTS; e++) ring[s][e] = tiles[e * tiles_apart + s * OXB_SIMD_WIDTH];
     }
     bool odd = false;
     const matrix_held held = matrix_hold(kind);
@@ -106,8 +104,9 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
         OXB_UNROLL
         for (uint r = 0; r < 2 * TILES; r++) {
             words[r] = next_words[r];
-            scales[r] = Format::load_scale(w, row[r], block); // needed after the steps
-            next_words[r] = Format::load_word(w, row[r], next, quad);
+            const ulong at = row_of<Rows, TILES>(row, r, n_rows);
+            scales[r] = Format::load_scale(w, at, block); // needed after the steps
+            next_words[r] = Format::load_word(w, at, next, quad);
         }
         float2 unit[EIGHTS];
         OXB_UNROLL
@@ -126,6 +125,7 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
         }
         OXB_UNROLL
         for (uint s = 0; s < steps; s++) {
+            if (TILES * EIGHTS == 8u) matrix_fence(); // no registers for the loads of all steps
             uint4 vectors[EIGHTS];
             OXB_UNROLL
             for (uint e = 0; e < EIGHTS; e++) {
@@ -158,8 +158,8 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
             for (uint e = 0; e < EIGHTS; e++) {
                 OXB_UNROLL
                 for (uint i = 0; i < 4u; i++) {
-                    const float sum = fma(matrix_sum(rest[t][e], i),
-                                          1.0f / OXB_HALVES_REST, matrix_sum(near[t][e], i));
+                    const float sum = fma(matrix_sum(rest[t][e], i), 1.0f / OXB_HALVES_REST,
+                                          matrix_sum(near[t][e], i));
                     sums[t][e][i] =
                         fma(float(scales[2u * t + i / 2u]), sum * unit[e][i % 2u], sums[t][e][i]);
                 }
@@ -186,7 +186,7 @@ inline void keep_sums(thread const float (&sums)[TILES][EIGHTS][4], uint e, uint
 
 // What the output needs beside the sums.
 struct halves_input {
-    device const float *x;
+    device const uchar *halves;
     uint n_vectors, n_rows;
     uint split, splits; // of k over the grid
     uint parts;         // of a split, in memory
@@ -197,14 +197,23 @@ struct halves_input {
 // scale that is infinite or NaN, where the scale times the sum of the others would differ.
 template <typename Format>
 inline float sum_by_definition(weight_bytes w, ulong row, halves_input input, uint vector) {
-    device const float *x = input.x + vector * w.k;
-    const uint blocks = uint(w.k / Format::weights_per_load);
+    const uint size = Format::weights_per_load, steps = halves_steps(size);
+    const uint blocks = uint(w.k / size), n_eights = (input.n_vectors + 7u) / 8u;
+    device const uint4 *tiles = (device const uint4 *)input.halves;
+    device const float *units =
+        (device const float *)(tiles + halves_tile(n_eights, blocks, 0, steps));
     float sum = 0.0f;
     for (uint block = 0; block < blocks; block++) {
         if (block / input.parts % input.splits != input.split) continue;
-        for (uint i = 0; i < Format::weights_per_load; i++) {
-            const uint j = block * Format::weights_per_load + i;
-            sum = fma(Format::weight(w, row, j), x[j], sum);
+        const float unit = units[(ulong(vector / 8u) * blocks + block) * 8u + vector % 8u];
+        device const uint4 *tile = tiles + halves_tile(vector / 8u, blocks, block, steps);
+        for (uint at = 0; at < size; at++) {
+            const uint step = at / 16u, quad = at / 4u % 4u, i = at % 4u;
+            device const half *near = (device const half *)(tile + step * OXB_SIMD_WIDTH) +
+                                      matrix_half(vector % 8u, quad, i);
+            const float x = fma(float(near[4]), 1.0f / OXB_HALVES_REST, float(near[0])) * unit;
+            const ulong j = ulong(block) * size + halves_element(step, quad, i, size);
+            sum = fma(Format::weight(w, row, j), x, sum);
         }
     }
     return sum;
@@ -243,8 +252,7 @@ struct halves_plain {
             if (row >= input.n_rows || vector >= input.n_vectors) continue;
             const float sum =
                 sum_of_parts<Format>(w, row, input, vector, i, n + OXB_HALVES_PAD, memory);
-            device float *to =
-                y + (ulong(input.split) * input.n_vectors + vector) * y_stride + row;
+            device float *to = y + (ulong(input.split) * input.n_vectors + vector) * y_stride + row;
             *to = RESIDUAL ? *to + sum : sum;
         }
     }
@@ -263,9 +271,8 @@ struct halves_swiglu {
             const uint gate = i / half_rows * 2u * half_rows + i % half_rows;
             const float g =
                 sum_of_parts<Format>(w, row, input, vector, gate, n + OXB_HALVES_PAD, memory);
-            const float u =
-                sum_of_parts<Format>(w, ulong(input.n_rows) + row, input, vector, gate + half_rows,
-                                     n + OXB_HALVES_PAD, memory);
+            const float u = sum_of_parts<Format>(w, ulong(input.n_rows) + row, input, vector,
+                                                 gate + half_rows, n + OXB_HALVES_PAD, memory);
             s[ulong(vector) * s_stride + row] = silu(g) * u;
         }
     }

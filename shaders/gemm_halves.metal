@@ -13,10 +13,9 @@ using namespace metal;
 #include "instantiate.h"
 
 template <typename Format, typename Output, uint TILES, uint EIGHTS>
-inline void halves_output(weight_bytes w, device const float *x, device const uchar *halves,
-                          device float *y, constant oxb_gemm_args &args, uint3 tile, uint splits,
-                          uint thread_index, thread_place place,
-                          threadgroup halves_memory &memory) {
+inline void halves_output(weight_bytes w, device const uchar *halves, device float *y,
+                          constant oxb_gemm_args &args, uint3 tile, uint splits, uint thread_index,
+                          thread_place place, threadgroup halves_memory &memory) {
     const uint groups = rows_of_simdgroups, rows = groups * 16u * TILES;
     const uint first = tile.x * groups * (Output::rows::matrices == 2u ? 8u : 16u) * TILES;
     const uint parts = place.simdgroups / groups;
@@ -35,7 +34,7 @@ inline void halves_output(weight_bytes w, device const float *x, device const uc
         threadgroup_barrier(mem_flags::mem_threadgroup);
         uint odd_simdgroups = 0;
         for (uint i = 0; i < place.simdgroups; i++) odd_simdgroups |= memory.odd[i];
-        const halves_input input = {x,      args.n_vectors, args.n_rows,        tile.z,
+        const halves_input input = {halves, args.n_vectors, args.n_rows,         tile.z,
                                     splits, parts,          odd_simdgroups != 0u};
         Output::template write<Format, TILES>(w, input, first, 8u * (eight + e), rows, y,
                                               args.y_stride, thread_index,
@@ -45,35 +44,35 @@ inline void halves_output(weight_bytes w, device const float *x, device const uc
 
 template <typename Format, typename Output>
 [[kernel]] void
-gemm_halves(device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
-            device const uchar *halves [[buffer(2)]], device float *y [[buffer(3)]],
-            constant oxb_gemm_args &args [[buffer(4)]],
+gemm_halves(device const uchar *weight [[buffer(0)]], device const uchar *halves [[buffer(1)]],
+            device float *y [[buffer(2)]], constant oxb_gemm_args &args [[buffer(3)]],
             uint3 tile [[threadgroup_position_in_grid]], uint3 tiles [[threadgroups_per_grid]],
             uint thread_index [[thread_index_in_threadgroup]],
             uint simdgroup [[simdgroup_index_in_threadgroup]],
             uint simdgroups [[simdgroups_per_threadgroup]],
             uint lane [[thread_index_in_simdgroup]]) {
-    // Where a code has two bits, four tiles of two eights would leave the registers: no tile has them.
+    // Where a code has two bits, four tiles of two eights would leave the registers: no tile has
+    // them.
     const uint most_tiles = Format::code::bits == 1 ? 4u : 2u;
     threadgroup halves_memory memory;
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (shape_of_simdgroup) {
     case 42:
-        halves_output<Format, Output, most_tiles, 2>(w, x, halves, y, args, tile, tiles.z,
+        halves_output<Format, Output, most_tiles, 2>(w, halves, y, args, tile, tiles.z,
                                                      thread_index, place, memory);
         break;
     case 22:
-        halves_output<Format, Output, 2, 2>(w, x, halves, y, args, tile, tiles.z, thread_index,
-                                            place, memory);
+        halves_output<Format, Output, 2, 2>(w, halves, y, args, tile, tiles.z, thread_index, place,
+                                            memory);
         break;
     case 41:
-        halves_output<Format, Output, 4, 1>(w, x, halves, y, args, tile, tiles.z, thread_index,
-                                            place, memory);
+        halves_output<Format, Output, 4, 1>(w, halves, y, args, tile, tiles.z, thread_index, place,
+                                            memory);
         break;
     default:
-        halves_output<Format, Output, 2, 1>(w, x, halves, y, args, tile, tiles.z, thread_index,
-                                            place, memory);
+        halves_output<Format, Output, 2, 1>(w, halves, y, args, tile, tiles.z, thread_index, place,
+                                            memory);
         break;
     }
 }

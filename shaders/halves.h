@@ -4,21 +4,30 @@
 // codes. Of each block x * 2^shift is rounded to a half, and what is left, times 2^11, to another:
 // at least 22 bits of each activation, and 36 below the largest of the block. The shift brings that
 // to 2^14 or above, where neither half overflows; it is 126 at the most, so that 2^-shift is
-// normal. A step is the tile of 16 elements of eight vectors that one product of matrices takes.
-// Word q of a row's load meets quad q: pair p of step s is code 2 s + p of the word and the one
-// half a word on.
+// normal. Zero and not zero stay apart: the least of what is left is the least half.
+//
+// A step is the tile of 16 elements of eight vectors that one product of matrices takes. Word q of
+// a row's load meets quad q: pair p of step s is code 2 s + p of the word and the one half a word
+// on.
 //
 // In the buffer: words [eight of vectors][block][step][lane][4]; then 2^-shift as float
 // [eight][block][8].
 #ifndef OXB_HALVES_H
 #define OXB_HALVES_H
 
-#define OXB_HALVES_REST 2048.0f // 2^11
+#define OXB_HALVES_REST 2048.0f                // 2^11
+#define OXB_LEAST_HALF  5.960464477539063e-08f // 2^-24
 
 inline uint halves_steps(uint block) { return block / 16u; }
 
 inline ulong halves_tile(uint eight, uint blocks, uint block, uint steps) {
     return (ulong(eight) * blocks + block) * steps * OXB_SIMD_WIDTH;
+}
+
+// Element of a block that is element i of a quad in a step, for blocks of `size`.
+inline uint halves_element(uint step, uint quad, uint i, uint size) {
+    const uint word = size / 4u;
+    return quad * word + 2u * step + i / 2u + i % 2u * (word / 2u);
 }
 
 #endif

@@ -5,6 +5,7 @@ using namespace metal;
 #include "oxb_args.h"
 #include "simd.h"
 #include "formats.h"
+#include "rms.h"
 #include "matrix.h"
 #include "halves.h"
 
@@ -29,6 +30,9 @@ inline void halve_block(thread const float *values, uint vector, uint block, uin
         near[i] = half(value);
         const bool finite = (as_type<ushort>(near[i]) & 0x7c00) != 0x7c00;
         rest[i] = half(finite ? (value - float(near[i])) * OXB_HALVES_REST : 0.0f);
+        const bool lost = ((as_type<ushort>(near[i]) | as_type<ushort>(rest[i])) & 0x7fff) == 0;
+        if (lost && values[i] != 0.0f)
+            rest[i] = half(values[i] < 0.0f ? -OXB_LEAST_HALF : OXB_LEAST_HALF);
     }
     if (block >= blocks) return;
     const uint steps = halves_steps(size), eight = vector / 8u;
@@ -42,12 +46,6 @@ inline void halve_block(thread const float *values, uint vector, uint block, uin
     }
 }
 
-// The lane's elements of a block: code 2 s and 2 s + 1 of word q, and those half a word on.
-inline uint halves_element(uint lane, uint size, uint i) {
-    const uint word = size / 4u;
-    return lane % 4u * word + lane / 4u * 2u + i / 2u + i % 2u * (word / 2u);
-}
-
 // A SIMD-group per 128 elements of a vector; the grid's y counts the vectors of whole eights.
 kernel void halve(device const float *x [[buffer(0)]], device uchar *halves [[buffer(1)]],
                   constant oxb_halve_args &args [[buffer(2)]],
@@ -58,12 +56,46 @@ kernel void halve(device const float *x [[buffer(0)]], device uchar *halves [[bu
     const uint lanes = args.block / 4u; // of a block
     const uint blocks = args.k / args.block, n_eights = (args.n_vectors + 7u) / 8u;
     const uint block = (tile.x * simdgroups + simdgroup) * (OXB_SIMD_WIDTH / lanes) + lane / lanes;
-    const uint from = min(block, blocks - 1u);
+    const uint start = min(block, blocks - 1u) * args.block, at = lane % lanes;
     float values[4];
     OXB_UNROLL
     for (uint i = 0; i < 4u; i++)
-        values[i] = tile.y < args.n_vectors ? x[ulong(tile.y) * args.k + from * args.block +
-                                                halves_element(lane % lanes, args.block, i)]
+        values[i] = tile.y < args.n_vectors ? x[ulong(tile.y) * args.k + start +
+                                                halves_element(at / 4u, at % 4u, i, args.block)]
                                             : 0.0f;
-    halve_block(values, tile.y, block, blocks, args.block, n_eights, lane % lanes, halves);
+    halve_block(values, tile.y, block, blocks, args.block, n_eights, at, halves);
+}
+
+// The same of rmsnorm(x): a threadgroup per vector of whole eights.
+kernel void halve_norm(
+    device const float *x [[buffer(0)]], device const float *norm [[buffer(1)]],
+    device uchar *halves [[buffer(2)]], constant oxb_halve_args &args [[buffer(3)]],
+    uint vector [[threadgroup_position_in_grid]], uint thread_index [[thread_index_in_threadgroup]],
+    uint n_threads [[threads_per_threadgroup]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+    threadgroup float partial[2][OXB_MAX_SIMDGROUPS];
+    const thread_place place = {lane, simdgroup, simdgroups};
+    const bool there = vector < args.n_vectors; // else zeros
+    device const float *from = x + ulong(there ? vector : 0u) * args.k;
+    float total = threadgroup_sum(sum_of_squares(from, args.k, 1.0f, thread_index, n_threads),
+                                  partial[0], place);
+    const float scale = scale_for(total, args.eps);
+    if (scale != 1.0f)
+        total = threadgroup_sum(sum_of_squares(from, args.k, scale, thread_index, n_threads),
+                                partial[1], place);
+    const float inverse = inverse_rms(total, args.k, scale, args.eps);
+    const uint lanes = args.block / 4u, per_simdgroup = OXB_SIMD_WIDTH / lanes; // blocks
+    const uint blocks = args.k / args.block, n_eights = (args.n_vectors + 7u) / 8u;
+    const uint at = lane % lanes;
+    for (uint first = simdgroup * per_simdgroup; first < blocks;
+         first += simdgroups * per_simdgroup) {
+        const uint block = first + lane / lanes, start = min(block, blocks - 1u) * args.block;
+        float values[4];
+        OXB_UNROLL
+        for (uint i = 0; i < 4u; i++) {
+            const uint j = start + halves_element(at / 4u, at % 4u, i, args.block);
+            values[i] = there ? from[j] * scale * inverse * norm[j] : 0.0f;
+        }
+        halve_block(values, vector, block, blocks, args.block, n_eights, at, halves);
+    }
 }

@@ -19,12 +19,15 @@ inline uint matrix_join(half low, half high) {
 }
 
 // matrix_store(tile, vector, quad, near, rest) stores the elements of a quad: 2 quad and 2 quad +
-// 1, then those 8 on.
+// 1, then those 8 on. Element i of them is half matrix_half(vector, quad, i) of the tile, and its
+// rest four halves on.
 
 #if defined(MSL_CUDA_H)
 
 inline uint matrix_row(uint lane) { return lane / 4u; }
 inline uint matrix_quad(uint lane) { return lane % 4u; }
+
+inline uint matrix_half(uint vector, uint quad, uint i) { return (vector * 4u + quad) * 8u + i; }
 
 inline void matrix_store(device uint4 *tile, uint vector, uint quad, thread const half *near,
                          thread const half *rest) {
@@ -61,18 +64,25 @@ inline uint matrix_fma(uint a, uint b, uint c) { return metal::msl_pair_fma(a, b
 // this one anew for each.
 inline uint matrix_keep(uint value) { return simd_broadcast_first(value); }
 
+// Keeps the compiler from moving loads to before this place.
+inline void matrix_fence() { metal::msl_matrix_fence(); }
+
 #else
 
 inline uint matrix_row(uint lane) { return (lane >> 2u & 4u) + (lane >> 1u & 3u); }
 inline uint matrix_quad(uint lane) { return (lane >> 2u & 2u) + (lane & 1u); }
 
+inline uint matrix_half(uint vector, uint quad, uint i) {
+    const uint row = 2u * quad + i % 2u, column = vector / 2u;
+    const uint lane = (row & 4u) << 2u | (row & 3u) << 1u | (column & 2u) << 2u | (column & 1u);
+    return lane * 8u + i / 2u * 2u + vector % 2u;
+}
+
 inline void matrix_store(device uint4 *tile, uint vector, uint quad, thread const half *near,
                          thread const half *rest) {
     OXB_UNROLL
     for (uint i = 0; i < 4u; i++) {
-        const uint row = 2u * quad + i % 2u, column = vector / 2u;
-        const uint lane = (row & 4u) << 2u | (row & 3u) << 1u | (column & 2u) << 2u | (column & 1u);
-        device half *to = (device half *)(tile + lane) + i / 2u * 2u + vector % 2u;
+        device half *to = (device half *)tile + matrix_half(vector, quad, i);
         to[0] = near[i];
         to[4] = rest[i];
     }
@@ -110,6 +120,8 @@ inline uint matrix_fma(uint a, uint b, uint c) {
 }
 
 inline uint matrix_keep(uint value) { return value; }
+
+inline void matrix_fence() {}
 
 #endif
 

@@ -406,6 +406,12 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 group_size
         oxb_u32 pad
 
+    struct oxb_halve_args:
+        oxb_u32 k
+        oxb_u32 n_vectors
+        oxb_u32 block
+        oxb_f32 eps
+
     struct oxb_add_args:
         oxb_u64 n
         oxb_u64 pad
@@ -618,6 +624,9 @@ cdef extern from "oxb_driver.h" nogil:
         OXB_OP_ADVANCE
         OXB_OP_SAMPLE_BLOCKS
         OXB_OP_SAMPLE_CHOOSE
+        OXB_OP_HALVE
+        OXB_OP_HALVE_NORM
+        OXB_OP_GEMM_HALVES
         OXB_OP_COUNT
 
     ctypedef struct oxb_op_shape:
@@ -644,7 +653,9 @@ cdef extern from "oxb_driver.h" nogil:
         uint32_t int8_products
         uint32_t gemv_vectors
         uint32_t same_bits
-        uint32_t pad[3]
+        uint32_t half_products
+        uint32_t half_vectors
+        uint32_t pad
 
     ctypedef struct oxb_weight_layout:
         uint32_t id

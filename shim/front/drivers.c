@@ -124,7 +124,8 @@ static const struct {
                   {OXB_OP_GEMM_INT8, INT8_VECTORS, PROBE_ROWS, PROBE_VECTORS},
                   {OXB_OP_QUANTIZE, INT8_VECTORS, PROBE_VECTORS, 1},
                   {OXB_OP_GEMM_HALVES, HALF_VECTORS, PROBE_ROWS, PROBE_VECTORS},
-                  {OXB_OP_HALVE, HALF_VECTORS, PROBE_K, PROBE_VECTORS}};
+                  {OXB_OP_HALVE, HALF_VECTORS, PROBE_K, PROBE_VECTORS},
+                  {OXB_OP_HALVE_NORM, HALF_VECTORS, PROBE_VECTORS, 1}};
 static const oxb_op other_ops[] = {OXB_OP_RMSNORM,      OXB_OP_ADD,      OXB_OP_BIAS,
                                    OXB_OP_QK_NORM_ROPE, OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
                                    OXB_OP_ATTENTION,    OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS,

@@ -81,12 +81,12 @@ OXB_ARGS_SIZE(oxb_quantize_args, 16);
 
 /* Vectors as two halves for the gemm kernels on matrix units (shaders/halves.h), in blocks of as
  * many activations as meet 16 bytes of codes: 128 or 64. Vectors are added up to a multiple of 8,
- * as zeros. Bindings: x, halves. */
+ * as zeros. Bindings: x, halves; halve_norm makes them of rmsnorm(x): x, norm, halves. */
 struct oxb_halve_args {
     oxb_u32 k;
     oxb_u32 n_vectors;
     oxb_u32 block;
-    oxb_u32 pad;
+    oxb_f32 eps; /* of the norm */
 };
 OXB_ARGS_SIZE(oxb_halve_args, 16);
 

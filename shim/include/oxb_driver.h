@@ -79,6 +79,7 @@ typedef struct oxb_host {
     X(SAMPLE_BLOCKS, "sample_blocks") /* logit; vector */                                 \
     X(SAMPLE_CHOOSE, "sample_choose") /* vector */                                        \
     X(HALVE, "halve")                 /* element; vector, of whole eights */              \
+    X(HALVE_NORM, "halve_norm")       /* vector, of whole eights */                       \
     X(GEMM_HALVES, "gemm_halves")     /* GEMM or SWIGLU_GEMM of vectors from HALVE */
 
 typedef enum oxb_op {
@@ -130,7 +131,7 @@ typedef struct oxb_abilities {
     uint32_t gemv_vectors;
     /* 1: a vector of GEMM has the bits that GEMV gives it, whatever the other vectors. */
     uint32_t same_bits;
-    /* Bit f: has HALVE, and GEMM_HALVES for matrices of device format f. */
+    /* Bit f: has HALVE and HALVE_NORM, and GEMM_HALVES for matrices of device format f. */
     uint32_t half_products;
     /* The fewest vectors for which GEMM_HALVES is preferred to GEMV and GEMM; 2 or more. */
     uint32_t half_vectors;

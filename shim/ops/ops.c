@@ -83,12 +83,13 @@ static inputs inputs_of(const oxb_commands *commands, const product *p) {
     inputs in = {.by_gemv = by_gemv(commands, p)};
     in.fused_norm =
         p->norm && !p->residual && in.by_gemv && (device->abilities.fused_norm >> format & 1);
-    if (p->norm && !in.fused_norm) in.norm_bytes = p->n_vectors * p->k * 4;
-    if (in.by_gemv) return in;
-    if (takes_halves(commands, p)) {
-        in.of = HALF_VECTORS;
+    if (!in.by_gemv && takes_halves(commands, p)) {
+        in.of = HALF_VECTORS; /* of the norm, where there is one */
         in.prepared_bytes = half_bytes(p);
-    } else if (front_commands_in_int8(commands)) {
+        return in;
+    }
+    if (p->norm && !in.fused_norm) in.norm_bytes = p->n_vectors * p->k * 4;
+    if (!in.by_gemv && front_commands_in_int8(commands)) {
         in.prepared_bytes =
             p->n_vectors * device->driver->int8_vector_bytes(device->impl, format,
                                                              p->weight->layout, p->k, p->n_vectors);
@@ -117,7 +118,7 @@ static oxb_status record_gemv(oxb_commands *commands, const product *p, const op
     return ops_record_tiles(commands, &tile, shape.extent, kernel, operands, n, &args, sizeof args);
 }
 
-/* Operands: weight, x, y; x in int8 or halves before y. */
+/* Operands: weight, x, y; in int8 the quantised x before y, and halves in place of x. */
 static oxb_status record_gemm(oxb_commands *commands, const product *p, const ops_operand *operands,
                               uint32_t n, uint64_t stride, vectors of) {
     oxb_op_shape shape = matrix_shape(p->weight, p->n_rows, p->k);
@@ -156,13 +157,20 @@ static oxb_status record_quantize(oxb_commands *commands, const product *p, cons
 }
 
 static oxb_status record_halve(oxb_commands *commands, const product *p, const ops_operand *x,
-                               const ops_operand *halves) {
-    const ops_operand operands[] = {*x, *halves};
-    struct oxb_halve_args args = {(oxb_u32)p->k, (oxb_u32)p->n_vectors, half_block(p->weight), 0};
+                               const ops_operand *norm, const ops_operand *halves) {
+    ops_operand operands[3] = {*x};
+    uint32_t n = 1;
+    if (p->norm) operands[n++] = *norm;
+    operands[n] = *halves;
+    operands[n++].written = 1;
+    struct oxb_halve_args args = {(oxb_u32)p->k, (oxb_u32)p->n_vectors, half_block(p->weight),
+                                  p->norm ? p->norm->eps : 0};
+    const uint64_t n_vectors = (p->n_vectors + 7) / 8 * 8;
     oxb_op_shape shape = matrix_shape(p->weight, p->n_rows, p->k);
-    shape.extent[0] = p->k;
-    shape.extent[1] = (p->n_vectors + 7) / 8 * 8;
-    return ops_record(commands, OXB_OP_HALVE, &shape, "halve", operands, 2, &args, sizeof args);
+    shape.extent[0] = p->norm ? n_vectors : p->k;
+    shape.extent[1] = p->norm ? 1 : n_vectors;
+    return ops_record(commands, p->norm ? OXB_OP_HALVE_NORM : OXB_OP_HALVE, &shape,
+                      p->norm ? "halve_norm" : "halve", operands, n, &args, sizeof args);
 }
 
 /* Record the product of operands that are checked. */
@@ -182,11 +190,13 @@ static oxb_status record_checked(oxb_commands *commands, const product *p, const
         scratch.offset = in.norm_bytes;
     }
     if (in.fused_norm) operands[n++] = *norm;
-    if (status == OXB_OK && in.of != FLOAT_VECTORS) {
-        operands[n++] = (ops_operand){in.of == INT8_VECTORS ? "quantized input" : "halves", scratch,
-                                      in.prepared_bytes, 0};
-        status = in.of == INT8_VECTORS ? record_quantize(commands, p, operands + 1, operands + 2)
-                                       : record_halve(commands, p, operands + 1, operands + 2);
+    if (status == OXB_OK && in.of == INT8_VECTORS) {
+        operands[n++] = (ops_operand){"quantized input", scratch, in.prepared_bytes, 0};
+        status = record_quantize(commands, p, operands + 1, operands + 2);
+    }
+    if (status == OXB_OK && in.of == HALF_VECTORS) {
+        operands[1] = (ops_operand){"halves", scratch, in.prepared_bytes, 0};
+        status = record_halve(commands, p, x, norm, operands + 1);
     }
     operands[n++] = *y;
     if (status != OXB_OK) return status;

@@ -23,20 +23,48 @@ def block_of(name):
     return 128 // formats.get(FORMATS[name]).bits
 
 
-def halve(x, block, order="random", mode="check"):
-    """Return what halve makes of x [n_vectors, k], after bytes that it must write in full."""
+def halve(x, block, order="random", mode="check", norm=None, eps=0.0):
+    """Return what halve makes of x [n_vectors, k], or halve_norm, after bytes to be overwritten."""
     n_vectors, k = x.shape
-    size = tiles_for(n_vectors, 8) * (k // block) * 32 * (block + 1)
-    padded = np.concatenate([np.full(1, np.nan, np.float32), x.reshape(-1)])
+    eights = tiles_for(n_vectors, 8)
+    out = np.full(eights * (k // block) * 32 * (block + 1), 0xEE, np.uint8)
+    padded = Placed(np.concatenate([np.full(1, np.nan, np.float32), x.reshape(-1)]), offset=4)
     return run(
-        "halve",
-        [Placed(padded, offset=4), np.full(size, 0xEE, np.uint8)],
-        struct.pack("<IIII", k, n_vectors, block, 0),
-        groups=(tiles_for(k, 1024), 8 * tiles_for(n_vectors, 8)),
+        "halve" if norm is None else "halve_norm",
+        [padded, out] if norm is None else [padded, norm, out],
+        struct.pack("<IIIf", k, n_vectors, block, eps),
+        groups=(tiles_for(k, 1024), 8 * eights) if norm is None else 8 * eights,
         threads=256,
         order=order,
         mode=mode,
-    )[1]
+    )[-1]
+
+
+def whole(halves, n_vectors, k, block):
+    """Return the vectors that halves stand for, and those that fill up the last eight, in float64.
+
+    A lane of a SIMD-group matrix holds two neighbouring columns of a row; here the columns are
+    vectors and the rows elements, of two matrices for each half.
+    """
+    eights, blocks, steps = tiles_for(n_vectors, 8), k // block, block // 16
+    words = eights * blocks * steps * 32 * 8
+    units = halves[2 * words :].view(np.float32).reshape(eights, blocks, 8)
+    tiles = halves[: 2 * words].view(np.float16).reshape(eights, blocks, steps, 32, 2, 2, 2)
+    x = np.full((8 * eights, k), np.nan)
+    for lane in range(32):
+        row = (lane >> 2 & 4) + (lane >> 1 & 3)
+        column = 2 * ((lane >> 2 & 2) + (lane & 1))
+        for step in range(steps):
+            for pair in range(2):
+                word = block // 4
+                at = row // 2 * word + 2 * step + pair + row % 2 * (word // 2)
+                for side in range(2):
+                    near, rest = (
+                        tiles[:, :, step, lane, i, pair, side].astype(np.float64) for i in (0, 1)
+                    )
+                    values = (near + rest / 2048) * units[:, :, column + side]
+                    x[column + side :: 8, at::block] = values
+    return x
 
 
 def tile_of(name, shape):
@@ -54,17 +82,17 @@ def product(
     k = m.w64.shape[1]
     tiles, eights, rows, simdgroups = tile_of(name, shape)
     stride = n_rows if stride is None else stride
-    padded = np.concatenate([np.full(1, np.nan, np.float32), x.reshape(-1)])
+    size = 16 * tiles * rows // outputs
     return run(
         kernel,
-        [m.data, Placed(padded, offset=4), halve(x, block_of(name), mode="fast"), y],
+        [m.data, halve(x, block_of(name), mode="fast"), y],
         struct.pack("<QQIIII", m.codes_offset, stride, n_rows, k, len(x), column),
-        groups=(tiles_for(n_rows, 16 * tiles * rows // outputs), tiles_for(len(x), 8 * eights), splits),
+        groups=(tiles_for(n_rows, size), tiles_for(len(x), 8 * eights), splits),
         threads=32 * simdgroups,
-        constants={0: 10 * (4 if eights == 2 and tiles == 4 else tiles) + eights, 1: rows},
+        constants={0: 10 * tiles + eights, 1: rows},
         order=order,
         mode=mode,
-    )[3]  # fmt: skip
+    )[2]  # fmt: skip
 
 
 def gemm(name, m, x, start=None, *, splits=1, stride=None, **options):
@@ -97,9 +125,38 @@ def check_ieee(y, m, x):
 
 @every_order
 @pytest.mark.parametrize("block", [64, 128])
-def test_halves_are_written_in_full_and_the_same_in_every_order(order, block):
+def test_halves_keep_22_bits(order, block):
     x = activations(3 * 384).reshape(3, 384)
-    np.testing.assert_array_equal(halve(x, block, order), halve(x, block, mode="fast"))
+    x[1] *= np.geomspace(1, 2.0**-13, 384, dtype=np.float32)
+    x[2, 7], x[0, :128] = 0, 0
+    got = whole(halve(x, block, order), 3, 384, block)
+    assert (np.abs(got[:3] - x) <= np.abs(x) * 2.0**-22).all()
+    assert (got[3:] == 0).all()
+
+
+@pytest.mark.parametrize("block", [64, 128])
+def test_halves_of_what_is_no_number_or_far_from_the_largest(block):
+    x = np.ones((1, 128), np.float32)
+    x[0, :6] = [np.inf, -np.inf, np.nan, 3.4e38, -1e-45, -0.0]
+    got = whole(halve(x, block), 1, 128, block)[0]
+    np.testing.assert_array_equal(got[:3], x[0, :3])
+    assert abs(got[3] - x[0, 3]) <= 2.0**-22 * x[0, 3]
+    assert got[4] < 0
+    assert got[5] == 0
+    assert ((got[6:block] > 0) & (got[6:block] < 2.0**90)).all()
+
+
+@every_order
+@pytest.mark.parametrize("block", [64, 128])
+@pytest.mark.parametrize("size", [1.0, 1e-25, 1e25])
+def test_halves_of_the_norm_match_the_definition(order, block, size):
+    k = 9 * 128 + 128 - block
+    x = activations(10 * k).reshape(10, k) * np.float32(size)
+    norm = activations(k, 3)
+    got = whole(halve(x, block, order, norm=norm, eps=1e-6 if size == 1 else 0.0), 10, k, block)
+    r = reference.rmsnorm(x, norm, 1e-6 if size == 1 else 0.0)
+    assert (np.abs(got[:10] - r) <= 1e-6 * np.abs(r)).all()
+    assert (got[10:] == 0).all()
 
 
 @every_code

@@ -111,6 +111,7 @@ MSL_FN void msl_matrix_tile(float *sums, const uint *rows, uint first, uint seco
     }
 #endif
 }
+MSL_FN void msl_matrix_fence() { __syncwarp(); }
 /* a * b + c of each of two halves. */
 MSL_FN uint msl_pair_fma(uint a, uint b, uint c) {
     uint d;
