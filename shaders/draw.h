@@ -94,7 +94,8 @@ inline choice_words noise_of(race_state race, uint quad) {
 // 2^32, -log2(1 - y) is at least y log2(e), and at most 2 y where y < 1/2.
 inline int gumbel_least(uint r) { return -int((clz(r) + 1u) << 20) + 554452 - 16; }
 inline int gumbel_most(uint r) {
-    return (r >> 31 != 0u ? 6 << 20 : (1 - int(clz(r))) * (1 << 20)) + 16;
+    const bool wide = r >> 31 != 0u; // y of a half or more
+    return (wide ? 6 : 1 - int(clz(r))) * (1 << 20) + 16;
 }
 
 inline ulong runner_of(int key, uint token) { return order_of(uint(key) ^ 0x80000000u, token); }
