@@ -6,6 +6,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "subsets.h"
+
 #if defined(SIMD_VNNI)
 #define SIMD_TARGET __attribute__((target("avx2,fma,f16c,avxvnni")))
 #else
@@ -326,14 +328,18 @@ SIMD_INLINE lanes lanes_keep(lanes a, uint32_t bits) {
     return (lanes){keep_eight(a.low, bits), keep_eight(a.high, bits >> 8)};
 }
 
+SIMD_INLINE float *pack_four(float *to, __m128 a, uint32_t bits) {
+    const __m128i places = _mm_loadu_si128((const __m128i *)(const void *)simd_subsets[bits & 15]);
+    _mm_storeu_ps(to, _mm_castsi128_ps(_mm_shuffle_epi8(_mm_castps_si128(a), places)));
+    return to + __builtin_popcount(bits & 15);
+}
+
 /* The lanes whose bits are set, in order, then anything up to 16 lanes. */
 SIMD_INLINE void lanes_pack(float *to, lanes a, uint32_t bits) {
-    float from[16];
-    lanes_store(from, a);
-    for (unsigned i = 0; i < 16; i++) {
-        *to = from[i];
-        to += bits >> i & 1;
-    }
+    to = pack_four(to, _mm256_castps256_ps128(a.low), bits);
+    to = pack_four(to, _mm256_extractf128_ps(a.low, 1), bits >> 4);
+    to = pack_four(to, _mm256_castps256_ps128(a.high), bits >> 8);
+    pack_four(to, _mm256_extractf128_ps(a.high, 1), bits >> 12);
 }
 
 SIMD_INLINE float lanes_largest(lanes a) {

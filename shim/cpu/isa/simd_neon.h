@@ -6,6 +6,8 @@
 #include <math.h>
 #include <stdint.h>
 
+#include "subsets.h"
+
 #if !defined(SIMD_DOTPROD)
 #define SIMD_TARGET
 #elif defined(__clang__)
@@ -286,11 +288,11 @@ SIMD_INLINE lanes lanes_keep(lanes a, uint32_t bits) {
 
 /* The lanes whose bits are set, in order, then anything up to 16 lanes. */
 SIMD_INLINE void lanes_pack(float *to, lanes a, uint32_t bits) {
-    float from[16];
-    lanes_store(from, a);
-    for (unsigned i = 0; i < 16; i++) {
-        *to = from[i];
-        to += bits >> i & 1;
+    for (unsigned i = 0; i < 4; i++, bits >>= 4) {
+        const uint8x16_t bytes = vreinterpretq_u8_f32(a.v[i]);
+        const uint8x16_t places = vld1q_u8(simd_subsets[bits & 15]);
+        vst1q_f32(to, vreinterpretq_f32_u8(vqtbl1q_u8(bytes, places)));
+        to += __builtin_popcount(bits & 15);
     }
 }
 
