@@ -2,7 +2,7 @@
 #ifndef CPU_CACHE_H
 #define CPU_CACHE_H
 
-#include "cpu/cpu.h"
+#include "cpu.h"
 #include "oxb_args.h"
 
 /* The state that token t has. */

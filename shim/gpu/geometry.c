@@ -26,7 +26,7 @@
 #define GEMM_SIMDGROUPS      4u
 #define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
 #define HALVES_THREADGROUPS  120u /* fill the largest GPUs: these are larger than others */
-#define HALF_VECTORS         2u   /* the fewest that are faster on matrix units */
+#define HALF_VECTORS         3u   /* the fewest that are faster on matrix units */
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
