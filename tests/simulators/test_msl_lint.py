@@ -176,8 +176,8 @@ REFUSED = {
     "undeclared": (4, "undeclared", kernel("o[i] = foo(1.0f);")),
     "undocumented": (
         4,
-        "thread_elements",
-        kernel("simdgroup_float8x8 m; o[i] = m.thread_elements()[0];"),
+        "elements",
+        kernel("simdgroup_float8x8 m; o[i] = m.elements[0];"),
     ),
     "OpenCL": (4, "OpenCL", kernel("o[get_global_id(0)] = 1;")),
     "exp of an int": (4, "ambiguous", kernel("o[i] = exp(2);")),

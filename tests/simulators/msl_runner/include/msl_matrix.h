@@ -14,6 +14,7 @@ struct simdgroup_matrix {
         const uint r = msl_row(msl_rt_lane()), c = msl_column(msl_rt_lane());
         msl_pair = vec<T, 2>{r == c ? v : T(0), r == c + 1 ? v : T(0)};
     }
+    /* Not in Apple's specification; MLX relies on it, and on this order of lanes, on every GPU. */
     MSL_METHOD vec<T, 2> &thread_elements() { return msl_pair; }
     MSL_METHOD const vec<T, 2> &thread_elements() const { return msl_pair; }
 };
