@@ -114,6 +114,7 @@ class Chat:
             if value is not None
         }
         given |= recommended(self.session.model, given)
+        self.session.check_options(max_tokens, n_best=n_best, **given)
         self.messages.append({"role": "user", "content": text})
         try:
             self._feed(progress)

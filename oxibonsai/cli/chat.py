@@ -96,6 +96,7 @@ def _converse(args: argparse.Namespace, model: Model, session: Session, out: Tex
     chat = Chat(session, system=args.system)
     screen = _Screen(out)
     options = sampling(args, model)
+    session.check_options(args.max_tokens, n_best=args.logprobs or 0, **options)
     if screen.interactive:
         screen.note(f"{model.name} on {model.device.name}; /help says what can be typed")
     while True:

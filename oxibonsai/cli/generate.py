@@ -46,11 +46,12 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
         if not ids:
             raise ValueError("the prompt is empty: give at least one character")
         with model.session(args.max_seq, args.kv_dtype, chunk=args.chunk) as session:
+            options = sampling(args, model)
+            session.check_options(args.max_tokens, n_best=args.logprobs or 0, **options)
             prompt_started = time.perf_counter()
             session.forward(ids, logits=None)
             fed = time.perf_counter()
             scores: list[ScoredToken] = []
-            options = sampling(args, model)
             tokens = (
                 session.generate(args.max_tokens, **options)
                 if args.logprobs is None

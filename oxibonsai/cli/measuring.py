@@ -12,6 +12,7 @@ import numpy as np
 
 from oxibonsai import __version__
 from oxibonsai.model import Model
+from oxibonsai.model.engine import MAX_SEQUENCES
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVDtype
 from oxibonsai.model.session import DEFAULT_CHUNK, Session
@@ -88,6 +89,10 @@ def measure(
     ):
         if operator.index(value) < 1:
             raise ValueError(f"{name} = {value} must be 1 or more")
+    if max(batches, default=1) > MAX_SEQUENCES:
+        raise ValueError(
+            f"batches = {max(batches)}: an engine runs at most {MAX_SEQUENCES} sequences at a time"
+        )
     device = model.device
     found = {
         "oxibonsai": __version__,

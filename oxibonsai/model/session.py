@@ -431,7 +431,9 @@ class Session(GenerationForms):
             if state.n_tokens > max_seq:
                 raise ValueError(f"max_seq = {max_seq}: the saved text has {state.n_tokens} tokens")
             chunk = state.chunk if chunk is None else chunk
-            session = cls(model, max_seq, state.kv_dtype, chunk, profile)
+            session = cls(
+                model, max_seq, state.kv_dtype, chunk, profile, deterministic=state.deterministic
+            )
             try:
                 statefile.load(file, name, state, session._timeline, session._decoder)
             except BaseException:

@@ -288,9 +288,11 @@ def test_answer_that_does_not_fit_stays_as_far_as_it_came(model):
 
 
 def test_wrong_argument_leaves_the_history(chat):
+    held = chat.session.tokens
     with pytest.raises(ValueError, match="top_p"):
         chat.send("a", top_p=2)
     assert said(chat) == [("system", "Be brief.")]
+    assert chat.session.tokens == held  # nothing was fed
 
 
 def test_options_reach_generation(chat):

@@ -600,3 +600,72 @@ def test_an_engine_and_sessions_share_a_model(model: Model) -> None:
         assert isinstance(session, Session)
         session.forward([5, 6], logits=None)
         assert list(session.generate(30)) == request.result(20).tokens
+
+
+def test_a_mask_that_comes_and_goes_holds_where_it_is_given(model: Model) -> None:
+    def late(tokens: Any) -> Any:
+        return None if len(tokens) < 4 else [3, 4]
+
+    def early(tokens: Any) -> Any:
+        return [3, 4] if len(tokens) < 4 else None
+
+    for allowed in (late, early):
+        with model.session(256, "f32", deterministic=True) as session:
+            session.forward([1, 2], logits=None)
+            expected = list(session.generate(9, ignore_eos=True, allowed=allowed))
+        with model.engine(2, kv_dtype="f32", deterministic=True) as engine:
+            found = engine.submit([1, 2], 9, ignore_eos=True, allowed=allowed).result(20)
+        assert found.tokens == expected
+
+
+@pytest.mark.parametrize("how", ["result", "submit"])
+def test_a_callback_that_waits_for_its_engine_is_an_error_of_its_request(
+    model: Model, how: str
+) -> None:
+    with model.engine(1, max_seq=128, max_waiting=1) as engine:
+
+        def callback(logits: Any) -> None:
+            if how == "result":
+                engine.submit([1], 1).result()
+            else:
+                engine.submit([1], 1)
+                engine.submit([1], 1)
+
+        error = engine.submit([1], 3, logits_callback=callback).result(20).error
+        expected = (RuntimeError, "wait in another thread") if how == "result" else (
+            EngineFullError, "max_waiting = 1"
+        )  # fmt: skip
+        assert isinstance(error, expected[0])
+        assert expected[1] in str(error)
+
+
+def test_no_more_tokens_are_scored_than_there_are(model: Model) -> None:
+    def leave_three(logits: Any) -> None:
+        logits[3:] = np.nan
+
+    with model.engine(1, max_seq=128) as engine:
+        found = engine.submit([1], 2, logits_callback=leave_three, n_best=5).result(20)
+    assert [sorted(t for t, _ in s.best) for s in found.log_probabilities] == [[0, 1, 2]] * 2
+
+
+def test_an_engine_that_nobody_holds_ends(model: Model) -> None:
+    request = model.engine(1, max_seq=1024).submit([1], 1000, allowed=lambda tokens: None)
+    while not request.tokens:
+        time.sleep(0.001)
+    thread = next(t for t in threading.enumerate() if t.name == "oxibonsai-engine")
+    del request
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_an_iterator_of_allowed_tokens_serves_every_prompt(model: Model) -> None:
+    with model.engine(2, max_seq=128) as engine:
+        texts = engine.generate_batch([[1], [2]], 3, allowed=iter([5, 6]))
+    assert len(texts) == 2
+
+
+def test_names_that_are_no_options_and_too_many_pages_are_refused(model: Model) -> None:
+    with model.engine(1, max_seq=128) as engine, pytest.raises(TypeError, match="'foo' is no opt"):
+        engine.submit([1], 1, foo=None)  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="n_pages = 2147483648 must lie in"):
+        model.engine(1, max_seq=128, n_pages=2**31)

@@ -113,6 +113,20 @@ def test_two_generations_by_turns_share_the_context(session):
     assert text(session) == "a" + got.decode()
 
 
+def test_full_session_gives_what_was_held_back_for_a_stop(speaker):
+    with speaker.session(max_seq=12) as session:
+        session.forward([1, 2], logits=None)
+        plain: list[int] = []
+        with pytest.raises(SessionFullError):
+            plain.extend(session.generate(11, ignore_eos=True))
+    with speaker.session(max_seq=12) as session:
+        session.forward([1, 2], logits=None)
+        held: list[int] = []
+        with pytest.raises(SessionFullError):
+            held.extend(session.generate(11, ignore_eos=True, stop=[[plain[-1], plain[-1] + 1]]))
+    assert held == plain
+
+
 @pytest.mark.parametrize("lookahead", [1, 16])
 def test_full_session_gives_what_fits_with_steps_in_flight(speaker, lookahead):
     with speaker.session(max_seq=20) as session:

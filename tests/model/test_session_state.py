@@ -130,6 +130,15 @@ def test_empty_session_can_be_saved(model, tmp_path):
         restored.forward(IDS)
 
 
+def test_a_deterministic_session_stays_one(model, tmp_path):
+    for deterministic in (False, True):
+        with model.session(deterministic=deterministic) as session:
+            session.forward(IDS, logits=None)
+            session.save(tmp_path / "text.session")
+        with model.restore_session(tmp_path / "text.session") as restored:
+            assert restored.deterministic is deterministic
+
+
 def test_file_is_what_safetensors_defines(model, session, tmp_path):
     path = tmp_path / "text.session"
     session.save(path)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from oxibonsai.model.engine.engine import Engine, RequestOptions
+from oxibonsai.model.engine.engine import MAX_SEQUENCES, Engine, RequestOptions
 from oxibonsai.model.engine.request import FinishReason, Request, RequestResult
 from oxibonsai.model.engine.statistics import EngineStatistics
 
 __all__ = [
+    "MAX_SEQUENCES",
     "Engine",
     "EngineStatistics",
     "FinishReason",

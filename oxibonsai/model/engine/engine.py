@@ -8,11 +8,11 @@ import operator
 import os
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
-import numpy.typing as npt
 
 from oxibonsai.gguf import GGUFError
 from oxibonsai.model.choices import MAX_BEST
@@ -35,7 +35,7 @@ from oxibonsai.model.generation.stopping import Stop, StopScanner, stop_sequence
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batch import BatchRunner, page_bytes
 from oxibonsai.model.runtime.batchshape import BatchSettings
-from oxibonsai.model.runtime.cache import KVDtype
+from oxibonsai.model.runtime.cache import KVDtype, check_kv_dtype
 from oxibonsai.model.runtime.pages import PAGE_SIZE, PagePool, pages_of
 
 if TYPE_CHECKING:
@@ -43,10 +43,12 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-__all__ = ["Engine", "RequestOptions"]
+__all__ = ["MAX_SEQUENCES", "Engine", "RequestOptions"]
 
 Prompt: TypeAlias = str | Sequence[int]
-_MOST_SEQUENCES = 256
+MAX_SEQUENCES = 256
+"""The most texts that an engine runs at a time."""
+
 _LOOKAHEAD = 2
 _LEAVE_SECONDS = 5.0  # the longest that an interpreter that exits waits for the running step
 
@@ -109,24 +111,24 @@ class Engine:
         max_waiting: int = 1024,
     ) -> None:
         self.model = model
-        self.max_sequences = _within("max_sequences", max_sequences, 1, _MOST_SEQUENCES)
+        self.max_sequences = _within("max_sequences", max_sequences, 1, MAX_SEQUENCES)
         context = model.config.context_length
         self.max_seq = _within("max_seq", max_seq, 1, context, "the model's context_length")
         self.chunk = _within("chunk", chunk, 1, 4096)
         self.max_waiting = _within("max_waiting", max_waiting, 1, 2**31)
         self.deterministic = bool(deterministic)
-        if kv_dtype not in ("f16", "f32", "q8"):
-            raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16', 'f32' or 'q8'")
+        check_kv_dtype(kv_dtype, model.config)
         self.kv_dtype = kv_dtype
         if self.deterministic and self.chunk != 1 and self.chunk % PAGE_SIZE:
             raise ValueError(
                 f"chunk = {chunk}: with deterministic=True it must be 1 or a multiple of "
                 f"{PAGE_SIZE}, the size of a page"
             )
+        fits = max(1, model.device.info.max_buffer_length // page_bytes(model, kv_dtype))
         if n_pages is None:
-            fits = model.device.info.max_buffer_length // page_bytes(model, kv_dtype)
-            n_pages = max(1, min(self.max_sequences * pages_of(self.max_seq), fits))
-        self.n_pages = _within("n_pages", n_pages, 1, 2**31)
+            n_pages = min(self.max_sequences * pages_of(self.max_seq), fits)
+        self.n_pages = _within("n_pages", n_pages, 1, fits, "which fill a buffer of the device")
+        self._text_of = _text_of(model)  # before there is anything to release
         pool = PagePool(self.n_pages)
         self._scheduler = Scheduler(
             pool, self.max_sequences, self.chunk, deterministic=self.deterministic
@@ -145,7 +147,6 @@ class Engine:
         self._worker = Worker(runner, pool, self._scheduler, self.max_waiting, lookahead)
         self._arrivals = itertools.count()
         self._pid = os.getpid()
-        self._text_of = _text_of(model)
         # Without a reference to the engine: it stops when the last one goes, and at exit.
         self._finalizer = weakref.finalize(self, _stop, self._worker, self._pid)
 
@@ -227,6 +228,9 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise TypeError("prompts is one text: give a list of them")
+        allowed = options.get("allowed")
+        if allowed is not None and not callable(allowed) and not isinstance(allowed, np.ndarray):
+            options = {**options, "allowed": list(allowed)}  # an iterator serves all of them
         requests: list[Request] = []
         try:
             # One by one: those before a wrong one are known, and cancelled.
@@ -288,7 +292,7 @@ class Engine:
         room = asyncio.Event()
 
         def wake() -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # of a loop that is closed
                 loop.call_soon_threadsafe(room.set)
 
         stop = self._worker.listen_for_room(wake)
@@ -314,7 +318,9 @@ class Engine:
         return self._worker.statistics()
 
     def _request(self, task: Task) -> Request:
-        return Request(task.outbox, partial(self._worker.cancel, task), self)
+        return Request(
+            task.outbox, partial(self._worker.cancel, task), self, self._worker.check_wait
+        )
 
     def _ids(self, prompt: Prompt) -> list[int]:
         self._check_open()
@@ -363,10 +369,11 @@ class Engine:
             scores=scores,
             n_best=n_best,
         )
+        n_vocab = self.model.config.vocab_size  # and no reference to the engine
         if callable(allowed):
-            task.make_mask = lambda tokens: self._mask(allowed(list(tokens)))
+            task.make_mask = lambda tokens: mask_words(allowed(list(tokens)), n_vocab)
         elif allowed is not None:
-            task.mask = self._mask(allowed)
+            task.mask = mask_words(allowed, n_vocab)
         return task
 
     def _settings(self, options: dict[str, Any]) -> BatchSettings:
@@ -374,9 +381,6 @@ class Engine:
             cast("SamplingOptions", options), self.model.config.vocab_size
         )
         return BatchSettings(found.packed(), found.biases())
-
-    def _mask(self, allowed: Allowed | None) -> npt.NDArray[np.uint32] | None:
-        return None if allowed is None else mask_words(allowed, self.model.config.vocab_size)
 
     def close(self) -> None:
         """End the step that runs, fail what has not ended, and release the memory; idempotent."""

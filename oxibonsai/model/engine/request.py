@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
@@ -165,12 +166,21 @@ class Request:
         Tells the engine that nobody wants it any more.
     owner : object
         Kept alive as long as the request is.
+    check_wait : callable
+        Raises RuntimeError where waiting would never end.
     """
 
-    def __init__(self, outbox: Outbox, cancel: Callable[[], object], owner: object) -> None:
+    def __init__(
+        self,
+        outbox: Outbox,
+        cancel: Callable[[], object],
+        owner: object,
+        check_wait: Callable[[], object],
+    ) -> None:
         self._outbox = outbox
         self._cancel = cancel
         self._owner = owner
+        self._check_wait = check_wait
 
     @property
     def tokens(self) -> list[int]:
@@ -204,11 +214,22 @@ class Request:
         TimeoutError
             Where it has not ended by then; it goes on.
         """
-        if not self._outbox.wait(timeout):
+        if not self._wait(timeout):
             raise TimeoutError(f"the request has not ended after {timeout} s; it goes on")
         result = self._outbox.result
         assert result is not None
         return result
+
+    def _wait(self, timeout: float | None, *, piece: bool = False) -> bool:
+        if self._outbox.wait(0, piece=piece):
+            return True
+        try:
+            self._check_wait()
+        except RuntimeError:
+            if self._outbox.wait(0, piece=piece):
+                return True  # it ended, and the engine after it, in between
+            raise
+        return self._outbox.wait(timeout, piece=piece)
 
     def text(self, timeout: float | None = None) -> str:
         """Wait for the end and return the whole text.
@@ -236,7 +257,7 @@ class Request:
         return result.text
 
     def __iter__(self) -> Iterator[str]:
-        while self._outbox.wait(None, piece=True):
+        while self._wait(None, piece=True):
             piece = self._outbox.take()
             if piece is not None:
                 yield piece
@@ -248,7 +269,7 @@ class Request:
         event = asyncio.Event()
 
         def wake() -> None:
-            if not loop.is_closed():
+            with suppress(RuntimeError):  # of a loop that is closed
                 loop.call_soon_threadsafe(event.set)
 
         stop = self._outbox.listen(wake)

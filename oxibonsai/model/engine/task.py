@@ -59,7 +59,7 @@ class Task:
     ends: frozenset[int]
     scanner: StopScanner
     outbox: Outbox
-    make_mask: Callable[[Sequence[int]], npt.NDArray[np.uint32] | None] | None = None
+    make_mask: Callable[[Sequence[int]], npt.NDArray[np.uint32]] | None = None
     mask: npt.NDArray[np.uint32] | None = None
     logits_callback: LogitsCallback | None = None
     scores: bool = False

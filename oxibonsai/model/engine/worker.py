@@ -82,7 +82,8 @@ class Worker:
             Where the engine is closed, also while this waits.
         """
         with self._change:
-            if block:
+            # A callback must not wait for the thread it runs in.
+            if block and threading.current_thread() is not self._thread:
                 self._change.wait_for(
                     lambda: self._stopping or self._n_queued < self._max_waiting, timeout
                 )
@@ -96,6 +97,16 @@ class Worker:
             self._n_queued += 1
             self._mail.append(("add", task))
             self._change.notify_all()
+
+    def check_wait(self) -> None:
+        """Raise RuntimeError where waiting for a task would never end."""
+        if threading.current_thread() is self._thread:
+            raise RuntimeError(
+                "a callback of the engine waits for one of its requests, and the engine for the "
+                "callback: wait in another thread"
+            )
+        if not self._thread.is_alive():
+            raise RuntimeError("a forked process has no engine: wait in the one that made it")
 
     def cancel(self, task: Task) -> None:
         """End a task before the next step; one that has ended is left as it is."""

@@ -265,12 +265,37 @@ class GenerationForms:
         """
         return in_thread(self._generation(max_tokens, temperature, options).tokens())
 
+    def check_options(
+        self,
+        max_tokens: int,
+        temperature: float | None = 0.0,
+        *,
+        n_best: int = 0,
+        **options: Unpack[GenerationOptions],
+    ) -> None:
+        """Raise what stream() would raise for its arguments, before a prompt is fed.
+
+        Parameters
+        ----------
+        max_tokens, temperature, n_best
+            As of stream().
+        **options
+            As of stream().
+
+        Raises
+        ------
+        ValueError
+            For an argument out of its range.
+        """
+        self._generation(max_tokens, temperature, options, fed=False, text=True, n_best=n_best)
+
     def _generation(
         self,
         max_tokens: int,
         temperature: float | None,
         options: GenerationOptions,
         *,
+        fed: bool = True,
         text: bool = False,
         scores: bool = False,
         n_best: int = 0,
@@ -280,6 +305,7 @@ class GenerationForms:
             self._loaded,
             max_tokens,
             temperature,
+            fed=fed,
             text=text,
             scores=scores,
             n_best=n_best,

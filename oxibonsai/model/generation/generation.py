@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from oxibonsai.model.choices import MAX_BEST, ScoredToken
+from oxibonsai.model.errors import SessionFullError
 from oxibonsai.model.generation.settings import (
     Allowed,
     AllowedCallback,
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["Generation", "GenerationOptions", "LogitsCallback"]
-
-_ALL_WORDS = 0xFFFFFFFF
 
 LogitsCallback = Callable[[npt.NDArray[np.float32]], object]
 
@@ -73,6 +72,7 @@ class Generation:
         max_tokens: int,
         temperature: float | None,
         *,
+        fed: bool = True,
         text: bool = False,
         scores: bool = False,
         n_best: int = 0,
@@ -113,7 +113,7 @@ class Generation:
         mask = None
         if callable(allowed):
             self._allowed = allowed
-            mask = self._all_tokens()
+            mask = mask_words(None, self._n_vocab)
         elif allowed is not None:
             mask = mask_words(allowed, self._n_vocab)
         self._stepwise = logits_callback is not None or callable(allowed)
@@ -121,7 +121,8 @@ class Generation:
             mask=mask, log_probabilities=scores, n_best=n_best, stepwise=self._stepwise
         )
         self._scored: deque[ScoredToken] = deque()  # chosen, and not yet given out
-        self._check_continuable()
+        if fed:
+            self._check_continuable()
         texts, lists = stop_sequences(stop)
         self._scanner: StopScanner | None = None
         if text or texts:
@@ -163,7 +164,12 @@ class Generation:
         while n < self._max_tokens:
             if self._is_left():
                 self._begin(self._max_tokens - n)
-            scored = self._run_next(self._max_tokens - n)
+            try:
+                scored = self._run_next(self._max_tokens - n)
+            except SessionFullError:
+                if scanner is not None:
+                    yield from self._commit(scanner.flush())
+                raise
             if scored is None:
                 break
             n += 1
@@ -237,8 +243,7 @@ class Generation:
         timeline = self._timeline
         mask = logits = None
         if self._allowed is not None:
-            allowed = self._allowed([*timeline.history()])
-            mask = self._all_tokens() if allowed is None else mask_words(allowed, self._n_vocab)
+            mask = mask_words(self._allowed([*timeline.history()]), self._n_vocab)
         if self._callback is not None:
             before = timeline.logits()
             logits = before.copy()
@@ -251,6 +256,3 @@ class Generation:
                 "in it"
             )
         return timeline.choice(logits=logits, mask=mask)
-
-    def _all_tokens(self) -> npt.NDArray[np.uint32]:
-        return np.full((self._n_vocab + 31) // 32, _ALL_WORDS, np.uint32)

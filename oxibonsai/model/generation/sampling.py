@@ -43,6 +43,8 @@ class Sampler:
         Added to the logits of tokens; -inf forbids one.
     seed : int or None
         Of the noise, 0 to 2^64 - 1; None takes one from the system.
+    choice : int
+        Which of several texts of one seed.
 
     Attributes
     ----------
@@ -68,6 +70,7 @@ class Sampler:
         penalty_window: int = 64,
         logit_bias: Mapping[int, float] | None = None,
         seed: int | None = None,
+        choice: int = 0,
     ) -> None:
         self.settings = SamplingSettings.resolve(
             {
@@ -81,6 +84,7 @@ class Sampler:
                 "penalty_window": penalty_window,
                 "logit_bias": logit_bias,
                 "seed": seed,
+                "choice": choice,
             }
         )
         self._packed = self.settings.packed()

@@ -160,6 +160,12 @@ class SamplingSettings:
         ValueError
             For a value out of its range, or a biased token outside the vocabulary.
         """
+        for name in options:
+            if name not in cls.__dataclass_fields__:
+                raise TypeError(
+                    f"{name!r} is no option of the choice of tokens; there are "
+                    f"{', '.join(cls.__dataclass_fields__)}"
+                )
         given: dict[str, Any] = {
             name: value for name, value in options.items() if value is not None
         }
@@ -283,13 +289,13 @@ def _largest_distance(min_p: float) -> int:
     return u
 
 
-def mask_words(allowed: Allowed, n_vocab: int) -> npt.NDArray[np.uint32]:
+def mask_words(allowed: Allowed | None, n_vocab: int) -> npt.NDArray[np.uint32]:
     """Return the bits of the tokens that are allowed, in words of 32.
 
     Parameters
     ----------
-    allowed : iterable of int, or bool [n_vocab]
-        Tokens, or a mask.
+    allowed : iterable of int, bool [n_vocab] or None
+        Tokens, or a mask; None allows all.
     n_vocab : int
         Tokens of the vocabulary.
 
@@ -303,6 +309,8 @@ def mask_words(allowed: Allowed, n_vocab: int) -> npt.NDArray[np.uint32]:
     ValueError
         Where no token is allowed, one is outside the vocabulary, or a mask is of another shape.
     """
+    if allowed is None:
+        return np.full((n_vocab + 31) // 32, NO_TOKEN, np.uint32)
     given = np.asarray(allowed if isinstance(allowed, np.ndarray) else list(allowed))
     if given.dtype == np.bool_:
         if given.shape != (n_vocab,):

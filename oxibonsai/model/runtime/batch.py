@@ -25,7 +25,7 @@ from oxibonsai.model.runtime.batchsteps import (
     record,
     record_choice,
 )
-from oxibonsai.model.runtime.cache import KVDtype, length_bucket
+from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket
 from oxibonsai.model.runtime.pages import PAGE_SIZE, pages_of
 from oxibonsai.model.runtime.recordings import Recordings
 from oxibonsai.model.runtime.steps import Workspace, working_buffer
@@ -37,10 +37,7 @@ _RECORDINGS = 64
 
 def page_bytes(model: LoadedModel, kv_dtype: KVDtype) -> int:
     """Return the bytes of a page of keys, or of values, over all layers."""
-    c = model.config
-    # Of q8, a float32 scale for each row of a head.
-    row = {"f32": 4 * c.head_dim, "f16": 2 * c.head_dim, "q8": c.head_dim + 4}[kv_dtype]
-    return c.n_layers * c.n_kv_heads * PAGE_SIZE * row
+    return KVCache.nbytes_of(model.config, kv_dtype, PAGE_SIZE)
 
 
 class BatchRunner:
@@ -375,7 +372,10 @@ class BatchRunner:
         if step.n_best:
             assert self._buffers.best is not None
             scored = self._buffers.best.view(SCORED_DTYPE, (self._n_rows, RING, MAX_BEST))
-            best = [row.tolist() for row in scored[rows, slots]]
+            best = [
+                [(token, p) for token, p in row.tolist() if token != NO_TOKEN]
+                for row in scored[rows, slots]
+            ]
         return Choices(found["token"].tolist(), found["log_probability"].tolist(), best)
 
     def _record(self, how: Callable[..., Commands], step: BatchStep) -> Commands:

@@ -41,6 +41,8 @@ class SessionState:
         Of the keys and values.
     max_seq, chunk : int
         Of the session that was saved.
+    deterministic : bool
+        As of the session that was saved.
     fresh : bool
         Whether the logits of the last token are in the file.
     data_start : int
@@ -51,6 +53,7 @@ class SessionState:
     kv_dtype: KVDtype
     max_seq: int
     chunk: int
+    deterministic: bool
     fresh: bool
     data_start: int
 
@@ -96,6 +99,7 @@ def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, 
             "name": model.name,
             "max_seq": str(decoder.max_seq),
             "chunk": str(chunk),
+            "deterministic": str(int(decoder.deterministic)),
         }
     }
     header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))
@@ -139,6 +143,7 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
             raise KeyError("format")
         version, fingerprint = about["version"], about["model"]
         max_seq, chunk = int(about["max_seq"]), int(about["chunk"])
+        deterministic = about.get("deterministic", "0") == "1"
         (n_tokens,) = header["tokens"]["shape"]
         dtype = header["k"]["dtype"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -164,7 +169,7 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
     whole = 8 + length + sum(nbytes for _, _, nbytes in arrays.values())
     if size != whole:
         raise refuse(f"{size} bytes where {whole} are needed: the file is cut short or too long")
-    return SessionState(n_tokens, kv_dtype, max_seq, chunk, fresh, 8 + length)
+    return SessionState(n_tokens, kv_dtype, max_seq, chunk, deterministic, fresh, 8 + length)
 
 
 def load(
