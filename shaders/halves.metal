@@ -67,6 +67,7 @@ kernel void halve(device const float *x [[buffer(0)]], device uchar *halves [[bu
 }
 
 // The same of rmsnorm(x): a threadgroup per vector of whole eights.
+[[max_total_threads_per_threadgroup(1024)]]
 kernel void halve_norm(
     device const float *x [[buffer(0)]], device const float *norm [[buffer(1)]],
     device uchar *halves [[buffer(2)]], constant oxb_halve_args &args [[buffer(3)]],

@@ -124,7 +124,9 @@ kernel void sample_choose(
     row.maxima = adjusted + ulong(args.n_vectors) * args.n + ulong(vector) * args.n_blocks;
     row.bounded = true;
     row.n = args.n;
-    row.scale = s.scale;
+    // A scale that is no positive finite number is none, as on the cpu.
+    const bool warm = s.scale > 0.0f && s.scale < INFINITY;
+    row.scale = warm ? s.scale : 0.0f;
 
     // The largest logit, and the first block that has it.
     ulong top = OXB_NO_ORDER;
@@ -136,7 +138,7 @@ kernel void sample_choose(
     const uint end = min(begin + OXB_ARGMAX_BLOCK / 4u, n_quads);
     row.largest = logit_of(key_in(top));
     const bool none = key_in(top) == OXB_LAST_KEY;
-    const bool greedy = s.scale == 0.0f || row.largest == INFINITY;
+    const bool greedy = !warm || row.largest == INFINITY;
 
     float log_sum = 0.0f, raw_largest = row.largest;
     if (args.log_probabilities != 0u || args.n_best != 0u) {
@@ -172,6 +174,8 @@ kernel void sample_choose(
         else
             last = select_order(from, last, weighed, target, listed, memory.select, at);
         if (best_ones) {
+            // Fewer than asked for: the search did not reach the number, and listed none.
+            if (listed == 0u) listed = list_orders(from, 0, last, memory.select, at);
             rank_best(from, listed, log_sum, best + slot * args.n_best, target, memory.select, at);
             listed = 0;
             threadgroup_barrier(mem_flags::mem_threadgroup); // the list

@@ -30,10 +30,11 @@
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
-#define ATTENTION_SPLIT      128u /* positions of a split, at the least: shaders/attention.h */
-#define ATTENTION_SPLITS     64u  /* the most, enough for any length */
-#define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
-#define CHOOSE_THREADS       896u /* with 1024, registers spill */
+#define ATTENTION_SPLIT      128u  /* positions of a split, at the least: shaders/attention.h */
+#define ATTENTION_SPLITS     64u   /* the most, enough for any length */
+#define ATTENTION_QUERIES    4u    /* of a threadgroup: shaders/attention.h */
+#define CHOOSE_THREADS       896u  /* with 1024, registers spill */
+#define NORM_THREADS         1024u /* of halve_norm: its vectors are few, and wait for memory */
 
 #define BIT(format) (1u << OXB_DEVICE_FORMAT_##format)
 #define CODED       (BIT(Q1_G128) | BIT(Q2_G128) | BIT(Q2_G64))
@@ -160,7 +161,7 @@ static const struct variant {
     {OXB_OP_SAMPLE_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
     {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, CHOOSE_THREADS)}, NULL},
     {OXB_OP_HALVE, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
-    {OXB_OP_HALVE_NORM, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
+    {OXB_OP_HALVE_NORM, ANY, {SIZE(1, ALL, ALL, NORM_THREADS)}, NULL},
     {OXB_OP_GEMM_HALVES,
      CODED,
      {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,

@@ -98,14 +98,25 @@ static uint64_t cache_bytes(const oxb_attention_shape *s) {
     return page > UINT64_MAX / s->n_pages ? UINT64_MAX : page * s->n_pages;
 }
 
+/* Caches that are written while states and pages, `in`, are read. */
+static oxb_status check_stores_apart(const char *op, const ops_operand in[2],
+                                     const ops_operand caches[2]) {
+    for (unsigned i = 0; i < 4; i++) {
+        const oxb_status status = ops_check_apart(op, in + i % 2, caches + i / 2);
+        if (status != OXB_OK) return status;
+    }
+    return OXB_OK;
+}
+
 static ops_operand state_operand(oxb_binding state, const oxb_attention_shape *s) {
     return ops_states_operand(state, s->batch ? s->n_tokens : 1, 0);
 }
 
 /* A dispatch has no empty bindings: without pages, the state stands in for the tables. */
 static ops_operand pages_operand(oxb_binding state, const oxb_attention_shape *s) {
-    return s->page_size ? (ops_operand){"pages", s->pages, 4, 0}
-                        : (ops_operand){"state", state, 0, 0};
+    if (!s->page_size) return (ops_operand){"state", state, 0, 0};
+    const uint64_t bytes = (uint64_t)cache_of(s).table_size * 4; /* any of it may be read */
+    return (ops_operand){"pages", s->pages, bytes ? bytes : 4, 0};
 }
 
 static uint32_t rotary_dim_of(const oxb_attention_shape *s) {
@@ -188,6 +199,7 @@ oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding 
                               state_operand(state, shape),
                               pages_operand(state, shape)};
     if ((status = ops_check_operands(op, operands, 5)) != OXB_OK) return status;
+    if ((status = check_stores_apart(op, operands + 3, operands + 1)) != OXB_OK) return status;
     struct oxb_kv_store_args args = {.cache = cache_of(shape),
                                      .n_heads = shape->n_heads,
                                      .n_kv_heads = shape->n_kv_heads,
@@ -217,6 +229,7 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                               state_operand(state, shape),
                               pages_operand(state, shape)};
     if ((status = ops_check_operands(op, operands, 8)) != OXB_OK) return status;
+    if ((status = check_stores_apart(op, operands + 6, operands + 4)) != OXB_OK) return status;
     const uint32_t mark = oxb_commands_length(commands);
     if (!front_commands_device(commands)->abilities.fused_cache_store) {
         status = oxb_op_qk_norm_rope(commands, qkv, q_norm, k_norm, rope, state, shape, eps);
@@ -280,7 +293,9 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
                               pages_operand(state, shape),
                               {"output", out, rows * shape->head_dim * 4, 1}};
     if ((status = ops_check_operands(op, operands, 6)) != OXB_OK) return status;
-    if ((status = ops_check_apart(op, operands, operands + 5)) != OXB_OK) return status;
+    for (unsigned i = 0; i < 5; i++) {
+        if ((status = ops_check_apart(op, operands + i, operands + 5)) != OXB_OK) return status;
+    }
     oxb_op_shape extent = {.extent = {shape->n_heads, shape->n_tokens, 1},
                            .attention = shape,
                            .cache_alignment = alignment_of(k_cache, v_cache)};

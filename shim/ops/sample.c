@@ -18,6 +18,14 @@ static oxb_status check_sample(const char *op, const oxb_sample *s) {
     if (status == OXB_OK && s->masks.buffer)
         status = ops_check_count(op, "n_masks", s->n_masks, 1u << 20);
     if (status != OXB_OK) return status;
+    if (!s->biases.buffer && s->n_biases)
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: n_biases = %llu without biases: give both, or neither", op,
+                          (unsigned long long)s->n_biases);
+    if (!s->masks.buffer && s->n_masks)
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: n_masks = %llu without masks: give both, or neither", op,
+                          (unsigned long long)s->n_masks);
     if (s->n_best > OXB_MAX_BEST)
         return front_fail(OXB_ENCODING_FAILED, "%s: n_best = %u must lie in 0..%u", op, s->n_best,
                           OXB_MAX_BEST);

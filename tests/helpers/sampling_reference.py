@@ -141,9 +141,10 @@ def best(logits, n_best, token):
     order = numbers[np.argsort(-x[numbers], kind="stable")][:n_best]
     with np.errstate(all="ignore"):
         m = x[numbers].max() if len(numbers) else -np.inf
-        total = m if np.isinf(m) else m + np.log(np.exp(x[numbers] - m).sum())
-        scores = [*(x[order] - total), *[-np.inf] * (n_best - len(order))]
-        own = -np.inf if token == NONE else x[token] - total
+        # Added to a large m, the logarithm would be rounded away.
+        total = 0.0 if np.isinf(m) else np.log(np.exp(x[numbers] - m).sum())
+        scores = [*(x[order] - m - total), *[-np.inf] * (n_best - len(order))]
+        own = -np.inf if token == NONE else x[token] - m - total
     return [*order.tolist(), *[NONE] * (n_best - len(order))], scores, own
 
 

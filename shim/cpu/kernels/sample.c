@@ -236,14 +236,16 @@ static uint32_t draw(const row *r, const struct oxb_sampling *s, uint32_t place)
     return race.token;
 }
 
-/* log of the sum of exp over the logits that are numbers. */
+/* log of the sum of exp over the logits that are numbers, less the largest of them: together with
+ * a large one it would be rounded away. */
 static double log_sum(const row *r) {
-    if (isinf(r->largest)) return r->largest;
-    return r->largest + log(r->call->isa->f32->choice.exp_sum(r->w, r->n, r->largest));
+    if (isinf(r->largest)) return 0;
+    return log(r->call->isa->f32->choice.exp_sum(r->w, r->n, r->largest));
 }
 
 static float log_probability(const row *r, uint32_t token, double log_total) {
-    return token == OXB_NO_INDEX ? -INFINITY : (float)(r->w[token] - log_total);
+    if (token == OXB_NO_INDEX) return -INFINITY;
+    return (float)((double)r->w[token] - (double)r->largest - log_total);
 }
 
 /* Put a token among the best ones, which are in order; tokens come in ascending order. */

@@ -292,3 +292,26 @@ def test_pages_that_fit_no_cache_are_refused(device, change, message):
             with pytest.raises(metal.EncodingError, match=message):
                 record()
         assert len(c) == 0
+
+
+@pytest.mark.parametrize("shared", ["state", "pages"])
+def test_what_is_written_lies_apart_from_states_and_pages(device, shared):
+    # A page that changes between its check and its use would be read outside the cache.
+    given = {**SHAPE, "kv_dtype": "f32", "page_size": 64, "n_layers": 2, "n_pages": 3}
+    with device.commands() as c:
+        cache = np.zeros(3 * 2 * 64 * 4, np.float32)
+        one, qkv = device.upload(cache), device.upload(np.zeros((4, 4), np.float32))
+        other = device.upload(cache)
+        place = {"state": device.upload(np.zeros(4, np.uint32)), "pages": other, shared: one}
+        given["pages"] = place["pages"]
+        for record in (
+            lambda: c.attention(qkv, other, other, place["state"], one, **given),
+            lambda: c.kv_store(qkv, one, other, place["state"], **given),
+            lambda: c.qkv_to_cache(
+                qkv, None, None, device.upload(np.zeros(512, np.float32)), other, one,
+                place["state"], **given
+            ),
+        ):  # fmt: skip
+            with pytest.raises(metal.EncodingError, match="overlap"):
+                record()
+        assert len(c) == 0

@@ -307,6 +307,23 @@ def test_a_large_vocabulary_has_the_choices_of_the_cpu(device, filters):
         assert not draw_errors(row, one[0], 18 + v, found[0].choices["token"][v, 0])
 
 
+@pytest.mark.parametrize("scale", [-(2.0**20), np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 5, "top_p": 1 << 31}])
+def test_a_scale_that_is_no_positive_number_takes_the_largest(device, scale, filters):
+    rows = np.random.default_rng(1).normal(0, 3, (3, 300)).astype(np.float32)
+    after = Sampled(device, rows, settings(scale=scale, **filters), states_at(7), advance=False)
+    assert after.choices["token"][:, 0].tolist() == rows.argmax(axis=1).tolist()
+
+
+@pytest.mark.parametrize("value", [1e12, 1e17, -1e17, 3e38])
+def test_large_logits_keep_their_log_probabilities(device, value):
+    after = Sampled(
+        device, np.full(4, value), settings(), states_at(0), n_best=4, log_probabilities=True
+    )
+    np.testing.assert_allclose(after.choices["log_probability"], -np.log(4), atol=1e-5)
+    np.testing.assert_allclose(after.best["log_probability"], -np.log(4), atol=1e-5)
+
+
 def test_misuse_records_nothing(device):
     with device.commands() as c:
         b = [device.upload(np.zeros(64, np.float32)) for _ in range(5)]
@@ -315,6 +332,9 @@ def test_misuse_records_nothing(device):
                 c.sample(*b, 4, 8, **wrong)
         with pytest.raises(EncodingError, match="overlap"):
             c.sample(*b[:4], b[0], 4, 8)
+        for name in ("biases", "masks"):
+            with pytest.raises(EncodingError, match=f"n_{name} = 3 without {name}"):
+                c.sample(*b, 4, 8, **{f"n_{name}": 3})
         assert c.describe().startswith("0 dispatches")
         for buffer in b:
             buffer.close()
