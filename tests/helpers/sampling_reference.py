@@ -145,6 +145,7 @@ def best(logits, n_best, token):
         total = 0.0 if np.isinf(m) else np.log(np.exp(x[numbers] - m).sum())
         scores = [*(x[order] - m - total), *[-np.inf] * (n_best - len(order))]
         own = -np.inf if token == NONE else x[token] - m - total
+        scores, own = np.float32(scores), np.float32(own)  # below -3.4e38: -inf
     return [*order.tolist(), *[NONE] * (n_best - len(order))], scores, own
 
 
