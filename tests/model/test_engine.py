@@ -225,6 +225,18 @@ def test_a_long_prompt_does_not_stop_the_others(model: Model) -> None:
         assert running.result(20).finish_reason == "cancelled"
 
 
+def test_as_many_run_as_the_engine_was_made_for(model: Model) -> None:
+    # The pages that are there by default hold max_sequences texts of max_seq tokens.
+    with model.engine(8, max_seq=106) as engine:
+        requests = [engine.submit(prompt_of(i, 64), 42) for i in range(8)]
+        most = 0
+        while not any(request.done for request in requests):
+            most = max(most, engine.statistics().running)
+            time.sleep(0.0002)
+        assert all(request.tokens for request in requests)
+        assert most == 8
+
+
 def test_what_can_never_fit_is_refused_at_once(model: Model) -> None:
     with model.engine(max_seq=256, n_pages=2) as engine:
         with pytest.raises(ValueError, match="pass max_seq = 256"):

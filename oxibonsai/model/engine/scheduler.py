@@ -328,8 +328,9 @@ class Scheduler:
         return back, joined
 
     def _room_for(self, n_pages: int) -> bool:
-        """Whether n_pages can be given away, with one left for each sequence that runs."""
-        return self._pool.n_available >= n_pages + len(self._active())
+        """Whether n_pages can be given away, with one left for each that has yet to get one."""
+        growing = sum(pages_of(s.last) > len(s.pages) for s in self._active())
+        return self._pool.n_available >= n_pages + growing
 
     def _bring_back(self, sequence: Sequence) -> bool:
         # A filling one gets the pages of its whole prompt, as at first.
