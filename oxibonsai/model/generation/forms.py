@@ -277,7 +277,11 @@ class GenerationForms:
 
         Parameters
         ----------
-        max_tokens, temperature, n_best
+        max_tokens : int
+            As of stream().
+        temperature : float or None
+            As of stream().
+        n_best : int
             As of stream().
         **options
             As of stream().
