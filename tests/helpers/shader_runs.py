@@ -77,13 +77,15 @@ def run(
     constants: Mapping[int, Any] | None = None,
     order: str = "random",
     mode: str = "check",
+    prepares: bool = False,
 ) -> list[NDArray[Any]]:
     """Run a kernel on copies of `arrays`, bound from 0, and `args` behind them; return the copies.
 
-    The same array twice is one buffer bound twice. `constants` are values by index.
+    The same array twice is one buffer bound twice. `constants` are values by index. A kernel that
+    only prepares what the one under test takes runs as it is where a mutant of another family does.
     """
     values = tuple(sorted((constants or {}).items()))
-    if MUTANT:
+    if MUTANT and not (prepares and FAMILY_OF[kernel] != MUTANT.partition(":")[0]):
         library = compile_mutant(kernel, mode, values)
     else:
         library = compile_family(FAMILY_OF[kernel], mode, values)

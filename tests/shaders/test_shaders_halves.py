@@ -23,7 +23,7 @@ def block_of(name):
     return 128 // formats.get(FORMATS[name]).bits
 
 
-def halve(x, block, order="random", mode="check", norm=None, eps=0.0):
+def halve(x, block, order="random", mode="check", norm=None, eps=0.0, prepares=False):
     """Return what halve makes of x [n_vectors, k], or halve_norm, after bytes to be overwritten."""
     n_vectors, k = x.shape
     eights = tiles_for(n_vectors, 8)
@@ -37,6 +37,7 @@ def halve(x, block, order="random", mode="check", norm=None, eps=0.0):
         threads=256,
         order=order,
         mode=mode,
+        prepares=prepares,
     )[-1]
 
 
@@ -85,7 +86,7 @@ def product(
     size = 16 * tiles * rows // outputs
     return run(
         kernel,
-        [m.data, halve(x, block_of(name), mode="fast"), y],
+        [m.data, halve(x, block_of(name), mode="fast", prepares=True), y],
         struct.pack("<QQIIII", m.codes_offset, stride, n_rows, k, len(x), column),
         groups=(tiles_for(n_rows, size), tiles_for(len(x), 8 * eights), splits),
         threads=32 * simdgroups,
