@@ -74,10 +74,11 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
             for (uint i = 0; i < 4u; i++) sums[t][e][i] = 0.0f;
         }
     }
-    if (part.first >= blocks) return false;
+    // A part without blocks reads the last one ahead, and does not use it.
+    const uint begin = min(part.first, blocks - 1u);
     // Behind the last eight the second one of a SIMD-group is the last again.
     const uint second = EIGHTS == 2u && eight + 1u < n_eights ? blocks : 0u; // blocks apart
-    const ulong first_block = ulong(eight) * blocks + part.first;
+    const ulong first_block = ulong(eight) * blocks + begin;
     device const uint4 *tiles =
         (device const uint4 *)halves + first_block * steps * OXB_SIMD_WIDTH + lane;
     device const float *units = (device const float *)((device const uint4 *)halves +
@@ -88,7 +89,7 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
     uint4 ring[4][EIGHTS];
     OXB_UNROLL
     for (uint r = 0; r < 2 * TILES; r++)
-        next_words[r] = Format::load_word(w, row_of<Rows, TILES>(row, r, n_rows), part.first, quad);
+        next_words[r] = Format::load_word(w, row_of<Rows, TILES>(row, r, n_rows), begin, quad);
     OXB_UNROLL
     for (uint s = 0; s < ahead; s++) {
         OXB_UNROLL

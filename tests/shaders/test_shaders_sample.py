@@ -203,6 +203,26 @@ def test_the_choice_is_drawn_as_defined(n, filters, order):
 
 
 @every_order
+def test_what_is_2_to_the_32_less_probable_weighs_nothing(order):
+    # With any weight, the last two would bring the second token into the half that is kept.
+    row = np.float32([0, -0.1, -22.4, -22.6])
+    one = settings(top_k=4, top_p=1 << 31)
+    choices = choose(np.tile(row, (32, 1)), one, order=order)[2]
+    assert choices["token"].tolist() == [0] * 32
+
+
+@every_order
+def test_noise_far_from_the_luckiest_is_exact_too(order):
+    # Of two tokens the less probable wins only against large noise.
+    one = settings()
+    rows = np.tile(np.float32([0, -1]), (256, 1))
+    choices = choose(rows, one, order=order)[2]
+    for v, row in enumerate(rows):
+        assert not draw_errors(row, one[0], 1 + v, choices["token"][v])
+    assert 0.15 < choices["token"].mean() < 0.4  # 1 / (1 + e) is 0.27
+
+
+@every_order
 @pytest.mark.parametrize("filters", ["k", "none", "p"])
 def test_the_first_ones_are_found_where_few_threads_have_them(filters, order):
     # All that half of the threads meet is above the rest: more than the list holds.

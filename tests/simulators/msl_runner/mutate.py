@@ -85,12 +85,22 @@ def barriers(source: str) -> Iterator[Mutant]:
             yield _mutant("barrier", tokens, i, end, "(void)0")
 
 
+def _calls_template(tokens: list[Token], i: int) -> bool:
+    """Whether the '<' at i opens template arguments: names and numbers, then a call."""
+    close = closing_angle(tokens, i)
+    return (
+        close > i
+        and text_at(tokens, following(tokens, close)) == "("
+        and all(t.kind != "op" or t.text in (",", "::") for t in tokens[i + 1 : close])
+    )
+
+
 def _compares(tokens: list[Token]) -> bool:
     """Whether some token is a comparison; a '<' that opens template arguments is not."""
     i = 0
     while i < len(tokens):
-        if tokens[i].text == "<" and re.match(r"[a-z_]*cast|vec|as_type", text_at(tokens, i - 1)):
-            i = max(i, closing_angle(tokens, i))
+        if tokens[i].text == "<" and _calls_template(tokens, i):
+            i = closing_angle(tokens, i)
         elif tokens[i].text in _COMPARISONS:
             return True
         i += 1
