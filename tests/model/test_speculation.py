@@ -156,3 +156,16 @@ def test_text_that_another_call_changed_is_indexed_anew():
     simulate(repeating(300), 100, flat, speculation=spec)
     other = repeating(400, seed=9)
     assert simulate(other, 200, flat, speculation=spec).seconds < 200 / 2
+
+
+def test_index_is_left_alone_where_steps_are_as_short_as_its_look_ups():
+    """Of steps of 100 microseconds the look-ups alone would take more than trials may lose."""
+
+    def short(rows: int) -> float:
+        return 1e-4 * flat(rows)
+
+    spec = Speculation(7, row_cost=1.3)
+    run = simulate(repeating(2100), 100, short, cold=1e-3, speculation=spec)
+    assert set(run.sizes) == {1}
+    longer = simulate(repeating(2100), 100, lambda rows: 100 * short(rows), cold=1e-3)
+    assert max(longer.sizes) == 8

@@ -30,6 +30,8 @@ _MARGIN = 1.05  # by which speculation must be faster
 _CHEAPEST_ROW = 0.02  # plain steps that a further row costs at least, where nothing is known
 _COLD = 1.0  # plain steps that the first run of a size may cost for being recorded
 _LOOK = 8  # tokens between two looks for a trial, while no size is known to pay
+_INDEX_SECONDS = 2e-6  # that the index takes for a token
+_LONG = 4096  # tokens of sleep where the index alone takes more than may be lost
 _RETRY = 512  # tokens after which a size that did not pay is tried again; each time twice as many
 # Confirmed predictions by the bits of the match's length, as if each had been seen `_PRIOR` times.
 _FIRST_RATES = (0.0, 0.25, 0.45, 0.6, 0.75, 0.85, 0.9, 0.9)
@@ -57,6 +59,30 @@ class _Rates:
             surviving *= self._right[at] / self._seen[at]
             total += surviving
         return total
+
+
+class _Plain:
+    """Seconds of a plain step, the median of a few; 0 before the first.
+
+    It is not brought up to date with each step: where a step is short, that would count.
+    """
+
+    _FEW = 8
+
+    def __init__(self) -> None:
+        self._kept: list[float] = []
+        self._settled = False
+        self.value = 0.0
+
+    def add(self, seconds: float) -> None:
+        kept = self._kept
+        kept.append(seconds)
+        if self._settled and len(kept) < self._FEW:
+            return
+        self.value = sorted(kept)[len(kept) // 2]
+        if len(kept) == self._FEW:
+            kept.clear()
+            self._settled = True
 
 
 class _Median:
@@ -122,7 +148,7 @@ class Speculation:
         # Few sizes, so that few are recorded and measured.
         sizes = (2**i for i in range(1, MAX_DRAFT.bit_length() + 1))
         self._costs = {n: _Cost() for n in sizes if n <= draft_tokens + 1}
-        self._plain = _Median(15)
+        self._plain = _Plain()
         self._count = 0  # tokens that came
         self._credit = 0.0
         self._plain_seconds = 0.0  # what plain steps take, or would have taken, for them
@@ -144,6 +170,7 @@ class Speculation:
         if self._count < self._asleep_until:
             self._pending.append(token)
             return
+        self._lost += _INDEX_SECONDS * (1 + len(self._pending))
         for late in self._pending:
             self._lookup.push(late)
         self._pending.clear()
@@ -158,10 +185,19 @@ class Speculation:
         """
         if self._pending or not self._lookup.length or not self._plain.value:
             return []
-        if not self._paying and self._count % _LOOK:
+        if not self._paying and (self._count % _LOOK or self._sleeps()):
             return []  # the time of a look counts where steps are short
-        n_rows = self._best_size(most_rows)
-        return self._lookup.draft(n_rows - 1)
+        return self._lookup.draft(self._best_size(most_rows) - 1)
+
+    def _sleeps(self) -> bool:
+        """Leave the index alone where no trial can be paid for yet, or the index itself cannot."""
+        earned = _SHARE * self._plain.value - _INDEX_SECONDS  # by each token to come
+        missing = _COLD * self._plain.value - self._allowed()
+        if earned > 0 and missing <= 0:
+            return False
+        wait = missing / earned if earned > 0 else _LONG
+        self._asleep_until = self._count + int(min(wait, _LONG))
+        return True
 
     def ran_plain(self, seconds: float) -> None:
         """Note what a step of one token took."""
@@ -191,7 +227,7 @@ class Speculation:
     def _best_size(self, most_rows: int) -> int:
         """Return the number of rows of the best step, 1 for a plain one."""
         plain, length = self._plain.value, self._lookup.length
-        allowed = self._credit * plain + _SHARE * self._plain_seconds - self._lost
+        allowed = self._allowed()
         best, best_rate = 1, _MARGIN / plain
         expected = self._expected(length, most_rows)
         for n_rows, tokens in expected.items():
@@ -208,6 +244,11 @@ class Speculation:
                 if rate > trial_rate and most - tokens * plain <= allowed:
                     trial, trial_rate = n_rows, rate
         return trial
+
+    def _allowed(self) -> float:
+        """Return the seconds that may be lost now."""
+        credit = self._credit * self._plain.value
+        return credit + _SHARE * self._plain_seconds - self._lost
 
     def _expected(self, length: int, most_rows: int) -> dict[int, float]:
         """Return the tokens that a step of each size may give, where they could pay at all."""
