@@ -10,7 +10,9 @@ from __future__ import annotations
 from oxibonsai.gguf.cursor import Strings
 from oxibonsai.gguf.errors import GGUFError
 from oxibonsai.gguf.metadata import Metadata
-from oxibonsai.gguf.reader import GGUFFile, TensorInfo, check_supported, hadamard_keys
+from oxibonsai.gguf.missing import GGUFNotFoundError
+from oxibonsai.gguf.reader import GGUFFile, check_supported, hadamard_keys
+from oxibonsai.gguf.tensors import TensorInfo
 from oxibonsai.gguf.type42 import FORMATS_OF_42
 from oxibonsai.gguf.types import Typed, ValueType
 from oxibonsai.gguf.writer import write
@@ -21,6 +23,7 @@ __all__ = [
     "FORMATS_OF_42",
     "GGUFError",
     "GGUFFile",
+    "GGUFNotFoundError",
     "Metadata",
     "Strings",
     "TensorInfo",

@@ -19,6 +19,8 @@ from oxibonsai.gguf.types import NUMPY_TYPES, ValueType
 
 __all__ = ["Cursor", "Strings"]
 
+_CUT: Final = "it is cut short or damaged, download it again"
+
 _MAX_DEPTH: Final = 4
 _SCALARS: Final = {
     kind: struct.Struct("<" + char)
@@ -188,7 +190,8 @@ class Cursor:
         if count * item_bytes > left:
             raise self.error(
                 f"{what} at offset {self.pos} needs {count * item_bytes} bytes "
-                f"({count} x {item_bytes}), but the file of {self.size} bytes has {left} left"
+                f"({count} x {item_bytes}), but the file of {self.size} bytes has {left} left: "
+                f"{_CUT}"
             )
 
     def take(self, count: int, what: str) -> bytes:
@@ -289,14 +292,14 @@ class Cursor:
             if pos + 8 > size:
                 raise self.error(
                     f"{what} has {count} strings, but the file of {size} bytes ends before string "
-                    f"{i} at offset {pos}"
+                    f"{i} at offset {pos}: {_CUT}"
                 )
             (length,) = unpack(buffer, pos)
             pos += 8 + length
             if pos > size:
                 raise self.error(
                     f"{what}[{i}] at offset {pos - length} needs {length} bytes, but the file of "
-                    f"{size} bytes has {size - pos + length} left"
+                    f"{size} bytes has {size - pos + length} left: {_CUT}"
                 )
             append(pos - start)
         self.pos = pos

@@ -11,6 +11,7 @@ from oxibonsai.gguf.types import Typed, ValueType
 __all__ = ["Metadata"]
 
 _MIN_PAIR_BYTES = 8 + 4 + 1
+_SHOWN = 96
 
 
 class Metadata(Mapping[str, Any]):
@@ -89,7 +90,8 @@ def read_metadata(cursor: Cursor, count: int) -> Metadata:
     types: dict[str, ValueType] = {}
     for i in range(count):
         key = cursor.name(f"metadata key {i}")
-        what = f"metadata {key!r}"
+        # Shortened: an array of arrays makes a name from it for each.
+        what = f"metadata {key if len(key) <= _SHOWN else key[:_SHOWN] + '...'!r}"
         if key in values:
             raise cursor.error(f"{what} appears twice, the second time as key {i}")
         kind = cursor.value_type(what)

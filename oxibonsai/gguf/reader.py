@@ -7,88 +7,39 @@ Every count, length and offset is compared with the file's size before memory is
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-import mmap
 import os
-import stat
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.formats import FORMATS, Format
-from oxibonsai.gguf.cursor import Cursor
+from oxibonsai.formats import CONVERTED, FORMATS, Format
 from oxibonsai.gguf.errors import GGUFError
-from oxibonsai.gguf.metadata import Metadata, read_metadata
-from oxibonsai.gguf.type42 import Tensor42, parse_override, resolve
-from oxibonsai.gguf.types import TYPE_42, TensorType, ValueType, tensor_type
+from oxibonsai.gguf.missing import explain_piece
+from oxibonsai.gguf.part import Part
+from oxibonsai.gguf.split import Split, part_path, read_split
+from oxibonsai.gguf.tensors import TensorInfo, measure
+from oxibonsai.gguf.type42 import parse_override
 
-__all__ = ["GGUFFile", "TensorInfo", "check_supported", "hadamard_keys"]
+__all__ = ["GGUFFile", "check_supported", "hadamard_keys"]
 
-_MAGIC: Final = b"GGUF"
-_VERSIONS: Final = (2, 3)
-_DEFAULT_ALIGNMENT: Final = 32
-_MAX_DIMS: Final = 4
-_MIN_TENSOR_BYTES: Final = 8 + 4 + 8 + 4 + 8
 _HADAMARD: Final = "prism.hadamard."
 
 
-@dataclass(frozen=True)
-class TensorInfo:
-    """Where a tensor lies in the file and what it holds.
-
-    Attributes
-    ----------
-    name : str
-        The tensor's name.
-    shape : tuple of int
-        Rows first, GGUF's ``ne`` reversed: ``(n_rows, k)`` for a matrix, ``(k,)`` for a vector.
-    ggml_type : int
-        Type id in the file.
-    type_name : str
-        Name of the type, for error texts; known for more types than `format`.
-    format : str or None
-        Canonical name in ``oxibonsai.formats``; None where this package cannot compute with it.
-    offset : int
-        Bytes from the start of the file.
-    nbytes : int
-        Bytes of the data, without padding; for an unknown type id, bytes up to the next tensor.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    ggml_type: int
-    type_name: str
-    format: str | None
-    offset: int
-    nbytes: int
-
-
-@dataclass(frozen=True)
-class _Described:
-    """A tensor description as it stands in the file, its offset counted from the file's start."""
-
-    name: str
-    ne: tuple[int, ...]
-    weights: int
-    ggml_type: int
-    offset: int
-
-
 class GGUFFile:
-    """A GGUF file, mapped read-only.
+    """A GGUF model, mapped read-only: one file, or all parts of one that is split.
 
-    Opening reads the metadata and the tensor descriptions. Tensor data is read only to decide which
+    The first part of a split model, ``NAME-00001-of-00003.gguf``, opens those beside it. Opening
+    reads the metadata and the tensor descriptions. Tensor data is read only to decide which
     format type 42 stands for, a few kilobytes per tensor. If another process truncates the file
     while it is mapped, access ends this process with SIGBUS, as with any mapping.
 
     Parameters
     ----------
     path : str or path-like
-        The file.
+        The file, or the first part.
     type42 : {"Q2_0", "Q2_0_g128", "TQ2_0_g128"}, optional
         The format that tensor type 42 stands for in this file, for files whose data fit several;
         a name that ``oxibonsai.formats.get`` knows.
@@ -97,8 +48,10 @@ class GGUFFile:
     ----------
     path : str
         The path as given.
+    paths : tuple of str
+        All parts; `path` alone for a single file.
     size : int
-        Bytes of the file.
+        Bytes of all parts.
     version : int
         GGUF version, 2 or 3.
     alignment : int
@@ -106,12 +59,14 @@ class GGUFFile:
     metadata : Metadata
         Mapping of key to value.
     tensors : dict of str to TensorInfo
-        All tensors in the file's order.
+        All tensors in the file's order, part after part.
 
     Raises
     ------
     GGUFError
-        If the file is not a complete, consistent GGUF, or `type42` contradicts its data.
+        If the file is not a complete, consistent GGUF, or `type42` contradicts its data; if it is
+        another part of a split model than the first, or a part is missing or of another model. The
+        message says what to do, also for what is no GGUF at all.
     ValueError
         If `type42` is no format of type 42.
     FileNotFoundError, PermissionError
@@ -119,30 +74,73 @@ class GGUFFile:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, type42: str | Format | None = None) -> None:
-        self.path = os.fspath(path)
-        self._map: mmap.mmap | None = None
+        self.path = os.fsdecode(path)
+        self._parts: list[Part] = []
+        self._closed = False
         override = parse_override(type42)
-        mode = os.stat(self.path).st_mode
-        if not stat.S_ISREG(mode):
-            kind = "a directory" if stat.S_ISDIR(mode) else "not a regular file"
-            raise GGUFError(f"{self.path} is {kind}; a GGUF file is needed")
-        with open(self.path, "rb") as f:
-            self.size = os.fstat(f.fileno()).st_size
-            if self.size == 0:
-                raise GGUFError(f"{self.path} is empty (0 bytes); a GGUF file has at least 24")
-            mapping = mmap.mmap(f.fileno(), self.size, access=mmap.ACCESS_READ)
-        self._map = mapping
         try:
-            cursor = Cursor(mapping, self.size, self.path)
-            self.version, n_tensors, n_kv = _read_header(cursor)
-            self.metadata: Metadata = read_metadata(cursor, n_kv)
-            self.alignment = _alignment(cursor, self.metadata)
-            described = _read_descriptions(cursor, n_tensors, self.alignment)
-            self.tensors = _measure(cursor, described, mapping, self.alignment, override)
-            _drop_pages(mapping, 0, cursor.pos)  # all of it is copied by now
-        except BaseException:
+            first = self._add(self.path)
+            self.version, self.metadata, self.alignment = (
+                first.version,
+                first.metadata,
+                first.alignment,
+            )
+            split = read_split(first.metadata, self.path)
+            if split is not None:
+                self._add_others(split)
+            self.paths = tuple(part.path for part in self._parts)
+            self.size = sum(part.size for part in self._parts)
+            self.tensors = measure(self._parts, override)
+            if split and split.n_tensors not in (None, len(self.tensors)):
+                raise GGUFError(
+                    f"{self.path}: its {split.count} parts have {len(self.tensors)} tensors, but "
+                    f"split.tensors.count is {split.n_tensors}: download the parts again"
+                )
+        except BaseException as e:
             self.close()
+            piece = explain_piece(self.path) if type(e) is GGUFError else None
+            if piece is not None:
+                raise GGUFError(f"{e}; {piece}") from None
             raise
+
+    def _add(self, path: str) -> Part:
+        part = Part(path)
+        self._parts.append(part)
+        return part
+
+    def _add_others(self, split: Split) -> None:
+        """Open the parts behind the first."""
+        if split.number:
+            first = part_path(self.path, 0, split.count)
+            pattern = f"NAME-00001-of-{split.count:05d}.gguf"
+            if first is not None and not os.path.exists(first):
+                # Nothing of that name is there, so that it is no advice.
+                first, pattern = None, f"{pattern}, which has to be beside it under that name"
+            raise GGUFError(
+                f"{self.path} is part {split.number + 1} of {split.count} of a model: open the "
+                f"first part, {first or pattern}, and the others are read with it"
+            )
+        for number in range(1, split.count):
+            path = part_path(self.path, number, split.count)
+            if path is None:
+                raise GGUFError(
+                    f"{self.path} is the first of {split.count} parts of a model; the others are "
+                    f"found by its name, which must be NAME-00001-of-{split.count:05d}.gguf"
+                )
+            try:
+                part = self._add(path)
+            except FileNotFoundError:
+                raise GGUFError(
+                    f"part {number + 1} of {split.count} of the model {self.path} is missing: "
+                    f"there is no file {path}; all parts must be in one folder"
+                ) from None
+            other = read_split(part.metadata, path)
+            if other is None or (other.number, other.count) != (number, split.count):
+                says = f"part {other.number + 1} of {other.count}" if other else "no part"
+                raise GGUFError(
+                    f"{path} is {says} of a model by its metadata; part {number + 1} of "
+                    f"{split.count} of {self.path} is needed"
+                )
 
     def __enter__(self) -> GGUFFile:
         return self
@@ -162,31 +160,27 @@ class GGUFFile:
     @property
     def closed(self) -> bool:
         """Whether `close` was called."""
-        return self._map is None
+        return self._closed
 
     def close(self) -> None:
         """Give the mapping up; idempotent. Metadata and tensor descriptions stay readable.
 
         Views from `tensor_data` stay valid: the memory is unmapped when the last of them goes.
         """
-        mapping, self._map = self._map, None
-        if mapping is not None:
-            # Raises BufferError while a view exists; the memory is unmapped when the last one goes.
-            with contextlib.suppress(BufferError):
-                mapping.close()
+        self._closed = True
+        for part in self._parts:
+            part.close()
 
-    def _open_map(self) -> mmap.mmap:
-        if self._map is None:
+    def _place(self, name: str) -> tuple[Part, TensorInfo]:
+        if self._closed:
             raise ValueError(f"{self.path} is closed")
-        return self._map
-
-    def _info(self, name: str) -> TensorInfo:
         try:
-            return self.tensors[name]
+            info = self.tensors[name]
         except KeyError:
             raise KeyError(
                 f"{self.path} has no tensor {name!r} among its {len(self.tensors)}"
             ) from None
+        return self._parts[info.part], info
 
     def tensor_data(self, name: str) -> npt.NDArray[np.uint8]:
         """Return the bytes of a tensor, without a copy.
@@ -208,9 +202,8 @@ class GGUFFile:
         ValueError
             If the file is closed.
         """
-        mapping = self._open_map()
-        info = self._info(name)
-        return np.frombuffer(mapping, np.uint8, info.nbytes, info.offset)
+        part, info = self._place(name)
+        return np.frombuffer(part.data, np.uint8, info.nbytes, info.offset)
 
     def joined_data(self, name: str, *others: str) -> npt.NDArray[np.uint8]:
         """Return the bytes of tensors, one after another.
@@ -234,10 +227,14 @@ class GGUFFile:
             If the file is closed.
         """
         names = (name, *others)
-        infos = [self._info(name) for name in names]
-        if all(a.offset + a.nbytes == b.offset for a, b in itertools.pairwise(infos)):
+        infos = [self._place(name)[1] for name in names]
+        if all(
+            a.part == b.part and a.offset + a.nbytes == b.offset
+            for a, b in itertools.pairwise(infos)
+        ):
             nbytes = sum(info.nbytes for info in infos)
-            return np.frombuffer(self._open_map(), np.uint8, nbytes, infos[0].offset)
+            data = self._parts[infos[0].part].data
+            return np.frombuffer(data, np.uint8, nbytes, infos[0].offset)
         joined = np.concatenate([self.tensor_data(name) for name in names])
         joined.flags.writeable = False
         return joined
@@ -259,18 +256,8 @@ class GGUFFile:
         ValueError
             If the file is closed.
         """
-        mapping = self._open_map()
-        info = self._info(name)
-        _drop_pages(mapping, info.offset, info.offset + info.nbytes)
-
-
-def _drop_pages(mapping: mmap.mmap, first: int, end: int) -> None:
-    """Drop the whole pages inside bytes [first, end) from memory, where the system can."""
-    page = mmap.PAGESIZE
-    start = -(-first // page) * page
-    length = end // page * page - start
-    if length > 0 and hasattr(mapping, "madvise") and hasattr(mmap, "MADV_DONTNEED"):
-        mapping.madvise(mmap.MADV_DONTNEED, start, length)
+        part, info = self._place(name)
+        part.release(info.offset, info.offset + info.nbytes)
 
 
 def hadamard_keys(file: GGUFFile) -> list[str]:
@@ -301,7 +288,8 @@ def check_supported(file: GGUFFile) -> None:
     ------
     GGUFError
         If the file needs an activation transform (`hadamard_keys`), without which its weights give
-        fluent nonsense, or a tensor has a type that is not in ``oxibonsai.formats``.
+        fluent nonsense, or a tensor has a type that is neither in ``oxibonsai.formats.FORMATS`` nor
+        in ``CONVERTED``.
     """
     keys = hadamard_keys(file)
     if keys:
@@ -310,151 +298,10 @@ def check_supported(file: GGUFFile) -> None:
             f"{', '.join(keys)}"
         )
     for info in file.tensors.values():
-        if info.format is None:
+        if info.loads_as is None:
             raise GGUFError(
                 f"{file.path}: tensor {info.name!r} has type {info.type_name} "
-                f"({info.ggml_type}); supported are {', '.join(FORMATS)}. llama-quantize gives "
-                "embedding and head one of these with --token-embedding-type q8_0 "
-                "--output-tensor-type q8_0"
+                f"({info.ggml_type}); supported are {', '.join((*FORMATS, *CONVERTED))}. "
+                "llama-quantize gives all matrices another type with --allow-requantize, embedding "
+                "and head alone with --token-embedding-type q8_0 --output-tensor-type q8_0"
             )
-
-
-def _read_header(cursor: Cursor) -> tuple[int, int, int]:
-    """Return the version and the numbers of tensors and of metadata pairs."""
-    magic = cursor.take(4, "the magic")
-    if magic == _MAGIC[::-1]:
-        raise cursor.error("is a big-endian GGUF; only little-endian files are read")
-    if magic != _MAGIC:
-        raise cursor.error(f"is not a GGUF file: it starts with {magic!r}, not {_MAGIC!r}")
-    version = cursor.u32("the version")
-    if version not in _VERSIONS:
-        if int.from_bytes(version.to_bytes(4, "little"), "big") in (1, *_VERSIONS):
-            raise cursor.error(
-                f"is a big-endian GGUF (version reads as {version:#x}); only little-endian files "
-                "are read"
-            )
-        raise cursor.error(f"has GGUF version {version}; versions 2 and 3 are read")
-    return version, cursor.u64("the tensor count"), cursor.u64("the metadata count")
-
-
-def _alignment(cursor: Cursor, metadata: Metadata) -> int:
-    if "general.alignment" not in metadata:
-        return _DEFAULT_ALIGNMENT
-    typed = metadata.typed("general.alignment")
-    value = typed.value
-    if typed.type not in (ValueType.U32, ValueType.U64) or not isinstance(value, int):
-        raise cursor.error(
-            f"general.alignment is {value!r} of type {typed.type.name}; it must be a U32"
-        )
-    if value < 8 or value & (value - 1):
-        raise cursor.error(
-            f"general.alignment is {value}; it must be a power of two and a multiple of 8"
-        )
-    return value
-
-
-def _read_descriptions(cursor: Cursor, count: int, alignment: int) -> list[_Described]:
-    """Read `count` tensor descriptions and make their offsets count from the file's start."""
-    cursor.need(count, _MIN_TENSOR_BYTES, "the tensor descriptions")
-    raw: list[tuple[str, tuple[int, ...], int, int, int]] = []
-    seen: set[str] = set()
-    for i in range(count):
-        name = cursor.name(f"tensor name {i}")
-        what = f"tensor {name!r}"
-        if name in seen:
-            raise cursor.error(f"{what} appears twice, the second time as tensor {i}")
-        seen.add(name)
-        n_dims = cursor.u32(f"the dimension count of {what}")
-        if not 1 <= n_dims <= _MAX_DIMS:
-            raise cursor.error(f"{what} has {n_dims} dimensions; 1 to {_MAX_DIMS} are allowed")
-        ne = tuple(cursor.u64(f"dimension {d} of {what}") for d in range(n_dims))
-        weights = 1
-        for d, n in enumerate(ne):
-            if n == 0:
-                raise cursor.error(f"{what} has dimension {d} of 0; every dimension is at least 1")
-            weights *= n
-        if weights >= 2**63:
-            raise cursor.error(
-                f"{what} has dimensions {ne} with a product of {weights}; the limit is 2**63 - 1"
-            )
-        ggml_type = cursor.u32(f"the type of {what}")
-        offset = cursor.u64(f"the offset of {what}")
-        if offset % alignment:
-            raise cursor.error(
-                f"{what} has offset {offset}, not a multiple of the alignment {alignment}"
-            )
-        raw.append((name, ne, weights, ggml_type, offset))
-    start = -(-cursor.pos // alignment) * alignment
-    for name, _, _, _, offset in raw:
-        if start + offset >= cursor.size:
-            raise cursor.error(
-                f"tensor {name!r} starts at byte {start + offset} (offset {offset} in data that "
-                f"begins at {start}), past the end of the file of {cursor.size} bytes"
-            )
-    return [
-        _Described(name, ne, weights, ggml_type, start + offset)
-        for name, ne, weights, ggml_type, offset in raw
-    ]
-
-
-def _measure(
-    cursor: Cursor,
-    described: list[_Described],
-    data: mmap.mmap,
-    alignment: int,
-    override: Format | None,
-) -> dict[str, TensorInfo]:
-    """Give every tensor its format and size, and check that none overlaps or is cut off."""
-    if not described:
-        return {}
-    order = sorted(described, key=lambda d: d.offset)
-    ends = [d.offset for d in order[1:]] + [cursor.size]
-    followed_by = [f"tensor {d.name!r}" for d in order[1:]] + ["the end of the file"]
-    span = {d.name: end - d.offset for d, end in zip(order, ends, strict=True)}
-
-    types: dict[str, TensorType | None] = {}
-    for d in described:
-        kind = tensor_type(d.ggml_type)
-        smallest = 64 if d.ggml_type == TYPE_42 else kind.block_weights if kind else 1
-        if d.ne[0] % smallest:
-            type_name = kind.name if kind else f"{d.ggml_type}"
-            raise cursor.error(
-                f"tensor {d.name!r} has rows of {d.ne[0]} weights, which do not fill blocks of "
-                f"{smallest} (type {type_name})"
-            )
-        types[d.name] = kind
-
-    of_42 = [
-        Tensor42(d.name, d.ne[0], d.weights, d.offset, span[d.name])
-        for d in described
-        if d.ggml_type == TYPE_42
-    ]
-    if of_42:
-        format_of_42 = TensorType.of(resolve(of_42, data, alignment, cursor.path, override))
-        types.update((t.name, format_of_42) for t in of_42)
-
-    # The size of an unknown type is its span, at least 1 so that overlapping tensors are found.
-    sizes = {
-        d.name: d.weights // t.block_weights * t.block_bytes
-        if (t := types[d.name])
-        else max(span[d.name], 1)
-        for d in described
-    }
-    for d, limit in zip(order, followed_by, strict=True):
-        if sizes[d.name] > span[d.name]:
-            raise cursor.error(
-                f"tensor {d.name!r} needs {sizes[d.name]} bytes from byte {d.offset}, but {limit} "
-                f"is at {d.offset + span[d.name]}, {span[d.name]} bytes on"
-            )
-    return {
-        d.name: TensorInfo(
-            name=d.name,
-            shape=d.ne[::-1],
-            ggml_type=d.ggml_type,
-            type_name=t.name if (t := types[d.name]) else f"unknown type {d.ggml_type}",
-            format=t.format if t else None,
-            offset=d.offset,
-            nbytes=sizes[d.name],
-        )
-        for d in described
-    }

@@ -9,6 +9,7 @@ not negative. The file is read only where one format fits and the others do not.
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -28,8 +29,8 @@ FORMATS_OF_42: Final[tuple[Format, ...]] = tuple(
 """The formats that type 42 stands for in files that exist."""
 
 _SAMPLE_BLOCKS: Final = 128
-_HELP: Final = (
-    "name it: GGUFFile(path, type42=" + " | ".join(f'"{f.name}"' for f in FORMATS_OF_42) + ")"
+_HELP: Final = "name it: --type42 NAME on the command line, in Python type42=" + " | ".join(
+    f'"{f.name}"' for f in FORMATS_OF_42
 )
 
 
@@ -47,6 +48,10 @@ class Tensor42:
         First byte of the data, from the start of the file.
     span : int
         Bytes from `offset` to the next tensor or the end of the file.
+    alignment : int
+        Alignment of tensors in the file, in bytes, which bounds the padding behind one.
+    data : buffer
+        The file's bytes.
     """
 
     name: str
@@ -54,6 +59,8 @@ class Tensor42:
     weights: int
     offset: int
     span: int
+    alignment: int
+    data: Any
 
     def nbytes(self, fmt: Format) -> int:
         """Return the size of the tensor in a format.
@@ -93,6 +100,10 @@ def parse_override(name: str | Format | None) -> Format | None:
     """
     if name is None:
         return None
+    if not isinstance(name, (str, Format)):
+        raise TypeError(
+            f"type42 = {reprlib.repr(name)} is a {type(name).__name__}, not the name of a format"
+        )
     found = formats.get(name)
     if found not in FORMATS_OF_42:
         names = ", ".join(f.name for f in FORMATS_OF_42)
@@ -100,19 +111,13 @@ def parse_override(name: str | Format | None) -> Format | None:
     return found
 
 
-def resolve(
-    tensors: Sequence[Tensor42], data: Any, alignment: int, path: str, override: Format | None
-) -> Format:
-    """Return the one format of all tensors of type 42 in a file.
+def resolve(tensors: Sequence[Tensor42], path: str, override: Format | None) -> Format:
+    """Return the one format of all tensors of type 42 in a model.
 
     Parameters
     ----------
     tensors : sequence of Tensor42
-        All tensors of type 42 in the file, at least one.
-    data : buffer
-        The file's bytes.
-    alignment : int
-        The file's tensor alignment in bytes, which bounds the padding behind a tensor.
+        All tensors of type 42 in the model, at least one.
     path : str
         The file's name, for error texts.
     override : Format or None
@@ -129,7 +134,7 @@ def resolve(
     GGUFError
         If the spans or scales fit no format or several, or the spans contradict `override`.
     """
-    allowed = _by_span(tensors, alignment, path)
+    allowed = _by_span(tensors, path)
     if override is not None:
         if override not in allowed:
             raise GGUFError(
@@ -137,7 +142,7 @@ def resolve(
                 f"{len(tensors)} tensors of type 42 fit only {_names(allowed)}"
             )
         return override
-    refuted = {f: why for f in allowed if (why := _refute(f, tensors, data)) is not None}
+    refuted = {f: why for f in allowed if (why := _refute(f, tensors)) is not None}
     standing = [f for f in allowed if f not in refuted]
     if len(standing) == 1:
         return standing[0]
@@ -154,7 +159,7 @@ def _names(found: Sequence[Format]) -> str:
     return " or ".join(f.name for f in found)
 
 
-def _by_span(tensors: Sequence[Tensor42], alignment: int, path: str) -> list[Format]:
+def _by_span(tensors: Sequence[Tensor42], path: str) -> list[Format]:
     """Return the formats whose size agrees with the span of every tensor."""
     allowed = list(FORMATS_OF_42)
     for t in tensors:
@@ -170,7 +175,7 @@ def _by_span(tensors: Sequence[Tensor42], alignment: int, path: str) -> list[For
         # Writers pad to the alignment and no further, so the right size leaves a gap below it; a
         # small tensor can fit both block sizes so. In a file with wider gaps no size does, and only
         # a span that is too small rules a format out.
-        exact = [f for f in possible if t.span - t.nbytes(f) < alignment]
+        exact = [f for f in possible if t.span - t.nbytes(f) < t.alignment]
         here = exact or possible
         remaining = [f for f in allowed if f in here]
         if not remaining:
@@ -183,7 +188,7 @@ def _by_span(tensors: Sequence[Tensor42], alignment: int, path: str) -> list[For
     return allowed
 
 
-def _refute(fmt: Format, tensors: Sequence[Tensor42], data: Any) -> str | None:
+def _refute(fmt: Format, tensors: Sequence[Tensor42]) -> str | None:
     """Return why the scales of the first blocks of each tensor rule `fmt` out, or None.
 
     Reading more blocks could not change which format is chosen: no block of a file in `fmt` rules
@@ -191,7 +196,7 @@ def _refute(fmt: Format, tensors: Sequence[Tensor42], data: Any) -> str | None:
     """
     for t in tensors:
         blocks = min(t.weights // fmt.block_weights, _SAMPLE_BLOCKS)
-        raw = np.frombuffer(data, np.uint8, blocks * fmt.block_bytes, t.offset)
+        raw = np.frombuffer(t.data, np.uint8, blocks * fmt.block_bytes, t.offset)
         at = fmt.scale_offset
         scale = raw.reshape(blocks, fmt.block_bytes)[:, at : at + 2].copy().view("<f2")[:, 0]
         bad = np.flatnonzero(~(np.isfinite(scale) & (scale >= 0)))

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from oxibonsai.formats import FORMATS, Format
+from oxibonsai.formats import CONVERTED, FORMATS, Format
 
 __all__ = ["TYPE_42", "TensorType", "Typed", "ValueType", "tensor_type"]
 
@@ -94,7 +94,7 @@ class TensorType:
     block_weights, block_bytes : int
         Weights and bytes of one block.
     format : str or None
-        Canonical name in ``oxibonsai.formats``; None where this package cannot compute with it.
+        Canonical name in ``oxibonsai.formats``; None where no kernel reads the type as it is.
     """
 
     name: str
@@ -108,40 +108,21 @@ class TensorType:
         return cls(f.name, f.block_weights, f.block_bytes, f.name)
 
 
-# Types whose tensors the reader names and measures, but no kernel computes with.
+# Types whose tensors the reader names and measures, but this package cannot compute with.
 _OTHER: Final[dict[int, tuple[str, int, int]]] = {
-    2: ("Q4_0", 32, 18),
-    3: ("Q4_1", 32, 20),
-    6: ("Q5_0", 32, 22),
-    7: ("Q5_1", 32, 24),
     9: ("Q8_1", 32, 36),
-    10: ("Q2_K", 256, 84),
-    11: ("Q3_K", 256, 110),
-    12: ("Q4_K", 256, 144),
-    13: ("Q5_K", 256, 176),
-    14: ("Q6_K", 256, 210),
     15: ("Q8_K", 256, 292),
-    16: ("IQ2_XXS", 256, 66),
-    17: ("IQ2_XS", 256, 74),
-    18: ("IQ3_XXS", 256, 98),
-    19: ("IQ1_S", 256, 50),
-    20: ("IQ4_NL", 32, 18),
-    21: ("IQ3_S", 256, 110),
-    22: ("IQ2_S", 256, 82),
-    23: ("IQ4_XS", 256, 136),
     24: ("I8", 1, 1),
     25: ("I16", 1, 2),
     26: ("I32", 1, 4),
     27: ("I64", 1, 8),
     28: ("F64", 1, 8),
-    29: ("IQ1_M", 256, 56),
-    34: ("TQ1_0", 256, 54),
-    39: ("MXFP4", 32, 17),
-    40: ("NVFP4", 64, 36),
 }
 
-_TYPES: Final[dict[int, TensorType]] = {i: TensorType(*row) for i, row in _OTHER.items()} | {
-    f.ggml_type: TensorType.of(f) for f in FORMATS.values() if f.ggml_type != TYPE_42
+_TYPES: Final[dict[int, TensorType]] = {
+    **{i: TensorType(*row) for i, row in _OTHER.items()},
+    **{t.ggml_type: TensorType(t.name, t.block_weights, t.block_bytes) for t in CONVERTED.values()},
+    **{f.ggml_type: TensorType.of(f) for f in FORMATS.values() if f.ggml_type != TYPE_42},
 }
 
 

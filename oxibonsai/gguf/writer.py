@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 import math
+import operator
 import os
-import secrets
+import reprlib
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 import numpy as np
 
 from oxibonsai import formats
-from oxibonsai.formats import Format
+from oxibonsai.formats import ConvertedType, Format
 from oxibonsai.gguf.cursor import Strings
 from oxibonsai.gguf.errors import GGUFError
 from oxibonsai.gguf.types import NUMPY_TYPES, Typed, ValueType
+from oxibonsai.writing import written_whole
 
 __all__ = ["write"]
 
 _MAX_DIMS: Final = 4
+_MAX_NAME_BYTES: Final = 63  # ggml's GGML_MAX_NAME is 64, with the zero at the end.
 _BY_DTYPE: Final = {dtype: kind for kind, dtype in NUMPY_TYPES.items()}
 _FLOAT_FORMATS: Final = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16"}
 
@@ -30,7 +32,7 @@ _FLOAT_FORMATS: Final = {np.dtype(np.float32): "F32", np.dtype(np.float16): "F16
 class _Entry:
     name: str
     shape: tuple[int, ...]
-    format: Format
+    format: Format | ConvertedType
     nbytes: int
     data: Any
 
@@ -56,28 +58,30 @@ def write(
         A tensor is an object with ``.data`` (uint8), ``.shape`` and ``.format``, such as a
         ``quant.QTensor``; a float32 or float16 array; or a tuple ``(data, shape, format)``, where
         data is a bytes-like object, an iterable of such chunks, or a callable that returns either.
-        Shapes are rows first; formats are named as ``oxibonsai.formats.get`` knows them. Chunks are
-        written as they come, so a large file needs little memory.
+        Shapes are rows first; formats are named as ``oxibonsai.formats.file_type`` knows them.
+        Chunks are written as they come, so a large file needs little memory.
     alignment : int
         Alignment of tensor data in bytes, a power of two and at least 8.
 
     Raises
     ------
     GGUFError
-        If GGUF cannot hold a value, a format is unknown, or data has another size than its shape
-        and format give.
+        If GGUF cannot hold a value, a format is unknown, a tensor has no name, or data has another
+        size than its shape and format give.
+    TypeError
+        For an argument, a key or a tensor's name of another type.
     OSError
         If the file cannot be written; a file that was at `path` is unchanged.
     """
-    if alignment < 8 or alignment & (alignment - 1):
-        raise GGUFError(f"alignment is {alignment}; it must be a power of two and at least 8")
-    pairs = dict(metadata)
+    alignment = _checked_alignment(alignment)
+    pairs = _checked_pairs(metadata)
     named = pairs.get("general.alignment", alignment)
-    if (named.value if isinstance(named, Typed) else named) != alignment:
+    told = named.value if isinstance(named, Typed) else named
+    if not isinstance(told, (int, np.integer)) or told != alignment:
         raise GGUFError(f"general.alignment is {named!r}, but the file is written with {alignment}")
     if alignment != 32:
         pairs["general.alignment"] = ValueType.U32(alignment)
-    entries = [_entry(name, value) for name, value in tensors]
+    entries = [_entry(*named) for named in _checked_tensors(tensors)]
     names = [e.name for e in entries]
     if len(set(names)) != len(names):
         twice = next(n for i, n in enumerate(names) if n in names[:i])
@@ -94,22 +98,67 @@ def write(
         offset += e.nbytes + -e.nbytes % alignment
     header += bytes(-len(header) % alignment)
 
-    target = Path(path)
-    part = target.with_name(f"{target.name}.{secrets.token_hex(4)}.part")
-    try:
-        with open(part, "xb") as f:
-            f.write(header)
-            for e in entries:
-                _write_data(f, e)
-                f.write(bytes(-e.nbytes % alignment))
-        os.replace(part, target)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
+    with written_whole(path) as f:
+        f.write(header)
+        for e in entries:
+            _write_data(f, e)
+            f.write(bytes(-e.nbytes % alignment))
+
+
+def _checked_alignment(alignment: Any) -> int:
+    if isinstance(alignment, (bool, np.bool_)) or not hasattr(alignment, "__index__"):
+        raise TypeError(
+            f"alignment = {reprlib.repr(alignment)} is a {type(alignment).__name__}, not an integer"
+        )
+    found = operator.index(alignment)
+    if found < 8 or found & (found - 1):
+        raise GGUFError(f"alignment is {found}; it must be a power of two and at least 8")
+    return found
+
+
+def _checked_pairs(metadata: Any) -> dict[str, Any]:
+    if not isinstance(metadata, Mapping):
+        raise TypeError(
+            f"metadata = {reprlib.repr(metadata)} is a {type(metadata).__name__}, not a mapping of "
+            "keys to values"
+        )
+    for key in metadata:
+        if not isinstance(key, str):
+            raise TypeError(
+                f"metadata: the key {reprlib.repr(key)} is a {type(key).__name__}, not a str"
+            )
+    return dict(metadata)
+
+
+def _checked_tensors(tensors: Any) -> Iterator[tuple[str, Any]]:
+    if isinstance(tensors, (str, bytes, Mapping)) or not isinstance(tensors, Iterable):
+        way = "; give its items()" if isinstance(tensors, Mapping) else ""
+        raise TypeError(
+            f"tensors = {reprlib.repr(tensors)} is a {type(tensors).__name__}, not an iterable of "
+            f"(name, tensor){way}"
+        )
+    for at, named in enumerate(tensors):
+        if not isinstance(named, (tuple, list)) or len(named) != 2:
+            raise TypeError(f"tensors[{at}] is {reprlib.repr(named)}, not a pair (name, tensor)")
+        name, value = named
+        if not isinstance(name, str):
+            raise TypeError(
+                f"tensors[{at}]: the name {reprlib.repr(name)} is a {type(name).__name__}, "
+                "not a str"
+            )
+        if not name:
+            raise GGUFError(f"tensors[{at}]: the name is empty; give the tensor one")
+        yield name, value
 
 
 def _entry(name: str, value: Any) -> _Entry:
     what = f"tensor {name!r}"
+    length = len(_string(name, what)) - 8
+    if length > _MAX_NAME_BYTES:
+        raise GGUFError(
+            f"{what} has a name of {length} bytes; ggml's readers take {_MAX_NAME_BYTES}: "
+            "shorten it"
+        )
     if isinstance(value, tuple):
         if len(value) != 3:
             raise GGUFError(f"{what} is a tuple of {len(value)}; (data, shape, format) is needed")
@@ -130,10 +179,15 @@ def _entry(name: str, value: Any) -> _Entry:
             "(data, shape, format) is needed"
         )
     try:
-        fmt = formats.get(format_name)
+        fmt = formats.file_type(format_name)
     except ValueError as e:
         raise GGUFError(f"{what}: {e}") from None
-    shape = tuple(int(n) for n in shape)
+    try:
+        shape = tuple(operator.index(n) for n in shape)
+    except TypeError:
+        raise TypeError(
+            f"{what} has shape {reprlib.repr(shape)}; a tuple of integers is needed"
+        ) from None
     if not 1 <= len(shape) <= _MAX_DIMS or min(shape) < 1 or math.prod(shape) >= 2**63:
         raise GGUFError(
             f"{what} has shape {shape}; 1 to {_MAX_DIMS} dimensions of at least 1 with a product "
@@ -151,6 +205,11 @@ def _entry(name: str, value: Any) -> _Entry:
 def _write_data(f: BinaryIO, e: _Entry) -> None:
     data = e.data() if callable(e.data) else e.data
     written = 0
+    if not _is_bytes(data) and not isinstance(data, Iterable):
+        raise TypeError(
+            f"tensor {e.name!r} has data of type {type(data).__name__}; bytes, an array or an "
+            "iterable of them is needed"
+        )
     for chunk in [data] if _is_bytes(data) else data:
         if isinstance(chunk, np.ndarray):
             view = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
@@ -230,7 +289,7 @@ def _array(value: Any, kind: ValueType | None, what: str) -> bytes:
         kind = _element_type(value, what)
     head = struct.pack("<IQ", kind, len(value))
     if kind is ValueType.STRING:
-        return head + b"".join(_string(s, f"{what}[{i}]") for i, s in enumerate(value))
+        return head + b"".join(_scalar(s, kind, f"{what}[{i}]") for i, s in enumerate(value))
     if kind is ValueType.ARRAY:
         return head + b"".join(_array(a, None, f"{what}[{i}]") for i, a in enumerate(value))
     return head + _numbers(value, kind, what)
@@ -257,7 +316,10 @@ def _numbers(values: Any, kind: ValueType, what: str) -> bytes:
     dtype = NUMPY_TYPES.get(kind)
     if dtype is None:
         raise GGUFError(f"{what} cannot be written as {kind.name}")
-    given = np.asarray(values)
+    try:
+        given = np.asarray(values)
+    except ValueError:  # lists of other lengths in a list
+        raise GGUFError(f"{what} cannot be written as {kind.name}") from None
     same_kind = {"b": "b", "i": "iu", "u": "iu", "f": "fiu"}[dtype.kind]
     if given.size and given.dtype.kind not in same_kind:
         raise GGUFError(f"{what} holds {given.dtype}, not {kind.name}")

@@ -1,6 +1,6 @@
 """The uploads of MetalGraph, plain and cached by key."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsIndex, TypeAlias
 
 from typing_extensions import disjoint_base
@@ -75,6 +75,33 @@ class WeightUploads:
         EncodingError
             If the format is unknown, missing or not that of the tensor, or the length is not that
             of the shape or no whole number of blocks.
+        """
+    def upload_dense_weight(
+        self, pieces: Iterable[_Bytes], format: str | Format, shape: _Shape
+    ) -> WeightHandle:
+        """Upload a dense matrix that comes a few rows at a time.
+
+        Parameters
+        ----------
+        pieces : iterable of buffers
+            The bytes of the matrix, row by row, divided anywhere.
+        format : str or Format
+            ``F32``, ``F16``, ``BF16`` or ``Q8_0``.
+        shape : tuple of int
+            (n_rows, k).
+
+        Returns
+        -------
+        WeightHandle
+            The weight, owned by the caller; beside it one piece is in memory at a time.
+
+        Raises
+        ------
+        EncodingError
+            If the format is unknown or coded, `k` does not fill whole blocks, or the pieces have
+            more or fewer bytes than `shape` asks for.
+        BufferCreationError
+            If the device does not have that much memory.
         """
     def upload_q1_weight_soa(self, data: _Matrix, shape: _Shape | None = None) -> WeightHandle:
         """Reformat Q1_0 blocks (18 bytes for 128 weights) and upload them.

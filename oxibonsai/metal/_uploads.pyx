@@ -6,6 +6,7 @@ from oxibonsai.metal._core cimport host_bytes
 
 from oxibonsai.metal._errors import EncodingError
 from oxibonsai.metal._weights import (
+    upload_dense,
     upload_for,
     upload_matrix,
     upload_raw,
@@ -96,6 +97,34 @@ cdef class WeightUploads:
         if format is not None and weight_format(format).name != weight_format(found).name:
             raise EncodingError(f"upload_weight_soa: the tensor is {found}, not {format}")
         return upload_matrix(self.device, data, found, shape)
+
+    def upload_dense_weight(self, pieces, format, shape):
+        """Upload a dense matrix that comes a few rows at a time.
+
+        Parameters
+        ----------
+        pieces : iterable of buffers
+            The bytes of the matrix, row by row, divided anywhere.
+        format : str or Format
+            ``F32``, ``F16``, ``BF16`` or ``Q8_0``.
+        shape : tuple of int
+            (n_rows, k).
+
+        Returns
+        -------
+        WeightHandle
+            The weight, owned by the caller; beside it one piece is in memory at a time.
+
+        Raises
+        ------
+        EncodingError
+            If the format is unknown or coded, `k` does not fill whole blocks, or the pieces have
+            more or fewer bytes than `shape` asks for.
+        BufferCreationError
+            If the device does not have that much memory.
+        """
+        self.check_open()
+        return upload_dense(self.device, pieces, format, shape)
 
     def upload_q1_weight_soa(self, data, shape=None):
         """Reformat Q1_0 blocks (18 bytes for 128 weights) and upload them.

@@ -1,6 +1,6 @@
 """Weights on a device: the C reformatter, handles and the cache of uploads."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import SupportsIndex, TypeVar, overload
 
 import numpy as np
@@ -235,6 +235,39 @@ def upload_matrix(
     EncodingError
         If the format is unknown, or the length of `data` is no whole number of blocks or not that
         of `shape`.
+    BufferCreationError
+        If the device does not have that much memory.
+    """
+
+def upload_dense(
+    device: Device,
+    pieces: Iterable[_Bytes],
+    format: str | Format,
+    shape: Sequence[SupportsIndex],
+) -> WeightHandle:
+    """Upload a dense matrix that comes a few rows at a time, into the plain layout.
+
+    Parameters
+    ----------
+    device : Device
+        Where the weight will live.
+    pieces : iterable of buffers or DLPack exporters
+        The bytes of the matrix, row by row, divided anywhere.
+    format : str or Format
+        ``F32``, ``F16``, ``BF16`` or ``Q8_0``.
+    shape : tuple of int
+        (n_rows, k).
+
+    Returns
+    -------
+    WeightHandle
+        The matrix; beside it one piece is in memory at a time.
+
+    Raises
+    ------
+    EncodingError
+        If the format is unknown or coded, `k` does not fill whole blocks, or the pieces have more
+        or fewer bytes than `shape` asks for.
     BufferCreationError
         If the device does not have that much memory.
     """

@@ -7,8 +7,11 @@ from libc.stdint cimport uint64_t, uintptr_t
 from oxibonsai.metal._buffer cimport buffer_of
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
 from oxibonsai.metal.oxb cimport (
+    OXB_DEVICE_FORMAT_BF16,
     OXB_DEVICE_FORMAT_COUNT,
+    OXB_DEVICE_FORMAT_F16,
     OXB_DEVICE_FORMAT_F32,
+    OXB_DEVICE_FORMAT_Q8_0,
     OXB_STORAGE_PRIVATE,
     OXB_STORAGE_SHARED,
     oxb_binding,
@@ -28,6 +31,13 @@ from oxibonsai.metal._errors import BufferCreationError, EncodingError
 
 # Bits of a code -> the MetalGraph method that uploads formats of such codes.
 _UPLOADS = {1: "upload_q1_weight_soa", 2: "upload_tq2_weight_soa"}
+# Device formats whose plain layout is the file's.
+_DENSE = {
+    "f32": OXB_DEVICE_FORMAT_F32,
+    "f16": OXB_DEVICE_FORMAT_F16,
+    "bf16": OXB_DEVICE_FORMAT_BF16,
+    "q8_0": OXB_DEVICE_FORMAT_Q8_0,
+}
 
 
 def weight_format(name):
@@ -398,6 +408,79 @@ def upload_matrix(Device device not None, data, format, shape=None):
         finally:
             api.device_release(borrowed)
     return _new_handle(device, fmt.name, host.nbytes, weight)
+
+
+def upload_dense(Device device not None, pieces, format, shape):
+    """Upload a dense matrix that comes a few rows at a time, into the plain layout.
+
+    Parameters
+    ----------
+    device : Device
+        Where the weight will live.
+    pieces : iterable of buffers or DLPack exporters
+        The bytes of the matrix, row by row, divided anywhere.
+    format : str or Format
+        ``F32``, ``F16``, ``BF16`` or ``Q8_0``.
+    shape : tuple of int
+        (n_rows, k).
+
+    Returns
+    -------
+    WeightHandle
+        The matrix; beside it one piece is in memory at a time.
+
+    Raises
+    ------
+    EncodingError
+        If the format is unknown or coded, `k` does not fill whole blocks, or the pieces have more
+        or fewer bytes than `shape` asks for.
+    BufferCreationError
+        If the device does not have that much memory.
+    """
+    fmt = weight_format(format)
+    cdef uint64_t n_rows, k, at = 0, nbytes
+    cdef HostBytes host
+    cdef oxb_weight weight
+    cdef oxb_buffer *buffer = NULL
+    cdef WeightHandle handle
+    if fmt.coded:
+        raise EncodingError(f"{fmt.name} is no dense format: upload it whole, with upload_matrix")
+    n_rows, k = _matrix_shape(shape)
+    try:
+        nbytes = n_rows * fmt.row_bytes(k)
+    except ValueError as e:
+        raise EncodingError(str(e)) from None
+    cdef oxb_device *borrowed = device.borrow()
+    cdef oxb_storage storage = (
+        OXB_STORAGE_SHARED if device.working_storage == "shared" else OXB_STORAGE_PRIVATE
+    )
+    with nogil:
+        try:
+            check(api.buffer_new(borrowed, nbytes, storage, &buffer))
+        finally:
+            api.device_release(borrowed)
+    weight.buffer = buffer
+    weight.codes_offset = 0
+    weight.n_groups = n_rows * (k // <uint64_t><int>fmt.group_size)
+    weight.device_format = _DENSE[fmt.device_format]
+    weight.n_rows = <unsigned int>n_rows
+    weight.k = <unsigned int>k
+    weight.layout = 0
+    handle = _new_handle(device, fmt.name, nbytes, weight)
+    for piece in pieces:
+        host = host_bytes(piece)
+        if host.nbytes > nbytes - at:
+            raise EncodingError(
+                f"a {n_rows} x {k} weight in {fmt.name} takes {nbytes} bytes, the pieces have more"
+            )
+        with nogil:
+            check(api.buffer_write(buffer, at, host.address, host.nbytes))
+        at += host.nbytes
+    if at != nbytes:
+        raise EncodingError(
+            f"a {n_rows} x {k} weight in {fmt.name} takes {nbytes} bytes, the pieces have {at}"
+        )
+    return handle
 
 
 cdef tuple _matrix_shape(shape):

@@ -68,10 +68,16 @@ def pack_digits(digits: _U8) -> _U8:
 
 def unpack_digits(packed: _U8) -> _U8:
     """Undo :func:`pack_digits`."""
+    return unpack_digit_runs(packed, _DIGIT_RUNS)
+
+
+def unpack_digit_runs(packed: _U8, runs: tuple[tuple[int, int, int], ...]) -> _U8:
+    """Return the base-3 digits of runs (first weight, digits per byte, bytes), in weight order."""
     n = len(packed)
-    out = np.empty((n, 128), np.uint8)
+    first, count, width = runs[-1]
+    out = np.empty((n, first + count * width), np.uint8)
     start = 0
-    for first, count, width in _DIGIT_RUNS:
+    for first, count, width in runs:
         # Multiplying by 3**i modulo 256 drops the first i digits of the fraction.
         rest = packed[:, None, start : start + width] * _POWERS[:count, None]
         digits = rest.astype(np.uint16) * 3 >> 8

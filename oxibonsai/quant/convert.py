@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from oxibonsai import formats
-from oxibonsai.formats import Format
+from oxibonsai.formats import ConvertedType, Format
 from oxibonsai.quant._decode import decode_codes, decode_values
 from oxibonsai.quant._encode import encode_rows
-from oxibonsai.quant.tensor import QTensor
+from oxibonsai.quant._rows import rewrite_rows
+from oxibonsai.quant.tensor import QTensor, flat_bytes, matrix_shape
 
-__all__ = ["codes", "dequantize", "quantize"]
+__all__ = ["codes", "dequantize", "from_ggml", "quantize", "rewritten"]
 
 # Weights converted at once: this bounds temporary arrays to some tens of megabytes.
 _CHUNK_WEIGHTS = 1 << 20
@@ -120,6 +121,97 @@ def codes(q: QTensor) -> tuple[NDArray[np.uint8], NDArray[np.float16]]:
     for start, stop in _row_chunks(n_rows, k):
         decode_codes(q.data[start:stop], fmt, out[start:stop], scales[start:stop])
     return out, scales
+
+
+def from_ggml(data: Any, shape: Sequence[SupportsIndex], type: str) -> QTensor:
+    """Convert a matrix of a ggml type without kernels to a format that holds its values exactly.
+
+    Parameters
+    ----------
+    data : bytes-like or C-contiguous ndarray
+        The blocks in row order.
+    shape : (int, int)
+        ``(n_rows, k)``; `k` fills whole blocks.
+    type : str
+        A key of :data:`oxibonsai.formats.CONVERTED`, such as ``"Q6_K"``, or any name that
+        :func:`oxibonsai.formats.get` knows: its blocks are copied.
+
+    Returns
+    -------
+    QTensor
+        In the format that the type becomes, such as ``F32`` for ``Q6_K``, ``Q8_0`` for ``Q4_0``.
+
+    Raises
+    ------
+    TypeError
+        If `data` has no buffer, or `shape` is not two integers.
+    ValueError
+        If the type is unknown, `k` does not fill whole blocks, or `data` has another length than
+        `shape` and `type` ask for.
+
+    Examples
+    --------
+    >>> q = from_ggml(bytes(210), (1, 256), "Q6_K")
+    >>> q.format, float(dequantize(q).max())
+    ('F32', 0.0)
+    """
+    source = formats.file_type(type)
+    target = formats.get(source.becomes if isinstance(source, ConvertedType) else source.name)
+    n_rows, k = matrix_shape(shape)
+    pieces = rewritten(data, (n_rows, k), source, target)
+    out = np.empty((n_rows, target.row_bytes(k)), np.uint8)
+    row = 0
+    for piece in pieces:
+        out[row : row + len(piece)] = piece
+        row += len(piece)
+    return QTensor(out, (n_rows, k), target)
+
+
+def rewritten(
+    data: Any, shape: tuple[int, int], source: Format | ConvertedType, target: Format
+) -> Iterator[NDArray[np.uint8]]:
+    """Return the rows of a matrix in another format that holds their values, a few at a time.
+
+    Parameters
+    ----------
+    data : bytes-like or C-contiguous ndarray
+        The blocks in row order.
+    shape : (int, int)
+        ``(n_rows, k)``.
+    source : Format or ConvertedType
+        What the blocks are.
+    target : Format
+        The format that a ConvertedType becomes, or one that ``oxibonsai.formats.common`` returns
+        for the source.
+
+    Returns
+    -------
+    iterator of ndarray of uint8, shape [n, row_bytes of target]
+        Some tens of megabytes of weights each, in order.
+
+    Raises
+    ------
+    ValueError
+        If `k` does not fill whole blocks, or `data` has another length than `shape` asks for.
+    """
+    n_rows, k = shape
+    raw = flat_bytes(data)
+    row_bytes = source.row_bytes(k)
+    if raw.size != n_rows * row_bytes:
+        raise ValueError(
+            f"{source.name} of shape ({n_rows}, {k}) takes {n_rows} x {row_bytes} = "
+            f"{n_rows * row_bytes} bytes, the data has {raw.size}"
+        )
+    return _rewritten(raw.reshape(n_rows, row_bytes), k, source, target)
+
+
+def _rewritten(
+    rows: NDArray[np.uint8], k: int, source: Format | ConvertedType, target: Format
+) -> Iterator[NDArray[np.uint8]]:
+    for start, stop in _row_chunks(len(rows), k):
+        out = np.empty((stop - start, target.row_bytes(k)), np.uint8)
+        rewrite_rows(np.ascontiguousarray(rows[start:stop]), source, target, out)
+        yield out
 
 
 def _float_matrix(w: ArrayLike) -> NDArray[np.floating[Any]]:

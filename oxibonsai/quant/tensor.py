@@ -53,9 +53,9 @@ class QTensor:
 
     def __init__(self, data: Any, shape: Sequence[SupportsIndex], format: str | Format) -> None:
         fmt = formats.get(format)
-        n_rows, k = _matrix_shape(shape)
+        n_rows, k = matrix_shape(shape)
         row_bytes = fmt.row_bytes(k)
-        raw = _flat_bytes(data)
+        raw = flat_bytes(data)
         if raw.size != n_rows * row_bytes:
             raise ValueError(
                 f"{fmt.name} of shape ({n_rows}, {k}) takes {n_rows} x {row_bytes} = "
@@ -74,7 +74,8 @@ class QTensor:
         return f"QTensor(format={self.format!r}, shape={self.shape}, nbytes={self.nbytes})"
 
 
-def _matrix_shape(shape: Sequence[SupportsIndex]) -> tuple[int, int]:
+def matrix_shape(shape: Sequence[SupportsIndex]) -> tuple[int, int]:
+    """Return (n_rows, k) as ints; TypeError or ValueError for anything but two positive ones."""
     try:
         n_rows, k = (operator.index(n) for n in shape)
     except (TypeError, ValueError):
@@ -84,7 +85,8 @@ def _matrix_shape(shape: Sequence[SupportsIndex]) -> tuple[int, int]:
     return n_rows, k
 
 
-def _flat_bytes(data: Any) -> NDArray[np.uint8]:
+def flat_bytes(data: Any) -> NDArray[np.uint8]:
+    """Return contiguous data as uint8 [n], without a copy; TypeError or ValueError for other."""
     if isinstance(data, np.ndarray):
         if data.dtype.hasobject:
             raise TypeError("blocks are bytes: an array of Python objects holds none")

@@ -243,6 +243,13 @@ def test_tensors_may_lie_in_any_order_with_gaps(tmp_path):
         assert file.tensor_data("b").view("<f4")[0] == 2
 
 
+def test_a_name_of_63_bytes_is_written(tmp_path):
+    name = "ö" * 31 + "w"
+    path = write(tmp_path / "m.gguf", {}, [(name, np.zeros(1, np.float32))])
+    with gguf.open(path) as file:
+        assert list(file.tensors) == [name]
+
+
 @pytest.mark.parametrize("alignment", [8, 64, 16384])
 def test_alignment_is_written_and_kept(tmp_path, alignment):
     tensors = [(name, np.full(3, i, np.float32)) for i, name in enumerate("abc")]
@@ -344,6 +351,12 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         ({}, [("w", (bytes(17), (1, 128), "Q1_0"))], r"has 17 bytes of data; .* is 18"),
         ({}, [("w", (bytes(19), (1, 128), "Q1_0"))], r"has at least 19 bytes of data; .* is 18"),
         ({}, [("w", np.zeros(1, np.float32))] * 2, r"tensor 'w' is given twice"),
+        ({}, [("w" * 64, np.zeros(1, np.float32))], r"'w+' has a name of 64 bytes; .* take 63"),
+        ({}, [("", np.zeros(1, np.float32))], r"tensors\[0\]: the name is empty"),
+        ({"x": gguf.ValueType.STRING(["a", 5])}, [], r"'x'\[1\] is a int; a str is needed"),
+        ({"x": gguf.ValueType.U32([[1], [2, 3]])}, [], r"'x' cannot be written as U32"),
+        ({"general.alignment": np.zeros(3)}, [], r"general.alignment is .*written with 32"),
+        ({}, [("ö" * 32, np.zeros(1, np.float32))], r"'ö+' has a name of 64 bytes; .* take 63"),
     ],
 )
 def test_what_gguf_cannot_hold_is_refused_and_nothing_written(tmp_path, metadata, tensors, message):
@@ -370,15 +383,30 @@ def test_an_unsupported_type_opens_and_is_refused_by_tensor_and_type(tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(
         Raw(
-            tensors=[Tensor("head", (256, 2), 12, bytes(288)), Tensor("x", (5,), 999, bytes(7))]
+            tensors=[Tensor("head", (256, 2), 15, bytes(584)), Tensor("x", (5,), 999, bytes(7))]
         ).build()
     )
     with gguf.open(path) as file:
         head, other = file.tensors["head"], file.tensors["x"]
-        assert (head.format, head.type_name, head.nbytes) == (None, "Q4_K", 288)
+        assert (head.format, head.type_name, head.nbytes) == (None, "Q8_K", 584)
         assert (other.format, other.type_name, other.nbytes) == (None, "unknown type 999", 32)
-        with pytest.raises(gguf.GGUFError, match=r"'head' has type Q4_K \(12\)"):
+        assert head.loads_as is other.loads_as is None
+        with pytest.raises(gguf.GGUFError, match=r"'head' has type Q8_K \(15\)") as caught:
             gguf.check_supported(file)
+        for text in ("Q8_0", "Q6_K", "TQ1_0", "--allow-requantize", "--output-tensor-type"):
+            assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("t", formats.CONVERTED.values(), ids=lambda t: t.name)
+def test_a_type_without_kernels_opens_and_says_what_it_loads_as(tmp_path, t):
+    path = tmp_path / "m.gguf"
+    nbytes = 512 // t.block_weights * t.block_bytes
+    path.write_bytes(Raw(tensors=[Tensor("w", (256, 2), t.ggml_type, bytes(nbytes))]).build())
+    with gguf.open(path) as file:
+        info = file.tensors["w"]
+        assert (info.format, info.type_name, info.nbytes) == (None, t.name, nbytes)
+        assert info.loads_as == t.becomes
+        gguf.check_supported(file)
 
 
 @pytest.mark.timing

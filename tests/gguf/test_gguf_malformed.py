@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 import tracemalloc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -200,6 +202,21 @@ def test_what_is_no_file_is_refused(tmp_path):
         gguf.open(pipe)
 
 
+@pytest.mark.timing
+def test_time_of_nested_arrays_does_not_grow_with_the_length_of_their_key(tmp_path):
+    def seconds(key: str) -> float:
+        inner = array(U8_ARRAY, 0, b"") * 30000
+        path = tmp_path / "nested.gguf"
+        path.write_bytes(Raw(pairs=[pair(key, ARRAY, array(ARRAY, 30000, inner))]).build())
+        start = time.perf_counter()
+        with gguf.open(path) as file:
+            assert len(file.metadata[key]) == 30000
+        return time.perf_counter() - start
+
+    seconds("k")
+    assert seconds("k" * 500_000) < 5 * seconds("k") + 0.2
+
+
 def small_file() -> bytes:
     rng = np.random.default_rng(3)
     blocks = rng.integers(0, 256, (8, 34), np.uint8)
@@ -272,3 +289,17 @@ def test_flipped_bytes_raise_a_gguf_error_or_nothing(tmp_path):
             messages.append(str(e))
     assert len(messages) > 500
     assert all(str(path) in m for m in messages)
+
+
+def test_a_file_cut_anywhere_is_to_be_downloaded_again(tmp_path: Path) -> None:
+    path = tmp_path / "cut.gguf"
+    gguf.write(
+        path,
+        {"name": "x", "numbers": [1, 2, 3], "words": ["a", "bc"], "flags": [True, False]},
+        [("w", np.zeros((4, 32), np.float32)), ("v", np.zeros((4, 32), np.float32))],
+    )
+    raw = path.read_bytes()
+    for n in range(1, len(raw)):
+        path.write_bytes(raw[:n])
+        with pytest.raises(gguf.GGUFError, match=r"it is cut short.* download it again"):
+            gguf.open(path)

@@ -10,7 +10,7 @@ from model_files import TERNARY_MODEL, make_layout, unpack_tq2_0_g128
 from oxibonsai import formats, gguf
 
 NAMES = ("Q2_0", "Q2_0_g128", "TQ2_0_g128")
-HELP = r'type42="TQ2_0_g128" \| "Q2_0" \| "Q2_0_g128"'
+HELP = r'--type42 NAME .*type42="TQ2_0_g128" \| "Q2_0" \| "Q2_0_g128"'
 
 
 def blocks(fmt: str, weights: int, seed: int = 0, codes: int | None = None) -> bytes:

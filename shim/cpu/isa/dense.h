@@ -23,8 +23,7 @@ SIMD_INLINE lanes dense_weights(uint32_t format, const uint8_t *row, uint64_t i)
         const uint8_t *block = row + i / 32 * 34;
         uint16_t scale;
         memcpy(&scale, block, sizeof scale);
-        return lanes_mul(lanes_of_bytes((const int8_t *)block + 2 + i % 32),
-                         lanes_of(cpu_float_of_half(scale)));
+        return lanes_mul(lanes_of_bytes((const int8_t *)block + 2 + i % 32), lanes_of_half(scale));
     }
     }
 }

@@ -89,6 +89,11 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from) {
                    _mm256_cvtph_ps(_mm_loadu_si128(half + 1))};
 }
 
+SIMD_INLINE lanes lanes_of_half(uint16_t half) {
+    const __m256 eight = _mm256_cvtph_ps(_mm_set1_epi16((short)half));
+    return (lanes){eight, eight};
+}
+
 SIMD_INLINE __m256 eight_of_bf16(const uint16_t *from) {
     const __m128i half = _mm_loadu_si128((const __m128i *)(const void *)from);
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(half), 16));

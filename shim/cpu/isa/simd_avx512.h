@@ -56,6 +56,10 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from) {
     return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)(const void *)from));
 }
 
+SIMD_INLINE lanes lanes_of_half(uint16_t half) {
+    return _mm512_cvtph_ps(_mm256_set1_epi16((short)half));
+}
+
 SIMD_INLINE lanes lanes_of_bf16(const uint16_t *from) {
     const __m256i half = _mm256_loadu_si256((const __m256i *)(const void *)from);
     return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));

@@ -76,6 +76,11 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from) {
     EACH(lanes, vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(from + 4 * i))));
 }
 
+SIMD_INLINE lanes lanes_of_half(uint16_t half) {
+    const float32x4_t four = vcvt_f32_f16(vreinterpret_f16_u16(vdup_n_u16(half)));
+    EACH(lanes, four);
+}
+
 SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a) {
     for (unsigned i = 0; i < 4; i++)
         vst1_u16(to + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(a.v[i])));

@@ -70,6 +70,8 @@ SIMD_INLINE lanes lanes_of_halves(const uint16_t *from) {
     return lanes_load(value);
 }
 
+SIMD_INLINE lanes lanes_of_half(uint16_t half) { return lanes_of(cpu_float_of_half(half)); }
+
 SIMD_INLINE void lanes_to_halves(uint16_t *to, lanes a) {
     float value[16];
     lanes_store(value, a);
