@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.model.rope import RopeScaling
 
@@ -21,6 +23,22 @@ _LIMITS = {
     "attention.key_length": 512,
     "rope.scaling.original_context_length": 1 << 24,
 }
+
+# What gives finite results in float32, far beyond any published model.
+_RANGES = {
+    "attention.layer_norm_rms_epsilon": (1e-30, 1.0),
+    "rope.freq_base": (1e-2, 1e30),
+    "rope.scaling.factor": (1e-3, 1e6),
+    "rope.scale_linear": (1e-3, 1e6),
+    # They multiply the keys, which a cache may hold as halves.
+    "rope.scaling.attn_factor": (1e-2, 1e2),
+    "rope.scaling.yarn_attn_factor": (1e-2, 1e2),
+    "rope.scaling.yarn_beta_fast": (1e-3, 1e6),
+    "rope.scaling.yarn_beta_slow": (1e-3, 1e6),
+}
+
+# YaRN divides by the base's logarithm.
+_MIN_YARN_BASE = 1.001
 
 # Keys under rope.scaling whose meaning is known, and of others the values that change nothing.
 _SCALING_KEYS = {"type", "factor", "attn_factor", "original_context_length", "finetuned"}
@@ -103,24 +121,25 @@ class ModelConfig:
         embedding = file.tensors.get("token_embd.weight")
         if embedding is None:
             raise GGUFError(f"{file.path}: tensor 'token_embd.weight' is missing")
-        if len(embedding.shape) != 2:
+        if len(embedding.shape) < 2 or math.prod(embedding.shape[:-2]) != 1:
             raise GGUFError(
                 f"{file.path}: tensor 'token_embd.weight' has shape {embedding.shape}; a matrix is "
                 "needed"
             )
         read = _Reader(file, name)
-        n_heads = read.integer("attention.head_count")
+        n_layers = read.integer("block_count")
+        n_heads = read.per_layer("attention.head_count", n_layers)
         hidden = read.integer("embedding_length")
         context = read.integer("context_length")
         theta = read.number("rope.freq_base", 10000.0)
         config = cls(
-            n_layers=read.integer("block_count"),
+            n_layers=n_layers,
             hidden_size=hidden,
-            intermediate_size=read.integer("feed_forward_length"),
+            intermediate_size=read.per_layer("feed_forward_length", n_layers),
             n_heads=n_heads,
-            n_kv_heads=read.integer("attention.head_count_kv", n_heads),
+            n_kv_heads=read.per_layer("attention.head_count_kv", n_layers, n_heads),
             head_dim=read.integer("attention.key_length", max(hidden // n_heads, 1)),
-            vocab_size=embedding.shape[0],
+            vocab_size=embedding.shape[-2],
             context_length=context,
             rope_theta=theta,
             rms_eps=read.number("attention.layer_norm_rms_epsilon"),
@@ -140,6 +159,12 @@ class ModelConfig:
                     f"{file.path}: {name}.{key} is {value}; only the head_dim, "
                     f"{config.head_dim}, is supported"
                 )
+        if file.metadata.get(f"{name}.attention.causal", True) is not True:
+            raise GGUFError(
+                f"{file.path}: {name}.attention.causal is "
+                f"{file.metadata[f'{name}.attention.causal']!r}; only causal attention is built: "
+                "run models of embeddings with llama.cpp"
+            )
         return config
 
 
@@ -158,9 +183,29 @@ class _Reader:
     file: GGUFFile
     architecture: str
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def per_layer(self, key: str, n_layers: int, default: int | None = None) -> int:
+        """Read an integer, or an array that gives each layer the same one."""
         name = f"{self.architecture}.{key}"
         value = self._value(name, default)
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+            if len(value) != n_layers:
+                raise GGUFError(
+                    f"{self.file.path}: {name} is an array of {len(value)} integers; one for each "
+                    f"of {n_layers} layers is needed"
+                )
+            if (value != value[0]).any():
+                raise GGUFError(
+                    f"{self.file.path}: {name} differs between layers ({value.min()} to "
+                    f"{value.max()}); layers of one shape are supported"
+                )
+            value = int(value[0])
+        return self._checked(key, value)
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        return self._checked(key, self._value(f"{self.architecture}.{key}", default))
+
+    def _checked(self, key: str, value: object) -> int:
+        name = f"{self.architecture}.{key}"
         if isinstance(value, bool) or not isinstance(value, int):
             raise GGUFError(f"{self.file.path}: {name} is {value!r}; an integer is needed")
         if not 1 <= value <= _LIMITS[key]:
@@ -172,8 +217,11 @@ class _Reader:
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise GGUFError(f"{self.file.path}: {name} is {value!r}; a number is needed")
-        if not (math.isfinite(value) and value > 0):
-            raise GGUFError(f"{self.file.path}: {name} = {value} must be finite and above 0")
+        low, high = _RANGES[key]
+        if not low <= value <= high:
+            if not (math.isfinite(value) and value > 0):
+                raise GGUFError(f"{self.file.path}: {name} = {value} must be finite and above 0")
+            raise GGUFError(f"{self.file.path}: {name} = {value} must lie in {low:g}..{high:g}")
         return float(value)
 
     def _value(self, name: str, default: float | None) -> object:
@@ -218,9 +266,10 @@ def _rope_scaling(read: _Reader, context: int, theta: float) -> RopeScaling:
         return RopeScaling(attention_factor=attention_factor)
     if kind == "linear":
         return RopeScaling("linear", factor, attention_factor)
-    if theta <= 1:
+    if theta < _MIN_YARN_BASE:
         raise GGUFError(
-            f"{file.path}: {architecture}.rope.freq_base = {theta} must be above 1 for YaRN"
+            f"{file.path}: {architecture}.rope.freq_base = {theta} must be above 1 for YaRN, at "
+            f"least {_MIN_YARN_BASE}"
         )
     fast = read.number("rope.scaling.yarn_beta_fast", 32.0)
     slow = read.number("rope.scaling.yarn_beta_slow", 1.0)

@@ -1,17 +1,21 @@
-"""Reading weights from a file: which tensors it must have, and their upload."""
+"""Reading weights from a file and their upload, in a format that kernels have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 
-from oxibonsai.gguf import GGUFError, GGUFFile
-from oxibonsai.metal import Buffer, Commands, MetalGraph, WeightHandle
+from oxibonsai import formats, quant
+from oxibonsai.formats import CONVERTED, FORMATS, Format
+from oxibonsai.gguf import GGUFError, GGUFFile, TensorInfo
+from oxibonsai.metal import Buffer, BufferCreationError, Commands, MetalGraph, WeightHandle
 
-__all__ = ["Place", "Projection", "WeightLoader", "check_tensors"]
+__all__ = ["Place", "Projection", "WeightLoader", "check_memory", "factor_name"]
 
 Place: TypeAlias = Buffer | tuple[Buffer, int]
 """A buffer, or a buffer and an offset in bytes."""
@@ -63,30 +67,43 @@ class Projection:
         return [handle for handle, _ in self.parts]
 
 
-def check_tensors(file: GGUFFile, architecture: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """Raise GGUFError unless the file has every tensor of `shapes`, in its shape, and no other.
+def factor_name(matrix: str) -> str:
+    """Return the name of the tensor with the factor of a matrix, which NVFP4 files have."""
+    return matrix.removesuffix(".weight") + ".scale"
 
-    ``output.weight`` may be missing: the head is the embedding then.
+
+def check_memory(file: GGUFFile, limit: int) -> None:
+    """Check that what tensors grow to when they are converted can fit.
+
+    A system that promises more memory than it has would end the process, late and without a word.
+
+    Parameters
+    ----------
+    file : GGUFFile
+        The file.
+    limit : int
+        Bytes that the device has.
+
+    Raises
+    ------
+    BufferCreationError
+        If a file that has types without kernels takes more in memory.
     """
-    missing = [name for name in shapes if name not in file.tensors and name != "output.weight"]
-    if missing:
-        raise GGUFError(
-            f"{file.path}: {len(missing)} tensors are missing, the first is {missing[0]!r}"
+    grown = {info.type_name for info in file.tensors.values() if info.type_name in CONVERTED}
+    nbytes = sum(
+        _rows(info)
+        * FORMATS["F32" if factor_name(name) in file.tensors else _loads_as(info)].row_bytes(
+            info.shape[-1]
         )
-    for name, info in file.tensors.items():
-        if name not in shapes:
-            raise GGUFError(
-                f"{file.path}: tensor {name!r} has no place in a {architecture} model; leaving it "
-                "out would change the result"
-            )
-        if info.shape != shapes[name]:
-            raise GGUFError(
-                f"{file.path}: tensor {name!r} has shape {info.shape}, {shapes[name]} is needed"
-            )
-        if len(info.shape) == 1 and info.format not in ("F32", "F16", "BF16"):
-            raise GGUFError(
-                f"{file.path}: tensor {name!r} is {info.format}; a vector must be F32, F16 or BF16"
-            )
+        for name, info in file.tensors.items()
+    )
+    if grown and nbytes > limit:
+        raise BufferCreationError(
+            f"{file.path}: {', '.join(sorted(grown))} have no kernels and are converted when they "
+            f"are loaded: the model takes {nbytes / 1e9:.1f} GB then, the device has "
+            f"{limit / 1e9:.1f} GB; make a file in Q8_0 or fewer bits: llama-quantize "
+            "--allow-requantize IN OUT Q8_0"
+        )
 
 
 class WeightLoader:
@@ -95,12 +112,17 @@ class WeightLoader:
     Parameters
     ----------
     file : GGUFFile
-        The file, which check_tensors() has passed.
+        The file, whose tensors are those that the architecture expects.
     graph : MetalGraph
         Where the weights go.
+    optional : mapping of str to tuple of int
+        Shapes of tensors that the file may lack.
     """
 
-    def __init__(self, file: GGUFFile, graph: MetalGraph) -> None:
+    def __init__(
+        self, file: GGUFFile, graph: MetalGraph, optional: Mapping[str, tuple[int, ...]]
+    ) -> None:
+        self._optional = optional
         self._file = file
         self._graph = graph
         self._uploaded: list[WeightHandle] = []
@@ -109,30 +131,35 @@ class WeightLoader:
         return name in self._file.tensors
 
     def matrix(self, *names: str) -> WeightHandle:
-        """Upload matrices of one format and width as one, their rows one after another."""
+        """Upload matrices of one width as one, their rows one after another.
+
+        What no kernel reads, and matrices of several formats, are converted to the smallest format
+        that holds all of their values exactly. A matrix with a factor is float32, times it.
+        """
         infos = [self._file.tensors[name] for name in names]
-        for info in infos[1:]:
-            if info.format != infos[0].format:
-                raise GGUFError(
-                    f"{self._file.path}: {infos[0].name!r} is {infos[0].format} and {info.name!r} "
-                    f"is {info.format}; the fused kernel needs one format for both"
-                )
-        n_rows = sum(info.shape[0] for info in infos)
-        handle = self._graph.upload_weight_soa(
-            self._file.joined_data(*names),
-            format=infos[0].format,
-            shape=(n_rows, infos[0].shape[1]),
-        )
+        target = FORMATS[formats.common(map(self._runs_as, names))]
+        shape = (sum(map(_rows, infos)), infos[0].shape[-1])
+        unchanged = all(info.format == target.name for info in infos)
+        if unchanged and all(self._factor(name) == 1 for name in names):
+            data = self._file.joined_data(*names)
+            handle = self._graph.upload_weight_soa(data, format=target, shape=shape)
+        elif target.coded:
+            # Codes are small, and devices have layouts of their own for whole matrices of them.
+            data = np.concatenate([*self._rewritten(infos, target)])
+            handle = self._graph.upload_weight_soa(data, format=target, shape=shape)
+        else:
+            pieces = self._rewritten(infos, target)
+            handle = self._graph.upload_dense_weight(pieces, target, shape)
         return self._keep(handle, names)
 
     def projection(self, *names: str) -> Projection:
         """Upload matrices over one input: one handle for each run of tensors of one format."""
         parts: list[tuple[WeightHandle, int]] = []
         row = 0
-        for _, run in groupby(names, key=lambda name: self._file.tensors[name].format):
+        for _, run in groupby(names, key=self._runs_as):
             tensors = tuple(run)
             parts.append((self.matrix(*tensors), row))
-            row += sum(self._file.tensors[name].shape[0] for name in tensors)
+            row += sum(_rows(self._file.tensors[name]) for name in tensors)
         return Projection(parts)
 
     def vector(self, *names: str) -> WeightHandle:
@@ -140,16 +167,72 @@ class WeightLoader:
         values = np.concatenate([_float32(self._file, name) for name in names])
         return self._keep(self._graph.upload_f32_weight(values), names)
 
+    def bias(self, *names: str) -> WeightHandle | None:
+        """Upload optional vectors as one of float32, zeros for those that the file does not have.
+
+        None where all of them are zero: there is nothing to add then.
+        """
+        found = tuple(name for name in names if name in self)
+        values = np.concatenate(
+            [
+                _float32(self._file, name)
+                if name in self
+                else np.zeros(self._optional[name], np.float32)
+                for name in names
+            ]
+        )
+        for name in found:
+            self._file.release(name)
+        return self._keep(self._graph.upload_f32_weight(values), found) if values.any() else None
+
     def close(self) -> None:
         """Release everything that was uploaded: loading has failed."""
         for handle in self._uploaded:
             handle.close()
+
+    def _rewritten(
+        self, infos: Sequence[TensorInfo], target: Format
+    ) -> Iterator[npt.NDArray[np.uint8]]:
+        """Return the rows of tensors in a format, a few at a time, and drop what was read."""
+        for info in infos:
+            source = FORMATS[info.format] if info.format else CONVERTED[info.type_name]
+            data = self._file.tensor_data(info.name)
+            factor = self._factor(info.name)
+            for piece in quant.rewritten(data, (_rows(info), info.shape[-1]), source, target):
+                if factor != 1:
+                    values = piece.view("<f4")
+                    values *= factor
+                yield piece
+            self._file.release(info.name)
+
+    def _runs_as(self, name: str) -> str:
+        return "F32" if self._factor(name) != 1 else _loads_as(self._file.tensors[name])
+
+    def _factor(self, name: str) -> np.float32:
+        """Return what a matrix is multiplied with, by the tensor of its name that ends in scale."""
+        factor = factor_name(name)
+        if factor not in self:
+            return np.float32(1)
+        value: np.float32 = _float32(self._file, factor)[0]
+        if not np.isfinite(value):
+            raise GGUFError(f"{self._file.path}: {factor!r} is {value}; it must be finite")
+        return value
 
     def _keep(self, handle: WeightHandle, names: tuple[str, ...]) -> WeightHandle:
         self._uploaded.append(handle)
         for name in names:
             self._file.release(name)
         return handle
+
+
+def _rows(info: TensorInfo) -> int:
+    return math.prod(info.shape[:-1])
+
+
+def _loads_as(info: TensorInfo) -> str:
+    if info.loads_as is None:
+        raise GGUFError(f"tensor {info.name!r} has type {info.type_name}, which is not computed")
+    return info.loads_as
 
 
 def _float32(file: GGUFFile, name: str) -> np.ndarray:

@@ -284,7 +284,8 @@ def qwen3_forward(config: Mapping[str, Any], weights: Mapping[str, F64], ids: An
 
     `config` has n_layers, n_heads, n_kv_heads, head_dim, rope_theta and eps, and may have the
     rope_scaling of rope_neox. `weights` has float64 arrays under GGUF's names, matrices as
-    [n_rows, k]; without ``output.weight`` the head is the embedding.
+    [n_rows, k]; without ``output.weight`` the head is the embedding. A layer may have biases of
+    q, k and v.
     """
     tokens = np.asarray(ids)
     t = len(tokens)
@@ -300,9 +301,11 @@ def qwen3_forward(config: Mapping[str, Any], weights: Mapping[str, F64], ids: An
             if name.startswith(prefix)
         }
         h = rmsnorm(x, w["attn_norm"], eps)
-        q = rmsnorm((h @ w["attn_q"].T).reshape(t, n_heads, dim), w["attn_q_norm"], eps)
-        k = rmsnorm((h @ w["attn_k"].T).reshape(t, n_kv, dim), w["attn_k_norm"], eps)
-        v = (h @ w["attn_v"].T).reshape(t, n_kv, dim)
+        q, k, v = (
+            (h @ w[f"attn_{part}"].T + w.get(f"attn_{part}.bias", 0.0)).reshape(t, heads, dim)
+            for part, heads in (("q", n_heads), ("k", n_kv), ("v", n_kv))
+        )
+        q, k = rmsnorm(q, w["attn_q_norm"], eps), rmsnorm(k, w["attn_k_norm"], eps)
         mixed = attention(rope_neox(q, *rope), rope_neox(k, *rope), v)
         x = x + mixed.reshape(t, -1) @ w["attn_output"].T
         h = rmsnorm(x, w["ffn_norm"], eps)

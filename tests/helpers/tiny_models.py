@@ -8,15 +8,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import ggml_blocks
 import numpy as np
 import reference
 from numpy.typing import NDArray
 
 from oxibonsai import gguf, quant
+from oxibonsai.formats import CONVERTED
 from oxibonsai.model.tokenizer import byte_characters
 from oxibonsai.quant import QTensor
 
-Tensors = dict[str, "QTensor | NDArray[Any]"]
+Tensors = dict[str, Any]
 EOS = 256
 """The end of text in the byte vocabulary, behind the 256 bytes."""
 
@@ -90,7 +92,7 @@ def random_tensors(
     """Return random weights; `formats` names other formats by the part after ``blk.N.``.
 
     In `formats`, ``token_embd``, ``output`` and the parts of a layer stand without ``.weight``;
-    ``norm`` is the format of every norm.
+    ``norm`` is the format of every norm. Types of ``formats.CONVERTED`` are formats here too.
     """
     others = dict(formats or {})
     rng = np.random.default_rng(seed)
@@ -106,7 +108,12 @@ def random_tensors(
         else:
             # Different sizes along the rows, so that neighbouring groups have other scales.
             w = rng.standard_normal(shape) * rng.uniform(0.5, 2, (1, shape[1])) / shape[1] ** 0.5
-            found[name] = quant.quantize(w.astype(np.float32), others.get(part, format_name))
+            chosen = others.get(part, format_name)
+            if chosen in CONVERTED:
+                raw = ggml_blocks.weight_blocks(chosen, *shape, seed=len(found))
+                found[name] = (raw, shape, chosen)
+            else:
+                found[name] = quant.quantize(w.astype(np.float32), chosen)
     return found
 
 
@@ -141,6 +148,9 @@ def weights64(tensors: Mapping[str, Any]) -> dict[str, NDArray[np.float64]]:
             found[name] = reference.dequantize_blocks(t.data, t.format, t.shape)
         elif isinstance(t, tuple):
             data, shape, format_name = t
+            if format_name in CONVERTED:
+                found[name] = ggml_blocks.values(data, format_name).astype(np.float64)
+                continue
             found[name] = reference.dequantize_blocks(data, format_name, (1, *shape))[0]
         else:
             found[name] = np.asarray(t, np.float64)

@@ -99,7 +99,7 @@ def quantized(n_rows: int, k: int) -> quant.QTensor:
         ("token_embd.weight", quantized(77, 128), ("(77, 128)", "(77, 256)")),
         ("output_norm.weight", np.ones(255, np.float32), ("(255,)", "(256,)")),
         ("blk.0.attn_q_norm.weight", np.ones(128, np.float32), ("(128,)", "(64,)")),
-        ("blk.0.attn_norm.weight", np.ones((1, 256), np.float32), ("(1, 256)", "(256,)")),
+        ("blk.0.attn_norm.weight", np.ones((2, 128), np.float32), ("(2, 128)", "(256,)")),
         ("blk.0.attn_q.weight", np.ones((2, 128, 256), np.float32), ("(2, 128, 256)",)),
     ],
 )
@@ -116,7 +116,7 @@ def test_embedding_that_is_no_matrix_is_refused(bench):
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        ("blk.0.attn_q.bias", (256,)),
+        ("blk.0.attn_output.bias", (256,)),
         ("blk.2.attn_norm.weight", (256,)),
         ("rope_freqs.weight", (32,)),
         ("blk.0.ffn_gate_inp.weight", (8, 256)),
@@ -125,6 +125,53 @@ def test_embedding_that_is_no_matrix_is_refused(bench):
 def test_tensor_that_has_no_place_in_the_model_is_refused(bench, name, shape):
     bench.write(tensors={name: np.ones(shape, np.float32)})
     bench.refused(repr(name))
+
+
+@pytest.mark.device("cpu")
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("blk.0.attn_q.weight.lora_a", "LoRA adapter"),
+        ("v.blk.0.attn_q.weight", "encoder of images or sound"),
+        ("mm.0.weight", "encoder of images or sound"),
+        ("blk.0.ffn_gate_exps.weight", "mixture of experts"),
+        ("blk.0.ffn_gate_inp.weight", "mixture of experts"),
+        ("blk.0.attn_qkv.scale", "requantise"),
+        ("token_embd.scale", "requantise"),
+        ("blk.1.ffn_down.input_scale", "requantise"),
+        ("rope_freqs.weight", "rotary frequencies"),
+        ("rope_factors_long.weight", "rope.scaling"),
+        ("cls.output.weight", "reranker"),
+        ("blk.0.attn_output.bias", "llama.cpp refuses it too"),
+        ("blk.0.ffn_up.bias", "llama.cpp refuses it too"),
+        ("blk.2.attn_norm.weight", "a layer beyond block_count"),
+        ("output_norm.bias", "bias where these models have none"),
+        ("something", "convert or download the model again"),
+    ],
+)
+def test_tensor_that_has_no_place_is_named_with_what_it_is(bench, name, why):
+    bench.write(tensors={name: np.ones(256, np.float32)})
+    bench.refused(f"tensor {name!r} has no place in a qwen3 model", why)
+
+
+@pytest.mark.device("cpu")
+@pytest.mark.parametrize(
+    ("kind", "way_out"),
+    [
+        ("adapter", "llama-export-lora"),
+        ("mmproj", "language model"),
+        ("imatrix", "llama-quantize"),
+        ("vocab", "file of the model"),
+    ],
+)
+def test_file_beside_a_model_is_named_by_its_type(bench, kind, way_out):
+    bench.write({"general.type": kind})
+    bench.refused(f"general.type is {kind!r}", way_out)
+
+
+def test_file_of_metadata_alone_is_refused(bench):
+    gguf.write(bench.path, TINY.metadata, [])
+    bench.refused("no tensors, only metadata")
 
 
 def retype(path: Path, name: str, ggml_type: int) -> None:
@@ -137,12 +184,12 @@ def retype(path: Path, name: str, ggml_type: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("ggml_type", "type_name"), [(12, "Q4_K"), (14, "Q6_K"), (999, "unknown type 999")]
+    ("ggml_type", "type_name"), [(15, "Q8_K"), (24, "I8"), (999, "unknown type 999")]
 )
 @pytest.mark.parametrize("name", ["token_embd.weight", "blk.1.ffn_down.weight"])
 def test_unsupported_type_is_named_with_its_tensor(bench, name, ggml_type, type_name):
     part = name.split(".")[-2]
-    write(bench.path, TINY, random_tensors(TINY, formats={part: "Q8_0"}))
+    write(bench.path, TINY, random_tensors(TINY, formats={part: "F16"}))
     retype(bench.path, name, ggml_type)
     bench.refused(repr(name), type_name, "Q8_0", "--token-embedding-type", "--output-tensor-type")
 
@@ -176,7 +223,7 @@ def test_missing_metadata_is_named(bench, key):
     bench.refused(f"'qwen3.{key}'", "missing")
 
 
-@pytest.mark.parametrize("key", ["block_count", "embedding_length", "attention.head_count_kv"])
+@pytest.mark.parametrize("key", ["block_count", "embedding_length", "context_length"])
 @pytest.mark.parametrize("value", [2.0, True, "2", [2, 2]], ids=repr)
 def test_metadata_of_another_kind_is_refused(bench, key, value):
     bench.write({f"qwen3.{key}": value})
@@ -228,6 +275,83 @@ def test_number_of_another_kind_is_refused(bench, key):
     bench.refused(f"qwen3.{key} is '1e-6'")
 
 
+@pytest.mark.device("cpu")
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("attention.layer_norm_rms_epsilon", ValueType.F64(1e300)),
+        ("attention.layer_norm_rms_epsilon", ValueType.F64(1e-300)),
+        ("rope.freq_base", 1e-30),
+        ("rope.freq_base", ValueType.F64(5e-324)),
+        ("rope.freq_base", ValueType.F64(1e300)),
+        ("rope.scaling.factor", 1e-30),
+        ("rope.scaling.factor", 1e30),
+        ("rope.scaling.attn_factor", 1e30),
+    ],
+)
+def test_number_that_float32_would_not_survive_is_refused(bench, key, value):
+    bench.write({f"qwen3.{key}": value})
+    bench.refused(f"qwen3.{key} = ", "must lie in")
+
+
+@pytest.mark.device("cpu")
+@pytest.mark.parametrize(
+    ("metadata", "key"),
+    [
+        ({"yarn_beta_fast": 1e30}, "yarn_beta_fast"),
+        ({"yarn_beta_fast": ValueType.F64(1e308)}, "yarn_beta_fast"),
+        ({"yarn_beta_slow": 1e-30}, "yarn_beta_slow"),
+        ({"yarn_beta_slow": float("nan")}, "yarn_beta_slow"),
+        ({"yarn_beta_fast": -1.0}, "yarn_beta_fast"),
+        ({"yarn_beta_fast": 0.5}, "yarn_beta_fast"),
+        ({"yarn_attn_factor": float("inf")}, "yarn_attn_factor"),
+        ({"yarn_attn_factor": ValueType.F64(1e300)}, "yarn_attn_factor"),
+        ({"original_context_length": 2**32 - 1}, "original_context_length"),
+    ],
+)
+def test_absurd_yarn_is_refused(bench, metadata, key):
+    scaling = {"type": "yarn", "factor": 4.0, **metadata}
+    bench.write({f"qwen3.rope.scaling.{k}": v for k, v in scaling.items()})
+    bench.refused(f"qwen3.rope.scaling.{key}")
+
+
+@pytest.mark.device("cpu")
+@pytest.mark.parametrize("theta", [1.0, np.nextafter(np.float32(1), np.float32(2))])
+def test_base_of_yarn_that_is_hardly_above_1_is_refused(bench, theta):
+    bench.write({"qwen3.rope.freq_base": float(theta), "qwen3.rope.scaling.type": "yarn",
+                 "qwen3.rope.scaling.factor": 4.0})  # fmt: skip
+    bench.refused("qwen3.rope.freq_base", "YaRN")
+
+
+@pytest.mark.device("cpu")
+@pytest.mark.parametrize("value", [["qwen3"], [1, 2], ValueType.STRING([]), True, 2.5])
+def test_architecture_that_is_no_text_is_refused(bench, value):
+    bench.write({"general.architecture": value})
+    bench.refused("general.architecture", "'qwen3'")
+
+
+@pytest.mark.device("cpu")
+@pytest.mark.parametrize(
+    "key", ["attention.head_count", "attention.head_count_kv", "feed_forward_length"]
+)
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ([2, 4], "differs between layers (2 to 4)"),
+        ([4], "array of 1 integers; one for each of 2 layers"),
+        ([4, 4, 4], "array of 3 integers"),
+        (ValueType.I32([]), "array of 0 integers"),
+        ([4.0, 4.0], "integer"),
+        (["4", "4"], "integer"),
+        ([True, True], "integer"),
+        ([0, 0], "must lie in 1.."),
+    ],
+)
+def test_array_that_is_no_one_number_is_refused(bench, key, value, text):
+    bench.write({f"qwen3.{key}": value})
+    bench.refused(f"qwen3.{key}", text)
+
+
 @pytest.mark.parametrize(
     ("metadata", "texts"),
     [
@@ -236,6 +360,8 @@ def test_number_of_another_kind_is_refused(bench, key):
         ({"attention.value_length": 128}, ("value_length is 128", "64")),
         ({"attention.value_length": [64, 64]}, ("value_length",)),
         ({"rope.dimension_count": 32}, ("rope.dimension_count is 32", "64")),
+        ({"attention.causal": False}, ("attention.causal is False", "llama.cpp")),
+        ({"attention.causal": 1}, ("attention.causal is 1",)),
     ],
 )
 def test_shape_of_attention_that_is_not_supported_is_refused(bench, metadata, texts):
@@ -249,18 +375,11 @@ def test_activation_transform_is_refused_by_the_names_of_its_keys(bench, key):
     bench.refused(key, "activation transform")
 
 
-def test_gate_and_up_of_different_formats_are_refused_by_name(bench):
-    # In the last layer: much is on the device by then.
-    up = random_tensors(TINY, "PQ2_0")["blk.1.ffn_up.weight"]
-    bench.write(tensors={"blk.1.ffn_up.weight": up})
-    bench.refused("'blk.1.ffn_gate.weight' is Q1_0", "'blk.1.ffn_up.weight' is PQ2_0")
-
-
 def test_ambiguous_type_42_asks_for_its_name_and_takes_it(bench):
     # All zero: code bytes that are finite scales too, in either order.
     zero = quant.quantize(np.zeros((77, 256), np.float32), "TQ2_0_g128")
     path = bench.write(tensors={"token_embd.weight": zero})
-    message = bench.refused("ambiguous", "'token_embd.weight'")
+    message = bench.refused("ambiguous", "'token_embd.weight'", "--type42", "type42=")
     for name in ("Q2_0_g128", "TQ2_0_g128"):
         assert name in message
         with Model.load(path, bench.device, type42=name) as model:

@@ -12,6 +12,7 @@ from oxibonsai.model.architectures.base import (
     LayerStep,
     ModelWeights,
     TokenGroup,
+    Variants,
 )
 from oxibonsai.model.architectures.qwen3 import Qwen3
 from oxibonsai.model.architectures.registry import Registry, load_weights
@@ -24,6 +25,7 @@ __all__ = [
     "ModelWeights",
     "Registry",
     "TokenGroup",
+    "Variants",
     "load_weights",
 ]
 

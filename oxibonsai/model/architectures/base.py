@@ -4,14 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from oxibonsai.gguf import GGUFFile
 from oxibonsai.metal import Buffer, Commands, WeightHandle
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.weights import Place, WeightLoader
 
-__all__ = ["Architecture", "Layer", "LayerStep", "ModelWeights", "TokenGroup", "moved"]
+__all__ = [
+    "Architecture",
+    "Layer",
+    "LayerStep",
+    "ModelWeights",
+    "TokenGroup",
+    "Variants",
+    "moved",
+]
 
 
 @dataclass(frozen=True)
@@ -133,6 +141,17 @@ class Architecture(Protocol):
 
     def load_layer(self, loader: WeightLoader, prefix: str) -> Layer:
         """Upload the layer whose tensors' names begin with `prefix`, such as ``"blk.0."``."""
+
+
+@runtime_checkable
+class Variants(Protocol):
+    """What an architecture has too whose files may have other tensors than `layer_tensors`."""
+
+    def optional_tensors(self, config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+        """Return the shapes of tensors that a layer may have, by their names behind ``blk.N.``."""
+
+    def fused_tensors(self, config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
+        """Return the names of tensors that hold the rows of several others, and of these."""
 
 
 @dataclass(frozen=True)

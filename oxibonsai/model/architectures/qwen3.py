@@ -40,12 +40,29 @@ class Qwen3:
             "ffn_down.weight": (c.hidden_size, c.intermediate_size),
         }
 
+    def optional_tensors(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+        """Return the biases of q, k and v, which some fine-tunes have."""
+        kv_size = config.n_kv_heads * config.head_dim
+        return {
+            "attn_q.bias": (config.q_size,),
+            "attn_k.bias": (kv_size,),
+            "attn_v.bias": (kv_size,),
+        }
+
+    def fused_tensors(self, config: ModelConfig) -> dict[str, tuple[str, ...]]:
+        """Return the tensors that hold q, k and v in one."""
+        return {
+            f"attn_qkv.{kind}": tuple(f"attn_{x}.{kind}" for x in "qkv")
+            for kind in ("weight", "bias")
+        }
+
     def load_layer(self, loader: WeightLoader, prefix: str) -> Qwen3Layer:
         """Upload a layer."""
         p = prefix
         return Qwen3Layer(
             attn_norm=loader.vector(f"{p}attn_norm.weight"),
-            qkv=loader.projection(*(f"{p}attn_{x}.weight" for x in "qkv")),
+            qkv=loader.projection(*_qkv(loader, p, "weight")),
+            bias=loader.bias(*_qkv(loader, p, "bias")),
             q_norm=loader.vector(f"{p}attn_q_norm.weight"),
             k_norm=loader.vector(f"{p}attn_k_norm.weight"),
             attn_output=loader.matrix(f"{p}attn_output.weight"),
@@ -55,12 +72,19 @@ class Qwen3:
         )
 
 
+def _qkv(loader: WeightLoader, prefix: str, kind: str) -> list[str]:
+    """Return the names of the tensors of q, k and v: three, or one where the file fuses them."""
+    fused = f"{prefix}attn_qkv.{kind}"
+    return [fused] if fused in loader else [f"{prefix}attn_{x}.{kind}" for x in "qkv"]
+
+
 @dataclass(frozen=True)
 class Qwen3Layer:
     """One layer on the device."""
 
     attn_norm: WeightHandle
     qkv: Projection
+    bias: WeightHandle | None
     q_norm: WeightHandle
     k_norm: WeightHandle
     attn_output: WeightHandle
@@ -71,7 +95,8 @@ class Qwen3Layer:
     @property
     def first_handles(self) -> list[WeightHandle]:
         """Weights up to the caches."""
-        return [self.attn_norm, self.q_norm, self.k_norm, *self.qkv.handles]
+        bias = [] if self.bias is None else [self.bias]
+        return [self.attn_norm, self.q_norm, self.k_norm, *self.qkv.handles, *bias]
 
     @property
     def second_handles(self) -> list[WeightHandle]:
@@ -89,6 +114,9 @@ class Qwen3Layer:
             norm=self.attn_norm,
             eps=eps,
         )
+        if self.bias is not None:
+            size = step.config.qkv_size
+            step.commands.add_bias(self.bias, step.qkv, size, n_vectors=step.n_tokens)
         for group in step.groups:
             step.commands.qkv_to_cache(
                 step.qkv_of(group),

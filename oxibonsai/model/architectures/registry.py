@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from oxibonsai.gguf import GGUFError, GGUFFile, check_supported
 from oxibonsai.metal import MetalGraph
-from oxibonsai.model.architectures.base import Architecture, ModelWeights
+from oxibonsai.model.architectures.base import Architecture, ModelWeights, Variants
+from oxibonsai.model.architectures.expected import Expected, check_tensors
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.weights import WeightLoader, check_tensors
+from oxibonsai.model.weights import WeightLoader, check_memory
 
 __all__ = ["Registry", "load_weights"]
+
+
+# Files beside a model, by ``general.type``, and what to do with them.
+_OTHER_FILES: Final = {
+    "adapter": "a LoRA adapter: merge it into its model with llama-export-lora",
+    "mmproj": "an encoder of images or sound: name the file of the language model",
+    "imatrix": "the statistics that llama-quantize takes: name the file of the model",
+    "vocab": "a vocabulary alone: name the file of the model",
+}
 
 
 class Registry:
@@ -44,6 +56,11 @@ class Registry:
 
     def of(self, file: GGUFFile) -> Architecture:
         """Return the architecture of a file; GGUFError, with the known ones, for another."""
+        kind = file.metadata.get("general.type")
+        if isinstance(kind, str) and kind in _OTHER_FILES:
+            raise GGUFError(
+                f"{file.path} is no model: general.type is {kind!r}, {_OTHER_FILES[kind]}"
+            )
         name = file.metadata.get("general.architecture")
         found = self._known.get(name) if isinstance(name, str) else None
         if found is None:
@@ -51,20 +68,32 @@ class Registry:
                 f"{file.path}: general.architecture is {name!r}; supported are "
                 f"{', '.join(map(repr, self.names))}"
             )
+        if not file.tensors:
+            raise GGUFError(f"{file.path} has no tensors, only metadata: take the model's own file")
         return found
 
 
-def tensor_shapes(architecture: Architecture, config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a file with this shape, the optional head included."""
-    shapes: dict[str, tuple[int, ...]] = {
-        "token_embd.weight": (config.vocab_size, config.hidden_size),
-        "output_norm.weight": (config.hidden_size,),
-        "output.weight": (config.vocab_size, config.hidden_size),
-    }
+def expected_tensors(architecture: Architecture, config: ModelConfig) -> Expected:
+    """Return the tensors of a file with this shape."""
+    head = {"output.weight": (config.vocab_size, config.hidden_size)}
     layer = architecture.layer_tensors(config)
-    for i in range(config.n_layers):
-        shapes |= {f"blk.{i}.{name}": shape for name, shape in layer.items()}
-    return shapes
+    variants = architecture if isinstance(architecture, Variants) else None
+    optional = variants.optional_tensors(config) if variants else {}
+    fused = variants.fused_tensors(config) if variants else {}
+    layers = [f"blk.{i}." for i in range(config.n_layers)]
+    return Expected(
+        required={
+            "token_embd.weight": (config.vocab_size, config.hidden_size),
+            "output_norm.weight": (config.hidden_size,),
+            **{p + name: shape for p in layers for name, shape in layer.items()},
+        },
+        optional=head | {p + name: shape for p in layers for name, shape in optional.items()},
+        fused={
+            p + name: tuple(p + part for part in parts)
+            for p in layers
+            for name, parts in fused.items()
+        },
+    )
 
 
 def load_weights(
@@ -76,6 +105,8 @@ def load_weights(
     ------
     GGUFError
         For tensors that are missing, unknown, of another shape or of an unsupported type.
+    BufferCreationError
+        If they do not fit the device.
     """
     check_supported(file)
     # A lying block_count costs nothing: it is compared before a name is made for every layer.
@@ -84,8 +115,10 @@ def load_weights(
             f"{file.path}: {config.n_layers} layers in {len(file.tensors)} tensors: tensors are "
             "missing"
         )
-    check_tensors(file, architecture.name, tensor_shapes(architecture, config))
-    loader = WeightLoader(file, graph)
+    expected = expected_tensors(architecture, config)
+    check_tensors(file, architecture.name, expected)
+    check_memory(file, graph.device.info.recommended_working_set)
+    loader = WeightLoader(file, graph, expected.optional)
     try:
         # The largest first: their pages of the file are gone before the rest is on the device.
         embedding = loader.matrix("token_embd.weight")
