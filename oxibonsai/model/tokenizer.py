@@ -1,33 +1,35 @@
 """Byte-level BPE from the vocabulary and merges of a GGUF file.
 
-Encoding runs in Hugging Face ``tokenizers``; decoding needs nothing but this module. Text is never
-normalised, as in the other programs that read these files, so ``decode(encode(text)) == text``.
+Encoding runs in Hugging Face ``tokenizers``; decoding needs nothing but this module. By default,
+text is not normalised, as in the other programs that read these files, so ``decode(encode(text)) ==
+text``.
 """
 
 from __future__ import annotations
 
-import codecs
-import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.gguf import GGUFError, GGUFFile, Strings
+from oxibonsai.gguf import GGUFError, GGUFFile
+from oxibonsai.model.arguments import flag, integer, sequence_of_ids
+from oxibonsai.model.bpe import BytePairEncoder, merge_results
+from oxibonsai.model.endnames import named_ends
+from oxibonsai.model.specials import SpecialNames
+from oxibonsai.model.splits import SPLITS
+from oxibonsai.model.streamdecoder import StreamDecoder
+from oxibonsai.model.tokenizerfile import tokenizer_fields
 
 __all__ = ["StreamDecoder", "Tokenizer"]
 
-_QWEN2: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# Names that llama.cpp gives to one and the same split (src/llama-vocab.cpp, PRE_TYPE_QWEN2).
-_SPLITS: Final = dict.fromkeys(("qwen2", "deepseek-r1-qwen", "megrez"), _QWEN2)
+# Types of tokens in GGUF. What stands for text that has no token is treated as a control token.
+_UNKNOWN: Final = 2
 _CONTROL: Final = 3
 _USER_DEFINED: Final = 4
-_END_NAMES: Final = ("<|im_end|>", "<|endoftext|>")
+_UNUSED: Final = 5
 
 
 def byte_characters() -> dict[str, int]:
@@ -40,31 +42,6 @@ def byte_characters() -> dict[str, int]:
 _BYTE_OF: Final = byte_characters()
 
 
-class StreamDecoder:
-    """Turn tokens into text one by one, never giving out half a character.
-
-    Bytes that are not UTF-8 become U+FFFD, as in `Tokenizer.decode`: the pieces of a sequence of
-    tokens joined are the text of the sequence.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, *, skip_special: bool = True) -> None:
-        self._tokenizer = tokenizer
-        self._skip_special = skip_special
-        self._utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
-
-    def push(self, token: int) -> str:
-        """Return the text that `token` completes, often empty in the middle of a character."""
-        return self._utf8.decode(
-            self._tokenizer.token_bytes(token, skip_special=self._skip_special)
-        )
-
-    def flush(self) -> str:
-        """Return U+FFFD for an unfinished character, or nothing, and reset the decoder."""
-        rest = self._utf8.decode(b"", final=True)
-        self._utf8.reset()
-        return rest
-
-
 class Tokenizer:
     """The tokenizer of a model file, made by `from_gguf`.
 
@@ -75,15 +52,26 @@ class Tokenizer:
     pre : str
         Name of the split into words.
     token_types : array of int, optional
-        GGUF's type of each token; without it the ids below are the control tokens.
+        GGUF's type of each token, and any number behind them; without it the ids below are the
+        control tokens, besides known ends.
     bos_id, eos_id : int, optional
         Ids of the tokens that start and end a text.
     end_ids : iterable of int
         Further ids that end a text.
     add_bos : bool
         Whether the file asks for `bos_id` before a prompt.
+    pad_id, unk_id : int, optional
+        Ids of the tokens that pad a text and that stand for what has no token.
+    nfc : bool
+        Whether text is composed to Unicode's NFC before it is split, as by Hugging Face's
+        tokenizers of qwen2 and qwen3.
+    n_rows : int
+        Rows of the model's embedding. A model may have more than there are tokens; those are ids
+        of unused tokens.
     chat_template : str, optional
         Jinja template of the file.
+    chat_templates : mapping of str to str, optional
+        Further templates by their names.
     source : str
         What messages name as the origin.
 
@@ -94,15 +82,23 @@ class Tokenizer:
     bos_id : int or None
         Id of the token that starts a text, where the file names one.
     add_bos : bool
-        Whether the file asks for `bos_id` before a prompt. `encode` never adds it.
+        Whether the file asks for `bos_id` before a prompt, and has one. `encode` never adds it.
     eos_id : int or None
         Id of the token that ends a text, where the file names one.
+    pad_id, unk_id : int or None
+        As `eos_id`, of the token that pads a text and the one that stands for what has none.
     eos_ids : frozenset of int
-        Ids that end a text: those the file names, ``<|im_end|>`` and ``<|endoftext|>``.
+        Ids that end a text: those the file names, and those with a known name, such as
+        ``<|im_end|>``, whatever their type.
     special_ids : frozenset of int
-        Ids of control tokens, which decode to nothing.
+        Ids of control tokens, which decode to nothing and never come from plain text. Known ends
+        are among them. The token of a single byte comes from text and decodes to it all the same.
+    nfc : bool
+        As given.
     chat_template : str or None
         Jinja template of the file.
+    chat_templates : dict of str to str
+        Further templates of the file by their names, such as "tool_use".
     """
 
     def __init__(
@@ -116,12 +112,17 @@ class Tokenizer:
         eos_id: int | None = None,
         end_ids: Iterable[int] = (),
         add_bos: bool = False,
+        pad_id: int | None = None,
+        unk_id: int | None = None,
+        nfc: bool = False,
+        n_rows: int = 0,
         chat_template: str | None = None,
+        chat_templates: Mapping[str, str] | None = None,
         source: str = "tokenizer",
     ) -> None:
-        if pre not in _SPLITS:
+        if pre not in SPLITS:
             raise GGUFError(
-                f"{source}: tokenizer.ggml.pre is {pre!r}; known are {', '.join(_SPLITS)}"
+                f"{source}: tokenizer.ggml.pre is {pre!r}; known are {', '.join(SPLITS)}"
             )
         self._source = source
         self._tokens = list(tokens)
@@ -129,38 +130,59 @@ class Tokenizer:
         self.pre = pre
         self.bos_id = bos_id
         self.eos_id = eos_id
-        self.add_bos = add_bos
+        self.pad_id = pad_id
+        self.unk_id = unk_id
+        self.add_bos = add_bos and bos_id is not None
+        self.nfc = nfc
         self.chat_template = chat_template
-        ends = set(end_ids) | ({eos_id} if eos_id is not None else set())
-        for number in ends | ({bos_id} if bos_id is not None else set()):
-            if not 0 <= number < len(self._tokens):
+        self.chat_templates = dict(chat_templates or {})
+        ends = {*end_ids, *([] if eos_id is None else [eos_id])}
+        for number in [*ends, bos_id, pad_id, unk_id]:
+            if number is not None and not 0 <= number < len(self._tokens):
                 raise GGUFError(
                     f"{source}: special token id {number} is outside the vocabulary of "
                     f"{len(self._tokens)}"
                 )
+        user_defined: set[int] = set()
+        unused: set[int] = set()
         if token_types is None:
             control = ends | ({bos_id} if bos_id is not None else set())
-            self._added: list[int] = sorted(control)
         else:
-            types = np.asarray(token_types)
-            if types.shape != (len(self._tokens),):
-                raise GGUFError(
-                    f"{source}: tokenizer.ggml.token_type has shape {types.shape} for "
-                    f"{len(self._tokens)} tokens"
-                )
-            control = set(np.flatnonzero(types == _CONTROL).tolist())
-            self._added = sorted(control | set(np.flatnonzero(types == _USER_DEFINED).tolist()))
+            types = self._checked_types(token_types)
+            control = set(np.flatnonzero((types == _CONTROL) | (types == _UNKNOWN)).tolist())
+            user_defined = set(np.flatnonzero(types == _USER_DEFINED).tolist())
+            unused = set(np.flatnonzero(types == _UNUSED).tolist())
+        named = named_ends(self._tokens, unused)
+        control |= named.control
         self.special_ids = frozenset(control)
-        self.eos_ids = frozenset(ends | {i for i in control if self._tokens[i] in _END_NAMES})
+        self._silent = frozenset(i for i in control if self._tokens[i] not in _BYTE_OF)
+        self._bare = frozenset({*(unused - control), *range(len(self._tokens), n_rows)})
+        self._user_defined = user_defined - control
+        self._n_ids = max(len(self._tokens), n_rows)
+        self.eos_ids = frozenset(ends | named.control | named.others)
+
+    def _checked_types(self, token_types: npt.ArrayLike) -> npt.NDArray[np.integer[Any]]:
+        types = np.asarray(token_types)
+        if types.dtype.kind not in "iu" or types.ndim != 1 or types.size < len(self._tokens):
+            raise GGUFError(
+                f"{self._source}: tokenizer.ggml.token_type has shape {types.shape} for "
+                f"{len(self._tokens)} tokens, and dtype {types.dtype}: an integer for each token "
+                "is needed"
+            )
+        return types[: len(self._tokens)]
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile) -> Tokenizer:
+    def from_gguf(cls, file: GGUFFile, *, nfc: bool = False, n_rows: int = 0) -> Tokenizer:
         """Return the tokenizer of a file.
 
         Parameters
         ----------
         file : GGUFFile
             The open file.
+        nfc : bool
+            As of Tokenizer; files do not say it.
+        n_rows : int
+            As of Tokenizer.
 
         Returns
         -------
@@ -172,41 +194,7 @@ class Tokenizer:
         GGUFError
             If it has none, or one of another kind than byte-level BPE.
         """
-
-        def get(key: str, kind: type, default: Any = None) -> Any:
-            value = file.metadata.get(f"tokenizer.{key}", default)
-            if value is not default and not isinstance(value, kind):
-                raise GGUFError(
-                    f"{file.path}: tokenizer.{key} is a {type(value).__name__}, not {kind.__name__}"
-                )
-            return value
-
-        model = get("ggml.model", str)
-        if model != "gpt2":
-            raise GGUFError(
-                f"{file.path}: tokenizer.ggml.model is {model!r}; only 'gpt2' (byte-level BPE) is "
-                "supported"
-            )
-        lists = []
-        for key in ("tokens", "merges"):
-            value = file.metadata.get(f"tokenizer.ggml.{key}")
-            if not isinstance(value, Strings):
-                raise GGUFError(
-                    f"{file.path}: tokenizer.ggml.{key} is missing or no array of strings"
-                )
-            lists.append(value)
-        ends = (get(f"ggml.{name}_token_id", int) for name in ("eot", "eom"))
-        return cls(
-            *lists,
-            pre=get("ggml.pre", str, "default"),
-            token_types=get("ggml.token_type", np.ndarray),
-            bos_id=get("ggml.bos_token_id", int),
-            eos_id=get("ggml.eos_token_id", int),
-            end_ids=[i for i in ends if i is not None],
-            add_bos=get("ggml.add_bos_token", bool, False),
-            chat_template=get("chat_template", str),
-            source=file.path,
-        )
+        return cls(**tokenizer_fields(file), nfc=nfc, n_rows=n_rows)
 
     @property
     def vocab_size(self) -> int:
@@ -232,13 +220,18 @@ class Tokenizer:
 
         Raises
         ------
+        TypeError
+            For a text that is no str, or a parse_special that is no bool.
         ValueError
             For lone surrogates, which UTF-8 cannot hold.
+        GGUFError
+            For a byte that the file's vocabulary lacks, or a vocabulary that means nothing.
         ImportError
             If the package tokenizers is missing.
         """
         if not isinstance(text, str):
             raise TypeError(f"text is a {type(text).__name__}, not a str")
+        parse_special = flag("parse_special", parse_special)
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as e:
@@ -253,6 +246,35 @@ class Tokenizer:
             ids += [special] if special is not None else self._encode(part)
         return ids
 
+    def prompt_ids(self, text: str, *, parse_special: bool = False) -> list[int]:
+        """Return the token ids of a text that a model is to continue.
+
+        They begin with the token for the beginning of a text where the file asks for it
+        (`add_bos`), as in llama.cpp.
+
+        Parameters
+        ----------
+        text : str
+            As of encode().
+        parse_special : bool
+            As of encode(); a text that begins with the name of that token gets no second one.
+
+        Returns
+        -------
+        list of int
+            The ids.
+
+        Raises
+        ------
+        TypeError, ValueError, ImportError
+            As of encode().
+        """
+        ids = self.encode(text, parse_special=parse_special)
+        first = self.bos_id
+        if not self.add_bos or first is None or (parse_special and ids[:1] == [first]):
+            return ids
+        return [first, *ids]
+
     def split_special(self, text: str) -> list[tuple[str, int | None]]:
         """Return the parts of `text`, each with the id where it is a special token's name.
 
@@ -266,34 +288,15 @@ class Tokenizer:
         list of (str, int or None)
             Names of control and user-defined tokens with their ids; the text between them with
             None.
+
+        Raises
+        ------
+        TypeError
+            For a text that is no str.
         """
-        parts: list[tuple[str, int | None]] = []
-        end = 0
-        for match in self._special_pattern.finditer(text) if self._special_pattern else ():
-            parts.append((text[end : match.start()], None))
-            parts.append((match.group(), self._special_by_name[match.group()]))
-            end = match.end()
-        parts.append((text[end:], None))
-        return [(part, special) for part, special in parts if part]
-
-    def special_names(self, *, user_defined: bool = True) -> list[str]:
-        """Return the names of special tokens.
-
-        Parameters
-        ----------
-        user_defined : bool
-            Whether user-defined tokens are included, besides control tokens.
-
-        Returns
-        -------
-        list of str
-            The names.
-        """
-        return [
-            name
-            for name, i in self._special_by_name.items()
-            if user_defined or i in self.special_ids
-        ]
+        if not isinstance(text, str):
+            raise TypeError(f"text is a {type(text).__name__}, not a str")
+        return self.specials.split(text)
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """Return the text of `ids`; bytes that are not UTF-8 become U+FFFD.
@@ -312,10 +315,14 @@ class Tokenizer:
 
         Raises
         ------
+        TypeError
+            For what are no ids, or a skip_special that is no bool.
         ValueError
             For an id outside the vocabulary.
         """
-        raw = b"".join(self.token_bytes(i, skip_special=skip_special) for i in ids)
+        skip_special = flag("skip_special", skip_special)
+        found = sequence_of_ids("ids", ids)
+        raw = b"".join(self.token_bytes(i, skip_special=skip_special) for i in found)
         return raw.decode("utf-8", errors="replace")
 
     def token_bytes(self, token: int, *, skip_special: bool = False) -> bytes:
@@ -331,27 +338,33 @@ class Tokenizer:
         Returns
         -------
         bytes
-            The bytes; a token may hold part of a character.
+            The bytes; a token may hold part of a character. An unused token has none.
 
         Raises
         ------
+        TypeError
+            For what are no ids, or a skip_special that is no bool.
         ValueError
             For an id outside the vocabulary.
         """
-        token = int(token)
-        if not 0 <= token < len(self._tokens):
+        if type(token) is not int:
+            token = integer("token", token)
+        skip: Any = skip_special
+        if type(skip) is not bool:
+            skip = flag("skip_special", skip)
+        if not 0 <= token < self._n_ids:
             raise ValueError(
-                f"token id {token} is outside the vocabulary: ids are 0 to {len(self._tokens) - 1}"
+                f"token id {token} is outside the vocabulary: ids are 0 to {self._n_ids - 1}"
             )
-        if skip_special and token in self.special_ids:
+        if skip and token in self._silent:
             return b""
-        text = self._tokens[token]
-        if token not in self._added_set:
-            try:
-                return bytes([_BYTE_OF[c] for c in text])
-            except KeyError:
-                pass  # not written in byte characters: the token is its own text
-        return text.encode("utf-8", "surrogateescape")
+        # The merges of a file are looked through only where a token may be unused.
+        if token in self._bare and token in self.unused_ids:
+            return b""
+        if token not in self._added and (spelt := self._spelt(token)) is not None:
+            return spelt
+        # Not written in byte characters: the token is its own text.
+        return self._name(token)
 
     def stream(self, *, skip_special: bool = True) -> StreamDecoder:
         """Return a decoder for tokens that come one by one.
@@ -368,67 +381,121 @@ class Tokenizer:
         """
         return StreamDecoder(self, skip_special=skip_special)
 
-    @cached_property
-    def _added_set(self) -> frozenset[int]:
-        return frozenset(self._added)
+    def textless_ids(self, name: str) -> list[int]:
+        """Return the tokens of a name that decode to nothing: control and unused ones.
+
+        Parameters
+        ----------
+        name : str
+            A text, such as ``<|im_start|>``.
+
+        Returns
+        -------
+        list of int
+            Their ids, often none.
+        """
+        return self._textless.get(name, [])
+
+    def holds_textless(self, text: str) -> bool:
+        """Return whether a text holds the name of a token that decodes to nothing.
+
+        Parameters
+        ----------
+        text : str
+            A text.
+
+        Returns
+        -------
+        bool
+            Whether it does.
+        """
+        return next(self._textless_names.find(text), None) is not None
+
+    def named_bytes(self, token: int) -> bytes:
+        """Return the bytes of a token, or the name of one that decodes to nothing.
+
+        Parameters
+        ----------
+        token : int
+            The token.
+
+        Returns
+        -------
+        bytes
+            The bytes; none for a row of the embedding without a token.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As of token_bytes().
+        """
+        found = self.token_bytes(token)
+        return found or (self._name(token) if token < len(self._tokens) else b"")
 
     @cached_property
-    def _special_by_name(self) -> dict[str, int]:
-        return {self._tokens[i]: i for i in self._added if self._tokens[i]}
+    def _textless_names(self) -> SpecialNames:
+        return SpecialNames({name: ids[0] for name, ids in self._textless.items()}, {})
 
     @cached_property
-    def _special_pattern(self) -> re.Pattern[str] | None:
-        # Longest first: a name that begins another must not win over it.
-        names = sorted(self._special_by_name, key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, names))) if names else None
+    def _textless(self) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for i, name in enumerate(self._tokens):
+            if name and (i in self._silent or i in self.unused_ids):
+                found.setdefault(name, []).append(i)
+        return found
+
+    @cached_property
+    def unused_ids(self) -> frozenset[int]:
+        """Ids that stand for nothing and fill the vocabulary up.
+
+        Those that the file calls so, but for bytes and results of merges, which come from text, and
+        rows of the embedding without a token.
+        """
+        return self._bare - self._from_text(self._bare)
+
+    def _from_text(self, ids: Iterable[int]) -> set[int]:
+        """Return those of some tokens that plain text gives: bytes, and results of merges."""
+        of = {self._tokens[i]: i for i in ids if i < len(self._tokens) and self._spelt(i)}
+        longer = of.keys() - _BYTE_OF.keys()
+        return {of[text] for text in (of.keys() - longer) | merge_results(self._merges, longer)}
+
+    def _spelt(self, token: int) -> bytes | None:
+        """Return the bytes that a token's byte characters write; None where it has others."""
+        try:
+            return bytes([_BYTE_OF[c] for c in self._tokens[token]])
+        except KeyError:
+            return None
+
+    def _name(self, token: int) -> bytes:
+        return self._tokens[token].encode("utf-8", "surrogateescape")
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        """Tokens that stand for their names; not those that text gives for other bytes."""
+        added = self.special_ids | self._user_defined
+        others = [i for i in added - self._silent if self._spelt(i) != self._name(i)]
+        return added - self._from_text(others)
+
+    @cached_property
+    def specials(self) -> SpecialNames:
+        """The names of control and user-defined tokens."""
+        names: tuple[dict[str, int], dict[str, int]] = ({}, {})
+        for i in sorted(self._added):
+            names[i not in self.special_ids][self._tokens[i]] = i
+        return SpecialNames(*names)
 
     def _encode(self, text: str) -> list[int]:
-        return list(self._bpe.encode(text).ids) if text else []
+        return self._encoder.encode(text) if text else []
 
     @cached_property
-    def _bpe(self) -> Any:
+    def _encoder(self) -> BytePairEncoder:
         """The encoder, built when text is first encoded."""
-        try:
-            from tokenizers import Regex, Tokenizer, models, pre_tokenizers
-        except ImportError as e:
-            raise ImportError(
-                "encoding text needs the package tokenizers: pip install tokenizers jinja2 rich"
-            ) from e
-        vocabulary = {text: i for i, text in enumerate(self._tokens)}
-        if len(vocabulary) != len(self._tokens):
-            raise GGUFError(
-                f"{self._source}: {len(self._tokens) - len(vocabulary)} of {len(self._tokens)} "
-                "tokens appear twice"
-            )
-        missing = [b for c, b in _BYTE_OF.items() if c not in vocabulary]
-        if missing:
-            raise GGUFError(
-                f"{self._source}: the vocabulary of {len(self._tokens)} has no token for "
-                f"{len(missing)} of 256 bytes, first 0x{missing[0]:02x}; text with them would be "
-                "lost"
-            )
-        # Without them a merge that makes a control token out of plain text is an error below.
-        for i in self.special_ids:
-            del vocabulary[self._tokens[i]]
-        pairs: list[tuple[str, str]] = []
-        for i, merge in enumerate(self._merges):
-            left, _, right = merge.partition(" ")
-            if not (left and right) or " " in right:
-                raise GGUFError(
-                    f"{self._source}: merge {i} is {merge!r}; two parts with one space between "
-                    "them are needed"
-                )
-            pairs.append((left, right))
-        try:
-            bpe = Tokenizer(models.BPE(vocab=vocabulary, merges=pairs))
-        except Exception as e:  # tokenizers raises bare Exception
-            raise GGUFError(
-                f"{self._source}: tokenizer.ggml.tokens and merges do not agree: {e}"
-            ) from e
-        bpe.pre_tokenizer = pre_tokenizers.Sequence(
-            [
-                pre_tokenizers.Split(Regex(_SPLITS[self.pre]), "isolated"),
-                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
-            ]
+        return BytePairEncoder(
+            self._tokens,
+            self._merges,
+            _BYTE_OF,
+            control=self._silent,
+            patterns=SPLITS[self.pre],
+            nfc=self.nfc,
+            source=self._source,
         )
-        return bpe
