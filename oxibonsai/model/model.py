@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import os
+import reprlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from oxibonsai.gguf import GGUFFile
+from oxibonsai.gguf import GGUFError, GGUFFile, Strings
 from oxibonsai.metal import Device, MetalGraph
 from oxibonsai.model.architectures import ARCHITECTURES, ModelWeights, load_weights
+from oxibonsai.model.arguments import flag, function, integer_in, one_of, token_ids
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.engine import Engine
-from oxibonsai.model.generation.filedefaults import file_options
+from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.generation.settings import SamplingOptions
-from oxibonsai.model.runtime.cache import KVDtype
-from oxibonsai.model.session import DEFAULT_CHUNK, Session
+from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
+from oxibonsai.model.session import DEFAULT_CHUNK, Session, check_chunk
 from oxibonsai.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
 __all__ = ["Model"]
 
 _DEFAULT_MAX_SEQ = 2048
+"""Of engines, which allocate it, and the tokens of a window of perplexity()."""
 
 
 class Model:
@@ -44,12 +47,14 @@ class Model:
         The weights on the device.
     activations : {"float32", "int8"}
         The type that prompts are multiplied in.
+    nfc : bool
+        As of load().
 
     Attributes
     ----------
     path : str
         The file.
-    config, graph, weights, activations
+    config, graph, weights, activations, nfc
         As given.
     name : str
         The model's name in the file, else the file's.
@@ -62,12 +67,15 @@ class Model:
         graph: MetalGraph,
         weights: ModelWeights,
         activations: Literal["float32", "int8"] = "float32",
+        *,
+        nfc: bool = False,
     ) -> None:
         self.path = file.path
         self.config = config
         self.graph = graph
         self.weights = weights
         self.activations = activations
+        self.nfc = nfc
         name = file.metadata.get("general.name")
         self.name = name if isinstance(name, str) else Path(self.path).stem
         self._file = file
@@ -81,6 +89,7 @@ class Model:
         *,
         type42: str | None = None,
         activations: Literal["float32", "int8"] = "float32",
+        nfc: bool = False,
     ) -> Model:
         """Load a GGUF file of an architecture in ``oxibonsai.model.architectures``.
 
@@ -97,6 +106,9 @@ class Model:
             and what verify(), log_probabilities() and perplexity() are given. int8 rounds
             activations to 8 bits in blocks of 16, on the cpu device alone; it is faster with most
             processors and formats. Smaller batches, so all that is generated, stay float32.
+        nfc : bool
+            Whether the tokenizer composes text to Unicode's NFC before it splits it, as Hugging
+            Face's tokenizers of qwen3 do. Files do not say so, and llama.cpp does not do it.
 
         Returns
         -------
@@ -106,34 +118,49 @@ class Model:
         Raises
         ------
         GGUFError
-            For a file that is damaged, of another architecture, or with tensors that are missing,
-            unknown, of another shape or of an unsupported type.
+            For a file that is damaged, of another architecture, with tensors that are missing,
+            unknown, of another shape or of an unsupported type, or with more tokens than rows of
+            the embedding.
         DeviceNotFoundError, BufferCreationError
             If there is no such device, or not enough memory on it.
         ValueError, EncodingError
             For other activations, and for those that the device has no kernels for.
+        TypeError
+            For an argument of another type.
         """
+        nfc = flag("nfc", nfc)
+        one_of("activations", activations, ("float32", "int8"))
+        _check_device(device)
         file = GGUFFile(path, type42=type42)
         try:
             architecture = ARCHITECTURES.of(file)
             config = architecture.config(file)
+            _check_vocabulary(file, config)
             graph = MetalGraph(device)
             graph.commands(activations=activations).close()  # Refused before anything is loaded.
             weights = load_weights(file, architecture, config, graph)
         except BaseException:
             file.close()
             raise
-        return cls(file, config, graph, weights, activations)
+        return cls(file, config, graph, weights, activations, nfc=nfc)
 
     @property
     def device(self) -> Device:
         """Where the model runs."""
         return self.graph.device
 
-    @cached_property
+    @property
     def tokenizer(self) -> Tokenizer:
-        """The file's tokenizer; needs the extra ``oxibonsai[model]`` to encode."""
-        return Tokenizer.from_gguf(self._file)
+        """The file's tokenizer; needs the extra ``oxibonsai[model]`` to encode.
+
+        ValueError, where the model is closed.
+        """
+        self._check_open()
+        return self._tokenizer
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return Tokenizer.from_gguf(self._file, nfc=self.nfc, n_rows=self.config.vocab_size)
 
     @cached_property
     def end_ids(self) -> frozenset[int]:
@@ -146,10 +173,15 @@ class Model:
     def sampling_defaults(self) -> SamplingOptions:
         """Arguments of ``Session.generate`` that the file recommends (``general.sampling.*``).
 
-        Chat takes them where the user gives none, and generate() does not. GGUFError, where one is
-        out of its range.
+        Chat takes them where the user gives none, and generate() does not. A value that means
+        nothing is not among them; a warning is logged.
         """
-        return file_options(self._file.metadata, self.path)
+        return self.file_sampling.options()
+
+    @cached_property
+    def file_sampling(self) -> FileSampling:
+        """What `sampling_defaults` is read from; for Chat and the commands."""
+        return FileSampling(self._file.metadata, self.path)
 
     def session(
         self,
@@ -165,8 +197,9 @@ class Model:
         Parameters
         ----------
         max_seq : int, optional
-            Positions that the KV cache may grow to, at most the model's context_length; left out,
-            2048 or the context_length, whichever is less. Memory is taken as the text grows.
+            Positions that the KV cache may grow to, at most the model's context_length. Left out,
+            the context_length, or as many as the device can hold where that is less.
+            Memory is taken as the text grows.
         kv_dtype : {"f16", "f32", "q8"}
             Elements of the KV cache. Rounding K and V changes the logits of the demo model by about
             4e-4 of their norm in half and 1.1e-2 in 8 bits, where each key or value of a head
@@ -196,8 +229,8 @@ class Model:
         """
         self._check_open()
         if max_seq is None:
-            max_seq = min(_DEFAULT_MAX_SEQ, self.config.context_length)
-        return Session(self, max_seq, kv_dtype, chunk, bool(profile), deterministic=deterministic)
+            max_seq = self._most_positions(kv_dtype)
+        return Session(self, max_seq, kv_dtype, chunk, profile, deterministic=deterministic)
 
     def engine(
         self,
@@ -217,7 +250,8 @@ class Model:
         max_sequences : int
             Texts that run at a time, 1 to 256; more wait.
         max_seq : int, optional
-            The most tokens of a text, prompt included; as of session() where left out.
+            The most tokens of a text, prompt included. Left out, 2048 or the context_length,
+            whichever is less: its pages are allocated at once.
         n_pages : int, optional
             Pages of 64 positions in the K/V cache, which all texts share. Left out, as many as
             max_sequences texts of max_seq tokens take, or as the device's buffers hold. All of
@@ -290,7 +324,7 @@ class Model:
             For a max_seq that the text does not fit.
         """
         self._check_open()
-        return Session.restore(self, path, max_seq=max_seq, chunk=chunk, profile=bool(profile))
+        return Session.restore(self, path, max_seq=max_seq, chunk=chunk, profile=profile)
 
     def perplexity(
         self,
@@ -306,7 +340,9 @@ class Model:
         Parameters
         ----------
         text : str or sequence of int
-            A text, or its tokens; at least two.
+            A text, or its tokens; at least two. Where the file asks for a token before a text
+            (add_bos_token), each window of a text begins with it, in the place of the window's own
+            first token from the second one on, as in llama.cpp. Tokens are taken as they are.
         window : int, optional
             A longer text is cut into windows of that many tokens, each read on its own; its first
             token is not predicted. Left out, 2048 or the context_length, whichever is less.
@@ -328,26 +364,49 @@ class Model:
             For fewer than two tokens, a token outside the vocabulary, or a window out of range.
         """
         self._check_open()
-        ids = self.tokenizer.encode(text) if isinstance(text, str) else list(text)
+        check_kv_dtype(kv_dtype, self.config)
+        chunk = check_chunk(chunk)
+        function("progress", progress)
+        if window is None:
+            window = min(_DEFAULT_MAX_SEQ, self._most_positions(kv_dtype))
+        else:
+            longest = self.config.context_length
+            window = integer_in("window", window, 1, longest, "the model's context_length")
+            if window == 1:
+                raise ValueError("window = 1: a window of one token predicts nothing")
+        bos: int | None = None
+        if isinstance(text, str):
+            ids = self.tokenizer.prompt_ids(text)
+            bos = self.tokenizer.bos_id if self.tokenizer.add_bos else None
+        else:
+            ids = token_ids("text", text, self.config.vocab_size)
         if len(ids) < 2:
             raise ValueError(f"a text of {len(ids)} tokens has no perplexity: 2 are needed")
         total, n = 0.0, 0
         with self.session(window, kv_dtype, chunk=chunk) as session:
             for start in range(0, len(ids), session.max_seq):
                 part = ids[start : start + session.max_seq]
+                if bos is not None:
+                    part[0] = bos
                 session.rewind(0)
                 scores = session.log_probabilities(part)[1:]
                 if progress is not None:
                     progress(start + len(part), len(ids))
                 total += float(scores.sum())
                 n += len(scores)
-        if n == 0:
-            raise ValueError(f"window = {window}: a window of one token predicts nothing")
         return Perplexity(total, n)
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
-        """What tells this model's file from others: of the shape and a sample of every tensor."""
+        """What tells this model's file from others: of the shape and a sample of every tensor.
+
+        ValueError, where the model is closed.
+        """
+        self._check_open()
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> str:
         digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
         for name, info in sorted(self._file.tensors.items()):
             digest.update(f"{name} {info.format} {info.shape} {info.nbytes}".encode())
@@ -365,6 +424,11 @@ class Model:
         self._closed = True
         self.weights.close()
         self._file.close()
+
+    def _most_positions(self, kv_dtype: KVDtype) -> int:
+        """Return the context_length, or what the device can hold of it."""
+        check_kv_dtype(kv_dtype, self.config)
+        return KVCache.most_positions(self.config, kv_dtype, self.device.info)
 
     def _check_open(self) -> None:
         if self.closed:
@@ -386,3 +450,26 @@ class Model:
         state = "closed" if self.closed else f"on {self.device.driver}"
         c = self.config
         return f"<Model {self.name!r} {state}: {c.n_layers} layers, hidden {c.hidden_size}>"
+
+
+def _check_device(device: object) -> None:
+    """Raise TypeError or ValueError for what cannot name a device."""
+    if device is None or isinstance(device, Device):
+        return
+    if not isinstance(device, str):
+        raise TypeError(
+            f"device = {reprlib.repr(device)} is a {type(device).__name__}, not a Device or its "
+            "name, such as 'cpu' or 'cuda:0'"
+        )
+    if not device.isprintable():  # such as half a character, or a zero, which would end the name
+        raise ValueError(f"device = {reprlib.repr(device)} is no name of a device")
+
+
+def _check_vocabulary(file: GGUFFile, config: ModelConfig) -> None:
+    """Raise GGUFError where tokens have no row. Rows without a token are harmless: padding."""
+    tokens = file.metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, Strings) and len(tokens) > config.vocab_size:
+        raise GGUFError(
+            f"{file.path}: tokenizer.ggml.tokens has {len(tokens)} tokens, but token_embd.weight "
+            f"has {config.vocab_size} rows: the tokenizer and the tensors are not of one model"
+        )

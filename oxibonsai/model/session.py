@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
@@ -11,13 +10,22 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from oxibonsai.model.arguments import (
+    flag,
+    function,
+    integer,
+    integer_in,
+    one_of,
+    token_ids,
+)
 from oxibonsai.model.choices import NO_TOKEN
+from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.forms import GenerationForms
 from oxibonsai.model.generation.scoring import Perplexity, log_probabilities
 from oxibonsai.model.generation.settings import GREEDY, SamplingOptions
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime import statefile
-from oxibonsai.model.runtime.cache import KVDtype, check_kv_dtype
+from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
 from oxibonsai.model.runtime.decoder import Decoder
 from oxibonsai.model.runtime.profile import Profile
 from oxibonsai.model.timeline import Timeline
@@ -37,6 +45,10 @@ class SessionModel(LoadedModel, Protocol):
     @property
     def sampling_defaults(self) -> SamplingOptions:
         """The settings that the file recommends."""
+
+    @property
+    def file_sampling(self) -> FileSampling:
+        """What they are read from."""
 
     def session(
         self,
@@ -111,7 +123,7 @@ class Session(GenerationForms):
         *,
         deterministic: bool = False,
     ) -> None:
-        max_seq = operator.index(max_seq)
+        max_seq = integer("max_seq", max_seq)
         limit = model.config.context_length
         if not 1 <= max_seq <= limit:
             raise ValueError(
@@ -119,13 +131,14 @@ class Session(GenerationForms):
             )
         check_kv_dtype(kv_dtype, model.config)
         chunk = check_chunk(chunk)
-        decoder = Decoder(model, max_seq, kv_dtype, profile, deterministic=bool(deterministic))
+        profile = flag("profile", profile)
+        self.deterministic = flag("deterministic", deterministic)
+        decoder = Decoder(model, max_seq, kv_dtype, profile, deterministic=self.deterministic)
         super().__init__(Timeline(decoder, max_seq), model)
         self.model: SessionModel = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
         self.chunk = chunk
-        self.deterministic = bool(deterministic)
         self._decoder = decoder
 
     @property
@@ -137,6 +150,14 @@ class Session(GenerationForms):
     def tokens(self) -> list[int]:
         """The tokens in the context."""
         return self._timeline.tokens
+
+    @property
+    def epoch(self) -> int:
+        """A number that changes with the text, but for the tokens that a running generation adds.
+
+        A generation changes it where it starts and where it ends.
+        """
+        return self._timeline.epoch
 
     @property
     def profile(self) -> Profile | None:
@@ -184,14 +205,15 @@ class Session(GenerationForms):
             If the tokens do not fit; nothing is fed then.
         ValueError
             For no tokens, a token outside the vocabulary, or a closed session.
+        TypeError
+            For an argument of another type.
 
         Notes
         -----
         Any exception during the call, Ctrl-C included, leaves the session as it was before it.
         """
-        if logits not in ("all", "last", None):
-            raise ValueError(f"logits = {logits!r}: 'all', 'last' or None")
-        fed = self._check(ids)
+        one_of("logits", logits, ("all", "last"), none=True)
+        fed = self._check(ids, progress)
         if logits == "all":
             rows = np.empty((len(fed), self.model.config.vocab_size), np.float32)
             self._feed_all(fed, chunk, progress, _into(rows))
@@ -233,7 +255,7 @@ class Session(GenerationForms):
         SessionFullError, ValueError
             As of forward().
         """
-        fed = self._check(ids)
+        fed = self._check(ids, progress)
         found = np.empty(len(fed), np.int64)
         self._timeline.choose_by(GREEDY)
         with self._feeding(fed, chunk, all_rows=True) as chunks:
@@ -276,7 +298,7 @@ class Session(GenerationForms):
         SessionFullError, ValueError
             As of forward().
         """
-        fed = self._check(ids)
+        fed = self._check(ids, progress)
         found = np.full(len(fed), np.nan)
         if self.position:
             self._timeline.settle()
@@ -311,17 +333,12 @@ class Session(GenerationForms):
         size = self.chunk if chunk is None else check_chunk(chunk)
         return self._timeline.feeding(fed, size, all_rows=all_rows)
 
-    def _check(self, ids: Sequence[int]) -> list[int]:
+    def _check(self, ids: Sequence[int], progress: Progress | None) -> list[int]:
         self._timeline.check_open()
-        fed = [operator.index(i) for i in ids]
-        vocab = self.model.config.vocab_size
+        function("progress", progress)
+        fed = token_ids("ids", ids, self.model.config.vocab_size)
         if not fed:
             raise ValueError("no tokens to feed: at least one is needed")
-        for i, token in enumerate(fed):
-            if not 0 <= token < vocab:
-                raise ValueError(
-                    f"token {token} at {i} is outside the vocabulary: ids are 0 to {vocab - 1}"
-                )
         self._timeline.check_room(len(fed))
         return fed
 
@@ -340,7 +357,7 @@ class Session(GenerationForms):
         ValueError
             If it is not in 0..self.position.
         """
-        self._timeline.rewind(operator.index(position))
+        self._timeline.rewind(integer("position", position))
 
     def copy(self) -> Session:
         """Return an independent session with the same text, settings, keys and values.
@@ -375,6 +392,8 @@ class Session(GenerationForms):
         """Write the text with its keys and values to a file, for ``Model.restore_session``.
 
         The file is in the format safetensors and replaces an existing one only once it is complete.
+        Through a symbolic link the file that it points to is written. What is no regular file, such
+        as a pipe or a device, is written into.
 
         Parameters
         ----------
@@ -420,14 +439,22 @@ class Session(GenerationForms):
         Raises
         ------
         SessionFileError
-            If the file is damaged, of another format, or of another model.
+            If the file is damaged, of another format, no regular file, or of another model.
         ValueError
             If the text does not fit max_seq.
         """
         name = os.fspath(path)
-        with open(path, "rb") as file:
+        profile = flag("profile", profile)
+        if max_seq is not None:
+            max_seq = integer("max_seq", max_seq)
+        if chunk is not None:
+            chunk = check_chunk(chunk)
+        with statefile.open_file(path) as file:
             state = statefile.read_header(file, name, model)
-            max_seq = state.max_seq if max_seq is None else operator.index(max_seq)
+            if max_seq is None:
+                # Another device may hold less than the limit that the session had.
+                fits = KVCache.most_positions(model.config, state.kv_dtype, model.device.info)
+                max_seq = max(state.n_tokens, min(state.max_seq, fits))
             if state.n_tokens > max_seq:
                 raise ValueError(f"max_seq = {max_seq}: the saved text has {state.n_tokens} tokens")
             chunk = state.chunk if chunk is None else chunk
@@ -477,7 +504,4 @@ def _into(rows: npt.NDArray[Any]) -> Callable[[int, npt.NDArray[Any]], None]:
 
 def check_chunk(chunk: int) -> int:
     """Return the size of a chunk; ValueError unless it is in 1..4096."""
-    chunk = operator.index(chunk)
-    if not 1 <= chunk <= 4096:
-        raise ValueError(f"chunk = {chunk} must lie in 1..4096")
-    return chunk
+    return integer_in("chunk", chunk, 1, statefile.MAX_CHUNK)

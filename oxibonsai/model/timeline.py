@@ -258,13 +258,15 @@ class Timeline:
                 rows = stop - start if all_rows else int(stop == len(ids))
                 self._runner.feed(ids[start:stop], rows)
                 yield start, stop
+                self.check_open()  # the body may have closed the session
 
         self._feeding = True
         self._chosen_from = _NEVER
         try:
             yield chunks()
         except BaseException:
-            self._runner.seek(before)
+            if not self.closed:
+                self._runner.seek(before)
             raise
         finally:
             self._feeding = False

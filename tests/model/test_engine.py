@@ -237,6 +237,34 @@ def test_as_many_run_as_the_engine_was_made_for(model: Model) -> None:
         assert most == 8
 
 
+@pytest.mark.parametrize("add_bos", [True, False])
+def test_text_begins_as_the_file_says_and_tokens_are_taken_as_they_are(
+    tmp_path: Path, add_bos: bool
+) -> None:
+    words = tiny_models.byte_vocabulary()
+    words["tokenizer.ggml.tokens"].append("<s>")
+    words["tokenizer.ggml.token_type"].append(3)
+    bos = len(words["tokenizer.ggml.tokens"]) - 1
+    words |= {"tokenizer.ggml.bos_token_id": bos, "tokenizer.ggml.add_bos_token": add_bos}
+    # Only after the token of the beginning does the model say anything.
+    path = tiny_models.write_chain(tmp_path / "m.gguf", {bos: ord("b")}, vocabulary=words)
+    with Model.load(path, "cpu") as model, model.engine(2, max_seq=64) as engine:
+        ids = [*[bos] * add_bos, ord("a")]
+        assert engine.submit("a", 1).result(20).n_prompt == len(ids)
+        assert engine.submit([ord("a")], 1).result(20).n_prompt == 1
+        if add_bos:
+            assert engine.submit("", 1).result(20).text == "b"
+            assert engine.generate_batch(["", [bos]], 1) == ["b", "b"]
+
+            async def streamed() -> str:
+                return "".join([piece async for piece in engine.stream("", 1)])
+
+            assert asyncio.run(streamed()) == "b"
+        else:
+            with pytest.raises(ValueError, match="no tokens"):
+                engine.submit("", 1)
+
+
 def test_what_can_never_fit_is_refused_at_once(model: Model) -> None:
     with model.engine(max_seq=256, n_pages=2) as engine:
         with pytest.raises(ValueError, match="pass max_seq = 256"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -116,14 +117,15 @@ def test_two_generations_by_turns_share_the_context(session):
 def test_full_session_gives_what_was_held_back_for_a_stop(speaker):
     with speaker.session(max_seq=12) as session:
         session.forward([1, 2], logits=None)
-        plain: list[int] = []
-        with pytest.raises(SessionFullError):
-            plain.extend(session.generate(11, ignore_eos=True))
+        plain = list(session.generate(11, ignore_eos=True))
+        assert session.finish_reason == "context"
     with speaker.session(max_seq=12) as session:
         session.forward([1, 2], logits=None)
-        held: list[int] = []
-        with pytest.raises(SessionFullError):
-            held.extend(session.generate(11, ignore_eos=True, stop=[[plain[-1], plain[-1] + 1]]))
+        held = list(
+            session.generate(11, ignore_eos=True, stop=[[plain[-1], (plain[-1] + 1) % 257]])
+        )
+        assert session.finish_reason == "context"
+    assert len(plain) == 10
     assert held == plain
 
 
@@ -131,9 +133,9 @@ def test_full_session_gives_what_was_held_back_for_a_stop(speaker):
 def test_full_session_gives_what_fits_with_steps_in_flight(speaker, lookahead):
     with speaker.session(max_seq=20) as session:
         session.forward([ord("a")], logits=None)
-        got: list[int] = []
-        with pytest.raises(SessionFullError, match="20 of 20"):
-            got.extend(session.generate(50, lookahead=lookahead))
+        got = list(session.generate(50, lookahead=lookahead))
+        assert session.finish_reason == "context"
+        assert session._decoder.position == session.position
         assert bytes(got) == b"bcdefghijklmnopqrst"
         assert text(session) == "a" + bytes(got).decode()
         session.rewind(10)
@@ -403,6 +405,17 @@ def test_model_without_a_tokenizer_generates_with_token_stops_alone(tiny):
         assert list(session.generate(8, stop=[[free[at]]])) == free[:at]
         with pytest.raises(ValueError, match=r"tokenizer\.ggml\.model"):
             session.stream(3)
+        # In the words of an engine.
+        told = r"has no tokenizer \(.*\): stop with lists of tokens"
+        with tiny.engine(1, max_seq=32) as engine:
+            for call in (session.generate, session.stream, partial(engine.submit, IDS)):
+                for stop in ("x", [[1], "x"]):
+                    with pytest.raises(ValueError, match=told):
+                        call(3, stop=stop)
+            with pytest.raises(ValueError, match=r"has no tokenizer \(.*\): give tokens"):
+                engine.submit("a")
+        with pytest.raises(ValueError, match=r"has no tokenizer \(.*\): generate\(\) gives tokens"):
+            session.stream(3)
 
 
 # Asynchronous
@@ -478,15 +491,30 @@ def test_asynchronous_generation_can_be_left(session):
     assert bytes(session.generate(2)) == b"ef"
 
 
-def test_error_in_the_thread_reaches_the_task(speaker):
+def test_error_in_the_thread_reaches_the_task(session):
     got = bytearray()
 
-    async def main(session: Session) -> None:
-        async for token in session.agenerate(20):
+    def count(logits: np.ndarray) -> None:
+        if session.position == 4:
+            raise ZeroDivisionError
+
+    async def main() -> None:
+        async for token in session.agenerate(20, logits_callback=count):
             got.append(token)
+
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(main())
+    assert got == b"bcd"
+    assert session.finish_reason is None
+
+
+def test_full_context_ends_the_asynchronous_form(speaker):
+    async def main(session: Session) -> bytes:
+        return bytes([token async for token in session.agenerate(20)])
 
     with speaker.session(max_seq=4) as session:
         session.forward([ord("a")], logits=None)
-        with pytest.raises(SessionFullError):
-            asyncio.run(main(session))
-    assert got == b"bcd"
+        assert asyncio.run(main(session)) == b"bcd"
+        assert session.finish_reason == "context"
+        with pytest.raises(SessionFullError, match="4 of 4"):
+            session.agenerate(20)

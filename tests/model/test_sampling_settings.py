@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,10 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sampling_reference import SAMPLING
 
-from oxibonsai.gguf import GGUFError
 from oxibonsai.model import Sampler
 from oxibonsai.model.choices import NO_TOKEN, SAMPLING_DTYPE
-from oxibonsai.model.generation.filedefaults import file_options, recommended
+from oxibonsai.model.generation.filedefaults import NAMES, FileSampling, recommended
 from oxibonsai.model.generation.settings import GREEDY, SamplingSettings, mask_words
 
 NAN, INF = float("nan"), float("inf")
@@ -191,6 +191,10 @@ def test_mask_that_means_nothing_is_refused(allowed, message):
 # What a file recommends
 
 
+def file_options(metadata, path):
+    return FileSampling(metadata, path).options()
+
+
 def test_file_recommends_in_the_words_of_llama_cpp():
     metadata = {
         "general.sampling.temp": float(np.float32(0.7)),
@@ -215,28 +219,104 @@ def test_file_recommends_in_the_words_of_llama_cpp():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "why"),
+    ("name", "value", "option", "expected"),
     [
-        ("temp", NAN, "is no number"),
-        ("temp", INF, "temperature = inf must be finite"),
-        ("temp", "warm", "is no number"),
-        ("top_k", 2.5, "is no whole number"),
-        ("top_k", True, "is no whole number"),
-        ("top_p", 0.0, "top_p = 0.0 must be in"),
-        ("min_p", 1.5, "min_p = 1.5 must be in"),
-        ("penalty_repeat", 0.0, "repetition_penalty = 0.0 must be finite and above 0"),
-        ("penalty_last_n", -2, "penalty_window = -2 must be in -1"),
+        ("temp", -0.5, "temperature", 0.0),
+        ("temp", 1, "temperature", 1.0),
+        ("top_k", -1, "top_k", 0),
+        ("top_k", 40.0, "top_k", 40),
+        ("top_k", -1.0, "top_k", 0),
+        ("top_p", 0.0, "top_p", 1.0),
+        ("top_p", -1, "top_p", 1.0),
+        ("top_p", 7, "top_p", 1.0),
+        ("top_p", INF, "top_p", 1.0),
+        ("top_p", 1, "top_p", 1.0),
+        ("min_p", -1, "min_p", 0.0),
+        ("min_p", -INF, "min_p", 0.0),
+        ("min_p", 0, "min_p", 0.0),
+        ("min_p", 1, "min_p", 1.0),
+        ("penalty_repeat", 1, "repetition_penalty", 1.0),
+        ("penalty_last_n", 64.0, "penalty_window", 64),
+        ("penalty_last_n", -1.0, "penalty_window", -1),
+        ("penalty_last_n", 0, "penalty_window", 0),
     ],
 )
-def test_file_that_recommends_what_cannot_be_is_refused_by_key(name, value, why):
-    class Model:
-        @property
-        def sampling_defaults(self):
-            return file_options({f"general.sampling.{name}": value}, "x.gguf")
+def test_file_may_say_off_as_in_llama_cpp_and_whole_numbers_as_floats(
+    name, value, option, expected, caplog
+):
+    found = file_options({f"general.sampling.{name}": value}, "x.gguf")
+    assert found == {option: expected}
+    assert type(found[option]) is type(expected)
+    assert not caplog.records
 
-    with pytest.raises(GGUFError, match=rf"x\.gguf: general\.sampling\.{name} = .*{why}"):
-        recommended(Model(), {"temperature": 1})
-    everything = dict.fromkeys(
-        ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "penalty_window"), 1
+
+class Recommending:
+    def __init__(self, **values: Any) -> None:
+        metadata = {f"general.sampling.{name}": value for name, value in values.items()}
+        self.file_sampling = FileSampling(metadata, "x.gguf")
+
+
+WRONG = [
+    ("temp", NAN, "temperature", "it is no number"),
+    ("temp", INF, "temperature", "temperature = inf must be finite"),
+    ("temp", "warm", "temperature", "it is no number"),
+    ("temp", [0.5], "temperature", "it is no number"),
+    ("temp", np.array([0.5, 0.7]), "temperature", "it is no number"),
+    ("top_k", 2.5, "top_k", "it is no whole number"),
+    ("top_k", INF, "top_k", "it is no whole number"),
+    ("top_k", NAN, "top_k", "it is no number"),
+    ("top_k", True, "top_k", "it is no number"),
+    ("top_k", "40", "top_k", "it is no number"),
+    ("top_p", NAN, "top_p", "it is no number"),
+    ("top_p", "0.9", "top_p", "it is no number"),
+    ("min_p", 1.5, "min_p", "min_p = 1.5 must be in"),
+    ("min_p", INF, "min_p", "min_p = inf must be in"),
+    ("penalty_repeat", 0.0, "repetition_penalty", "finite and above 0"),
+    ("penalty_repeat", -1, "repetition_penalty", "finite and above 0"),
+    ("penalty_last_n", -2, "penalty_window", "penalty_window = -2 must be in -1"),
+    ("penalty_last_n", 1e30, "penalty_window", "must be in -1"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "option", "why"), WRONG)
+def test_what_a_file_recommends_that_cannot_be_is_ignored_with_one_warning(
+    name, value, option, why, caplog
+):
+    model = Recommending(**{"temp": 0.5, "top_k": 20, name: value})
+    plain = {"temperature": 0.5, "top_k": 20}
+    plain.pop(option, None)
+    for _ in range(3):
+        assert recommended(model, {}) == plain
+    [record] = caplog.records
+    assert record.levelname == "WARNING"
+    assert record.getMessage().startswith(f"x.gguf: general.sampling.{name} = ")
+    assert " is ignored: " in record.getMessage()
+    assert why in record.getMessage()
+
+
+@pytest.mark.parametrize(("name", "value", "option", "why"), WRONG)
+def test_what_the_user_gave_is_never_looked_at(name, value, option, why, caplog):
+    model = Recommending(**{"temp": 0.5, "top_k": 20, name: value})
+    assert option not in recommended(model, {option: 1})
+    assert recommended(model, dict.fromkeys(NAMES, 1)) == {}
+    assert not caplog.records
+    told: list[str] = []
+    recommended(model, {}, told.append)
+    recommended(model, {}, told.append)
+    assert len(told) == 1
+    assert not caplog.records
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(
+            ["temp", "top_k", "top_p", "min_p", "penalty_repeat", "penalty_last_n", "other"]
+        ),
+        st.floats() | st.integers(-(2**63), 2**64) | st.text() | st.booleans(),
     )
-    assert recommended(Model(), everything) == {}
+)
+def test_what_is_left_of_any_recommendation_can_be_used(values):
+    told: list[str] = []
+    found = recommended(Recommending(**values), {}, told.append)
+    SamplingSettings.resolve(found)
+    assert len(found) + len(told) == len(values) - ("other" in values)

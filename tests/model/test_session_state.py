@@ -6,7 +6,10 @@ import json
 import logging
 import math
 import os
+import stat
+import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +116,20 @@ def test_restored_session_goes_on_in_the_same_way(model, session, tmp_path):
         restored.forward([1] * 10)
 
 
+@pytest.mark.parametrize(("fits", "max_seq"), [(1000, 600), (40, 40), (20, 30)])
+def test_restored_session_may_grow_to_what_fits_this_device(
+    model, session, tmp_path, monkeypatch, fits, max_seq
+):
+    path = tmp_path / "text.session"
+    session.save(path)
+    monkeypatch.setattr(statefile.KVCache, "most_positions", lambda *_: fits)
+    with model.restore_session(path) as restored:
+        assert restored.max_seq == max_seq
+        assert restored.tokens == IDS
+    with model.restore_session(path, max_seq=50) as restored:  # what is asked for is tried
+        assert restored.max_seq == 50
+
+
 def test_restored_session_of_a_rewound_one(model, session, tmp_path):
     session.rewind(11)
     session.save(tmp_path / "text.session")
@@ -191,6 +208,83 @@ def test_save_that_fails_leaves_the_older_file_and_nothing_else(session, tmp_pat
         session.save(tmp_path / "nowhere" / "text.session")
 
 
+def test_save_goes_through_a_link_to_the_file_that_it_points_to(model, session, tmp_path):
+    (tmp_path / "far").mkdir()
+    target = tmp_path / "far" / "text.session"
+    inner, link = tmp_path / "far" / "inner", tmp_path / "link"
+    inner.symlink_to("text.session")
+    link.symlink_to(Path("far") / "inner")
+    for _ in range(2):  # the file is not there yet, and then it is
+        session.save(link)
+        assert link.is_symlink()
+        assert inner.is_symlink()
+        assert not target.is_symlink()
+        assert sorted(p.name for p in target.parent.iterdir()) == ["inner", "text.session"]
+        with model.restore_session(link) as restored:
+            assert restored.tokens == IDS
+    # A new file is as readable as any other of its owner's; one that is there keeps its mode.
+    (tmp_path / "other").touch()
+    assert target.stat().st_mode == (tmp_path / "other").stat().st_mode
+    target.chmod(0o640)
+    session.save(link)
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    # A save that fails leaves what was there.
+    before = target.read_bytes()
+    session.forward([1, 2])
+    target.parent.chmod(0o500)
+    try:
+        if not os.access(target.parent, os.W_OK):
+            with pytest.raises(PermissionError):
+                session.save(link)
+            assert target.read_bytes() == before
+    finally:
+        target.parent.chmod(0o700)
+    nowhere, loop = tmp_path / "nowhere", tmp_path / "loop"
+    nowhere.symlink_to("missing/text.session")
+    loop.symlink_to("loop")
+    for path in (nowhere, loop, tmp_path):
+        with pytest.raises(OSError, match=r"No such file|symbolic links|directory"):
+            session.save(path)
+    assert loop.is_symlink()
+
+
+def test_save_writes_into_what_is_no_regular_file(session, tmp_path):
+    path, fifo = tmp_path / "text.session", tmp_path / "fifo"
+    session.save(path)
+    os.mkfifo(fifo)
+    with ThreadPoolExecutor(1) as pool:
+        got = pool.submit(fifo.read_bytes)
+        session.save(fifo)
+        assert got.result(20) == path.read_bytes()
+        assert stat.S_ISFIFO(fifo.stat().st_mode)
+        read, write = os.pipe()
+        with open(read, "rb") as end:
+            got = pool.submit(end.read)
+            session.save(f"/dev/fd/{write}")
+            os.close(write)
+            assert got.result(20) == path.read_bytes()
+    session.save(os.devnull)
+    assert not Path(os.devnull).is_file()
+    with open(tmp_path / "open", "wb") as open_file:
+        session.save(f"/dev/fd/{open_file.fileno()}")
+        assert os.fstat(open_file.fileno()).st_nlink == 1
+    assert (tmp_path / "open").read_bytes() == path.read_bytes()
+    names = [p.name for p in tmp_path.iterdir() if not p.name.endswith(".gguf")]
+    assert sorted(names) == ["fifo", "open", "text.session"]
+
+
+def test_pipe_is_refused_at_once_where_a_session_is_restored(model, tmp_path):
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    started = time.monotonic()
+    for path in (fifo, os.devnull):  # a FIFO that nobody writes into
+        with pytest.raises(SessionFileError, match=f"{path}: no regular file"):
+            model.restore_session(path)
+    assert time.monotonic() - started < 5
+    with pytest.raises(IsADirectoryError):
+        model.restore_session(tmp_path)
+
+
 def rewritten(path: Path, change: Callable[[dict[str, Any]], None]) -> bytes:
     raw = path.read_bytes()
     length = int.from_bytes(raw[:8], "little")
@@ -221,6 +315,7 @@ HUGE = 2**62
         (metadata(max_seq="29"), "30 tokens of 29"),
         (metadata(max_seq="many"), "no session file"),
         (metadata(chunk="0"), "30 tokens"),
+        (metadata(chunk="4097"), "in chunks of 4097"),
         (entry("k", dtype="F64"), "dtype 'F64'"),
         (entry("k", dtype=["F16"]), r"dtype \['F16'\]"),
         (entry("v", dtype="F32", shape=[2, 2, 30, 64]), "not those of 30 tokens"),
@@ -358,6 +453,37 @@ def test_perplexity_of_a_long_text_goes_window_by_window(model, tensors):
     assert found.n_tokens == 27
     assert abs(found.log_likelihood - sum(expected)) < 1e-4 * abs(sum(expected))
     assert seen == [(12, 30), (24, 30), (30, 30)]
+
+
+@pytest.mark.parametrize("add_bos", [True, 1, False, 0, None])
+def test_perplexity_of_a_text_begins_where_the_file_says(device, tmp_path, tensors, add_bos):
+    bos = 7
+    words = byte_vocabulary() | {
+        "tokenizer.ggml.bos_token_id": bos,
+        "tokenizer.ggml.add_bos_token": add_bos,
+    }
+    path = write(tmp_path / "bos.gguf", TINY, tensors, words)
+    text = "Alice was beginning to get very tired"
+    with Model.load(path, device) as model:
+        ids = model.tokenizer.encode(text)
+        assert len(ids) == 37
+        for window in (None, 15):
+            given = [bos, *ids] if add_bos else ids
+            parts = [given[at : at + (window or 99)] for at in range(0, len(given), window or 99)]
+            if add_bos:
+                parts = [[bos, *part[1:]] for part in parts]
+            expected = [
+                softmax_log(reference_logits(TINY, tensors, p)[:-1], p[1:]).sum() for p in parts
+            ]
+            found = model.perplexity(text, window=window, kv_dtype="f32")
+            assert found.n_tokens == sum(len(part) - 1 for part in parts)
+            assert abs(found.log_likelihood - sum(expected)) < 1e-4 * abs(sum(expected))
+        # Tokens are taken as they are.
+        assert model.perplexity([bos, *ids]).n_tokens == 37
+        assert model.perplexity(ids).n_tokens == 36
+        if add_bos:
+            assert model.perplexity("A").n_tokens == 1
+            assert model.perplexity(text) == model.perplexity([bos, *ids])
 
 
 @pytest.mark.parametrize(

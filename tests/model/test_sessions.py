@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from tiny_models import CHAIN, Tensors, Tiny, random_tensors, write, write_chain
 from oxibonsai import metal
 from oxibonsai.gguf import GGUFError
 from oxibonsai.model import Model, Session, SessionFullError
+from oxibonsai.model.runtime.cache import KVCache
 
 TINY = Tiny(hidden=256, context=48)
 IDS = [5, 17, 76, 0, 33]
@@ -61,13 +63,83 @@ def test_unknown_kind_of_cache_is_refused(model):
         model.session(kv_dtype="bf16")
 
 
-def test_default_cache_holds_the_context_up_to_2048_positions(model, device, tmp_path):
+def test_default_cache_may_grow_to_the_context(model, device, tmp_path):
     with model.session() as session:
         assert session.max_seq == 48
     long = replace(TINY, n_layers=1, context=100_000)
     path = write(tmp_path / "long.gguf", long, random_tensors(long))
     with Model.load(path, device) as other, other.session() as session:
-        assert session.max_seq == 2048
+        assert session.max_seq == 100_000
+
+
+def test_a_long_context_costs_nothing_until_it_is_used(device, tmp_path):
+    held = []
+    for context in (300, 1_000_000):
+        tiny = replace(TINY, n_layers=1, context=context)
+        path = write(tmp_path / f"{context}.gguf", tiny, random_tensors(tiny))
+        with Model.load(path, device) as other:
+            before = held_by(device)
+            with other.session() as session:
+                session.forward([1, 2], logits=None)
+                text = list(session.generate(5))
+                after = held_by(device)
+                held.append(({name: after[name] - before[name] for name in after}, text))
+                assert session.max_seq == context
+    assert held[0] == held[1]
+
+
+def test_default_cache_that_does_not_fit_the_device_is_what_fits(device, tmp_path):
+    # 2**24 positions of a head of 64 halves take 2 GiB, and of 128 heads of 512 halves 2 TiB.
+    for tiny in (
+        Tiny(n_layers=1, n_heads=2, n_kv_heads=1, context=2**24),
+        Tiny(n_layers=1, n_heads=128, n_kv_heads=128, head_dim=512, context=2**24),
+    ):
+        tensors: dict[str, Any] = {
+            name: np.ones(shape, np.float32)
+            if len(shape) == 1
+            else (np.zeros(shape[0] * shape[1] // 128 * 18, np.uint8), shape, "Q1_0")
+            for name, shape in tiny.shapes.items()
+        }
+        path = write(tmp_path / "wide.gguf", tiny, tensors)
+        most = device.info.max_buffer_length
+        memory = device.info.recommended_working_set
+        with Model.load(path, device) as model:
+            for kv_dtype, nbytes in (("f32", 4), ("f16", 2)):
+                with model.session(kv_dtype=kv_dtype) as session:
+                    each = tiny.n_kv_heads * tiny.head_dim * nbytes
+                    rope = 4 * tiny.head_dim
+                    fits = min(most // max(each, rope), memory // (2 * each))
+                    assert session.max_seq == min(tiny.context, fits)
+                    session.forward([1], logits=None)
+                    assert len(list(session.generate(3))) == 3
+                assert tiny.n_kv_heads == 1 or session.max_seq < tiny.context
+                if session.max_seq < tiny.context:
+                    with pytest.raises(metal.BufferCreationError, match="smaller max_seq"):
+                        model.session(most // each + 1, kv_dtype)
+            with model.session(4) as session:
+                assert session.max_seq == 4
+            assert model.perplexity([1, 2, 3]).n_tokens == 2  # in windows of 2048 still
+            with model.engine(1, n_pages=1) as engine:
+                assert engine.max_seq == 2048
+
+
+@pytest.mark.parametrize(
+    ("buffer", "memory", "kv_dtype", "positions"),
+    [
+        (2**40, 2**40, "f16", 48),
+        (512 * 20 + 511, 2**40, "f16", 20),  # 2 layers of 2 heads of 64 halves
+        (512 * 20 + 511, 2**40, "f32", 10),
+        (2**40, 1024 * 20 - 1, "f16", 19),  # keys and values
+        (5, 2**40, "f16", 1),
+        (2**40, 0, "f16", 1),
+    ],
+)
+def test_positions_that_fit_a_device_are_counted(
+    model, device, buffer, memory, kv_dtype, positions
+):
+    config = replace(model.config, n_layers=2, n_kv_heads=2, head_dim=64)
+    info = device.info._replace(max_buffer_length=buffer, recommended_working_set=memory)
+    assert KVCache.most_positions(config, kv_dtype, info) == positions
 
 
 def test_cache_that_does_not_fit_the_device_is_an_error_and_leaves_nothing(device, tmp_path):
@@ -150,10 +222,11 @@ def test_full_session_says_how_full_and_loses_nothing(session):
 
 def test_generation_into_a_full_session_gives_what_fits(session):
     session.forward([1, 2, 3, 4, 5], logits=None)
-    text: list[int] = []
-    with pytest.raises(SessionFullError, match="8 of 8"):
-        text.extend(session.generate(10))
+    text = list(session.generate(10))
+    assert session.finish_reason == "context"
     assert len(text) == 3
+    with pytest.raises(SessionFullError, match="8 of 8"):
+        session.generate(10)
     assert session.tokens == [1, 2, 3, 4, 5, *text]
     # What follows is still known, and there is room for it after a rewind.
     with session.model.session() as longer:
@@ -285,6 +358,17 @@ def test_closed_session_says_so(model, call, closed):
     session.close()
 
 
+@pytest.mark.parametrize("read", [True, False], ids=["read before", "first read"])
+@pytest.mark.parametrize("name", ["tokenizer", "fingerprint"])
+def test_closed_model_has_no_tokenizer_and_no_fingerprint(device, tmp_path, name, read):
+    model = Model.load(write_chain(tmp_path / "m.gguf", {}), device)
+    found = getattr(model, name) if read else None
+    assert not read or getattr(model, name) is found
+    model.close()
+    with pytest.raises(ValueError, match="the model is closed: load it again"):
+        getattr(model, name)
+
+
 def test_closed_model_says_so_and_gives_everything_back(device, tmp_path):
     path = write(tmp_path / "tiny.gguf", TINY, random_tensors(TINY))
     before = held_by(device)
@@ -347,3 +431,55 @@ def test_config_holds_the_files_shape(device, tmp_path):
         assert (c.q_size, c.qkv_size) == (64, 192)
         assert not model.weights.tied
         assert model.name == "tiny"
+
+
+@pytest.mark.parametrize("owner", ["session", "model"])
+@pytest.mark.parametrize("call", ["forward", "verify", "log_probabilities"])
+def test_progress_that_closes_the_session_is_told_that_it_is_closed(device, tmp_path, owner, call):
+    path = write(tmp_path / "closing.gguf", TINY, random_tensors(TINY))
+    for last_chunk in (False, True):
+        with Model.load(path, device) as model, model.session() as session:
+            closing = {"session": session, "model": model}[owner]
+
+            def close(fed: int, n: int, closing: Any = closing, end: bool = last_chunk) -> None:
+                if fed == n or not end:
+                    closing.close()
+
+            with pytest.raises(ValueError, match="the session is closed"):
+                getattr(session, call)(IDS, chunk=2, progress=close)
+            assert session.closed
+            assert session.tokens == []
+
+
+def test_two_agenerate_at_once_say_that_the_session_is_in_use(model):
+    with model.session() as session:
+        session.forward(IDS, logits=None)
+        expected = list(session.generate(6, ignore_eos=True))
+        session.rewind(len(IDS))
+
+        async def text() -> list[int]:
+            return [token async for token in session.agenerate(6, ignore_eos=True)]
+
+        async def both() -> list[Any]:
+            return await asyncio.gather(text(), text(), return_exceptions=True)
+
+        one, other = asyncio.run(both())
+        assert one == expected
+        assert type(other) is RuntimeError
+        assert str(other).startswith("the session is in use: ")
+        # One behind the other is fine, also where the first was left or cancelled.
+        session.rewind(len(IDS))
+
+        async def in_turn() -> list[int]:
+            task = asyncio.create_task(text())
+            await asyncio.sleep(0)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+            session.rewind(len(IDS))
+            left = session.agenerate(6, ignore_eos=True)
+            assert [await anext(left), await anext(left)] == expected[:2]
+            session.rewind(len(IDS))
+            return await text()
+
+        assert asyncio.run(in_turn()) == expected

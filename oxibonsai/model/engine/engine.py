@@ -4,19 +4,30 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import operator
 import os
+import reprlib
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
 
 import numpy as np
+import numpy.typing as npt
 
 from oxibonsai.gguf import GGUFError
+from oxibonsai.model.arguments import (
+    check_names,
+    check_stops,
+    flag,
+    function,
+    integer,
+    integer_in,
+    max_tokens_of,
+    token_ids,
+)
 from oxibonsai.model.choices import MAX_BEST
-from oxibonsai.model.engine.request import Outbox, Request
+from oxibonsai.model.engine.request import Outbox, Request, check_timeout
 from oxibonsai.model.engine.scheduler import Scheduler
 from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
 from oxibonsai.model.engine.statistics import EngineStatistics
@@ -31,12 +42,18 @@ from oxibonsai.model.generation.settings import (
     SamplingSettings,
     mask_words,
 )
-from oxibonsai.model.generation.stopping import Stop, StopScanner, stop_sequences
+from oxibonsai.model.generation.stopping import (
+    Stop,
+    readable_tokenizer,
+    stop_scanner,
+    stop_sequences,
+)
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batch import BatchRunner, page_bytes
 from oxibonsai.model.runtime.batchshape import BatchSettings
 from oxibonsai.model.runtime.cache import KVDtype, check_kv_dtype
 from oxibonsai.model.runtime.pages import PAGE_SIZE, PagePool, pages_of
+from oxibonsai.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -63,6 +80,12 @@ class RequestOptions(SamplingOptions, total=False):
     logits_callback: LogitsCallback | None
     log_probabilities: bool
     n_best: int
+
+
+_OPTIONS: Final = (
+    *("prompt", "max_tokens", "block", "timeout"),
+    *sorted(RequestOptions.__optional_keys__),
+)
 
 
 class Engine:
@@ -111,12 +134,12 @@ class Engine:
         max_waiting: int = 1024,
     ) -> None:
         self.model = model
-        self.max_sequences = _within("max_sequences", max_sequences, 1, MAX_SEQUENCES)
+        self.max_sequences = integer_in("max_sequences", max_sequences, 1, MAX_SEQUENCES)
         context = model.config.context_length
-        self.max_seq = _within("max_seq", max_seq, 1, context, "the model's context_length")
-        self.chunk = _within("chunk", chunk, 1, 4096)
-        self.max_waiting = _within("max_waiting", max_waiting, 1, 2**31)
-        self.deterministic = bool(deterministic)
+        self.max_seq = integer_in("max_seq", max_seq, 1, context, "the model's context_length")
+        self.chunk = integer_in("chunk", chunk, 1, 4096)
+        self.max_waiting = integer_in("max_waiting", max_waiting, 1, 2**31)
+        self.deterministic = flag("deterministic", deterministic)
         check_kv_dtype(kv_dtype, model.config)
         self.kv_dtype = kv_dtype
         if self.deterministic and self.chunk != 1 and self.chunk % PAGE_SIZE:
@@ -127,7 +150,7 @@ class Engine:
         fits = max(1, model.device.info.max_buffer_length // page_bytes(model, kv_dtype))
         if n_pages is None:
             n_pages = min(self.max_sequences * pages_of(self.max_seq), fits)
-        self.n_pages = _within("n_pages", n_pages, 1, fits, "which fill a buffer of the device")
+        self.n_pages = integer_in("n_pages", n_pages, 1, fits, "which fill a buffer of the device")
         self._text_of = _text_of(model)  # before there is anything to release
         pool = PagePool(self.n_pages)
         self._scheduler = Scheduler(
@@ -164,7 +187,8 @@ class Engine:
         Parameters
         ----------
         prompt : str or sequence of int
-            A text, or its tokens; at least one.
+            A text, which begins as the file asks (``Tokenizer.prompt_ids``), or its tokens, as they
+            are; at least one.
         max_tokens : int
             The most to generate, at least 1.
         block : bool
@@ -188,14 +212,20 @@ class Engine:
 
         Raises
         ------
+        TypeError
+            For an argument of another type.
         ValueError
-            For an argument out of its range, or a text that can never fit.
+            For an argument out of its range, or a text that can never fit: with max_tokens it would
+            pass max_seq, or need more pages than there are.
         EngineFullError
             Where too many requests wait.
         EngineClosedError
             Where the engine was closed.
         """
-        task = self._task(self._ids(prompt), max_tokens, options)
+        check_timeout(timeout)
+        block = flag("block", block)
+        make_task = self._checked(prompt, max_tokens, options)
+        task = make_task(self._ids(prompt))
         self._worker.submit(task, block=block, timeout=timeout)
         return self._request(task)
 
@@ -228,9 +258,13 @@ class Engine:
         """
         if isinstance(prompts, str):
             raise TypeError("prompts is one text: give a list of them")
-        allowed = options.get("allowed")
-        if allowed is not None and not callable(allowed) and not isinstance(allowed, np.ndarray):
+        if isinstance(prompts, (bytes, bytearray, Mapping)) or not isinstance(prompts, Iterable):
+            raise TypeError(f"prompts is a {type(prompts).__name__}, not a list of prompts")
+        allowed, stop = options.get("allowed"), options.get("stop")
+        if isinstance(allowed, Iterator):
             options = {**options, "allowed": list(allowed)}  # an iterator serves all of them
+        if isinstance(stop, Iterator):
+            options = {**options, "stop": list(stop)}
         requests: list[Request] = []
         try:
             # One by one: those before a wrong one are known, and cancelled.
@@ -242,7 +276,7 @@ class Engine:
                 request.cancel()
             raise
 
-    async def stream(
+    def stream(
         self,
         prompt: Prompt,
         max_tokens: int = 64,
@@ -262,22 +296,27 @@ class Engine:
         **options
             As of submit().
 
-        Yields
-        ------
-        str
+        Returns
+        -------
+        asynchronous iterator of str
             The pieces, which joined are the text.
 
         Raises
         ------
-        ValueError, EngineClosedError
-            As of submit().
+        TypeError, ValueError, EngineClosedError
+            As of submit(). Wrong options are refused at the call, a wrong prompt by the iterator.
         Exception
             What ended the request.
         """
+        return self._stream(prompt, self._checked(prompt, max_tokens, options))
+
+    async def _stream(
+        self, prompt: Prompt, make_task: Callable[[list[int]], Task]
+    ) -> AsyncIterator[str]:
         loop = asyncio.get_running_loop()
         # A long text takes milliseconds to encode.
         ids = await loop.run_in_executor(None, self._ids, prompt)
-        task = self._task(ids, max_tokens, options)
+        task = make_task(ids)
         await self._submit_in_turn(task)
         request = self._request(task)
         try:
@@ -323,58 +362,79 @@ class Engine:
         )
 
     def _ids(self, prompt: Prompt) -> list[int]:
-        self._check_open()
+        n_vocab = self.model.config.vocab_size
         if isinstance(prompt, str):
-            ids = self.model.tokenizer.encode(prompt)
-        else:
-            ids = [operator.index(i) for i in prompt]
-        vocab = self.model.config.vocab_size
+            prompt = readable_tokenizer(self.model, "give tokens").prompt_ids(prompt)
+        ids = token_ids("prompt", prompt, n_vocab)
         if not ids:
             raise ValueError("the prompt has no tokens: at least one is needed")
-        for i, token in enumerate(ids):
-            if not 0 <= token < vocab:
-                raise ValueError(
-                    f"token {token} at {i} is outside the vocabulary: ids are 0 to {vocab - 1}"
-                )
         return ids
 
-    def _task(self, ids: list[int], max_tokens: int, options: RequestOptions) -> Task:
-        """Return a task, all its arguments checked."""
-        max_tokens = operator.index(max_tokens)
-        if max_tokens < 1:
-            raise ValueError(f"max_tokens = {max_tokens} must be 1 or more")
-        self._scheduler.check(len(ids), max_tokens, self.max_seq)
+    def _checked(
+        self, prompt: Prompt, max_tokens: int, options: RequestOptions
+    ) -> Callable[[list[int]], Task]:
+        """Check all arguments but the tokens of the prompt, and return what makes a task of them.
+
+        What it returns raises ValueError where so many tokens do not fit.
+        """
+        self._check_open()
+        check_names(options, _OPTIONS, "Engine.submit")
+        given: Any = prompt
+        if isinstance(given, bytes) or not isinstance(given, Iterable):
+            raise TypeError(
+                f"prompt = {reprlib.repr(given)} is a {type(given).__name__}: give a text, or a "
+                "list of ids"
+            )
+        n_generated = max_tokens_of(max_tokens, 1)
         rest: dict[str, Any] = dict(options)
-        stop: Stop = rest.pop("stop", ())
-        ignore_eos = bool(rest.pop("ignore_eos", False))
-        priority = operator.index(rest.pop("priority", 0))
+        stop: Stop = rest.pop("stop", None)
+        ignore_eos = flag("ignore_eos", rest.pop("ignore_eos", False))
+        priority = integer("priority", rest.pop("priority", 0))
         allowed: Allowed | AllowedCallback | None = rest.pop("allowed", None)
-        callback: LogitsCallback | None = rest.pop("logits_callback", None)
-        n_best = _within("n_best", rest.pop("n_best", 0), 0, MAX_BEST)
-        scores = bool(rest.pop("log_probabilities", False)) or n_best > 0
-        texts, lists = stop_sequences(stop)
-        if texts and self._text_of is None:
-            raise ValueError("the model's file has no tokenizer: stop with lists of tokens")
-        settings = self._settings(rest)
-        task = Task(
-            TokenSequence(
-                ids, len(ids), len(ids) + max_tokens - 1, (-priority, next(self._arrivals))
-            ),
-            max_tokens,
-            settings,
-            frozenset() if ignore_eos else self.model.end_ids,
-            StopScanner(texts, lists, self._text_of or _no_text),
-            Outbox(len(ids)),
-            logits_callback=callback,
-            scores=scores,
-            n_best=n_best,
+        callback: LogitsCallback | None = function(
+            "logits_callback", rest.pop("logits_callback", None)
         )
+        n_best = integer_in("n_best", rest.pop("n_best", 0), 0, MAX_BEST)
+        log_probabilities = flag("log_probabilities", rest.pop("log_probabilities", False))
         n_vocab = self.model.config.vocab_size  # and no reference to the engine
+        to_text = self._text_of
+        tokenizer: Tokenizer | None = None
+
+        def textless_ids(name: str) -> list[int]:
+            nonlocal tokenizer
+            tokenizer = readable_tokenizer(self.model, "stop with lists of tokens")
+            return tokenizer.textless_ids(name)
+
+        texts, lists = stop_sequences(stop, textless_ids)
+        check_stops(lists, n_vocab)
+        settings = self._settings(rest)
+        mask: npt.NDArray[np.uint32] | None = None
+        make_mask: Callable[[Sequence[int]], npt.NDArray[np.uint32]] | None = None
         if callable(allowed):
-            task.make_mask = lambda tokens: mask_words(allowed(list(tokens)), n_vocab)
+            choose = allowed
+            make_mask = lambda tokens: mask_words(choose(list(tokens)), n_vocab)  # noqa: E731
         elif allowed is not None:
-            task.mask = mask_words(allowed, n_vocab)
-        return task
+            mask = mask_words(allowed, n_vocab)
+
+        def make(ids: list[int]) -> Task:
+            self._scheduler.check(len(ids), n_generated, self.max_seq)
+            return Task(
+                TokenSequence(
+                    ids, len(ids), len(ids) + n_generated - 1, (-priority, next(self._arrivals))
+                ),
+                n_generated,
+                settings,
+                frozenset() if ignore_eos else self.model.end_ids,
+                stop_scanner(texts, lists, to_text or _no_text, tokenizer),
+                Outbox(len(ids)),
+                make_mask=make_mask,
+                mask=mask,
+                logits_callback=callback,
+                scores=log_probabilities or n_best > 0,
+                n_best=n_best,
+            )
+
+        return make
 
     def _settings(self, options: dict[str, Any]) -> BatchSettings:
         found = SamplingSettings.resolve(
@@ -426,15 +486,6 @@ def _stop(worker: Worker, pid: int) -> None:
     """End a worker, but in a forked process, which has none."""
     if os.getpid() == pid:
         worker.stop(_LEAVE_SECONDS)
-
-
-def _within(name: str, value: int, low: int, high: int, limit: str = "") -> int:
-    value = operator.index(value)
-    if not low <= value <= high:
-        raise ValueError(
-            f"{name} = {value} must lie in {low}..{high}{', ' + limit if limit else ''}"
-        )
-    return value
 
 
 def _no_text(token: int) -> bytes:

@@ -9,13 +9,12 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Literal, TypeAlias
 
+from oxibonsai.model.arguments import number
 from oxibonsai.model.choices import ScoredToken
+from oxibonsai.model.generation.stopping import FinishReason
 
-__all__ = ["FinishReason", "Outbox", "Request", "RequestResult"]
-
-FinishReason: TypeAlias = Literal["stop", "length", "cancelled", "error"]
+__all__ = ["FinishReason", "Outbox", "Request", "RequestResult", "check_timeout"]
 
 
 @dataclass(frozen=True)
@@ -29,7 +28,8 @@ class RequestResult:
     tokens : list of int
         Its tokens.
     finish_reason : {"stop", "length", "cancelled", "error"}
-        "stop" for an end of text or a stop sequence, "length" for max_tokens.
+        "stop" for an end of text or a stop sequence, "length" for max_tokens. Never the "context"
+        of sessions: submit() refuses a prompt whose max_tokens pass max_seq.
     error : BaseException or None
         What ended it, for "error".
     log_probabilities : list of ScoredToken
@@ -152,6 +152,17 @@ class Outbox:
         return stop
 
 
+def check_timeout(timeout: float | None) -> None:
+    """Raise TypeError or ValueError for a timeout that is no number of seconds."""
+    if timeout is None:
+        return
+    if not number("timeout", timeout) <= threading.TIMEOUT_MAX:  # NaN as well
+        raise ValueError(
+            f"timeout = {timeout} must be at most {threading.TIMEOUT_MAX:.0f} seconds, or None to "
+            "wait without end"
+        )
+
+
 class Request:
     """A text that an engine generates, made by ``Engine.submit``.
 
@@ -213,7 +224,10 @@ class Request:
         ------
         TimeoutError
             Where it has not ended by then; it goes on.
+        TypeError, ValueError
+            For a timeout that is no number of seconds.
         """
+        check_timeout(timeout)
         if not self._wait(timeout):
             raise TimeoutError(f"the request has not ended after {timeout} s; it goes on")
         result = self._outbox.result

@@ -102,7 +102,7 @@ class Task:
         self.outbox.first_token()
         self.sequence.tokens.append(token)
         if token in self.ends:
-            self._hand_out(self.scanner.flush(), final=True)
+            self._hand_out(self.scanner.end(token), final=True)
             return "stop"
         if self.scores:
             self._held.append(ScoredToken(token, log_probability, tuple(best[: self.n_best])))

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
+from oxibonsai.model.arguments import check_names, function
 from oxibonsai.model.choices import ScoredToken
 from oxibonsai.model.generation.asynchronous import in_thread
 from oxibonsai.model.generation.generation import Generation, GenerationOptions, LogitsCallback
 from oxibonsai.model.generation.settings import Allowed, AllowedCallback
 from oxibonsai.model.generation.speculation import Speculation
-from oxibonsai.model.generation.stopping import Stop
+from oxibonsai.model.generation.stopping import FinishReason, Stop
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.timeline import Timeline
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["GenerationForms"]
+
+_OPTIONS: Final = tuple(sorted(GenerationOptions.__optional_keys__))
 
 
 class GenerationForms:
@@ -35,6 +39,21 @@ class GenerationForms:
         self._timeline = timeline
         self._loaded = model
         self._speculations: dict[int, Speculation] = {}
+        self._finish_reason: FinishReason | None = None
+        self._stepping = threading.Lock()  # held while a step of agenerate() runs
+
+    @property
+    def finish_reason(self) -> FinishReason | None:
+        """Why the last generation ended.
+
+        "stop": an end of text or a stop sequence came. "length": max_tokens did. "context": the
+        text fills max_seq. None before the first generation, while one runs, and after one that was
+        left early or ended with an exception.
+        """
+        return self._finish_reason
+
+    def _finish(self, reason: FinishReason | None) -> None:
+        self._finish_reason = reason
 
     def generate(
         self,
@@ -53,7 +72,7 @@ class GenerationForms:
         choice: int | None = None,
         allowed: Allowed | AllowedCallback | None = None,
         ignore_eos: bool = False,
-        stop: Stop = (),
+        stop: Stop = None,
         logits_callback: LogitsCallback | None = None,
         lookahead: int | None = None,
         draft_tokens: int = 0,
@@ -61,6 +80,8 @@ class GenerationForms:
         """Yield tokens that continue what was fed; each is in the context when it is yielded.
 
         You may stop iterating at any time: the context then ends with the last yielded token.
+        The iterator ends at an end of text or a stop sequence, after max_tokens, or where the text
+        fills the context (max_seq): `finish_reason` says which.
 
         Each option of sampling changes nothing where it is left out. They apply in the order mask,
         bias, penalties, temperature, top-k, top-p (over what top-k kept), min-p.
@@ -99,10 +120,12 @@ class GenerationForms:
             all; one step is in flight at a time then.
         ignore_eos : bool
             Continue past tokens that end a text (EOS, EOT). By default generation stops before one.
-        stop : str or sequence of str and lists of int
+        stop : str or iterable of str and lists of int, optional
             Texts and token sequences that end the generation. Tokens that may begin one are held
             back; those of a complete one are neither yielded nor in the context. A token in whose
-            middle a stop text begins belongs to it; `stream` yields the characters before it.
+            middle a stop text begins belongs to it; `stream` yields the characters before it. A
+            text that is the name of a control token, such as "<|im_start|>", stops at it; one that
+            holds such a name beside other text, where the tokens spell that out.
         logits_callback : callable, optional
             Called with the float32 [vocab] logits before each token is chosen. It may change them
             in place; the choice, and its log probability, is made from the result. One step is in
@@ -125,10 +148,12 @@ class GenerationForms:
         Raises
         ------
         SessionFullError
-            If the next token does not fit; what was generated stays.
+            Where the context is full already, so that no token can come.
+        TypeError
+            For an argument of another type; at the call, before anything has run.
         ValueError
             If nothing was fed, an argument is out of its range, or every logit is NaN, -inf or not
-            allowed.
+            allowed; but for the last, at the call.
         """
         return self._generation(
             max_tokens,
@@ -181,11 +206,11 @@ class GenerationForms:
 
         Raises
         ------
-        SessionFullError, ValueError
+        SessionFullError, TypeError, ValueError
             As of generate().
         """
         return self._generation(
-            max_tokens, temperature, options, scores=True, n_best=n_best
+            max_tokens, temperature, options, scores=True, n_best=n_best, more=("n_best",)
         ).scored()
 
     def stream(
@@ -210,7 +235,7 @@ class GenerationForms:
         on_token : callable, optional
             Called with each token of the text, as generate_scored() yields it, before its piece.
         n_best : int
-            As of generate_scored(), for `on_token`.
+            As of generate_scored(), for `on_token`, without which it must be 0.
         **options
             The other parameters of generate().
 
@@ -221,17 +246,25 @@ class GenerationForms:
 
         Raises
         ------
-        SessionFullError, ValueError
+        SessionFullError, TypeError, ValueError
             As of generate().
         """
-        return self._generation(
+        function("on_token", on_token)
+        generation = self._generation(
             max_tokens,
             temperature,
             options,
             text=True,
             scores=on_token is not None,
             n_best=n_best,
-        ).text(on_token)
+            more=("on_token", "n_best"),
+        )
+        if n_best and on_token is None:
+            raise ValueError(
+                f"n_best = {n_best}: nobody would see them; give on_token, which is called with "
+                "each token and the most probable ones, or leave n_best out"
+            )
+        return generation.text(on_token)
 
     def agenerate(
         self,
@@ -242,7 +275,8 @@ class GenerationForms:
         """Yield the tokens of generate() to ``async for``.
 
         A separate thread waits for the device. A cancelled task ends when the running step has
-        finished; the session stays usable.
+        finished; the session stays usable. One task at a time uses a session: RuntimeError, where a
+        step of another one runs.
 
         Parameters
         ----------
@@ -260,10 +294,11 @@ class GenerationForms:
 
         Raises
         ------
-        SessionFullError, ValueError
+        SessionFullError, TypeError, ValueError
             As of generate().
         """
-        return in_thread(self._generation(max_tokens, temperature, options).tokens())
+        tokens = self._generation(max_tokens, temperature, options).tokens()
+        return in_thread(tokens, self._stepping)
 
     def check_options(
         self,
@@ -288,10 +323,20 @@ class GenerationForms:
 
         Raises
         ------
+        TypeError
+            For an argument of another type.
         ValueError
             For an argument out of its range.
         """
-        self._generation(max_tokens, temperature, options, fed=False, text=True, n_best=n_best)
+        self._generation(
+            max_tokens,
+            temperature,
+            options,
+            fed=False,
+            text=True,
+            n_best=n_best,
+            more=("n_best",),
+        )
 
     def _generation(
         self,
@@ -303,7 +348,10 @@ class GenerationForms:
         text: bool = False,
         scores: bool = False,
         n_best: int = 0,
+        more: tuple[str, ...] = (),
     ) -> Generation:
+        """Make a generation of a user's options; `more` are those that the form takes itself."""
+        check_names(options, ("max_tokens", "temperature", *more, *_OPTIONS), "generation")
         return Generation(
             self._timeline,
             self._loaded,
@@ -314,5 +362,6 @@ class GenerationForms:
             scores=scores,
             n_best=n_best,
             speculations=self._speculations,
+            finished=self._finish,
             **options,
         )

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import codecs
-import operator
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from oxibonsai.model.arguments import (
+    check_stops,
+    flag,
+    function,
+    integer,
+    integer_in,
+    max_tokens_of,
+)
 from oxibonsai.model.choices import MAX_BEST, ScoredToken
-from oxibonsai.model.errors import SessionFullError
 from oxibonsai.model.generation.settings import (
     Allowed,
     AllowedCallback,
@@ -24,7 +30,15 @@ from oxibonsai.model.generation.settings import (
 )
 from oxibonsai.model.generation.speculation import Speculation
 from oxibonsai.model.generation.speculative import SpeculativeSteps, row_cost
-from oxibonsai.model.generation.stopping import Piece, Stop, StopScanner, stop_sequences
+from oxibonsai.model.generation.stopping import (
+    FinishReason,
+    Piece,
+    Stop,
+    StopScanner,
+    readable_tokenizer,
+    stop_scanner,
+    stop_sequences,
+)
 from oxibonsai.model.protocols import MAX_IN_FLIGHT, LoadedModel
 from oxibonsai.model.timeline import Timeline
 
@@ -62,7 +76,8 @@ class Generation:
     kind on the session. So a generation may be left at any time.
 
     `speculations` is the session's own, by the most tokens of a draft: what earlier generations
-    found out about the costs of steps.
+    found out about the costs of steps. `finished` is called with why the text ended, and with None
+    when the generation is made and when it starts.
     """
 
     def __init__(
@@ -77,37 +92,33 @@ class Generation:
         scores: bool = False,
         n_best: int = 0,
         ignore_eos: bool = False,
-        stop: Stop = (),
+        stop: Stop = None,
         allowed: Allowed | AllowedCallback | None = None,
         logits_callback: LogitsCallback | None = None,
         lookahead: int | None = None,
         draft_tokens: int = 0,
         speculations: dict[int, Speculation] | None = None,
+        finished: Callable[[FinishReason | None], object] = lambda reason: None,
         **sampling: Unpack[UnheatedOptions],
     ) -> None:
         given: SamplingOptions = {"temperature": temperature, **sampling}
         settings = SamplingSettings.resolve(given, model.config.vocab_size)
-        self._max_tokens = operator.index(max_tokens)
-        if self._max_tokens < 0:
-            raise ValueError(f"max_tokens = {max_tokens} must be 0 or more")
+        self._max_tokens = max_tokens_of(max_tokens)
         if lookahead is None:
             # A device of host threads has run a step when submit() returns.
             lookahead = 1 if model.device.info.threads else MAX_IN_FLIGHT
-        self._lookahead = operator.index(lookahead)
-        if not 1 <= self._lookahead <= MAX_IN_FLIGHT:
-            raise ValueError(f"lookahead = {lookahead} must lie in 1..{MAX_IN_FLIGHT}")
+        self._lookahead = integer_in("lookahead", lookahead, 1, MAX_IN_FLIGHT)
         self._timeline = timeline
         self._speculative: SpeculativeSteps | None = None
-        if operator.index(draft_tokens):
+        draft_tokens = integer("draft_tokens", draft_tokens)
+        if draft_tokens:
             known = {} if speculations is None else speculations
             if draft_tokens not in known:
                 cost = row_cost(model.device.info.threads)
                 known[draft_tokens] = Speculation(draft_tokens, row_cost=cost)
             self._speculative = SpeculativeSteps(timeline, known[draft_tokens])
-        n_best = operator.index(n_best)
-        if not 0 <= n_best <= MAX_BEST:
-            raise ValueError(f"n_best = {n_best} must lie in 0..{MAX_BEST}")
-        self._callback = logits_callback
+        n_best = integer_in("n_best", n_best, 0, MAX_BEST)
+        self._callback = function("logits_callback", logits_callback)
         self._n_vocab = model.config.vocab_size
         self._allowed: AllowedCallback | None = None
         mask = None
@@ -121,18 +132,29 @@ class Generation:
             mask=mask, log_probabilities=scores, n_best=n_best, stepwise=self._stepwise
         )
         self._scored: deque[ScoredToken] = deque()  # chosen, and not yet given out
-        if fed:
-            self._check_continuable()
-        texts, lists = stop_sequences(stop)
+        instead = "stop with lists of tokens"
+        texts, lists = stop_sequences(
+            stop, lambda name: readable_tokenizer(model, instead).textless_ids(name)
+        )
+        check_stops(lists, self._n_vocab)
         self._scanner: StopScanner | None = None
         if text or texts:
-            text_of = partial(model.tokenizer.token_bytes, skip_special=True)
-            self._scanner = StopScanner(texts, lists, text_of)
+            if not texts:
+                instead = "generate() gives tokens"
+            tokenizer = readable_tokenizer(model, instead)
+            text_of = partial(tokenizer.token_bytes, skip_special=True)
+            self._scanner = stop_scanner(texts, lists, text_of, tokenizer)
         elif lists:
             self._scanner = StopScanner([], lists, lambda token: b"")
+        ignore_eos = flag("ignore_eos", ignore_eos)
         self._ends: frozenset[int] = frozenset() if ignore_eos else model.end_ids
         self._epoch = -1
         self._window = 1
+        self._fits = True  # whether the last choice has a place in the context
+        self._finished = finished
+        if fed:
+            self._check_continuable(started=False)
+            finished(None)
 
     def tokens(self) -> Iterator[int]:
         """Yield the tokens."""
@@ -160,28 +182,47 @@ class Generation:
     def _given(self) -> Iterator[_Given]:
         """Yield what is given out; each token is in the text by then."""
         scanner = self._scanner
+        reason: FinishReason = "length"
         n = 0
         while n < self._max_tokens:
             if self._is_left():
-                self._begin(self._max_tokens - n)
-            try:
-                scored = self._run_next(self._max_tokens - n)
-            except SessionFullError:
+                self._begin(self._max_tokens - n, started=n > 0)
+            scored = self._run_next(self._max_tokens - n)
+            token = scored.token
+            if token in self._ends:
                 if scanner is not None:
-                    yield from self._commit(scanner.flush())
-                raise
-            if scored is None:
+                    yield from self._commit(scanner.end(token))
+                reason = "stop"
+                break
+            if not self._fits:
+                reason = yield from self._end_full(token)
                 break
             n += 1
             self._scored.append(scored)
-            token = scored.token
             yield from self._commit([Piece(token, b"")] if scanner is None else scanner.push(token))
             if scanner is not None and scanner.stopped:
+                reason = "stop"
                 break
         if scanner is not None:
             yield from self._commit(scanner.flush())
         if not self._is_left() and not self._timeline.closed:
             self._timeline.settle()
+        self._finished(reason)
+
+    def _end_full(self, token: int) -> Generator[_Given, None, FinishReason]:
+        """Yield what a full context still holds back, and return why the text ends.
+
+        The token that was chosen behind it has no place, but it may complete a stop sequence.
+        """
+        scanner = self._scanner
+        if scanner is None:
+            return "context"
+        pieces = scanner.push(token)
+        if scanner.stopped:
+            yield from self._commit(pieces)
+            return "stop"
+        yield from self._commit([*pieces, *scanner.flush()][:-1])
+        return "context"
 
     def _commit(self, pieces: list[Piece]) -> Iterator[_Given]:
         """Yield pieces, each token committed first, until somebody else moves the text."""
@@ -198,9 +239,11 @@ class Generation:
         """Whether somebody else has moved the text since this generation did."""
         return self._timeline.epoch != self._epoch
 
-    def _begin(self, budget: int) -> None:
+    def _begin(self, budget: int, *, started: bool) -> None:
         """Start at the end of the text, at first and after somebody else moved it."""
-        self._check_continuable()
+        self._check_continuable(started=started)
+        if not started:
+            self._finished(None)
         self._epoch = self._timeline.choose_by(self._rule)
         self._window = 1
         self._scored.clear()
@@ -209,23 +252,30 @@ class Generation:
         if self._speculative is not None:
             self._speculative.begin(budget)
 
-    def _check_continuable(self) -> None:
+    def _check_continuable(self, *, started: bool) -> None:
+        """Raise where no token can come; a generation that has started may find the text full."""
         self._timeline.check_open()
         if self._timeline.position == 0:
             raise ValueError("nothing to continue: feed a prompt with forward() first")
+        if self._max_tokens and not started:
+            self._timeline.check_room(1)
 
-    def _run_next(self, budget: int) -> ScoredToken | None:
-        """Choose the next token and run its step; None at the end of the text.
+    def _run_next(self, budget: int) -> ScoredToken:
+        """Choose the next token and run its step.
 
-        The steps that follow are in flight before their choices are read, where the host has no say
-        in them.
+        The step of a token that ends the text does not run, nor that of one that has no place in
+        the context: `_fits` is False then. The steps that follow are in flight before their choices
+        are read, where the host has no say in them.
         """
         timeline = self._timeline
         timeline.check_open()
         scored = self._choose_stepwise() if self._stepwise else timeline.choice()
         token = scored.token
         if token in self._ends:
-            return None
+            return scored
+        self._fits = timeline.room > 0
+        if not self._fits:
+            return scored
         if self._stepwise:
             timeline.take_choice(token, 1)
             return scored

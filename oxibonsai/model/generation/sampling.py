@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import operator
+import reprlib
 from collections import deque
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from oxibonsai.metal import Buffer, Commands, Device
+from oxibonsai.model.arguments import integer
 from oxibonsai.model.choices import CHOICE_DTYPE, NO_TOKEN
 from oxibonsai.model.generation.settings import Allowed, SamplingSettings, mask_words
 
 __all__ = ["Sampler"]
 
 _LAST_PLACE = (1 << 31) - 1
+_LOOKED_AT = 64  # tokens of a context that nothing counts
 
 
 class Sampler:
@@ -53,6 +57,8 @@ class Sampler:
 
     Raises
     ------
+    TypeError
+        For a value of another type.
     ValueError
         For a value out of its range.
     """
@@ -129,20 +135,21 @@ class Sampler:
 
         Raises
         ------
+        TypeError
+            For an argument of another type.
         ValueError
             If every logit is NaN, -inf or not allowed, a token is outside 0..n - 1, or `position`
             is out of its range or lies before the end of what the penalties count.
         """
-        row = np.asarray(logits, np.float32, order="C")
-        if row.ndim != 1 or row.size == 0:
-            raise ValueError(f"logits of shape {row.shape}: one row of at least one is needed")
+        row = _row(logits)
         n = row.size
         self.settings.check_vocabulary(n)
         counted = self._counted(context, n)
         words = None if allowed is None else mask_words(allowed, n)
-        place = operator.index(position or 0)
         if position is None:
             place = max(self._place + 1, len(counted))
+        else:
+            place = integer("position", position)
         if not 1 <= place <= _LAST_PLACE:
             raise ValueError(f"position = {position} must lie in 1..{_LAST_PLACE}, or be left out")
         if len(counted) > place:
@@ -162,14 +169,42 @@ class Sampler:
 
     def _counted(self, context: Iterable[int], n: int) -> npt.NDArray[np.uint32]:
         """Return the last tokens of a context, as many as the penalties count."""
-        if not self.settings.penalises:
-            return np.empty(0, np.uint32)
-        window = self.settings.penalty_window
-        counted = deque(map(operator.index, context), maxlen=None if window == -1 else window)
+        penalises = self.settings.penalises
+        # Where none counts, the last ones are looked at all the same: a wrong one is a mistake.
+        window = self.settings.penalty_window if penalises else _LOOKED_AT
+        given: Any = context
+        if isinstance(given, (str, bytes)) or not isinstance(given, Iterable):
+            raise TypeError(
+                f"context = {reprlib.repr(given)} is a {type(given).__name__}, not a list of ids"
+            )
+        if window != -1 and isinstance(given, (list, tuple, np.ndarray)):
+            given = given[-window:]
+        last = deque(given, maxlen=None if window == -1 else window)
+        try:
+            counted = [*map(operator.index, last)]
+        except TypeError:
+            counted = [integer("context: token", token) for token in last]  # which says what it is
         for token in counted:
             if not 0 <= token < n:
                 raise ValueError(f"context: token {token} is outside the vocabulary of {n}")
-        return np.array(counted, np.uint32)
+        return np.array(counted if penalises else [], np.uint32)
+
+
+def _row(logits: Any) -> npt.NDArray[np.float32]:
+    """Return logits as one row of float32; TypeError for what are no real numbers."""
+    try:
+        given = np.asarray(logits)
+    except ValueError:  # rows of different lengths
+        given = np.empty(0, np.object_)
+    if given.dtype.kind not in "iuf":
+        raise TypeError(
+            f"logits = {reprlib.repr(logits)} is a {type(logits).__name__} of {given.dtype}, not a "
+            "row of real numbers"
+        )
+    row = np.asarray(given, np.float32, order="C")
+    if row.ndim != 1 or row.size == 0:
+        raise ValueError(f"logits of shape {row.shape}: one row of at least one is needed")
+    return row
 
 
 class _Op:

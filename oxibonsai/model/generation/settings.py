@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+import reprlib
 import secrets
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,7 @@ from typing import Any, TypeAlias, TypedDict
 import numpy as np
 import numpy.typing as npt
 
+from oxibonsai.model.arguments import integer, number
 from oxibonsai.model.choices import BIAS_DTYPE, NO_TOKEN, SAMPLING_DTYPE, Rule
 
 __all__ = [
@@ -35,6 +37,15 @@ _UNIT = 1 << 20  # units of a distance in log2 of the probability
 _FLOAT32 = np.finfo(np.float32)
 _SMALLEST, _LARGEST = float(_FLOAT32.tiny), float(_FLOAT32.max)
 _MAX_SEED = (1 << 64) - 1
+_WHOLE = ("top_k", "penalty_window", "seed", "choice")
+_REAL = (
+    "temperature",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
 
 
 class UnheatedOptions(TypedDict, total=False):
@@ -95,6 +106,8 @@ class SamplingSettings:
 
     Raises
     ------
+    TypeError
+        For a value of another type.
     ValueError
         For a value out of its range.
     """
@@ -112,8 +125,10 @@ class SamplingSettings:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("top_k", "penalty_window", "seed", "choice"):
-            object.__setattr__(self, name, operator.index(getattr(self, name)))
+        for name in _WHOLE:
+            object.__setattr__(self, name, integer(name, getattr(self, name)))
+        for name in _REAL:
+            number(name, getattr(self, name))
         largest = f"finite and at most {_LARGEST:.2g} either way; 0 is off"
         for name, holds, limits in (
             ("temperature", 0 <= self.temperature < math.inf, "finite and 0 or more; 0 is greedy"),
@@ -137,6 +152,8 @@ class SamplingSettings:
         ):
             if not holds:
                 raise ValueError(f"{name} = {getattr(self, name)} must be {limits}")
+        for name in _REAL:
+            object.__setattr__(self, name, float(getattr(self, name)))
         object.__setattr__(self, "logit_bias", _checked_bias(self.logit_bias))
 
     @classmethod
@@ -157,6 +174,8 @@ class SamplingSettings:
 
         Raises
         ------
+        TypeError
+            For a name that is no option, or a value of another type.
         ValueError
             For a value out of its range, or a biased token outside the vocabulary.
         """
@@ -262,9 +281,15 @@ class SamplingSettings:
 
 def _checked_bias(bias: Mapping[int, float]) -> dict[int, float]:
     """Return a bias by token, in the order of the tokens."""
+    if not isinstance(bias, Mapping):
+        raise TypeError(
+            f"logit_bias = {reprlib.repr(bias)} is a {type(bias).__name__}, not a mapping of "
+            "tokens to numbers"
+        )
     found: dict[int, float] = {}
-    for key, value in bias.items():
-        token = operator.index(key)
+    for key, given in bias.items():
+        token = integer("logit_bias: token", key)
+        value = number(f"logit_bias of token {token}", given)
         if not 0 <= token < NO_TOKEN:
             raise ValueError(f"logit_bias of token {token}: ids are 0 or more")
         if not (math.isinf(value) or abs(value) <= _LARGEST):
@@ -306,11 +331,18 @@ def mask_words(allowed: Allowed | None, n_vocab: int) -> npt.NDArray[np.uint32]:
 
     Raises
     ------
+    TypeError
+        For anything else.
     ValueError
         Where no token is allowed, one is outside the vocabulary, or a mask is of another shape.
     """
     if allowed is None:
         return np.full((n_vocab + 31) // 32, NO_TOKEN, np.uint32)
+    if isinstance(allowed, (str, bytes)) or not isinstance(allowed, (Iterable, np.ndarray)):
+        raise TypeError(
+            f"allowed = {reprlib.repr(allowed)} is a {type(allowed).__name__}: give tokens, a mask "
+            "of the vocabulary, or a function that returns one or the other"
+        )
     given = np.asarray(allowed if isinstance(allowed, np.ndarray) else list(allowed))
     if given.dtype == np.bool_:
         if given.shape != (n_vocab,):
@@ -321,7 +353,10 @@ def mask_words(allowed: Allowed | None, n_vocab: int) -> npt.NDArray[np.uint32]:
     else:
         mask = np.zeros(n_vocab, np.bool_)
         for token in given.tolist():
-            at = operator.index(token)
+            try:
+                at = operator.index(token)
+            except TypeError:
+                at = integer("allowed: token", token)  # which says what it is
             if not 0 <= at < n_vocab:
                 raise ValueError(
                     f"allowed: token {at} is outside the vocabulary, ids are 0 to {n_vocab - 1}"

@@ -2,15 +2,35 @@
 
 from __future__ import annotations
 
-import operator
+import reprlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
-__all__ = ["Piece", "Stop", "StopScanner", "stop_sequences"]
+from oxibonsai.gguf import GGUFError
+from oxibonsai.model.arguments import integer
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.tokenizer import Tokenizer
 
-Stop: TypeAlias = str | Sequence[str | Sequence[int]]
-"""A text, or several texts and lists of tokens."""
+__all__ = [
+    "FinishReason",
+    "Piece",
+    "Stop",
+    "StopScanner",
+    "readable_tokenizer",
+    "stop_scanner",
+    "stop_sequences",
+]
+
+FinishReason: TypeAlias = Literal["stop", "length", "context", "cancelled", "error"]
+"""Why a text ended: "stop" for an end of text or a stop sequence, "length" for max_tokens.
+
+"context": the text fills the context, max_seq, which only a session comes to: an engine refuses
+what would not fit. "cancelled" and "error" are those of an engine's requests.
+"""
+
+Stop: TypeAlias = str | Iterable[str | Sequence[int]] | None
+"""A text, or several texts and lists of tokens; None is no stop."""
 
 
 class Piece(NamedTuple):
@@ -23,19 +43,106 @@ class Piece(NamedTuple):
     text: bytes
 
 
-def stop_sequences(stop: Stop) -> tuple[list[bytes], list[list[int]]]:
-    """Return the texts, as UTF-8, and the lists of tokens; ValueError for an empty one."""
-    items: Iterable[str | Sequence[int]] = [stop] if isinstance(stop, str) else stop
+def stop_sequences(
+    stop: Stop, named: Callable[[str], Iterable[int]] = lambda name: ()
+) -> tuple[list[bytes], list[list[int]]]:
+    """Return the texts, as UTF-8, and the lists of tokens.
+
+    Parameters
+    ----------
+    stop : str or iterable of str and lists of int, or None
+        What a user gave.
+    named : callable
+        Returns the tokens of a name that have no text, such as control tokens: a stop text that is
+        their name stops at them as well.
+
+    Returns
+    -------
+    (list of bytes, list of list of int)
+        Both.
+
+    Raises
+    ------
+    TypeError
+        For anything else.
+    ValueError
+        For an empty one, or a lone surrogate.
+    """
+    if stop is None:
+        return [], []
+    if isinstance(stop, (bytes, Mapping)) or not isinstance(stop, Iterable):
+        raise _no_stop("stop", stop)
     texts: list[bytes] = []
     lists: list[list[int]] = []
-    for item in items:
+    items: list[Any] = [stop] if isinstance(stop, str) else list(stop)
+    for at, item in enumerate(items):
+        name = "stop" if isinstance(stop, str) else f"stop[{at}]"
+        if isinstance(item, (bytes, Mapping)) or not isinstance(item, Iterable):
+            raise _no_stop(name, item)
+        if not isinstance(item, str):
+            item = list(item)
         if len(item) == 0:
-            raise ValueError("a stop sequence is empty: it would end every text at once")
-        if isinstance(item, str):
+            raise ValueError(f"{name}: a stop sequence is empty: it would end every text at once")
+        if not isinstance(item, str):
+            lists.append([integer(f"{name}: token", token) for token in item])
+            continue
+        try:
             texts.append(item.encode())
-        else:
-            lists.append([operator.index(token) for token in item])
+        except UnicodeEncodeError:
+            raise ValueError(
+                f"{name} holds a lone surrogate, which no text that is generated has"
+            ) from None
+        lists += [[token] for token in named(item)]
     return texts, lists
+
+
+def _no_stop(name: str, value: object) -> TypeError:
+    return TypeError(
+        f"{name} = {reprlib.repr(value)} is a {type(value).__name__}: give a text, or a list of "
+        "texts and lists of tokens, such as ['\\n\\n', [13, 10]]"
+    )
+
+
+def readable_tokenizer(model: LoadedModel, instead: str) -> Tokenizer:
+    """Return a model's tokenizer, or raise ValueError that names what to do instead."""
+    try:
+        return model.tokenizer
+    except GGUFError as error:
+        raise ValueError(f"{error}: {instead}") from None
+
+
+def stop_scanner(
+    texts: list[bytes],
+    lists: list[list[int]],
+    text_of: Callable[[int], bytes],
+    tokenizer: Tokenizer | None,
+) -> StopScanner:
+    """Return a scanner for what stop_sequences() returned.
+
+    Parameters
+    ----------
+    texts, lists, text_of
+        As of StopScanner.
+    tokenizer : Tokenizer or None
+        Whose tokens without text a stop text may name beside other text; None where there are no
+        texts.
+
+    Returns
+    -------
+    StopScanner
+        The scanner.
+    """
+    # A text that is a name and nothing else is among the lists.
+    named = [
+        text
+        for text in texts
+        if tokenizer is not None
+        and tokenizer.holds_textless(name := text.decode())
+        and not tokenizer.textless_ids(name)
+    ]
+    if tokenizer is None or not named:
+        return StopScanner(texts, lists, text_of)
+    return StopScanner(texts, lists, text_of, named, tokenizer.named_bytes)
 
 
 class StopScanner:
@@ -47,6 +154,11 @@ class StopScanner:
         As from stop_sequences.
     text_of : callable
         The bytes that a token adds to the text.
+    named : list of bytes
+        Those of the texts that hold names of tokens without text: they are found as well where
+        such tokens stand under their names.
+    name_of : callable
+        The bytes of a token, or the name of one without text.
 
     Attributes
     ----------
@@ -55,11 +167,18 @@ class StopScanner:
     """
 
     def __init__(
-        self, texts: list[bytes], lists: list[list[int]], text_of: Callable[[int], bytes]
+        self,
+        texts: list[bytes],
+        lists: list[list[int]],
+        text_of: Callable[[int], bytes],
+        named: Sequence[bytes] = (),
+        name_of: Callable[[int], bytes] = lambda token: b"",
     ) -> None:
         self._texts = texts
         self._lists = lists
         self._text_of = text_of
+        self._named = named
+        self._name_of = name_of
         self._held: deque[Piece] = deque()
         self.stopped = False
 
@@ -74,22 +193,64 @@ class StopScanner:
         tokens = [piece.token for piece in self._held]
         found = [at for stop in self._texts if (at := text.find(stop)) >= 0]
         ends = [len(stop) for stop in self._lists if tokens[-len(stop) :] == stop]
-        if not found and not ends:
+        places, first = self._find_named() if self._named else ((), len(tokens))
+        if not found and not ends and not places:
             free = min(
                 (len(text) - _overlap(text, stop) for stop in self._texts), default=len(text)
             )
             kept = max((_overlap(tokens, stop) for stop in self._lists), default=0)
-            return self._release(free, len(tokens) - kept)
+            return self._release(free, min(first, len(tokens) - kept))
         self.stopped = True
         first = len(tokens) - max(ends, default=0)
         before = sum(len(piece.text) for piece in list(self._held)[:first])
-        cut = min([*found, before])
-        pieces = self._release(cut, first)
+        cut = min([*found, before, *(n_bytes for _, n_bytes in places)])
+        pieces = self._release(cut, min([first, *(n for n, _ in places)]))
         rest = cut - sum(len(piece.text) for piece in pieces)
         if rest:
             pieces.append(Piece(None, self._held[0].text[:rest]))
         self._held.clear()
         return pieces
+
+    def end(self, token: int) -> list[Piece]:
+        """Return what is left where a token ends the text and is no part of it.
+
+        It may complete a stop sequence, of which nothing is given out then.
+        """
+        if not self._held:
+            return []
+        n_bytes = sum(len(piece.text) for piece in self._held)
+        pieces = self.push(token)
+        if not self.stopped:
+            return [*pieces, *self.flush()][:-1]
+        if sum(len(piece.text) for piece in pieces) > n_bytes:
+            pieces.pop()  # the beginning of the token itself
+        return pieces
+
+    def _find_named(self) -> tuple[Sequence[tuple[int, int]], int]:
+        """Look at what is held with tokens under their names.
+
+        Returns
+        -------
+        (list of (int, int), int)
+            The tokens, and the bytes of text, before each stop text that is there; and how many
+            tokens come before what may become one.
+        """
+        names = [self._name_of(piece.token or 0) for piece in self._held]
+        view = b"".join(names)
+        places = [self._place(names, at) for stop in self._named if (at := view.find(stop)) >= 0]
+        overlaps = [n for stop in self._named if (n := _overlap(view, stop))]
+        free = [self._place(names, len(view) - n)[0] for n in overlaps]
+        return places, min(free, default=len(names))
+
+    def _place(self, names: Sequence[bytes], at: int) -> tuple[int, int]:
+        """Return the tokens and the bytes of text before a place among the names."""
+        n_bytes = 0
+        for n, (piece, name) in enumerate(zip(self._held, names, strict=True)):
+            if at < len(name):
+                return n, n_bytes + (at if piece.text else 0)
+            at -= len(name)
+            n_bytes += len(piece.text)
+        return len(names), n_bytes
 
     def flush(self) -> list[Piece]:
         """Return what was held back, at the end of a text that no stop sequence ended."""

@@ -8,7 +8,8 @@ from typing import Literal, TypeAlias, get_args
 import numpy as np
 import numpy.typing as npt
 
-from oxibonsai.metal import Buffer, Device
+from oxibonsai.metal import Buffer, Device, DeviceInfo
+from oxibonsai.model.arguments import one_of
 from oxibonsai.model.config import ModelConfig
 
 __all__ = ["KV_DTYPES", "KVCache", "KVDtype", "check_kv_dtype", "length_bucket"]
@@ -27,9 +28,8 @@ def length_bucket(n_positions: int, max_seq: int) -> int:
 
 
 def check_kv_dtype(kv_dtype: str, config: ModelConfig) -> None:
-    """Raise ValueError for a kv_dtype that is none, or that heads of the model cannot have."""
-    if kv_dtype not in KV_DTYPES:
-        raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16', 'f32' or 'q8'")
+    """Raise TypeError or ValueError for no kv_dtype, or one that heads of the model cannot have."""
+    one_of("kv_dtype", kv_dtype, KV_DTYPES)
     if kv_dtype == "q8" and config.head_dim % 4:
         raise ValueError(
             f"kv_dtype = 'q8' needs a head_dim that is a multiple of 4, the model's is "
@@ -76,6 +76,17 @@ class KVCache:
         """Bytes of the keys, or of the values, of n_positions."""
         heads = config.n_layers * config.n_kv_heads
         return heads * n_positions * cls.row_bytes_of(config, kv_dtype)
+
+    @classmethod
+    def most_positions(cls, config: ModelConfig, kv_dtype: KVDtype, info: DeviceInfo) -> int:
+        """Return how many of the model's positions a cache on a device can have; 1 at least.
+
+        Keys and values are a buffer each, and the cosines and sines of the positions one more.
+        """
+        each = cls.nbytes_of(config, kv_dtype, 1)
+        fits = info.max_buffer_length // max(each, 4 * config.rotary_dim)
+        fits = min(fits, info.recommended_working_set // (2 * each))
+        return max(1, min(config.context_length, fits))
 
     def read(self, buffer: Buffer, n_positions: int) -> Iterator[npt.NDArray[np.uint8]]:
         """Yield the first n_positions of each head of each layer, as bytes.

@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
+import stat
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
@@ -21,11 +20,14 @@ from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.decoder import Decoder
 from oxibonsai.model.timeline import Timeline
+from oxibonsai.writing import written_whole
 
-__all__ = ["SessionState", "load", "read_header", "save"]
+__all__ = ["MAX_CHUNK", "SessionState", "load", "open_file", "read_header", "save"]
 
 _VERSION = "1"
 _MAX_HEADER = 1 << 16
+MAX_CHUNK = 4096
+"""The most tokens of a prompt in one submission."""
 _DTYPES: dict[KVDtype, str] = {"f16": "F16", "f32": "F32", "q8": "U8"}
 
 
@@ -87,8 +89,8 @@ def _entries(arrays: dict[str, tuple[str, list[int], int]]) -> dict[str, Any]:
 
 
 def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, chunk: int) -> None:
-    """Write a settled text with its keys and values, all of it or nothing."""
-    target = Path(path)
+    """Write a settled text with its keys and values, to a regular file all of it or nothing."""
+    path = os.fspath(path)  # no number of an open file, which open() would take
     model, n = decoder.model, timeline.position
     logits = timeline.known_logits()
     header: dict[str, Any] = {
@@ -105,25 +107,32 @@ def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, 
     header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
-    # In the same folder: a rename is atomic only within one file system.
-    handle, name = tempfile.mkstemp(prefix=f".{target.name}.", dir=target.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(len(text).to_bytes(8, "little"))
-            file.write(text)
-            cache = decoder.cache
-            for buffer in (cache.k, cache.v):
-                for rows in cache.read(buffer, n):
-                    file.write(rows.data)
-            file.write(np.array(timeline.tokens, "<u4").data)
-            if logits is not None:
-                file.write(logits.data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(name, target)
-    except BaseException:
-        os.unlink(name)
-        raise
+
+    with written_whole(path) as file:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        cache = decoder.cache
+        for buffer in (cache.k, cache.v):
+            for rows in cache.read(buffer, n):
+                file.write(rows.data)
+        file.write(np.array(timeline.tokens, "<u4").data)
+        if logits is not None:
+            file.write(logits.data)
+
+
+def open_file(path: str | os.PathLike[str]) -> IO[bytes]:
+    """Open a saved session; SessionFileError at once for a pipe, whose writer may never come."""
+    file = open(path, "rb", opener=_open_now)  # noqa: SIM115  # the caller's
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise SessionFileError(
+            f"{os.fspath(path)}: no regular file: write what comes from it to one, and restore that"
+        )
+    return file
+
+
+def _open_now(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
@@ -159,8 +168,11 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
     limit = model.config.context_length
     if kv_dtype is None or isinstance(n_tokens, bool) or not isinstance(n_tokens, int):
         raise refuse(f"keys of dtype {dtype!r} for {n_tokens!r} tokens")
-    if not 0 <= n_tokens <= max_seq <= limit or chunk < 1:
-        raise refuse(f"{n_tokens} tokens of {max_seq}: the model's context_length is {limit}")
+    if not 0 <= n_tokens <= max_seq <= limit or not 1 <= chunk <= MAX_CHUNK:
+        raise refuse(
+            f"{n_tokens} tokens of {max_seq} in chunks of {chunk}: the model's context_length is "
+            f"{limit}, and chunks have 1 to {MAX_CHUNK} tokens"
+        )
     fresh = "logits" in header and n_tokens > 0
     arrays = _arrays(model, n_tokens, kv_dtype, fresh)
     expected = _entries(arrays)
