@@ -2,29 +2,45 @@
 
 from __future__ import annotations
 
-import json
-import re
-import secrets
-from collections.abc import Callable, Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from oxibonsai.chat.contents import listed, messages_of, traced
+from oxibonsai.chat.errors import ChatTemplateError
+from oxibonsai.chat.provenance import LITERAL, UNKNOWN, Traced, join, mark, plain
+from oxibonsai.chat.wants import Wants
 
 if TYPE_CHECKING:
     from oxibonsai.model.protocols import LoadedModel
     from oxibonsai.model.tokenizer import Tokenizer
+
+_log = logging.getLogger("oxibonsai.chat")
 
 __all__ = ["ChatTemplate", "ChatTemplateError", "Message"]
 
 Message: TypeAlias = Mapping[str, Any]
 """At least "role" and "content"; the template may know more keys."""
 
+_TOKENS: Final = ("bos", "eos", "pad", "unk", "sep", "mask")
 
-class ChatTemplateError(ValueError):
-    """There is no chat template, or it does not take these messages."""
+
+@dataclass
+class _Compiled:
+    """A template with what is known of it."""
+
+    template: Any
+    wants: Wants = field(default_factory=Wants)
+    was_given_tools: bool = False
 
 
 class ChatTemplate:
     """A Jinja chat template, rendered in a sandbox with the settings of Hugging Face transformers.
+
+    The template sees messages, tools, documents and variables as they are, in plain types: texts,
+    numbers, lists and mappings. Beside its output it is known of each character where it came
+    from, so that only what the template itself wrote names a control token.
 
     Parameters
     ----------
@@ -32,10 +48,22 @@ class ChatTemplate:
         The template.
     tokenizer : Tokenizer
         Whose special tokens the template names.
-    bos_token, eos_token : str
-        Given to the template.
+    special_tokens : mapping of str to str, optional
+        Names of tokens that the template asks for, such as ``{"bos_token": "<s>"}``. Those left
+        out are undefined in the template.
     name : str
         Of the model, for messages.
+    tool_use : str, optional
+        The template where tools are given, if that is another one.
+
+    Attributes
+    ----------
+    source : str
+        The template.
+    tool_use : str or None
+        As given.
+    special_tokens : dict of str to str
+        As given.
 
     Raises
     ------
@@ -50,24 +78,44 @@ class ChatTemplate:
         source: str,
         tokenizer: Tokenizer,
         *,
-        bos_token: str = "",
-        eos_token: str = "",
+        special_tokens: Mapping[str, str] | None = None,
         name: str = "the model",
+        tool_use: str | None = None,
     ) -> None:
+        for what, text in (("source", source), ("tool_use", tool_use)):
+            if not isinstance(text, str) and (what == "source" or text is not None):
+                raise TypeError(
+                    f"{what} is a {type(text).__name__}; the text of a template is needed"
+                )
         self.source = source
+        self.tool_use = tool_use
+        self.special_tokens = dict(special_tokens or {})
         self._tokenizer = tokenizer
-        self._tokens = {"bos_token": bos_token, "eos_token": eos_token}
         self._name = name
-        self._template = self._wrap(lambda: _environment().from_string(source))
+        try:
+            import jinja2  # noqa: F401  # what is missing is named here, not by what needs it
+
+            from oxibonsai.chat.environment import compiled
+        except ImportError as e:
+            raise ImportError(
+                "chat templates need the package jinja2: pip install tokenizers jinja2 rich"
+            ) from e
+        self._plain = _Compiled(self._wrap(lambda: compiled(source)))
+        self._with_tools = self._plain
+        if tool_use is not None:
+            self._with_tools = _Compiled(self._wrap(lambda: compiled(tool_use)))
 
     @classmethod
-    def of(cls, model: LoadedModel) -> ChatTemplate:
+    def of(cls, model: LoadedModel, source: str | None = None) -> ChatTemplate:
         """Return the template in a model's file.
 
         Parameters
         ----------
         model : Model
             The model.
+        source : str, optional
+            Another template than the file's, which gets the file's special tokens. The file's
+            own for conversations with tools is left out then.
 
         Returns
         -------
@@ -80,32 +128,51 @@ class ChatTemplate:
             If it has none.
         """
         tokenizer = model.tokenizer
-        if tokenizer.chat_template is None:
+        tool_use = None
+        if source is None:
+            tool_use = tokenizer.chat_templates.get("tool_use")
+            source = tokenizer.chat_template
+            if source is None:
+                source = tokenizer.chat_templates.get("default")
+        if source is None:
             raise ChatTemplateError(
                 f"{model.name!r} ({model.path}) has no chat template: it continues text, see "
                 "Session.generate, and holds no conversation"
             )
-
-        def name_of(token: int | None) -> str:
-            return "" if token is None else tokenizer.token_bytes(token).decode()
-
+        ids = {f"{name}_token": getattr(tokenizer, f"{name}_id", None) for name in _TOKENS}
         return cls(
-            tokenizer.chat_template,
+            source,
             tokenizer,
-            bos_token=name_of(tokenizer.bos_id),
-            eos_token=name_of(tokenizer.eos_id),
+            special_tokens={
+                name: tokenizer.token_bytes(token).decode(errors="replace")
+                for name, token in ids.items()
+                if token is not None
+            },
             name=repr(model.name),
+            tool_use=tool_use,
         )
 
     def render(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Mapping[str, Any]] | None = None,
+        documents: Iterable[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> str:
         """Return the text of a conversation.
 
         Parameters
         ----------
         messages : sequence of Message
-            The conversation.
+            The conversation. Content that is None or missing is "", and a list of parts
+            ``{"type": "text", "text": ...}`` is their text, unless the template reads other forms
+            only: None beside tool calls, or parts.
+        tools : iterable of mapping, optional
+            JSON schemas of functions that the model may call.
+        documents : iterable of mapping, optional
+            What the model may read.
         add_generation_prompt : bool
             Whether the text ends where the answer begins.
         **variables
@@ -119,31 +186,33 @@ class ChatTemplate:
         Raises
         ------
         ChatTemplateError
-            If the template does not take these messages.
+            If these are no messages, or the template does not take them.
         """
-        return str(
-            self._wrap(
-                lambda: self._template.render(
-                    messages=[dict(message) for message in messages],
-                    add_generation_prompt=add_generation_prompt,
-                    **self._tokens,
-                    **variables,
-                )
-            )
-        )
+        return plain(self._render(messages, tools, documents, add_generation_prompt, variables))
 
     def encode(
-        self, messages: Sequence[Message], *, add_generation_prompt: bool = True, **variables: Any
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Iterable[Mapping[str, Any]] | None = None,
+        documents: Iterable[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = True,
+        **variables: Any,
     ) -> list[int]:
         """Return the tokens of a conversation.
 
-        Only the template makes special tokens. The name of one in a message, such as
-        ``<|im_end|>``, stays text: a placeholder hides it while the template runs. In the model's
-        own messages user-defined tokens, such as ``<think>``, are read as tokens.
+        Only the template makes control tokens. The name of one in a message or in anything else
+        that the template is given, such as ``<|im_end|>``, stays text, and so does one that is
+        put together from both. User-defined tokens, such as ``<think>``, are read wherever they
+        stand.
 
         Parameters
         ----------
         messages : sequence of Message
+            As of render().
+        tools : iterable of mapping, optional
+            As of render().
+        documents : iterable of mapping, optional
             As of render().
         add_generation_prompt : bool
             As of render().
@@ -158,125 +227,142 @@ class ChatTemplate:
         Raises
         ------
         ChatTemplateError
-            As of render().
+            As of render(); and if a control token's name comes out of an operation that does not
+            tell whether the template or a message wrote it.
         """
+        traced_text = self._render(messages, tools, documents, add_generation_prompt, variables)
+        text = plain(traced_text)
+        try:
+            text.encode()
+        except UnicodeEncodeError as e:
+            raise ChatTemplateError(
+                f"the conversation holds the lone surrogate U+{ord(text[e.start]):04X} behind "
+                f"{text[max(0, e.start - 20) : e.start]!r}; UTF-8 cannot hold it"
+            ) from None
         tokenizer = self._tokenizer
-        veil = _Veil(tokenizer)
-        text = self.render(
-            [veil.message(message) for message in messages],
-            add_generation_prompt=add_generation_prompt,
-            **variables,
-        )
+        literal = _spans(traced_text, (LITERAL,))
+        self._refuse_doubt(traced_text, text, literal)
         ids: list[int] = []
-        for part, special in tokenizer.split_special(text):
-            ids += [special] if special is not None else tokenizer.encode(veil.lift(part))
+        for part, special in tokenizer.specials.split(text, literal):
+            ids += [special] if special is not None else tokenizer.encode(part)
         return ids
+
+    def attempt(
+        self, messages: Sequence[Message], tools: Iterable[Mapping[str, Any]], **variables: Any
+    ) -> str:
+        """Return what the template makes of a conversation that nobody has.
+
+        Parameters
+        ----------
+        messages : sequence of Message
+            As of render().
+        tools : iterable of mapping
+            As of render().
+        **variables
+            As of render().
+
+        Returns
+        -------
+        str
+            The text, which is "" where the template does not take these messages.
+        """
+        documents = variables.pop("documents", None)
+        try:
+            return plain(self._render(messages, tools, documents, False, variables, warn=False))
+        except ChatTemplateError:
+            return ""
+
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Iterable[Mapping[str, Any]] | None,
+        documents: Iterable[Mapping[str, Any]] | None,
+        add_generation_prompt: bool,
+        variables: Mapping[str, Any],
+        *,
+        warn: bool = True,
+    ) -> Traced:
+        given_tools = self._wrap(lambda: listed("tools", tools))
+        given = {
+            **{name: mark(text, LITERAL) for name, text in self.special_tokens.items()},
+            **self._wrap(lambda: {name: traced(value) for name, value in variables.items()}),
+            "documents": self._wrap(lambda: listed("documents", documents)),
+            "add_generation_prompt": add_generation_prompt,
+        }
+        used = self._plain if given_tools is None else self._with_tools
+        wants = used.wants
+
+        def written(messages: Sequence[Any], tools: list[Any] | None = given_tools) -> Traced:
+            values = {**given, "messages": messages, "tools": tools}
+            return join([self._wrap(lambda: used.template.render(values))])
+
+        def tried(messages: Sequence[Any], tools: list[Any] | None = given_tools) -> str | None:
+            try:
+                return plain(written(messages, tools))
+            except ChatTemplateError:
+                return None
+
+        final = self._wrap(
+            lambda: messages_of(
+                messages,
+                as_parts=lambda role: wants.parts(role, tried),
+                without_content=lambda: wants.no_content(tried),
+                text_arguments=wants.text_arguments,
+            )
+        )
+        found = written(final)
+        if given_tools and warn and not used.was_given_tools:
+            used.was_given_tools = True
+            if tried(final, None) == found:
+                _log.warning(
+                    "the chat template of %s writes nothing of the tools that it is given: the "
+                    "model does not see them",
+                    self._name,
+                )
+        return found
+
+    def _refuse_doubt(self, traced_text: Traced, text: str, literal: list[tuple[int, int]]) -> None:
+        """Refuse text that may name a control token, if it is not known who wrote it."""
+        if all(origin != UNKNOWN for _, origin in traced_text.runs):
+            return
+        specials = self._tokenizer.specials
+        taken = set(specials.find(text, literal))
+        for start, stop in specials.find(text, _spans(traced_text, (LITERAL, UNKNOWN))):
+            if (start, stop) not in taken:
+                raise ChatTemplateError(
+                    f"the chat template of {self._name} hides whether {text[start:stop]!r} is its "
+                    "own or came from a message, so it cannot be encoded: write the name in the "
+                    "template itself, or take it out of the messages"
+                )
 
     def _wrap(self, call: Callable[[], Any]) -> Any:
         try:
-            from jinja2 import TemplateError
-        except ImportError as e:
-            raise ImportError(
-                "chat templates need the package jinja2: pip install tokenizers jinja2 rich"
-            ) from e
-        try:
             return call()
-        # The others come out of expressions in the template, from values that it did not expect.
-        except (TemplateError, TypeError, AttributeError, LookupError, ArithmeticError) as error:
-            raise ChatTemplateError(f"the chat template of {self._name}: {error}") from error
-
-
-class _Veil:
-    """Hides names of special tokens in messages from what reads them, and shows them again."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self._control = _Names(tokenizer.special_names(user_defined=False))
-        self._all = _Names(tokenizer.special_names(user_defined=True))
-        # Nobody who writes a message knows the number.
-        self._key = secrets.token_hex(8)
-        self._hidden: list[str] = []
-
-    def message(self, message: Message) -> dict[str, Any]:
-        names = self._control if message.get("role") == "assistant" else self._all
-        # The role is the program's, not a reader's; everything below it is text.
-        return {k: v if k == "role" else self._walk(names, v) for k, v in message.items()}
-
-    def _walk(self, names: _Names, value: Any) -> Any:
-        if isinstance(value, str):
-            return names.pattern.sub(self._hide, value) if names.pattern else value
-        if isinstance(value, Mapping):
-            return {k: self._walk(names, v) for k, v in value.items()}
-        if isinstance(value, (list, tuple)):
-            return [self._walk(names, v) for v in value]
-        return value
-
-    def _hide(self, match: re.Match[str]) -> str:
-        self._hidden.append(match.group())
-        return f"\ue000{self._key}.{len(self._hidden) - 1}\ue001"
-
-    def lift(self, text: str) -> str:
-        return re.sub(
-            f"\ue000{self._key}\\.([0-9]+)\ue001", lambda m: self._hidden[int(m.group(1))], text
-        )
-
-
-class _Names:
-    """Finds names in a text, and at its ends the parts that a neighbour could complete to one."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.pattern: re.Pattern[str] | None = None
-        if names:
-            whole = sorted(names, key=len, reverse=True)
-            starts = sorted({n[:i] for n in names for i in range(1, len(n))}, key=len, reverse=True)
-            ends = sorted({n[i:] for n in names for i in range(1, len(n))}, key=len, reverse=True)
-            self.pattern = re.compile(
-                rf"{_any(whole)}|\A(?:{_any(ends)})|(?:{_any(starts)})\Z" if starts else _any(whole)
+        except ChatTemplateError:
+            raise
+        except RecursionError as error:  # a thousand frames that say the same
+            raise ChatTemplateError(
+                f"the chat template of {self._name}: a macro or a value contains itself without "
+                f"end ({error})"
+            ) from None
+        # Anything can come out of expressions in the template, from values it did not expect.
+        except Exception as error:
+            kind = type(error)
+            what = (
+                f"{error}" if kind.__module__.startswith("jinja2") else f"{kind.__name__}: {error}"
             )
+            raise ChatTemplateError(f"the chat template of {self._name}: {what}") from error
 
 
-def _any(texts: Sequence[str]) -> str:
-    return "|".join(map(re.escape, texts))
-
-
-def _environment() -> Any:
-    """Return the environment in which Hugging Face transformers renders chat templates."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """``{% generation %}``, which marks what the model said: its body is all that counts."""
-
-        tags = {"generation"}  # noqa: RUF012  # as Jinja declares it
-
-        def parse(self, parser: Any) -> Any:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return nodes.Scope(body).set_lineno(line)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    def to_json(
-        value: Any,
-        ensure_ascii: bool = False,
-        indent: int | None = None,
-        separators: tuple[str, str] | None = None,
-        sort_keys: bool = False,
-    ) -> str:
-        # Jinja's own filter escapes for HTML.
-        return json.dumps(
-            value,
-            ensure_ascii=ensure_ascii,
-            indent=indent,
-            separators=separators,
-            sort_keys=sort_keys,
-        )
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, "jinja2.ext.loopcontrols"]
-    )
-    environment.filters["tojson"] = to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda format: datetime.now().strftime(format)
-    return environment
+def _spans(text: Traced, origins: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Return the spans, as long as can be, of the characters of some origins."""
+    found: list[tuple[int, int]] = []
+    place = 0
+    for length, origin in text.runs:
+        if origin in origins:
+            if found and found[-1][1] == place:
+                found[-1] = (found[-1][0], place + length)
+            else:
+                found.append((place, place + length))
+        place += length
+    return found
