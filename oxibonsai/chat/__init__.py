@@ -8,7 +8,21 @@
 
 from __future__ import annotations
 
+from oxibonsai.chat.answer import Answer, AnswerParser, parse_answer
 from oxibonsai.chat.conversation import Chat
+from oxibonsai.chat.saved import ChatFileError
 from oxibonsai.chat.template import ChatTemplate, ChatTemplateError, Message
+from oxibonsai.chat.toolcalls import Tool, ToolCall
 
-__all__ = ["Chat", "ChatTemplate", "ChatTemplateError", "Message"]
+__all__ = [
+    "Answer",
+    "AnswerParser",
+    "Chat",
+    "ChatFileError",
+    "ChatTemplate",
+    "ChatTemplateError",
+    "Message",
+    "Tool",
+    "ToolCall",
+    "parse_answer",
+]
