@@ -22,6 +22,9 @@ PARALLEL = -n $(JOBS) --dist worksteal
 SIMULATION := clang-19 lld-19 libclang-rt-19-dev libgnustep-base-dev libblocksruntime-dev
 SIMULATION += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 
+# Qwen3's vocabulary and chat template, for the peer tests.
+QWEN3 := .cache/qwen3
+
 SOURCES := $(wildcard shim/*/*.[chm] shim/*/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
     oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
 BUILT := $(VENV)/.built $(VENV)/.installed
@@ -32,7 +35,7 @@ BUILT := $(VENV)/.built $(VENV)/.installed
 .DELETE_ON_ERROR:
 
 demo: $(BUILT)
-	@$(PY) -m oxibonsai generate
+	@$(PY) -m oxibonsai generate </dev/null
 
 build: $(BUILT)
 
@@ -42,10 +45,10 @@ test: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-cuda $(VENV)/.simulation
 test-slow: $(BUILT) $(VENV)/.extra-test
 	$(PYTEST) -m slow $(PARALLEL) $(PYTEST_ARGS)
 
-test-peer: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers
+test-peer: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers $(QWEN3)/.installed
 	$(PYTEST) -m peer $(PARALLEL) $(PYTEST_ARGS)
 
-test-all: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers
+test-all: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers $(QWEN3)/.installed
 	$(PYTEST) -m "slow or not slow" $(PARALLEL) $(PYTEST_ARGS)
 
 lint: lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-spelling
@@ -99,7 +102,7 @@ bench: $(BUILT) $(VENV)/.extra-bench
 	$(PYTEST) benchmarks $(PYTEST_ARGS)
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info oxibonsai/include
+	rm -rf $(VENV) $(QWEN3) build dist *.egg-info oxibonsai/include
 	rm -f oxibonsai/metal/*.so oxibonsai/metal/*.c
 	find oxibonsai tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
@@ -172,3 +175,15 @@ $(VENV)/.extra-peers: $(VENV)/.wheels-peers
 $(VENV)/.wheels-peers: export CMAKE_ARGS = -DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF \
     -DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/tools/llama_lean.cmake
 $(VENV)/.wheels-peers: export CMAKE_BUILD_PARALLEL_LEVEL ?= 2
+
+# What the lock file names, checked by its digests. Without npm the tests that need it are skipped and
+# say so; where peers are required, they fail.
+$(QWEN3)/.installed: tests/peers/package.json tests/peers/package-lock.json
+	@if ! command -v npm >/dev/null; then \
+	    echo "To compare with Qwen3's own vocabulary too, install npm" >&2; \
+	else \
+	    echo "Installing Qwen3's vocabulary into $(QWEN3)" >&2; \
+	    mkdir -p $(QWEN3) && cp $^ $(QWEN3) && \
+	    npm ci --prefix $(QWEN3) --ignore-scripts --no-audit --no-fund --loglevel=error >/dev/null && \
+	    touch $@; \
+	fi

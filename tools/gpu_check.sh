@@ -55,7 +55,7 @@ import importlib.util
 
 needed = {"setuptools": "setuptools>=77", "Cython": "Cython>=3.1", "numpy": "numpy>=1.24",
           "pytest": "pytest>=8", "hypothesis": "hypothesis>=6.100", "tokenizers": "tokenizers>=0.19",
-          "jinja2": "jinja2>=3.1", "rich": "rich>=13", "xdist": "pytest-xdist"}
+          "jinja2": "jinja2>=3.1.6", "rich": "rich>=13", "pyte": "pyte>=0.8.1", "xdist": "pytest-xdist"}
 print("\n".join(v for k, v in needed.items() if importlib.util.find_spec(k) is None))
 PYTHON_END
 }

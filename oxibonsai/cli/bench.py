@@ -9,6 +9,7 @@ from typing import Any, TextIO
 
 from oxibonsai.cli.measuring import measure
 from oxibonsai.cli.options import add_model, add_session, load
+from oxibonsai.cli.terminal import escaped
 
 __all__ = ["add_options", "measure", "run"]
 
@@ -69,7 +70,7 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
         json.dump(found, out, indent=2)
         out.write("\n")
     else:
-        out.writelines(line + "\n" for line in report(found))
+        out.writelines(escaped(line) + "\n" for line in report(found))
     return 0
 
 

@@ -1,81 +1,70 @@
-"""``oxibonsai chat``: a conversation in the terminal, or over a pipe line by line."""
+"""``oxibonsai chat``: a conversation in the terminal, over a pipe line by line, or one message."""
 
 from __future__ import annotations
 
 import argparse
-import re
-import sys
 from collections.abc import Callable
-from contextlib import closing, suppress
-from typing import Any, TextIO
+from typing import TextIO
 
-from oxibonsai.chat import Chat
-from oxibonsai.cli.options import add_model, add_session, load
-from oxibonsai.cli.sampling import add_sampling, sampling, score_line
-from oxibonsai.model import Model, ScoredToken, Session, SessionFullError
+from oxibonsai.chat import Chat, ChatTemplate, ChatTemplateError
+from oxibonsai.cli.conversation import Conversation
+from oxibonsai.cli.inputs import read_file, read_input, without_last_newline
+from oxibonsai.cli.options import add_model, add_nfc, add_session, load, room
+from oxibonsai.cli.parsing import file_name, model_name
+from oxibonsai.cli.sampling import add_sampling, sampling, tell_idle
+from oxibonsai.cli.saving import check_place
+from oxibonsai.cli.screen import Screen
+from oxibonsai.cli.terminal import escaped
+from oxibonsai.cli.toolfile import read_tools
+from oxibonsai.model import Model, Session
 
 __all__ = ["add_options", "run"]
-
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
-HELP = """\
-/reset    forget the conversation
-/undo     forget the last message and its answer
-/history  show the conversation
-/help     show this
-/exit     end, as Ctrl-D does
-//text    send a message that begins with /
-Ctrl-C stops an answer; the conversation goes on."""
-
-
-class _Screen:
-    """Where lines come from and answers go; in a terminal with colours and a prompt."""
-
-    def __init__(self, out: TextIO) -> None:
-        self._out = out
-        self.interactive = sys.stdin.isatty() and out.isatty()
-        self._console: Any = None
-        if self.interactive:
-            try:
-                from rich.console import Console
-            except ImportError as e:
-                raise ImportError(
-                    "chat in a terminal needs the package rich: pip install tokenizers jinja2 rich"
-                ) from e
-            self._console = Console(file=out, highlight=False)
-            with suppress(ImportError):  # a Python built without it
-                import readline  # noqa: F401  # edits the lines that input() reads
-
-    def read(self) -> str:
-        """Return a line; EOFError at the end."""
-        if self._console is not None:
-            return input("> ")  # readline has to know the prompt: it draws the line again
-        line = sys.stdin.readline()
-        if not line:
-            raise EOFError
-        return line.rstrip("\r\n")
-
-    def piece(self, text: str) -> None:
-        """Write a part of an answer at once."""
-        if self._console is not None:
-            # A model must not steer the terminal.
-            text = _CONTROL.sub("?", text)
-            self._console.print(text, end="", markup=False, soft_wrap=True)
-        else:
-            self._out.write(text)
-        self._out.flush()
-
-    def note(self, text: str) -> None:
-        """Write what is no part of the conversation: over a pipe to standard error."""
-        if self._console is not None:
-            self._console.print(text, style="dim", markup=False, soft_wrap=True)
-        else:
-            print(text, file=sys.stderr)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_model(parser)
+    add_model(
+        parser,
+        "a GGUF file of a model for chats; the README names some. Without it, the demo model, "
+        "which has no chat template and needs --template",
+    )
     parser.add_argument("--system", metavar="TEXT", help="a message that comes before all others")
+    parser.add_argument(
+        "--message",
+        action="append",
+        default=[],
+        metavar="TEXT",
+        help='a message to answer, after which the command ends; repeatable; "-" reads standard '
+        "input as one message",
+    )
+    parser.add_argument(
+        "--template",
+        type=file_name,
+        metavar="FILE",
+        help="a Jinja chat template to take, not the file's",
+    )
+    parser.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        help="tell the template (enable_thinking) whether the model should think before an answer",
+    )
+    parser.add_argument(
+        "--hide-thinking", action="store_true", help="do not print what the model thinks"
+    )
+    parser.add_argument(
+        "--tools",
+        type=file_name,
+        metavar="FILE",
+        help="a JSON list of the functions' schemas that the model may call; each call is printed "
+        'as a line of JSON; "-" reads standard input',
+    )
+    parser.add_argument(
+        "--session",
+        type=model_name,
+        metavar="FILE",
+        help="a saved conversation that goes on, and is saved after each answer; it need not exist",
+    )
+    add_nfc(parser)
     parser.add_argument(
         "--max-tokens", type=int, default=1024, metavar="N", help="the most of an answer (1024)"
     )
@@ -85,81 +74,97 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: TextIO) -> int:
     """Run the command and return its exit status."""
+    if [*args.message, str(args.tools)].count("-") > 1:
+        raise ValueError(
+            "standard input is read to its end once: give one --message - or --tools -"
+        )
+    messages = [without_last_newline(read_input()) if m == "-" else m for m in args.message]
+    if not all(message.strip() for message in messages):
+        raise ValueError("a --message is empty: give at least one character")
+    if args.session is not None:
+        check_place(args.session, read=True)
+    tools = None if args.tools is None else read_tools(args.tools)
+    source = None if args.template is None else read_file(args.template, "--template")
     with (
         load(args) as model,
         model.session(args.max_seq, args.kv_dtype, chunk=args.chunk) as session,
     ):
-        return _converse(args, model, session, out)
+        screen = Screen(out)
+        template = _template(args, model, source)
+        options = sampling(args, model)
+        session.check_options(args.max_tokens, n_best=args.logprobs or 0, **options)
+        tell_idle(args, options)
+
+        limit = room(session, args.max_seq)
+
+        def dropped(n: int) -> None:
+            screen.note(
+                f"(the context is full: the {n} oldest message{'s were' if n > 1 else ' was'} "
+                f"dropped; {limit})"
+            )
+
+        chat = _chat(args, session, template, dropped)
+        chat.show_thinking = not args.hide_thinking
+        if args.think is not None:
+            chat.thinking = args.think
+        if tools is not None:
+            chat.tools = tools
+        conversation = Conversation(
+            chat,
+            screen,
+            options,
+            max_tokens=args.max_tokens,
+            limit=limit,
+            file=args.session,
+            n_best=args.logprobs,
+        )
+        if messages:
+            conversation.tell_resumed()
+            return conversation.answer_all(messages)
+        name, device = escaped(model.name), escaped(model.device.name)
+        screen.open(f"{name} on {device}; /help says what can be typed")
+        conversation.tell_resumed()
+        return conversation.converse()
 
 
-def _converse(args: argparse.Namespace, model: Model, session: Session, out: TextIO) -> int:
-    chat = Chat(session, system=args.system)
-    screen = _Screen(out)
-    options = sampling(args, model)
-    session.check_options(args.max_tokens, n_best=args.logprobs or 0, **options)
-    if screen.interactive:
-        screen.note(f"{model.name} on {model.device.name}; /help says what can be typed")
-    while True:
-        try:
-            line = screen.read()
-        except EOFError:
-            if screen.interactive:
-                screen.note("")
-            return 0
-        except KeyboardInterrupt:
-            if not screen.interactive:
-                raise
-            screen.note("\n(Ctrl-D ends)")
-            continue
-        if line.startswith("/") and not line.startswith("//"):
-            if line.strip() == "/exit":
-                return 0
-            _run_command(line.strip(), chat, screen)
-        elif line.strip():
-            _answer(args, chat, line[1:] if line.startswith("//") else line, screen, options)
-
-
-def _run_command(line: str, chat: Chat, screen: _Screen) -> None:
-    def undo() -> None:
-        screen.note("undone" if chat.undo() else "there is nothing to undo")
-
-    def reset() -> None:
-        chat.reset()
-        screen.note("the conversation is forgotten")
-
-    def history() -> None:
-        for message in chat.messages:
-            screen.note(f"{message['role']}: {message['content']}")
-
-    commands: dict[str, Callable[[], None]] = {
-        "/reset": reset,
-        "/undo": undo,
-        "/history": history,
-        "/help": lambda: screen.note(HELP),
-    }
-    if line in commands:
-        commands[line]()
-    else:
-        screen.note(f"no command {line!r}; there are {', '.join(commands)} and /exit")
-
-
-def _answer(
-    args: argparse.Namespace, chat: Chat, text: str, screen: _Screen, options: dict[str, Any]
-) -> None:
-    scores: list[ScoredToken] = []
-    if args.logprobs is not None:
-        options = {**options, "on_token": scores.append, "n_best": args.logprobs}
+def _template(args: argparse.Namespace, model: Model, source: str | None) -> ChatTemplate:
+    """Return the template of the option or of the model."""
+    if source is None and model.tokenizer.chat_template is None:
+        raise ValueError(
+            f"{model.name!r} ({model.path}) has no chat template: name a model for chats with "
+            "--model FILE (the README lists some), or give a template with --template FILE; "
+            "oxibonsai generate continues a text with this one"
+        )
     try:
-        pieces = chat.send(text, args.max_tokens, **options)
-        with closing(pieces):
-            for piece in pieces:
-                screen.piece(piece)
-        screen.piece("\n")
-    except KeyboardInterrupt:
-        screen.piece("\n")
-        screen.note("(stopped)")
-    except SessionFullError as error:
-        screen.piece("\n")
-        screen.note(f"{error} (/reset or /undo makes room)")
-    for scored in scores:
-        screen.note(score_line(scored, chat.session.model.tokenizer))
+        return ChatTemplate.of(model, source=source)
+    except ChatTemplateError as error:
+        if source is None:
+            raise
+        line = getattr(error.__cause__, "lineno", None)
+        place = f"{args.template}" if line is None else f"{args.template}, line {line}"
+        raise ValueError(f"--template {place}: {error}") from None
+
+
+def _chat(
+    args: argparse.Namespace,
+    session: Session,
+    template: ChatTemplate,
+    on_drop: Callable[[int], object],
+) -> Chat:
+    """Return a new conversation, or the saved one."""
+    if args.session is None or not args.session.exists():
+        return Chat(session, system=args.system, template=template, on_drop=on_drop)
+    chat = Chat.load(args.session, session, template=template, on_drop=on_drop)
+    if not chat.messages:
+        begun = Chat(session, system=args.system, template=template, on_drop=on_drop)
+        begun.tools, begun.documents = chat.tools, chat.documents
+        begun.thinking, begun.variables = chat.thinking, chat.variables
+        return begun
+    first = chat.messages[0] if chat.messages else {}
+    system = {"role": "system", "content": args.system}
+    if args.system is not None and any(first.get(key) != system[key] for key in system):
+        raise ValueError(
+            f"--system: the conversation in {args.session} begins otherwise; leave --system out, "
+            "or name another file"
+        )
+    return chat

@@ -3,24 +3,38 @@
 from __future__ import annotations
 
 import argparse
+import json
 from typing import TextIO
 
 from oxibonsai import metal
+from oxibonsai.cli.terminal import escaped
 
 __all__ = ["add_options", "run"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add no options: there are none."""
+    """Add the command's option."""
+    parser.add_argument("--json", action="store_true", help="print a JSON list of objects")
 
 
 def run(args: argparse.Namespace, out: TextIO) -> int:
     """Run the command and return its exit status."""
-    for device in metal.devices():
-        threads = f", {device.threads} threads" if device.threads else ""
-        print(
-            f"{device.driver}:{device.index}  {device.name}: {device.variant} kernels{threads}, "
-            f"{device.recommended_working_set / 2**30:.1f} GiB",
-            file=out,
-        )
+    found = metal.devices()
+    if args.json:
+        out.write(json.dumps([device._asdict() for device in found], indent=2) + "\n")
+    else:
+        for device in found:
+            out.write(_line(device) + "\n")
+    # A variable of the environment may be wrong: opening says which. Every machine has a cpu.
+    metal.Device().close()
+    if all(device.driver != "cpu" for device in found):
+        metal.Device("cpu").close()
     return 0
+
+
+def _line(device: metal.DeviceInfo) -> str:
+    threads = f", {device.threads} threads" if device.threads else ""
+    return (
+        f"{device.driver}:{device.index}  {escaped(device.name)}: {device.variant} "
+        f"kernels{threads}, {device.recommended_working_set / 2**30:.1f} GiB"
+    )

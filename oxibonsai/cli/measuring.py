@@ -93,6 +93,14 @@ def measure(
         raise ValueError(
             f"batches = {max(batches)}: an engine runs at most {MAX_SEQUENCES} sequences at a time"
         )
+    limit = model.config.context_length
+    if prompt_tokens >= limit:
+        raise ValueError(f"prompt_tokens = {prompt_tokens}: the model's context_length is {limit}")
+    if prompt_tokens + tokens > limit:
+        raise ValueError(
+            f"tokens = {tokens} behind a prompt of {prompt_tokens}: the model's context_length is "
+            f"{limit}"
+        )
     device = model.device
     found = {
         "oxibonsai": __version__,

@@ -321,7 +321,8 @@ def devices() -> list[DeviceInfo]:
     -------
     list of DeviceInfo
         One for each device. A driver that cannot count its devices has none, and a device that
-        cannot run the kernels is left out: ``Device(name)`` says why.
+        cannot run the kernels is left out: ``Device(name)`` says why. The default is the one that
+        the environment variable ``OXIBONSAI_DEVICE`` names, where it names one of them.
     """
 
 def load_driver(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:

@@ -29,7 +29,7 @@ from oxibonsai.metal.oxb cimport (
 )
 
 import os
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
 from oxibonsai.metal import _errors
@@ -196,6 +196,10 @@ cdef tuple _parse_name(str name):
     return driver, int(index) if colon else 0
 
 
+cdef str _name_of_environment():
+    return os.environ.get(_ENVIRONMENT) or None
+
+
 cdef int _prepare_cuda() except -1:
     # Only if there is a GPU: the driver looks for NVRTC by name and finds it once it is loaded from
     # the package that PyPI has.
@@ -207,6 +211,24 @@ cdef int _prepare_cuda() except -1:
         from oxibonsai.metal import _nvrtc
         _nvrtc.preload()
     return 0
+
+
+cdef oxb_device *_open(str name, const oxb_device_options *options) except NULL:
+    cdef const char *driver_name = NULL
+    cdef uint32_t index = 0
+    cdef oxb_device *handle = NULL
+    if name is not None:
+        driver, number = _parse_name(name)
+        if number > 0xffff:
+            raise _errors.DeviceNotFoundError(f"no device {name!r}: the index is past 65535")
+        encoded = driver.encode()
+        driver_name = encoded
+        index = number
+    if name is None or driver == "cuda":
+        _prepare_cuda()
+    with nogil:
+        check(api.device_open(driver_name, index, options, &handle))
+    return handle
 
 
 cdef class Device:
@@ -250,15 +272,11 @@ cdef class Device:
 
     def __init__(self, name=None, *, threads=None, variant=None):
         cdef oxb_device_options options
-        cdef const char *driver_name = NULL
-        cdef uint32_t index = 0
         cdef oxb_device_info info
         cdef oxb_device *handle = NULL
         if self.handle:
             raise _errors.EncodingError("this Device is open already: make a new one")
-        if name is None:
-            name = os.environ.get(_ENVIRONMENT) or None
-        elif not isinstance(name, str):
+        if name is not None and not isinstance(name, str):
             raise TypeError(f"a device is named by a str, not {type(name).__name__}")
         options.threads = 0
         if threads is not None:
@@ -273,16 +291,18 @@ cdef class Device:
             encoded_variant = variant.encode()
             options.variant = encoded_variant
         if name is not None:
-            driver, number = _parse_name(name)
-            if number > 0xffff:
-                raise _errors.DeviceNotFoundError(f"no device {name!r}: the index is past 65535")
-            encoded = driver.encode()
-            driver_name = encoded
-            index = number
-        if name is None or driver == "cuda":
-            _prepare_cuda()
-        with nogil:
-            check(api.device_open(driver_name, index, &options, &handle))
+            handle = _open(name, &options)
+        else:
+            named = _name_of_environment()
+            try:
+                handle = _open(named, &options)
+            except _errors.DeviceNotFoundError as error:
+                # Nobody typed that name here. Some errors are of another variable, and say so.
+                if named is None or "OXIBONSAI_" in str(error):
+                    raise
+                raise _errors.DeviceNotFoundError(
+                    f"{_ENVIRONMENT} = {named!r}: {error}"
+                ) from None
         self.handle = handle
         api.device_get_info(handle, &info)
         self.driver = info.driver.decode("utf-8", "replace")
@@ -534,7 +554,8 @@ def devices():
     -------
     list of DeviceInfo
         One for each device. A driver that cannot count its devices has none, and a device that
-        cannot run the kernels is left out: ``Device(name)`` says why.
+        cannot run the kernels is left out: ``Device(name)`` says why. The default is the one that
+        the environment variable ``OXIBONSAI_DEVICE`` names, where it names one of them.
     """
     cdef uint32_t count
     cdef const char *name
@@ -552,6 +573,11 @@ def devices():
                 # Present but refused, such as a GPU of another SIMD width: Device() names the
                 # reason.
                 continue
+    named = _name_of_environment()
+    if named is not None:
+        with suppress(_errors.DeviceNotFoundError):  # Device() tells that it names none
+            default = _parse_name(named)
+            found.sort(key=lambda info: (info.driver, info.index) != default)
     return found
 
 

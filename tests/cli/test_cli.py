@@ -155,6 +155,28 @@ def test_file_recommends_settings_and_explicit_ones_win(path, capsys):
     assert run("--top-k", "1", "--penalty-window", "3")[0] == cold
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "option"),
+    [
+        ("min_p", 1.5, "--min-p"),
+        ("top_k", "many", "--top-k"),
+        ("temp", float("nan"), "--temperature"),
+        ("penalty_last_n", 2.5, "--penalty-window"),
+    ],
+)
+def test_file_recommends_what_cannot_be(path, capsys, key, value, option):
+    metadata = {f"general.sampling.{key}": value}
+    write_chain(path, chain("abcdefghij"), vocabulary=byte_vocabulary() | metadata)
+    plain = ["generate", "--model", str(path), "--prompt", "a", "--quiet", "--max-tokens", "3"]
+    assert main(plain) == 0
+    out, err = capsys.readouterr()
+    assert out == "abcd\n"
+    assert err.startswith(f"[{path}: general.sampling.{key} = {value!r} is ignored: ")
+    assert err.count("\n") == 1
+    assert main([*plain, option, "0"]) == 0
+    assert capsys.readouterr() == ("abcd\n", "")
+
+
 def test_drafts_do_not_change_the_text(capsys):
     assert main(["generate", "--quiet", "--draft-tokens", "8"]) == 0
     assert capsys.readouterr().out == PROMPTS[0] + continuation(Q1_GOLDEN, 64) + "\n"
@@ -238,15 +260,14 @@ class Recorder:
         self.flushed = len(self.writes)
 
 
-def test_each_token_is_written_and_flushed_as_it_comes(path, monkeypatch):
+def test_each_character_is_written_and_flushed_as_it_comes(path, monkeypatch):
     write_chain(path, chain(TEXT))
     out = Recorder()
     monkeypatch.setattr(sys, "stdout", out)
     assert main(["generate", "--model", str(path), "--prompt", "x", "--quiet"]) == 0
-    tokens = ["", "\u00e9", "", "", "\u4e2d", "", "", "", TREE]
-    assert out.writes == ["x", " ", *tokens, "\n"]
+    assert out.writes == ["x", " ", "\u00e9", "\u4e2d", TREE, "\n"]
     assert out.flushed == len(out.writes)
-    assert out.most_waiting == 1, "tokens waited for one another: the text is not streamed"
+    assert out.most_waiting == 1, "characters waited for one another: the text is not streamed"
 
 
 def test_random_bytes_are_printed_as_utf8(path):
@@ -266,14 +287,37 @@ def test_unfinished_character_at_the_end_is_marked(path, capsys):
     assert capsys.readouterr().out == "x \u00e9\ufffd\n"
 
 
-def test_full_cache_is_an_error_after_the_text_so_far(path, capsys):
+@pytest.mark.parametrize("prompt", ["a", "abc", "abcd"])
+def test_full_context_ends_the_text_with_a_note(path, capsys, prompt):
     write_chain(path, chain("abcdefgh"))
-    arguments = ["generate", "--model", str(path), "--prompt", "a", "--max-seq", "4"]
-    assert main(arguments) == 1
+    arguments = ["generate", "--model", str(path), "--prompt", prompt, "--quiet"]
+    assert main([*arguments, "--max-seq", "4"]) == 0
+    assert capsys.readouterr() == (
+        "abcd\n",
+        "[the context is full: --max-seq is 4, and can be 256, the model's context_length]\n",
+    )
+    assert "5 tokens do not fit: --max-seq is 4, and can be 256" in fails(
+        capsys, *arguments[:-3], "--prompt", "abcde", "--max-seq", "4"
+    )
+
+
+def test_full_context_of_the_model_names_its_length(path, capsys):
+    write_chain(path, {ord("a"): ord("a")}, context=16)
+    arguments = ["generate", "--model", str(path), "--quiet", "--max-tokens", "99", "--stop", "ab"]
+    assert main([*arguments, "--prompt", "a"]) == 0
     out, err = capsys.readouterr()
-    assert out == "abcd\n"
-    assert "4 of 4" in err
-    assert err.startswith("oxibonsai: ")
+    assert out == "a" * 16 + "\n"  # also what could have begun the stop text
+    assert err == (
+        "[the context is full: --max-seq can be no more than the model's context_length, 16]\n"
+    )
+
+
+def test_length_that_just_fits_is_no_full_context(path, capsys):
+    write_chain(path, chain("abcdefgh"))
+    arguments = ["generate", "--model", str(path), "--prompt", "a", "--quiet", "--max-seq", "4"]
+    for n in (0, 3):
+        assert main([*arguments, "--max-tokens", str(n)]) == 0
+        assert capsys.readouterr() == ("abcd"[: n + 1] + "\n", "")
 
 
 def test_beginning_of_text_is_fed_where_the_file_asks_for_it(path, capsys):
@@ -323,12 +367,12 @@ def test_info_reads_what_cannot_run(path, capsys):
     write(path, tiny, tensors, {"prism.hadamard.seed": 1, "general.architecture": "other"})
     raw = bytearray(path.read_bytes())
     name = string("blk.0.ffn_down.weight")
-    raw[raw.index(name) + len(name) + 20] = 12  # the type: Q4_K
+    raw[raw.index(name) + len(name) + 20] = 24  # the type: I8
     path.write_bytes(raw)
     assert main(["info", "--tensors", str(path)]) == 0
     out = capsys.readouterr().out
-    assert "Q4_K (unsupported)" in out
-    assert "blk.0.ffn_down.weight            Q4_K         256 x 256" in out
+    assert "I8 (unsupported)" in out
+    assert "blk.0.ffn_down.weight            I8           256 x 256" in out
     assert "cannot run: an activation transform is needed (prism.hadamard.seed)" in out
 
 

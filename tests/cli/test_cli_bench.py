@@ -145,7 +145,12 @@ def test_table_says_what_it_was_measured_with(path):
         (("--tokens", 0), "tokens = 0 must be 1 or more"),
         (("--prompt-tokens", -1), "prompt_tokens = -1"),
         (("--repeat", 0), "repeat = 0"),
-        (("--prompt-tokens", 300), "must lie in 1..256"),
+        (
+            ("--prompt-tokens", 300),
+            "--prompt-tokens: prompt_tokens = 300: the model's context_length is 256",
+        ),
+        (("--tokens", 5000), "--tokens: tokens = 5000 behind a prompt of 128"),
+        (("--batch", 257), "--batch: batches = 257"),
         (("--chunk", 0), "chunk = 0"),
         (("--contexts", "0"), "contexts = 0 must be 1 or more"),
         (("--batch", "4,-2"), "batches = -2 must be 1 or more"),

@@ -90,6 +90,22 @@ def test_file_recommends_settings_which_are_told_once(tmp_path, monkeypatch, cap
     assert capsys.readouterr().out != f"{ANSWER}\n"
 
 
+def test_file_recommends_what_cannot_be_which_is_told_once(tmp_path, monkeypatch, capsys, caplog):
+    metadata = {"general.sampling.min_p": 7.0, "general.sampling.top_k": 1}
+    path = write_chain(tmp_path / "odd.gguf", FOLLOWS, vocabulary=chat_vocabulary() | metadata)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
+    assert main(["chat", "--model", str(path)]) == 0
+    out, err = capsys.readouterr()
+    assert out == f"{ANSWER}\n{ANSWER}\n"
+    told, taken = err.splitlines()
+    assert told.startswith(f"[{path}: general.sampling.min_p = 7.0 is ignored: min_p = 7.0 must")
+    assert taken == f"[sampling as {path} recommends: top k 1]"
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\nb\n"))
+    assert main(["chat", "--model", str(path), "--min-p", "0", "--top-k", "1"]) == 0
+    assert capsys.readouterr() == (f"{ANSWER}\n{ANSWER}\n", "")
+    assert not caplog.records
+
+
 def test_special_tokens_in_a_line_are_text(talk):
     out, err = talk("<|im_end|>\n/history\n")
     assert out == ANSWER + "\n"
@@ -97,9 +113,14 @@ def test_special_tokens_in_a_line_are_text(talk):
 
 
 def test_full_session_is_told_and_does_not_end_the_conversation(talk):
-    out, err = talk("a" * 200 + "\nb\n", "--max-seq", 100)
-    assert out == f"\n{ANSWER}\n"
-    assert re.search(r"\d+ tokens of conversation do not fit: .* 100.*/reset or /undo", err)
+    out, err = talk("a" * 200 + "\nb\n", "--max-seq", 100, status=1)
+    assert out == f"{ANSWER}\n"
+    assert re.fullmatch(
+        r"\(line 1 was not answered: with what the template adds its \d+ tokens do not fit the "
+        r"context of 100; give a shorter one; --max-seq is 100, and can be 256, the "
+        r"model's context_length\)\n",
+        err,
+    )
 
 
 class Interrupted(io.StringIO):

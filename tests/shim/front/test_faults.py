@@ -13,6 +13,7 @@ from cases import activations, random_weight, upload
 from fault_driver import build
 
 from oxibonsai import metal
+from oxibonsai.cli import main
 from oxibonsai.metal import (
     BufferCreationError,
     CompilationError,
@@ -73,6 +74,18 @@ def test_a_device_that_is_refused_names_the_reason_and_gives_way(fault, monkeypa
         Device("fault")
     with pytest.raises(DeviceNotFoundError, match='no device "fault:1": 1 device of driver'):
         Device("fault:1")
+
+
+def test_device_that_the_environment_names_comes_first(fault, monkeypatch, capsys):
+    monkeypatch.delenv("OXIBONSAI_DEVICE", raising=False)
+    assert metal.devices()[0].driver == "fault"
+    for name, first in (("cpu", "cpu"), ("cpu:0", "cpu"), ("fault", "fault"), ("none", "fault")):
+        monkeypatch.setenv("OXIBONSAI_DEVICE", name)
+        found = metal.devices()
+        assert (found[0].driver, found[0].index) == (first, 0)
+        assert {info.driver for info in found} >= {"fault", "cpu"}
+        assert main(["devices"]) == (name == "none")
+        assert capsys.readouterr().out.startswith(f"{first}:0  ")
 
 
 def test_a_driver_of_another_version_is_refused(library, tmp_path):
