@@ -8,19 +8,25 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
-from typing import Any
+from typing import Any, NoReturn
 
 import pytest
+
+
+def missing_peer(how: str) -> NoReturn:
+    """Skip, or fail where peers are required; `how` says what is missing and how to get it."""
+    if os.environ.get("OXIBONSAI_REQUIRE_PEERS") == "1":
+        pytest.fail(how)
+    pytest.skip(how)
 
 
 def require_peer(module: str) -> None:
     """Skip, or fail where peers are required, unless `module` can be imported."""
     if importlib.util.find_spec(module) is not None:
         return
-    how = f"{module} is not installed: make test-peer, or pip install '.[peers]' in the checkout"
-    if os.environ.get("OXIBONSAI_REQUIRE_PEERS") == "1":
-        pytest.fail(how)
-    pytest.skip(how)
+    missing_peer(
+        f"{module} is not installed: make test-peer, or pip install '.[peers]' in the checkout"
+    )
 
 
 def import_peer(module: str) -> Any:

@@ -50,15 +50,27 @@ class Case:
     format_name: str = "Q1_0"
     formats: Mapping[str, str] = field(default_factory=dict)
     tied: bool = True
+    biased: bool = False
     metadata: Mapping[str, Any] = field(default_factory=dict)
     rope: Mapping[str, Any] = field(default_factory=lambda: {"rope_type": "default"})
     n_tokens: int = 21
 
     @functools.cached_property
     def tensors(self) -> Tensors:
-        return random_tensors(
+        found = random_tensors(
             self.tiny, self.format_name, formats=self.formats, tied=self.tied, seed=6
         )
+        return found | self.biases if self.biased else found
+
+    @property
+    def biases(self) -> Tensors:
+        """Biases of the projections into queries, keys and values."""
+        rng = np.random.default_rng(7)
+        return {
+            name.replace(".weight", ".bias"): rng.standard_normal(shape[0], np.float32)
+            for name, shape in self.tiny.shapes.items()
+            if name.endswith(("attn_q.weight", "attn_k.weight", "attn_v.weight"))
+        }
 
     @functools.cached_property
     def ids(self) -> list[int]:
@@ -87,13 +99,17 @@ class Case:
             rope_parameters={"rope_theta": float(np.float32(t.rope_theta)), **self.rope},
             tie_word_embeddings=self.tied,
             max_position_embeddings=t.context,
-            attention_bias=False,
+            attention_bias=self.biased,
             attn_implementation="eager",
         )
         model = transformers.Qwen3ForCausalLM(config).double().eval()
         state = {their_name(name): torch.tensor(w) for name, w in weights64(self.tensors).items()}
         if self.tied:
             state["lm_head.weight"] = state["model.embed_tokens.weight"]
+        if self.biased:  # there the last projection has one too
+            for i in range(t.n_layers):
+                name = f"model.layers.{i}.self_attn.o_proj.bias"
+                state[name] = torch.zeros(t.hidden, dtype=torch.float64)
         model.load_state_dict(state)
         with torch.no_grad():
             logits: NDArray[np.float64] = model(torch.tensor([self.ids])).logits[0].numpy()
@@ -137,6 +153,14 @@ CASES = {
     # As in the 4B model: heads x head_dim is not the hidden size.
     "queries wider than the hidden state": Case(
         Tiny(n_layers=2, hidden=128, n_heads=8, n_kv_heads=2, head_dim=128, vocab=33)
+    ),
+    "biases": Case(Tiny(n_layers=3, vocab=55, head_dim=128), "Q1_0", biased=True),
+    "biases, several formats": Case(
+        Tiny(n_layers=2, hidden=256, vocab=65),
+        "TQ2_0_g128",
+        {"attn_k": "Q8_0", "attn_v": "F16", "ffn_up": "Q8_0"},
+        biased=True,
+        tied=False,
     ),
     "linear scaling": Case(
         Tiny(rope_theta=1e6, context=128),

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import platform
-from pathlib import Path
 from typing import Any
 
+import ggml
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from peers import import_peer, require_peer
+from peers import import_peer
 
 from oxibonsai import formats, quant
 from oxibonsai.quant import QTensor
@@ -21,16 +20,8 @@ SHAPE = (64, 1024)
 
 
 @pytest.fixture(scope="module")
-def ggml() -> ctypes.CDLL:
-    """Load ggml's base library from llama-cpp-python, without importing the package."""
-    require_peer("llama_cpp")
-    spec = importlib.util.find_spec("llama_cpp")
-    assert spec is not None
-    assert spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0])
-    found = sorted(p for end in ("so", "dylib") for p in folder.rglob(f"libggml-base.{end}"))
-    assert found, f"no libggml-base in {folder}"
-    return ctypes.CDLL(str(found[0]))
+def library() -> ctypes.CDLL:
+    return ggml.library()
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +80,19 @@ def _int64(value: int) -> ctypes.c_int64:
 
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("name", ["Q1_0", "Q2_0", "TQ2_0", "Q8_0"])
-def test_quantize_gives_ggmls_bytes(ggml: ctypes.CDLL, name: str, case: str) -> None:
+def test_quantize_gives_ggmls_bytes(library: ctypes.CDLL, name: str, case: str) -> None:
     w = CASES[case]
-    np.testing.assert_array_equal(quant.quantize(w, name).data, ggml_quantize(ggml, name, w))
+    np.testing.assert_array_equal(quant.quantize(w, name).data, ggml_quantize(library, name, w))
 
 
 @pytest.mark.parametrize("exponent", TINY)
 @pytest.mark.parametrize("name", ["Q1_0", "Q2_0", "TQ2_0", "Q8_0"])
 def test_quantize_gives_ggmls_bytes_for_subnormal_floats(
-    ggml: ctypes.CDLL, name: str, exponent: int
+    library: ctypes.CDLL, name: str, exponent: int
 ) -> None:
     w = TINY[exponent]
     ours = quant.quantize(w, name)
-    theirs = QTensor(ggml_quantize(ggml, name, w), w.shape, name)
+    theirs = QTensor(ggml_quantize(library, name, w), w.shape, name)
     np.testing.assert_array_equal(quant.dequantize(ours), quant.dequantize(theirs))
     # ggml's conversion of an infinite ratio to int is the processor's: only x86's is copied.
     if platform.machine() in ("x86_64", "AMD64"):
@@ -109,10 +100,10 @@ def test_quantize_gives_ggmls_bytes_for_subnormal_floats(
 
 
 @pytest.mark.parametrize("name", ["Q1_0", "Q2_0", "TQ2_0", "Q8_0"])
-def test_dequantize_gives_ggmls_floats_for_any_bytes(ggml: ctypes.CDLL, name: str) -> None:
+def test_dequantize_gives_ggmls_floats_for_any_bytes(library: ctypes.CDLL, name: str) -> None:
     data = np.random.default_rng(1).integers(0, 256, (64, formats.get(name).row_bytes(4096)))
     q = QTensor(data.astype(np.uint8), (64, 4096), name)
-    expected = ggml_dequantize(ggml, q)
+    expected = ggml_dequantize(library, q)
     assert np.isnan(expected).any()
     np.testing.assert_array_equal(quant.dequantize(q), expected)
 
@@ -134,3 +125,20 @@ def test_dequantize_gives_the_gguf_packages_floats(gguf: Any, name: str) -> None
     with np.errstate(all="ignore"):
         expected = gguf.quants.dequantize(q.data, gguf.GGMLQuantizationType[name])
     np.testing.assert_array_equal(quant.dequantize(q), expected.reshape(q.shape))
+
+
+@pytest.mark.parametrize("name", sorted(formats.CONVERTED))
+def test_from_ggml_gives_ggmls_floats_for_any_bytes(name: str) -> None:
+    t = formats.CONVERTED[name]
+    shape = (64, 2048)
+    data = np.random.default_rng(4).integers(0, 256, (64, 2048 // t.block_weights * t.block_bytes))
+    data = data.astype(np.uint8)
+    their_name = name.lower().replace("_k", "_K")
+    expected = ggml.dequantize(their_name, data.reshape(-1), 64 * 2048).reshape(shape)
+    found = quant.dequantize(quant.from_ggml(data, shape, name))
+    # Scales of any bytes are infinite or NaN in places, but for the formats with an exponent.
+    assert np.isfinite(expected).any()
+    if platform.machine() in ("x86_64", "AMD64"):
+        np.testing.assert_array_equal(found, expected)
+    else:  # compilers for Arm fuse a product and a sum
+        np.testing.assert_allclose(found, expected, rtol=1e-6)
