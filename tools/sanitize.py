@@ -1,6 +1,7 @@
 """Run tests against a build of the extension modules with sanitizers.
 
-``address``  AddressSanitizer and UndefinedBehaviorSanitizer, the fast tests.
+``address``  AddressSanitizer and UndefinedBehaviorSanitizer, the fast tests of rooms that have
+             compiled code or run much of it.
 ``thread``   ThreadSanitizer, the tests marked ``threads``.
 ``metal``    Address-, UndefinedBehavior- and LeakSanitizer, the device suite on the driver "metal"
              and the simulated Metal, built alike, with the kernels in the MSL runner's check build.
@@ -48,6 +49,9 @@ class Kind:
     arguments: tuple[str, ...] = ()
 
 
+# What is Python alone; the compiled code that chats run is the models'.
+PURE = tuple(f"--ignore=tests/{room}" for room in ("chat", "docs", "gguf", "quant", "tools"))
+
 KINDS = {
     "address": Kind(
         flags="-fsanitize=address,undefined -fno-sanitize-recover=all",
@@ -59,6 +63,7 @@ KINDS = {
             "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return={AFTER_RETURN}",
             "UBSAN_OPTIONS": "print_stacktrace=1",
         },
+        arguments=("tests", *PURE),
     ),
     "thread": Kind(
         flags="-fsanitize=thread",
