@@ -1,4 +1,4 @@
-/* The driver "metal": devices, submission, captures. */
+/* The driver "metal": its table, devices and texts. */
 #import <CoreGraphics/CoreGraphics.h>
 
 #include <stdio.h>
@@ -6,13 +6,11 @@
 #include <string.h>
 
 #include "base/builtin_drivers.h"
-#include "base/clock.h"
 #include "gpu/gpu.h"
 #include "gpu/msl_sources.h"
 #include "metal.h"
 
 #define MAX_THREADGROUP_MEMORY ((uint64_t)32 << 10)
-#define PROBE_SECONDS          30.0
 
 const oxb_host *metal_host;
 
@@ -57,71 +55,6 @@ void metal_object_free(void *device, void *object) {
     });
 }
 
-/* Waiting inside the driver, for the probe and for blits; the front waits for submissions. */
-
-typedef struct outcome {
-    pthread_mutex_t lock;
-    pthread_cond_t finished;
-    /* Guarded by lock. */
-    bool left; /* waiter or handler has released it: after a timeout the handler still runs */
-    bool done;
-    bool ok;
-    char text[512];
-} outcome;
-
-/* Called with the lock held; unlocks it. */
-static void leave_outcome(outcome *o) {
-    bool last = o->left;
-    o->left = true;
-    pthread_mutex_unlock(&o->lock);
-    if (!last) return;
-    pthread_mutex_destroy(&o->lock);
-    pthread_cond_destroy(&o->finished);
-    free(o);
-}
-
-/* nil where a finished command buffer completed, else the reason, +0. */
-NSString *metal_failure(id<MTLCommandBuffer> commands) {
-    MTLCommandBufferStatus status = [commands status];
-    NSError *error = [commands error]; /* +0 */
-    if (status == MTLCommandBufferStatusCompleted && error == nil) return nil;
-    if (error == nil)
-        return metal_text("the command buffer ended with status %lu and no reason",
-                          (unsigned long)status);
-    return metal_text("%@ (%@ %ld)", metal_why(error), [error domain], (long)[error code]);
-}
-
-/* Commit and wait until completion; nil, or the reason, +0. */
-NSString *metal_run(id<MTLCommandBuffer> commands, double seconds) {
-    outcome *o = calloc(1, sizeof *o);
-    if (o == NULL) return @"out of memory";
-    pthread_mutex_init(&o->lock, NULL);
-    clock_cond_init(&o->finished);
-    [commands addCompletedHandler:^(id<MTLCommandBuffer> finished) {
-        @autoreleasepool {
-            NSString *reason = metal_failure(finished);
-            pthread_mutex_lock(&o->lock);
-            o->ok = reason == nil;
-            snprintf(o->text, sizeof o->text, "%s", reason != nil ? metal_utf8(reason) : "");
-            o->done = true;
-            pthread_cond_signal(&o->finished);
-            leave_outcome(o);
-        }
-    }];
-    [commands commit];
-    double deadline = clock_now() + seconds;
-    pthread_mutex_lock(&o->lock);
-    while (!o->done && clock_cond_wait_until(&o->finished, &o->lock, deadline)) {
-    }
-    NSString *reason = nil;
-    if (!o->done)
-        reason = metal_text("the device did not finish within %g s", seconds);
-    else if (!o->ok)
-        reason = metal_string(o->text);
-    leave_outcome(o);
-    return reason;
-}
-
 /* Devices */
 
 /* +1: every device, the system default first. */
@@ -145,65 +78,6 @@ static oxb_status device_count(uint32_t *count) {
         *count = (uint32_t)[devices count];
         return OXB_OK;
     });
-}
-
-/* Opening */
-
-static const char probe_source[] = "#include <metal_stdlib>\n"
-                                   "using namespace metal;\n"
-                                   "kernel void oxb_probe(device uint *sums [[buffer(0)]], uint "
-                                   "lane [[thread_index_in_simdgroup]])\n"
-                                   "{\n"
-                                   "    uint sum = simd_sum(lane + 1u);\n"
-                                   "    sums[lane] = sum;\n"
-                                   "}\n";
-
-/* Run `pipeline`, the probe; nil, or what is wrong, +0. */
-static NSString *run_probe(metal_device *self, metal_pipeline *pipeline) {
-    id<MTLBuffer> sums =
-        [[self->device newBufferWithLength:METAL_SIMD_WIDTH * sizeof(uint32_t)
-                                   options:MTLResourceStorageModeShared] autorelease];
-    id<MTLCommandBuffer> commands = sums != nil ? [self->queue commandBuffer] : nil; /* +0 */
-    id<MTLComputeCommandEncoder> encoder = [commands computeCommandEncoder];         /* +0 */
-    if (encoder == nil) return @"Metal gave no buffer or encoder";
-    [encoder setComputePipelineState:pipeline->state];
-    [encoder setBuffer:sums offset:0 atIndex:0];
-    [encoder dispatchThreadgroups:MTLSizeMake(1, 1, 1)
-            threadsPerThreadgroup:MTLSizeMake(METAL_SIMD_WIDTH, 1, 1)];
-    [encoder endEncoding];
-    NSString *reason = metal_run(commands, PROBE_SECONDS);
-    const uint32_t *values = [sums contents],
-                   expected = METAL_SIMD_WIDTH * (METAL_SIMD_WIDTH + 1) / 2;
-    for (uint32_t i = 0; reason == nil && i < METAL_SIMD_WIDTH; i++) {
-        if (values[i] != expected)
-            reason = metal_text("simd_sum gave %u in lane %u, not %u", values[i], i, expected);
-    }
-    return reason;
-}
-
-/* Compile and run a small kernel. Virtual machines under-report the GPU family, so a device is
- * admitted by running the kernel and not by its family. nil, or why it is refused, +0. */
-static NSString *probe(metal_device *self) {
-    NSString *reason = nil, *name = @"oxb_probe";
-    id<MTLLibrary> library =
-        [metal_compile(self->device, metal_string(probe_source), &reason) autorelease];
-    id<MTLFunction> function =
-        library != nil ? metal_new_function(library, name, NULL, 0, &reason) : nil; /* +1 */
-    [function autorelease];
-    oxb_pipeline_info info;
-    metal_pipeline *pipeline =
-        function != nil ? metal_make_pipeline(self->device, function, name, &info, &reason) : NULL;
-    if (pipeline == NULL) return metal_text("it cannot compile a kernel: %@", reason);
-    if (info.simd_width != METAL_SIMD_WIDTH)
-        reason = metal_text(
-            "its SIMD-groups have %u threads and the kernels need %u; use the cpu device",
-            info.simd_width, METAL_SIMD_WIDTH);
-    @try {
-        if (reason == nil) reason = run_probe(self, pipeline);
-    } @finally {
-        metal_pipeline_free(self, pipeline);
-    }
-    return reason;
 }
 
 /* Nothing is in flight and every child is freed. */
@@ -237,7 +111,7 @@ static oxb_status open_device(uint32_t index, metal_device *self) {
     NSUInteger memory = [self->device maxThreadgroupMemoryLength];
     self->max_threadgroup_memory =
         memory < MAX_THREADGROUP_MEMORY ? memory : MAX_THREADGROUP_MEMORY;
-    NSString *reason = probe(self);
+    NSString *reason = metal_probe(self);
     if (reason != nil)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "device \"metal:%u\" (%s) is not usable: %s", index,
                           name, metal_utf8(reason));
@@ -283,101 +157,6 @@ static void device_info(void *device, oxb_device_info *info) {
     });
 }
 
-/* Submission */
-
-/* `memory` is the current length of threadgroup(0), which an encoder keeps between dispatches. */
-static void encode_dispatch(id<MTLComputeCommandEncoder> encoder, const oxb_driver_dispatch *d,
-                            uint32_t *memory) {
-    const metal_pipeline *p = d->pipeline;
-    [encoder setComputePipelineState:p->state];
-    for (uint32_t i = 0; i < d->n_bindings; i++)
-        [encoder setBuffer:(id<MTLBuffer>)d->bindings[i].buffer
-                    offset:d->bindings[i].offset
-                   atIndex:i];
-    if (d->args_size != 0) [encoder setBytes:d->args length:d->args_size atIndex:d->n_bindings];
-    if (d->threadgroup_memory != *memory)
-        [encoder setThreadgroupMemoryLength:d->threadgroup_memory atIndex:0];
-    *memory = d->threadgroup_memory;
-    [encoder
-         dispatchThreadgroups:MTLSizeMake(d->threadgroups.x, d->threadgroups.y, d->threadgroups.z)
-        threadsPerThreadgroup:MTLSizeMake(d->threads.x, d->threads.y, d->threads.z)];
-}
-
-static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
-                         oxb_driver_done done, void *context) {
-    metal_device *self = device;
-    (void)replay; /* nothing to keep */
-    return metal_guarded(OXB_ENCODING_FAILED, ^oxb_status {
-        id<MTLCommandBuffer> commands =
-            [self->queue commandBuffer]; /* +0: Metal keeps it once committed */
-        if (commands == nil)
-            return metal_fail(OXB_ENCODING_FAILED, "Metal gave no command buffer for %u dispatches",
-                              n);
-        /* Serial: each dispatch sees what the earlier ones wrote. */
-        id<MTLComputeCommandEncoder> encoder =
-            [commands computeCommandEncoderWithDispatchType:MTLDispatchTypeSerial]; /* +0 */
-        if (encoder == nil)
-            return metal_fail(OXB_ENCODING_FAILED, "Metal gave no encoder for %u dispatches", n);
-        [commands setLabel:@"oxibonsai"];
-        BOOL grouped = [[MTLCaptureManager sharedCaptureManager] isCapturing];
-        uint32_t memory = 0;
-        @try {
-            for (uint32_t i = 0; i < n; i++) {
-                if (grouped)
-                    [encoder pushDebugGroup:((const metal_pipeline *)list[i].pipeline)->name];
-                encode_dispatch(encoder, list + i, &memory);
-                if (grouped) [encoder popDebugGroup];
-            }
-        } @finally {
-            [encoder endEncoding]; /* Metal requires it of every encoder, also after an exception */
-        }
-        [commands addCompletedHandler:^(id<MTLCommandBuffer> finished) {
-            @autoreleasepool {
-                NSString *reason = metal_failure(finished);
-                oxb_times times = {[finished GPUStartTime], [finished GPUEndTime]};
-                done(context, reason == nil ? OXB_OK : OXB_EXECUTION_FAILED,
-                     reason == nil ? NULL : metal_utf8(reason), times);
-            }
-        }];
-        [commands commit];
-        return OXB_OK;
-    });
-}
-
-/* Captures for Xcode */
-
-static oxb_status capture_start(void *device, const char *path) {
-    metal_device *self = device;
-    return metal_guarded(OXB_ENCODING_FAILED, ^oxb_status {
-        MTLCaptureManager *manager = [MTLCaptureManager sharedCaptureManager]; /* +0 */
-        if (![manager supportsDestination:MTLCaptureDestinationGPUTraceDocument])
-            return metal_fail(OXB_ENCODING_FAILED,
-                              "Metal does not write %s: start the process with "
-                              "METAL_CAPTURE_ENABLED=1 in its environment",
-                              path);
-        MTLCaptureDescriptor *descriptor = [[[MTLCaptureDescriptor alloc] init] autorelease];
-        [descriptor setCaptureObject:self->device];
-        [descriptor setDestination:MTLCaptureDestinationGPUTraceDocument];
-        [descriptor setOutputURL:[NSURL fileURLWithPath:metal_string(path)]];
-        NSError *error = nil;
-        if (![manager startCaptureWithDescriptor:descriptor error:&error])
-            return metal_fail(OXB_ENCODING_FAILED,
-                              "cannot capture to %s (METAL_CAPTURE_ENABLED=1 is needed): %s", path,
-                              metal_utf8(metal_why(error)));
-        return OXB_OK;
-    });
-}
-
-static oxb_status capture_stop(void *device) {
-    (void)device;
-    return metal_guarded(OXB_ENCODING_FAILED, ^oxb_status {
-        MTLCaptureManager *manager = [MTLCaptureManager sharedCaptureManager]; /* +0 */
-        if (![manager isCapturing]) return metal_fail(OXB_ENCODING_FAILED, "no capture is running");
-        [manager stopCapture];
-        return OXB_OK;
-    });
-}
-
 static const oxb_driver driver = {
     .abi_version = OXB_ABI_VERSION,
     .struct_size = sizeof(oxb_driver),
@@ -400,9 +179,9 @@ static const oxb_driver driver = {
     .library_free = metal_object_free,
     .pipeline_new = metal_pipeline_new,
     .pipeline_free = metal_pipeline_free,
-    .submit = submit,
-    .capture_start = capture_start,
-    .capture_stop = capture_stop,
+    .submit = metal_submit,
+    .capture_start = metal_capture_start,
+    .capture_stop = metal_capture_stop,
 };
 
 const oxb_driver *metal_driver(const oxb_host *services) {

@@ -1,6 +1,7 @@
 /* Shared by the files of the driver "metal": Apple's Metal through Objective-C, with manual retain
- * and release. driver.m has devices and submission, kernels.m libraries and pipelines, buffers.m
- * memory.
+ * and release. driver.m has the table and the devices, probe.m what a device must do to be
+ * admitted, submit.m command buffers, kernels.m libraries and pipelines, buffers.m memory,
+ * capture.m captures.
  *
  * They build against Apple's frameworks, and on other systems against GNUstep and the simulated
  * Metal of tests/simulators/metal_sim, so they keep to what both compile: no literals or subscripts
@@ -74,10 +75,19 @@ oxb_status metal_guarded(oxb_status code, oxb_status (^body)(void));
 /* Release a handle that is an Objective-C object: a buffer or a library. */
 void metal_object_free(void *device, void *object);
 
+/* probe.m */
+
+/* Compile and run a small kernel; nil, or why the device is refused, +0. */
+NSString *metal_probe(metal_device *self);
+
+/* submit.m */
+
 /* nil where a finished command buffer completed, else the reason, +0. */
 NSString *metal_failure(id<MTLCommandBuffer> commands);
 /* Commit and wait until completion; nil, or the reason, +0. */
 NSString *metal_run(id<MTLCommandBuffer> commands, double seconds);
+oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
+                        oxb_driver_done done, void *context);
 
 /* kernels.m */
 
@@ -109,5 +119,10 @@ oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const
                               uint64_t length);
 oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length,
                              uint8_t value);
+
+/* capture.m */
+
+oxb_status metal_capture_start(void *device, const char *path);
+oxb_status metal_capture_stop(void *device);
 
 #endif
