@@ -26,7 +26,7 @@ SIMULATION += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 QWEN3 := .cache/qwen3
 
 SOURCES := $(wildcard shim/*/*.[chm] shim/*/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
-    oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
+    oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py tools/c_flags.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
 BUILT := $(VENV)/.built $(VENV)/.installed
 
 .PHONY: demo build test test-slow test-peer test-all
