@@ -2,11 +2,16 @@
 
 It is made on request only. Without one the driver compiles the same sources when a kernel is first
 used, by the compiler of the system it runs on.
+
+    python tools/metallib.py FILE       makes one by itself, to see which shaders are refused
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
+import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -79,3 +84,23 @@ def make(sources: Sequence[Path], library: Path, target: str) -> None:
     if errors:
         raise MetallibError("\n".join(errors))
     _run([*XCRUN, "metallib", *objects, "-o", str(library)], library.name)
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("library", type=Path, help="the metallib to write")
+    library = parser.parse_args().library
+    sys.path.insert(0, str(Path(__file__).resolve().parent))
+    from embed_shaders import write_sources
+    from macos_compiler import MACOS_MINIMUM
+
+    with tempfile.TemporaryDirectory(prefix="oxibonsai-metallib-") as scratch:
+        try:
+            make(write_sources(Path(scratch)), library, MACOS_MINIMUM)
+        except MetallibError as error:
+            parser.exit(1, f"{error}\n")
+
+
+if __name__ == "__main__":
+    main()
