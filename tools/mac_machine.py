@@ -99,7 +99,7 @@ class Scrubber:
         (re.compile(r"/(Users|home)/(?!Shared\b)[^/\s'\":]+"), r"/\1/USER"),
         (re.compile(r"(/private)?/var/folders/[^/\s]+/[^/\s]+"), "/TEMP"),
         (re.compile(r"pytest-of-[^/\s'\":]+"), "pytest-of-USER"),
-        (re.compile(r"/Volumes/[^/\s'\":]+"), "/Volumes/VOLUME"),
+        (re.compile(r"/Volumes/(?:[^/\n'\":]+(?=/)|[^/\s'\":]+)"), "/Volumes/VOLUME"),
         (re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "ADDRESS"),
         (re.compile(r"\b(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}\b"), "ADDRESS"),
         (re.compile(r"\b[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\b"), "UUID"),
