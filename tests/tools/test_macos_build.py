@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import runpy
 import shutil
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import setuptools
 from places import ROOT, TOOLS
 from setuptools import Distribution
+from setuptools.command import build_ext
 from setuptools.errors import CompileError, PlatformError
 
 sys.path.insert(0, str(TOOLS))
@@ -118,8 +120,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setattr(setuptools, "setup", lambda **options: called.append(options))
     monkeypatch.setattr(sys, "argv", ["setup.py", "build_ext"])
     monkeypatch.chdir(ROOT)
-    spec = importlib.util.spec_from_file_location("setup_of_oxibonsai", ROOT / "setup.py")
-    spec.loader.exec_module(importlib.util.module_from_spec(spec))
+    runpy.run_path(str(ROOT / "setup.py"))
     (options,) = called
     distribution = Distribution({"name": "oxibonsai", "ext_modules": options["ext_modules"]})
     made = options["cmdclass"]["build_ext"](distribution)
@@ -131,7 +132,7 @@ def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
 
 
 def with_compiler(command, compiler: str, *flags: str):
-    command.compiler = setuptools._distutils.ccompiler.new_compiler(compiler="unix")
+    command.compiler = build_ext.new_compiler(compiler="unix")
     command.compiler.set_executables(compiler_so=[compiler, *flags])
     return command
 
@@ -205,6 +206,20 @@ def test_the_driver_joins_with_an_sdk_of_12_or_newer(command, tmp_path, compiler
     for extension in command.extensions:
         flags = [*extension.extra_compile_args, *extension.extra_link_args]
         assert not [flag for flag in flags if flag.startswith(("-m", "-arch", "-target"))]
+
+
+@pytest.mark.skipif(not importlib.util.find_spec("ziglang"), reason="ziglang is not installed")
+@pytest.mark.parametrize(
+    "target", ["aarch64-macos.12.0", "x86_64-macos.12.0", "aarch64-macos.26.0"]
+)
+def test_apples_own_availability_header_passes_the_check(command, tmp_path, target):
+    """zig has the C headers of Apple's SDK; frameworks it has none."""
+    sdk = fake_sdk(tmp_path / "sdk", None)
+    (sdk / "Availability.h").unlink()
+    zig = [sys.executable, "-m", "ziglang", "cc", "-target", target]
+    with_compiler(command, zig[0], *zig[1:], f"-I{sdk}")
+    command.add_metal()
+    assert ("OXB_HAVE_METAL", "1") in command.extensions[0].define_macros
 
 
 @pytest.mark.parametrize(
