@@ -10,7 +10,8 @@
 # among the build's own files; nothing outside the checkout changes. The report has no names, paths
 # or serial numbers. --rehearse runs every stage on the cpu device, small, wherever there is bash.
 # Stages: build metallib devices demo suites cpu validated kernels demo-model synthetic chunk-32
-# chunk-128 chunk-512 precompiled.
+# chunk-128 chunk-512 precompiled. Those named in --only run with what an earlier run has built; the
+# chunks need synthetic, and precompiled needs metallib.
 #
 # For bash 3.2 and the tools of macOS: no arrays by name, no mapfile, no timeout.
 set -uo pipefail
@@ -56,9 +57,12 @@ export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTH
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 DEVICE=metal KEYWORD="metal:0" SHAPE=bonsai-1.7b JOBS=4 SMALL="" TESTS="tests"
 if [ -n "$REHEARSE" ]; then
+    # What the given Python has is seen in the new environment too, so that nothing is downloaded.
+    PYTHONPATH="$PYTHONPATH:$("$PYTHON" -c \
+        'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep=":")')"
     DEVICE=cpu KEYWORD="cpu:0" SHAPE=tiny JOBS=2 SMALL=--small TESTS="tests/shim/ops/test_options.py"
 fi
-export OXIBONSAI_REQUIRE_DEVICES="$DEVICE" DEVICE KEYWORD SHAPE JOBS SMALL TESTS
+export DEVICE KEYWORD SHAPE JOBS SMALL TESTS
 
 # A Mac that falls asleep, or whose display does, times something else.
 if command -v caffeinate >/dev/null; then
@@ -93,6 +97,7 @@ limited() { # seconds, log, command...
         sleep 0.2
     done
     wait "$pid" || status=$?
+    running=""
     return "$status"
 }
 
@@ -117,27 +122,21 @@ skipped() { # name, why
 build() {
     set -e
     "$PYTHON" -m venv --clear "$VENV"
-    if [ -n "$REHEARSE" ]; then
-        # What the given Python has is seen here, so that nothing is downloaded.
-        "$PYTHON" -c 'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep="\n")' \
-            >"$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/given.pth"
-    fi
     "$PY" -m pip install --quiet 'setuptools>=77' 'Cython>=3.1'
     "$PY" setup.py --quiet build_ext --inplace
     "$PY" -m pip install --quiet --no-build-isolation --editable '.[test]'
-    "$PY" -c 'import sys
-from oxibonsai.metal import Device
-print(Device(sys.argv[1]).info)' "$DEVICE"
+    "$PY" -c 'from oxibonsai import metal; print(metal.devices())'
 }
 
 # shellcheck disable=SC2086 # lists of words
-suite() { # name of the report, keyword
-    "$PY" -m pytest $TESTS -k "$2" -m "not slow and not peer and not simulated" -p no:cacheprovider \
+suite() { # name of the report, device, keyword
+    export OXIBONSAI_REQUIRE_DEVICES="$2"
+    "$PY" -m pytest $TESTS -k "$3" -m "not slow and not peer and not simulated" -p no:cacheprovider \
         -p xdist.plugin -n "$JOBS" --dist load -q --junitxml="$WORK/logs/$1.xml"
 }
 
 validated() {
-    MTL_DEBUG_LAYER=1 MTL_SHADER_VALIDATION=1 suite validated "$KEYWORD"
+    MTL_DEBUG_LAYER=1 MTL_SHADER_VALIDATION=1 suite validated "$DEVICE" "$KEYWORD"
 }
 
 demo() {
@@ -194,8 +193,8 @@ if stage build 1200 bash -c build || ! wanted build; then
     else
         skipped precompiled "no metallib was made"
     fi
-    stage suites 2400 bash -c "suite suites '$KEYWORD'" || fails suites
-    stage cpu 1800 bash -c 'suite cpu "not metal:0"' || fails cpu
+    stage suites 2400 bash -c "suite suites $DEVICE '$KEYWORD'" || fails suites
+    stage cpu 1800 bash -c 'suite cpu cpu "not metal:0"' || fails cpu
     # It may fail, which the report says: what the layers find is of interest either way.
     stage validated 2400 bash -c validated || echo "validated: recorded, and does not count"
 else

@@ -29,6 +29,8 @@ VERSION = 1
 TAIL_LINES = 25  # of the log of a stage that failed
 MAX_FAILURES = 100
 OUTCOMES = {"0": "passed", "124": "timed out", "skipped": "skipped"}
+# Stages whose output belongs into the report also where they pass.
+SHOWN = ("devices",)
 # Stages whose failure is a result like others.
 MAY_FAIL = ("validated",)
 SUITES = ("suites", "cpu", "validated")
@@ -87,7 +89,9 @@ def stages(work: Path) -> list[dict[str, Any]]:
                 "seconds": int(seconds),
                 "may_fail": name in MAY_FAIL,
                 "tests": counts(work / "logs" / f"{name}.xml"),
-                "tail": [] if outcome == "passed" else [x[:400] for x in log[-TAIL_LINES:]],
+                "tail": [x[:400] for x in log[-TAIL_LINES:]]
+                if outcome != "passed" or name in SHOWN
+                else [],
             }
         )
     return found

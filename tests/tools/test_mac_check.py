@@ -70,13 +70,14 @@ def test_the_rehearsal_runs_every_stage_and_its_report_is_whole(checkout, tmp_pa
         assert by_name[name]["tests"]["passed"] > 100
         assert by_name[name]["tests"]["failed"] == 0
     assert report["device"]["driver"] == "cpu"
+    assert any(line.startswith("cpu") for line in by_name["devices"]["tail"])
     assert [one["chunk"] for one in report["models"]] == [32, 32, 128, 512]
     assert all(one["decode_tokens_per_second"] > 0 for one in report["models"])
     assert len(report["kernels"]) > 100
     assert all(one["seconds"] > 0 and one["kernels"] for one in report["kernels"])
     assert "jdoe" not in text
     assert str(tmp_path) not in text
-    # Outside the checkout there is the report; and what pip keeps, or rustc, whose version pip asks.
+    # Outside the checkout: the report; what pip keeps, or rustc, which pip asks for its version.
     after = {path for path in tmp_path.rglob("*") if checkout not in path.parents}
     kept = [tmp_path / "home" / "jdoe" / name for name in (".cache", ".rustup")]
     made = {p for p in after - before if not any(k == p or k in p.parents for k in kept)}
