@@ -26,8 +26,10 @@ from mac_machine import Scrubber, machine, output  # noqa: E402
 from mac_report_schema import REPORT, problems  # noqa: E402
 
 VERSION = 1
-TAIL_LINES = 25  # of the log of a stage that failed
-MAX_FAILURES = 100
+TAIL_LINES = 20  # of the log of a stage that failed
+TAIL_COLUMNS = 300
+MAX_FAILURES = 50
+LIMIT = 60_000  # characters: an issue on GitHub takes 65,536
 OUTCOMES = {"0": "passed", "124": "timed out", "skipped": "skipped"}
 # Stages whose output belongs into the report also where they pass.
 SHOWN = ("devices",)
@@ -68,8 +70,8 @@ def failures(stage: str, path: Path) -> list[dict[str, str]]:
                     {
                         "stage": stage,
                         "test": f"{case.get('classname')}::{case.get('name')}",
-                        "message": (node.get("message") or "")[:500],
-                        "tail": "\n".join(lines[-8:])[-1000:],
+                        "message": (node.get("message") or "")[:300],
+                        "tail": "\n".join(lines[-8:])[-500:],
                     }
                 )
     return found
@@ -89,7 +91,7 @@ def stages(work: Path) -> list[dict[str, Any]]:
                 "seconds": int(seconds),
                 "may_fail": name in MAY_FAIL,
                 "tests": counts(work / "logs" / f"{name}.xml"),
-                "tail": [x[:400] for x in log[-TAIL_LINES:]]
+                "tail": [x[:TAIL_COLUMNS] for x in log[-TAIL_LINES:]]
                 if outcome != "passed" or name in SHOWN
                 else [],
             }
@@ -119,16 +121,52 @@ def collect(work: Path) -> dict[str, Any]:
         "machine": result(work, "machine") or {},
         "device": times.get("device"),
         "stages": found,
-        "failures": bad[:MAX_FAILURES],
-        "failures_left_out": max(len(bad) - MAX_FAILURES, 0),
+        "failures": bad,
+        "failures_left_out": 0,
         "bandwidth_bytes_per_second": times.get("bandwidth_bytes_per_second"),
         "kernels": times.get("kernels") or [],
         "untimed": times.get("untimed") or [],
         "models": models,
     }
-    clean = Scrubber.of_this_machine(ROOT).everywhere(report)
+    clean = Scrubber.of_this_machine(ROOT).everywhere(rounded(report))
     assert isinstance(clean, dict)
-    return clean
+    return fitted(clean)
+
+
+def rounded(value: Any) -> Any:
+    """Return data with six digits of each number: clocks do not give more."""
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, dict):
+        return {key: rounded(one) for key, one in value.items()}
+    return [rounded(one) for one in value] if isinstance(value, list) else value
+
+
+def fitted(report: dict[str, Any]) -> dict[str, Any]:
+    """Return a report whose text fits LIMIT, with the longest ends of logs and lists that do."""
+    failures, found = report["failures"], report
+    for lines, n in ((TAIL_LINES, MAX_FAILURES), (10, 30), (5, 20), (3, 10), (1, 5), (1, 0)):
+        found = {
+            **report,
+            "stages": [{**stage, "tail": stage["tail"][-lines:]} for stage in report["stages"]],
+            "failures": failures[:n],
+            "failures_left_out": max(len(failures) - n, 0),
+        }
+        if len(markdown(found)) <= LIMIT:
+            break
+    return found
+
+
+def dumped(report: dict[str, Any]) -> str:
+    """Return the data as JSON with a line for each element of a list: short, and to be compared."""
+    lines = []
+    for key, value in report.items():
+        if isinstance(value, list) and value:
+            inner = ",\n".join(json.dumps(one) for one in value)
+            lines.append(f"{json.dumps(key)}: [\n{inner}\n]")
+        else:
+            lines.append(f"{json.dumps(key)}: {json.dumps(value)}")
+    return "{\n" + ",\n".join(lines) + "\n}"
 
 
 def cell(value: Any) -> str:
@@ -187,15 +225,19 @@ def markdown(report: dict[str, Any]) -> str:
         lines += table(["operation", "shape", "us", "bytes", "share", "kernels"], rows)
         if report["untimed"]:
             lines += [f"Not timed: {', '.join(report['untimed'])}.", ""]
-    if report["failures"]:
+    left_out = report["failures_left_out"]
+    if report["failures"] or left_out:
         lines += ["## Failures", ""]
         for one in report["failures"]:
             lines.append(f"- {one['stage']}: `{one['test']}`: {cell(one['message'])}")
+        lines += (
+            [f"- and {report['failures_left_out']} more"] if report["failures_left_out"] else []
+        )
         lines.append("")
     for stage in report["stages"]:
         if stage["tail"]:
             lines += [f"## The end of {stage['name']}", "", "~~~~text", *stage["tail"], "~~~~", ""]
-    lines += ["## Data", "", "~~~~json", json.dumps(report, indent=1), "~~~~", ""]
+    lines += ["## Data", "", "~~~~json", dumped(report), "~~~~", ""]
     return "\n".join(lines)
 
 

@@ -219,6 +219,35 @@ def test_a_build_that_failed_is_reported_too(mac, tmp_path):
     assert mac_report.read(text)["kernels"] == []
 
 
+def test_a_report_full_of_failures_fits_an_issue(mac, tmp_path):
+    work = left_by_stages(tmp_path / "work", mac)
+    case = (
+        '<testcase classname="tests.shim.test_ops" name="test_{}[metal:0]"><failure message="{}">'
+        "{}</failure></testcase>"
+    )
+    many = "".join(case.format(i, "m" * 900, "E  1 != 2\n" * 200) for i in range(400))
+    for name in mac_report.SUITES:
+        (work / "logs" / f"{name}.xml").write_text(f"<testsuite>{many}</testsuite>")
+    stages = [f"stage-{i}" for i in range(12)]
+    (work / "stages.txt").write_text("".join(f"{name}\t1\t9\n" for name in stages))
+    for name in stages:
+        (work / "logs" / f"{name}.log").write_text(("x" * 1000 + "\n") * 99 + "the last line\n")
+    report = mac_report.collect(work)
+    text = mac_report.markdown(report)
+    assert len(text) <= mac_report.LIMIT < 65_536
+    assert mac_report.read(text) == report
+    assert len(report["failures"]) + report["failures_left_out"] == 1200
+    assert f"- and {report['failures_left_out']} more" in text
+    assert all(stage["tail"][-1] == "the last line" for stage in report["stages"])
+    # A report that is short enough loses nothing.
+    (work / "stages.txt").write_text("suites\t1\t9\n")
+    for name in mac_report.SUITES:
+        (work / "logs" / f"{name}.xml").write_text(
+            f"<testsuite>{''.join(case.format(i, 'm', 'E') for i in range(3))}</testsuite>"
+        )
+    assert mac_report.collect(work)["failures_left_out"] == 0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
