@@ -132,6 +132,7 @@
     _handlers[_handlerCount++] = _Block_copy(block);
 }
 - (void)commit {
+    (void)sim_fails("commit", NULL); /* only raising makes a difference */
     if (_status != MTLCommandBufferStatusNotEnqueued)
         sim_misuse("double commit", "commit of a command buffer of status %d", (int)_status);
     if (_encoding) sim_misuse("encoder not ended", "commit while an encoder is open");
