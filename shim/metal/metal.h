@@ -71,7 +71,7 @@ typedef struct metal_pipeline {
     NSString *name;                    /* +1 */
     double pace;                       /* seconds of a multiply-add; 0: none measured */
     double part;                       /* scratch of metal_pace_learn() */
-    bool measured;                     /* by more than a small part of a command buffer */
+    double measured;                   /* seconds that it took of what was measured */
 } metal_pipeline;
 
 /* driver.m */
