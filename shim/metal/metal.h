@@ -126,8 +126,6 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
 
 /* pace.m */
 
-/* The most multiply-adds that one dispatch should have: it cannot go in pieces. */
-uint64_t metal_pace_dispatch_work(void);
 /* How many of the n dispatches go into one command buffer, 1 at the least; `whole` at the start of
  * a list, which stays whole up to twice the time of a piece. */
 uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole);

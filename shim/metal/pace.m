@@ -30,8 +30,6 @@
 #define MANY_VECTORS 2e8
 #define FADE         0.9
 
-uint64_t metal_pace_dispatch_work(void) { return (uint64_t)(GUESSED_RATE * PIECE_SECONDS / DOUBT); }
-
 static double work_of(const oxb_driver_dispatch *d) {
     if (d->work != 0) return (double)d->work;
     const oxb_size *groups = &d->threadgroups, *threads = &d->threads;
