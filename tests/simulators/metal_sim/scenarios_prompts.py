@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from metal_sim.session import Record, Simulation
 from oxibonsai import metal
 from oxibonsai.model import Model, Session
 
+ROOT = Path(metal.__file__).resolve().parents[2]
 MODEL = Path(metal.__file__).resolve().parent.parent / "data" / "alice-q1_0.gguf"
 PROMPT = "Alice was beginning to get very tired of sitting by her sister on the bank"
 
@@ -56,3 +61,60 @@ def the_text_after_a_prompt_in_pieces_is_that_after_a_whole_one(sim: Simulation)
         assert len(steps) == 6
         assert len({r.dispatches for r in steps}) == 1
         assert all(0.1 < r.seconds < 0.15 for r in steps)
+
+
+# Multiply-adds of a thread in batches of 512 of the 8B shape. A cost has no length of rows or of a
+# text in it: this is the mean of both matrices of a name, and attention to the whole text.
+BATCHES = {
+    "gemm_q1_g128_halves": 65536,
+    "gemm_q1_g128_residual_halves": 131072,
+    "fused_gate_up_swiglu_gemm_q1_g128_halves": 65536,
+    "attention_f16": 32768,
+}
+VECTORS = {
+    "gemv_q1_g128_norm": 512,
+    "gemv_q1_g128_residual": 1024,
+    "fused_gate_up_swiglu_q1_g128_norm": 1024,
+}
+GUESSED_RATE, M1 = 0.35e12, 0.65e12  # multiply-adds a second; shim/metal/pace.m has the first
+BUDGET = 0.6  # seconds
+
+
+@contextmanager
+def of_8b_shape(device: metal.Device) -> Iterator[Model]:
+    """Load a few layers of the true widths."""
+    sys.path.insert(0, str(ROOT / "tools"))
+    import synthetic_model
+
+    sys.path.pop(0)
+    shape = synthetic_model.replace(synthetic_model.SHAPES["bonsai-8b"], layers=4, vocab=1024)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "8b.gguf"
+        tensors = synthetic_model.tensors(shape, "Q1_0", "Q1_0", True, 0)
+        synthetic_model.gguf.write(path, synthetic_model.metadata("8b", shape), tensors)
+        with Model.load(path, device) as model:
+            yield model
+
+
+def a_long_prompt_of_true_widths_stays_in_the_budget(sim: Simulation) -> None:
+    """Whether the device is as fast as an M1 or five times slower than the driver guesses."""
+    for rate in (M1, GUESSED_RATE / 5):
+        with metal.Device("metal") as device, of_8b_shape(device) as model:
+            sim.set_cost(None, 2e-10 * M1 / rate)
+            for kernel, work in (BATCHES | VECTORS).items():
+                sim.set_cost(kernel, work / rate)
+            with model.session(chunk=512, max_seq=4200) as session:
+                sim.set_dry(1)
+                sim.set_budget(BUDGET)
+                prompt = [i % 1000 for i in range(4096)]
+                pieces = records_of(sim, session, prompt)
+                whole = sum(r.seconds for r in pieces) / 8
+                assert whole > BUDGET, "a chunk as one command buffer would be ended"
+                assert max(r.seconds for r in pieces) < BUDGET
+                assert 0.5 < device.stats.work_per_second / rate < 2
+                assert len(pieces) <= 8 * 41, "the dispatches"
+                print(f"{rate:.2g}: {len(pieces)} pieces, {whole} s a chunk, "
+                      f"longest {max(r.seconds for r in pieces)}", file=open("/tmp/A_numbers", "a"))
+                for token in range(3):
+                    assert len(records_of(sim, session, [token])) == 1
+        sim.reset()
