@@ -25,6 +25,8 @@
  * to predict too much costs some microseconds for a piece, too little may cost the work. */
 #define MOST_CHANGE 16.0
 #define DOWNWARDS   0.25
+/* What macOS ended, and so took too long, would have taken this many times as long or more. */
+#define AT_LEAST 2.0
 /* Dispatches of at least this many multiply-adds are of many vectors, and bound by arithmetic: the
  * work rate is theirs. Older command buffers fade from it. */
 #define MANY_VECTORS 2e8
@@ -74,9 +76,10 @@ static void measure_rate(metal_pace *pace, const oxb_driver_dispatch *list, uint
     pace->seconds = FADE * pace->seconds + seconds;
 }
 
-void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n,
-                      double seconds) {
+void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, double seconds,
+                      bool completed) {
     double predicted = 0, largest = 0;
+    if (!completed) seconds *= AT_LEAST;
     pthread_mutex_lock(&pace->lock);
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
@@ -87,7 +90,10 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
     }
     bool says = seconds >= LEAST_SECONDS && largest > 0;
     double change = says ? log(fmin(fmax(seconds / predicted, 1 / MOST_CHANGE), MOST_CHANGE)) : 0;
-    if (change < 0) change *= DOWNWARDS;
+    if (change < 0) {
+        says = completed; /* what failed at once says nothing */
+        change *= DOWNWARDS;
+    }
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
         double part = p->part;
@@ -97,7 +103,7 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
         p->pace = (p->pace > 0 ? p->pace : 1 / GUESSED_RATE) * exp(change * part / largest);
         p->measured += seconds * part / predicted;
     }
-    if (says) measure_rate(pace, list, n, seconds);
+    if (says && completed) measure_rate(pace, list, n, seconds);
     pthread_mutex_unlock(&pace->lock);
 }
 

@@ -58,6 +58,7 @@ MISUSE = {
     "bytes_for_a_written_argument": "bytes bound to a writable argument",
     "use_after_end": "use after endEncoding",
     "handler_after_commit": "handler after commit",
+    "references_not_retained": "references not retained",
     "fast_math_left_on": "fast math",
     "blit_of_odd_bytes": "blit range not a multiple of 4",
     "blit_past_the_end": "range outside the buffer",
