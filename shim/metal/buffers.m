@@ -21,18 +21,18 @@ static oxb_status blitting(metal_device *self, oxb_status (^body)(void)) {
 
 /* nil, or the reason, +0. */
 static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncoder>)) {
-    return metal_run(
-        self, @"oxibonsai copy", METAL_BLIT_SECONDS, ^NSString *(id<MTLCommandBuffer> commands) {
-            id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder]; /* +0 */
-            if (encoder == nil) return @"Metal gave no encoder for a copy";
-            [encoder setLabel:@"copy"];
-            @try {
-                encode(encoder);
-            } @finally {
-                [encoder endEncoding]; /* Metal requires it of every encoder */
-            }
-            return nil;
-        });
+    return metal_run(self, @"oxibonsai copy", METAL_BLIT_SECONDS,
+                     ^NSString *(id<MTLCommandBuffer> commands) {
+                         id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder]; /* +0 */
+                         if (encoder == nil) return @"Metal gave no encoder for a copy";
+                         [encoder setLabel:@"copy"];
+                         @try {
+                             encode(encoder);
+                         } @finally {
+                             [encoder endEncoding]; /* Metal requires it of every encoder */
+                         }
+                         return nil;
+                     });
 }
 
 static oxb_status blit_failed(NSString *reason, const char *what, uint64_t offset,

@@ -62,7 +62,7 @@ typedef struct metal_device {
     pthread_mutex_t blit_lock;
     pthread_mutex_t submit_lock;
     metal_pace pace;
-    bool debug; /* OXIBONSAI_METAL_DEBUG */
+    bool debug;              /* OXIBONSAI_METAL_DEBUG */
     metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
@@ -108,7 +108,7 @@ void metal_queue_release(metal_queue *queue);
  * flight and there is a fresh queue; for ever where `seconds` is negative. Never raises. What it
  * gives has a place in the queue and must be committed. */
 id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds,
-                                  NSString *(^encode)(id<MTLCommandBuffer>), NSString **reason);
+                                  NSString * (^encode)(id<MTLCommandBuffer>), NSString **reason);
 /* nil, or the reason, +0, and then `finished` is not called. Else it is called once, in a pool of a
  * thread of Metal's, with nil or why the command buffer failed. Never raises. */
 NSString *metal_commit(metal_device *self, id<MTLCommandBuffer> commands,
@@ -117,7 +117,7 @@ NSString *metal_commit(metal_device *self, id<MTLCommandBuffer> commands,
 NSString *metal_failure(id<MTLCommandBuffer> commands);
 /* Encode, commit and wait until completion; nil, or the reason, +0. */
 NSString *metal_run(metal_device *self, NSString *label, double seconds,
-                    NSString *(^encode)(id<MTLCommandBuffer>));
+                    NSString * (^encode)(id<MTLCommandBuffer>));
 
 /* submit.m */
 

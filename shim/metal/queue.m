@@ -108,8 +108,8 @@ static id<MTLCommandQueue> enter_flight(metal_queue *q, id<MTLDevice> device, do
             if (seconds < 0)
                 pthread_cond_wait(&q->change, &q->lock);
             else if (!clock_cond_wait_until(&q->change, &q->lock, deadline))
-                *reason = metal_text("the device did not finish what is in flight within %g s",
-                                     seconds);
+                *reason =
+                    metal_text("the device did not finish what is in flight within %g s", seconds);
         } else if (q->failed) {
             *reason = replace_queue(q, device);
         } else {
@@ -132,7 +132,7 @@ static id<MTLCommandBuffer> command_buffer(id<MTLCommandQueue> queue, bool debug
 }
 
 id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds,
-                                  NSString *(^encode)(id<MTLCommandBuffer>), NSString **reason) {
+                                  NSString * (^encode)(id<MTLCommandBuffer>), NSString **reason) {
     id<MTLCommandBuffer> commands = nil; /* +0: Metal keeps it once committed */
     id<MTLCommandQueue> queue = enter_flight(self->queue, self->device, seconds, reason); /* +1 */
     if (queue == nil) return nil;
@@ -198,8 +198,7 @@ static NSString *advice(NSError *error) {
     case MTLCommandBufferErrorOutOfMemory:
         return @": the device has too little memory for the work; close sessions or models, or "
                @"lower max_seq";
-    case MTLCommandBufferErrorDeviceRemoved:
-        return @": the device is gone; open another one";
+    case MTLCommandBufferErrorDeviceRemoved: return @": the device is gone; open another one";
     default: return @"";
     }
 }
@@ -260,7 +259,7 @@ static void leave_outcome(outcome *o) {
 }
 
 NSString *metal_run(metal_device *self, NSString *label, double seconds,
-                    NSString *(^encode)(id<MTLCommandBuffer>)) {
+                    NSString * (^encode)(id<MTLCommandBuffer>)) {
     NSString *reason = nil;
     outcome *o = calloc(1, sizeof *o);
     if (o == NULL) return @"out of memory";

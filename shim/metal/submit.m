@@ -139,8 +139,7 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
     metal_device *self = device;
     (void)replay; /* nothing to keep */
     job *j = calloc(1, sizeof *j);
-    if (j == NULL)
-        return metal_fail(OXB_ENCODING_FAILED, "out of memory for %u dispatches", n);
+    if (j == NULL) return metal_fail(OXB_ENCODING_FAILED, "out of memory for %u dispatches", n);
     *j = (job){.list = list, .done = done, .context = context, .left = 1};
     pthread_mutex_init(&j->lock, NULL);
     uint32_t committed = 0;

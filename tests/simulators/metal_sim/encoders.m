@@ -180,10 +180,8 @@
 }
 - (void)fillBuffer:(id<MTLBuffer>)buffer range:(NSRange)range value:(uint8_t)value {
     char *to = [self range:range.location length:range.length of:buffer call:"fillBuffer"];
-    [_commands add:(sim_work){.to = to,
-                             .length = range.length,
-                             .value = value,
-                             .encoder = _number}];
+    [_commands
+        add:(sim_work){.to = to, .length = range.length, .value = value, .encoder = _number}];
 }
 - (void)copyFromBuffer:(id<MTLBuffer>)sourceBuffer
           sourceOffset:(NSUInteger)sourceOffset

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 
-from metal_sim.kernels import ARGS, N, Adder, adder
+from metal_sim.kernels import ARGS, Adder, N, adder
 from metal_sim.scenarios_devices import refused
 from metal_sim.session import (
     INTERACTIVITY,

@@ -158,7 +158,7 @@ typedef struct sim_work {
     SimQueue *_queue;
     sim_work *_first, **_last;
     NSMutableArray *_encoders; /* SimEncoderInfo of each; nil where they are not asked for */
-    NSMutableArray *_held; /* what the work uses */
+    NSMutableArray *_held;     /* what the work uses */
     BOOL _encoding;
     unsigned _encoderCount;
     MTLCommandBufferStatus _status;
