@@ -18,7 +18,6 @@ from metal_sim.session import (
     PAGE_FAULT,
     RAISE,
     TIMEOUT,
-    WITH_ERROR,
     Simulation,
 )
 from oxibonsai.metal import Commands, Device, DeviceNotFoundError, EncodingError, ExecutionError
@@ -142,21 +141,23 @@ def a_queue_that_cannot_be_renewed_is_an_error_and_tried_again(sim: Simulation) 
 
 
 def a_copy_does_not_wait_for_ever_for_what_hangs_behind_an_error(sim: Simulation) -> None:
-    with adder() as one, one.commands() as commands:
+    n = 400  # dispatches, so that the second list is committed while the first one runs
+    with adder() as one, one.device.commands() as first, one.commands() as second:
+        for _ in range(n):
+            first.dispatch(one.pipeline, [one.x, one.y], ARGS, threadgroups=2, threads=N // 2)
         with one.device.buffer(10, storage="private") as private:
-            sim.fail("execute", WITH_ERROR)
+            sim.end(PAGE_FAULT, dispatch=n - 1)
             with sim.hang(skip=1):
-                commands.submit()
-                commands.submit()
-                while one.device.stats.in_flight > 1:
-                    pass
+                first.submit()
+                second.submit()
+                with refused(ExecutionError, "Address Fault"):
+                    first.wait(30)
                 with refused(ExecutionError, "did not finish what is in flight within 2 s"):
                     private.read(np.zeros(10, np.uint8))
-            with refused(ExecutionError, "injected failure"):
-                commands.wait(30)
+            assert "earlier error" in error_of(second)
             private.read(np.zeros(10, np.uint8))
-        commands.replay()
-        assert one.added() == 2
+        second.replay()
+        assert one.added() == n
 
 
 # Encoders
