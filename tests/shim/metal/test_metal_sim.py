@@ -15,8 +15,8 @@ from metal_sim import (
     build,
     scenarios_devices,
     scenarios_errors,
+    scenarios_lists,
     scenarios_model,
-    scenarios_pieces,
     scenarios_prompts,
     scenarios_work,
 )
@@ -26,7 +26,7 @@ MODULES = (
     scenarios_devices,
     scenarios_work,
     scenarios_errors,
-    scenarios_pieces,
+    scenarios_lists,
     scenarios_prompts,
     scenarios_model,
 )
