@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import shutil
@@ -11,25 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metal_sim import (
-    build,
-    scenarios_devices,
-    scenarios_errors,
-    scenarios_lists,
-    scenarios_model,
-    scenarios_prompts,
-    scenarios_work,
-)
+from metal_sim import build, scenarios_devices
 from metal_sim.session import Session
 
-MODULES = (
-    scenarios_devices,
-    scenarios_work,
-    scenarios_errors,
-    scenarios_lists,
-    scenarios_prompts,
-    scenarios_model,
-)
+MODULES = [
+    importlib.import_module(f"metal_sim.{path.stem}")
+    for path in sorted(build.HERE.glob("scenarios_*.py"))
+]
 # What is written to its own folder needs a driver of its own.
 METALLIB = ("a_broken_metallib_is_passed_over", "a_metallib_beside_the_driver_is_used")
 
