@@ -47,7 +47,7 @@ typedef struct metal_queue metal_queue;
 /* What was measured of all pipelines; see pace.m. */
 typedef struct metal_pace {
     pthread_mutex_t lock;
-    /* Guarded by lock, as are `pace`, `part` and `measured` of the pipelines. */
+    /* Guarded by lock, as are `pace`, `share` and `measured` of the pipelines. */
     double work, seconds; /* of dispatches of many vectors, sums that fade */
 } metal_pace;
 
@@ -70,7 +70,7 @@ typedef struct metal_pipeline {
     id<MTLComputePipelineState> state; /* +1 */
     NSString *name;                    /* +1 */
     double pace;                       /* seconds of a multiply-add; 0: none measured */
-    double part;                       /* scratch of metal_pace_learn() */
+    double share;                      /* scratch of metal_pace_learn() */
     double measured;                   /* seconds that it took of what was measured */
 } metal_pipeline;
 
@@ -127,7 +127,7 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
 /* pace.m */
 
 /* How many of the n dispatches go into one command buffer, 1 at the least; `whole` at the start of
- * a list, which stays whole up to twice the time of a piece. */
+ * a list, which stays whole up to twice the time of a part. */
 uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole);
 /* Take in how long a command buffer of n dispatches took until it completed or failed. */
 void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, double seconds,

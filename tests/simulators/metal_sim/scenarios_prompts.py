@@ -36,7 +36,7 @@ def teach(sim: Simulation, session: Session, prompt: list[int], seconds: float) 
     sim.set_dry(0)
 
 
-def the_text_after_a_prompt_in_pieces_is_that_after_a_whole_one(sim: Simulation) -> None:
+def the_text_after_a_prompt_in_parts_is_that_after_a_whole_one(sim: Simulation) -> None:
     """A step of generation takes 0.12 s here, and a chunk of 16 tokens 0.28 s."""
     sim.set_cost(None, 1e-12)
     with (
@@ -51,9 +51,9 @@ def the_text_after_a_prompt_in_pieces_is_that_after_a_whole_one(sim: Simulation)
         session.rewind(0)
         teach(sim, session, prompt, 5.6e-7)
         sim.set_budget(0.25)
-        pieces = records_of(sim, session, prompt)
-        assert sum(r.seconds for r in pieces) > 0.25, "as one it would be ended"
-        assert len(pieces) >= 3
+        parts = records_of(sim, session, prompt)
+        assert sum(r.seconds for r in parts) > 0.25, "as one it would be ended"
+        assert len(parts) >= 3
         sim.forget_records()
         assert list(session.generate(6)) == expected
         # The first choice is made from the logits that the prompt left.
@@ -104,10 +104,10 @@ def a_long_prompt_of_true_widths_stays_in_the_budget(sim: Simulation) -> None:
                 sim.set_dry(1)
                 sim.set_budget(BUDGET)
                 prompt = [i % 1000 for i in range(4096)]
-                pieces = records_of(sim, session, prompt)
-                whole = sum(r.seconds for r in pieces) / 8
+                parts = records_of(sim, session, prompt)
+                whole = sum(r.seconds for r in parts) / 8
                 assert whole > BUDGET, "a chunk as one command buffer would be ended"
-                assert max(r.seconds for r in pieces) < BUDGET
+                assert max(r.seconds for r in parts) < BUDGET
                 assert 0.5 < device.stats.work_per_second / rate < 2
                 for token in range(3):
                     assert len(records_of(sim, session, [token])) == 1
