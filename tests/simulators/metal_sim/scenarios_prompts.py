@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+from metal_sim.scenarios_devices import refused
 from metal_sim.session import Record, Simulation
 from oxibonsai import metal
 from oxibonsai.model import Model, Session
@@ -93,13 +94,18 @@ def of_8b_shape(device: metal.Device) -> Iterator[Model]:
             yield model
 
 
+def set_rate(sim: Simulation, rate: float) -> None:
+    """Let kernels take the time of a device of so many multiply-adds a second."""
+    sim.set_cost(None, 2e-10 * M1 / rate)
+    for kernel, work in (BATCHES | VECTORS).items():
+        sim.set_cost(kernel, work / rate)
+
+
 def a_long_prompt_of_true_widths_stays_in_the_budget(sim: Simulation) -> None:
     """Whether the device is as fast as an M1 or five times slower than the driver guesses."""
     for rate in (M1, GUESSED_RATE / 5):
         with metal.Device("metal") as device, of_8b_shape(device) as model:
-            sim.set_cost(None, 2e-10 * M1 / rate)
-            for kernel, work in (BATCHES | VECTORS).items():
-                sim.set_cost(kernel, work / rate)
+            set_rate(sim, rate)
             with model.session(chunk=512, max_seq=4200) as session:
                 sim.set_dry(1)
                 sim.set_budget(BUDGET)
@@ -112,3 +118,18 @@ def a_long_prompt_of_true_widths_stays_in_the_budget(sim: Simulation) -> None:
                 for token in range(3):
                     assert len(records_of(sim, session, [token])) == 1
         sim.reset()
+
+
+def on_a_very_slow_device_a_lower_chunk_helps_as_the_error_says(sim: Simulation) -> None:
+    """There one dispatch of 512 tokens exceeds the budget, and kernels of 128 are still unknown."""
+    with metal.Device("metal") as device, of_8b_shape(device) as model:
+        set_rate(sim, GUESSED_RATE / 13)
+        sim.set_dry(1)
+        sim.set_budget(BUDGET)
+        prompt = [i % 1000 for i in range(512)]
+        with model.session(chunk=512, max_seq=600) as session:
+            with refused(metal.ExecutionError, "lower the chunk"):
+                session.forward(prompt, logits=None)
+        with model.session(chunk=128, max_seq=600) as session:
+            parts = records_of(sim, session, prompt)
+            assert max(r.seconds for r in parts) < BUDGET
