@@ -38,16 +38,23 @@ static double work_of(const oxb_driver_dispatch *d) {
     return THREAD_WORK * groups->x * groups->y * groups->z * threads->x * threads->y * threads->z;
 }
 
+/* Seconds of a multiply-add. A pipeline of which nothing is known is guessed to be as slow as
+ * others have been on this device, and never faster than the first guess. Called with the lock
+ * held. */
+static double pace_of(const metal_pace *pace, const metal_pipeline *p) {
+    if (p->pace > 0) return p->pace;
+    return fmax(1 / GUESSED_RATE, pace->work > 0 ? pace->seconds / pace->work : 0);
+}
+
 /* Seconds without the overhead. Called with the lock held. */
-static double seconds_of(const oxb_driver_dispatch *d) {
-    const metal_pipeline *p = d->pipeline;
-    return work_of(d) * (p->pace > 0 ? p->pace : 1 / GUESSED_RATE);
+static double seconds_of(const metal_pace *pace, const oxb_driver_dispatch *d) {
+    return work_of(d) * pace_of(pace, d->pipeline);
 }
 
 /* Called with the lock held. */
-static double cautious_seconds_of(const oxb_driver_dispatch *d) {
+static double cautious_seconds_of(const metal_pace *pace, const oxb_driver_dispatch *d) {
     const metal_pipeline *p = d->pipeline;
-    return DISPATCH_SECONDS + seconds_of(d) * (p->measured >= LEAST_SECONDS ? 1 : DOUBT);
+    return DISPATCH_SECONDS + seconds_of(pace, d) * (p->measured >= LEAST_SECONDS ? 1 : DOUBT);
 }
 
 uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole) {
@@ -55,7 +62,7 @@ uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint3
     uint32_t fit = 0;
     pthread_mutex_lock(&pace->lock);
     for (uint32_t i = 0; i < n; i++) {
-        seconds += cautious_seconds_of(list + i);
+        seconds += cautious_seconds_of(pace, list + i);
         if (seconds <= PART_SECONDS) fit = i + 1;
     }
     pthread_mutex_unlock(&pace->lock);
@@ -83,7 +90,7 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
     pthread_mutex_lock(&pace->lock);
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
-        double share = seconds_of(list + i);
+        double share = seconds_of(pace, list + i);
         p->share += share;
         if (p->share > largest) largest = p->share;
         predicted += DISPATCH_SECONDS + share;
@@ -100,7 +107,7 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
         p->share = 0; /* and so it is changed once */
         if (!says || share <= 0) continue;
         /* The largest share is the likeliest to be wrong by the whole factor. */
-        p->pace = (p->pace > 0 ? p->pace : 1 / GUESSED_RATE) * exp(change * share / largest);
+        p->pace = pace_of(pace, p) * exp(change * share / largest);
         p->measured += seconds * share / predicted;
     }
     if (says && completed) measure_rate(pace, list, n, seconds);

@@ -127,9 +127,11 @@ def on_a_very_slow_device_a_lower_chunk_helps_as_the_error_says(sim: Simulation)
         sim.set_dry(1)
         sim.set_budget(BUDGET)
         prompt = [i % 1000 for i in range(512)]
-        with model.session(chunk=512, max_seq=600) as session:
-            with refused(metal.ExecutionError, "lower the chunk"):
-                session.forward(prompt, logits=None)
+        with (
+            model.session(chunk=512, max_seq=600) as session,
+            refused(metal.ExecutionError, "lower the chunk"),
+        ):
+            session.forward(prompt, logits=None)
         with model.session(chunk=128, max_seq=600) as session:
             parts = records_of(sim, session, prompt)
             assert max(r.seconds for r in parts) < BUDGET
