@@ -110,7 +110,7 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
         p->pace = pace_of(pace, p) * exp(change * share / largest);
         p->measured += seconds * share / predicted;
     }
-    if (says && completed) measure_rate(pace, list, n, seconds);
+    if (says) measure_rate(pace, list, n, seconds);
     pthread_mutex_unlock(&pace->lock);
 }
 
