@@ -86,28 +86,42 @@ static void device_close(void *device) {
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
         for (unsigned i = 0; i < gpu_msl_family_count; i++) [self->families[i].library release];
         [self->precompiled release];
-        [self->queue release];
+        metal_queue_release(self->queue);
         [self->device release];
         return OXB_OK;
     });
     pthread_mutex_destroy(&self->library_lock);
     pthread_cond_destroy(&self->library_change);
     pthread_mutex_destroy(&self->blit_lock);
+    pthread_mutex_destroy(&self->submit_lock);
+    pthread_mutex_destroy(&self->pace.lock);
     free(self);
 }
 
+/* Read OXIBONSAI_METAL_DEBUG. */
+static oxb_status read_debug(bool *debug) {
+    const char *value = getenv("OXIBONSAI_METAL_DEBUG");
+    *debug = value != NULL && strcmp(value, "1") == 0;
+    if (*debug || value == NULL || value[0] == '\0' || strcmp(value, "0") == 0) return OXB_OK;
+    return metal_fail(OXB_DEVICE_NOT_FOUND,
+                      "the environment variable OXIBONSAI_METAL_DEBUG is '%.64s': set 1 to have "
+                      "failed command buffers name their kernels, 0 for speed, or unset it",
+                      value);
+}
+
 static oxb_status open_device(uint32_t index, metal_device *self) {
+    oxb_status status = read_debug(&self->debug);
+    if (status != OXB_OK) return status;
     NSArray *devices = [copy_devices() autorelease];
     if (index >= [devices count])
         return metal_fail(OXB_DEVICE_NOT_FOUND, "no device \"metal:%u\": %lu present", index,
                           (unsigned long)[devices count]);
     self->device = [[devices objectAtIndex:index] retain]; /* +1 */
-    self->queue = [self->device newCommandQueue];          /* +1 */
+    self->queue = metal_queue_new(self->device);
     const char *name = metal_utf8([self->device name]);
-    if (self->queue == nil)
+    if (self->queue == NULL)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "device \"metal:%u\" (%s) gave no command queue",
                           index, name);
-    [self->queue setLabel:@"oxibonsai"];
     NSUInteger memory = [self->device maxThreadgroupMemoryLength];
     self->max_threadgroup_memory =
         memory < MAX_THREADGROUP_MEMORY ? memory : MAX_THREADGROUP_MEMORY;
@@ -128,6 +142,8 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     pthread_mutex_init(&self->library_lock, NULL);
     pthread_cond_init(&self->library_change, NULL);
     pthread_mutex_init(&self->blit_lock, NULL);
+    pthread_mutex_init(&self->submit_lock, NULL);
+    pthread_mutex_init(&self->pace.lock, NULL);
     oxb_status status = metal_guarded(OXB_DEVICE_NOT_FOUND, ^oxb_status {
         return open_device(index, self);
     });
@@ -180,6 +196,7 @@ static const oxb_driver driver = {
     .pipeline_new = metal_pipeline_new,
     .pipeline_free = metal_pipeline_free,
     .submit = metal_submit,
+    .work_rate = metal_work_rate,
     .capture_start = metal_capture_start,
     .capture_stop = metal_capture_stop,
 };

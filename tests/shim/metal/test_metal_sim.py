@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import shutil
@@ -11,9 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metal_sim import build, scenarios_devices, scenarios_model, scenarios_work
+from metal_sim import build, scenarios_devices
 from metal_sim.session import Session
 
+MODULES = [
+    importlib.import_module(f"metal_sim.{path.stem}")
+    for path in sorted(build.HERE.glob("scenarios_*.py"))
+]
 # What is written to its own folder needs a driver of its own.
 METALLIB = ("a_broken_metallib_is_passed_over", "a_metallib_beside_the_driver_is_used")
 
@@ -42,6 +47,7 @@ MISUSE = {
     "bytes_for_a_written_argument": "bytes bound to a writable argument",
     "use_after_end": "use after endEncoding",
     "handler_after_commit": "handler after commit",
+    "references_not_retained": "references not retained",
     "fast_math_left_on": "fast math",
     "blit_of_odd_bytes": "blit range not a multiple of 4",
     "blit_past_the_end": "range outside the buffer",
@@ -52,7 +58,7 @@ MISUSE = {
 def scenarios() -> list[tuple[str, str]]:
     return [
         (module.__name__, name)
-        for module in (scenarios_devices, scenarios_work, scenarios_model)
+        for module in MODULES
         for name, function in vars(module).items()
         if inspect.isfunction(function)
         and function.__module__ == module.__name__

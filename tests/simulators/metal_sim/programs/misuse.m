@@ -208,6 +208,13 @@ static void handler_after_commit(void) {
     }];
 }
 
+static void references_not_retained(void) {
+    MTLCommandBufferDescriptor *descriptor =
+        [[[MTLCommandBufferDescriptor alloc] init] autorelease];
+    [descriptor setRetainedReferences:NO];
+    [queue commandBufferWithDescriptor:descriptor];
+}
+
 static void fast_math_left_on(void) {
     NSError *error = nil;
     MTLCompileOptions *options = [[[MTLCompileOptions alloc] init] autorelease];
@@ -275,6 +282,7 @@ static const struct {
              CASE(bytes_for_a_written_argument),
              CASE(use_after_end),
              CASE(handler_after_commit),
+             CASE(references_not_retained),
              CASE(fast_math_left_on),
              CASE(blit_of_odd_bytes),
              CASE(blit_past_the_end),
