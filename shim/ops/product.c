@@ -176,7 +176,8 @@ static oxb_status record_halve(oxb_commands *commands, const product *p, const o
     oxb_tile tile;
     oxb_status status = ops_tile(commands, op, &shape, &tile);
     if (status != OXB_OK) return status;
-    ops_cut vectors = {.axis = p->norm ? 0 : 1, .piece = piece, .count = &args.n_vectors};
+    ops_cut vectors = {
+        .axis = p->norm ? 0 : 1, .piece = (piece + 7) / 8 * 8, .count = &args.n_vectors};
     vectors.steps[0] = p->k * 4;
     vectors.steps[n - 1] = step;
     const ops_recording recording = {.op = op,
