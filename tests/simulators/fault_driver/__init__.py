@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import shlex
 import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
 from typing import NamedTuple
 
 import oxibonsai
+from oxibonsai import metal
 
 SOURCE = Path(__file__).resolve().parent / "fault_driver.c"
 COUNTERS = ("submissions", "reached", "dispatches", "unchecked")
@@ -24,6 +27,15 @@ def build(folder: Path, *flags: str) -> Path:
     command += ["-I", oxibonsai.get_include(), *flags, str(SOURCE), "-o", str(library), "-pthread"]
     subprocess.run(command, check=True)
     return library
+
+
+@functools.cache
+def loaded() -> ctypes.CDLL:
+    """Build the driver and load it, once in a process: of two of a name the later one counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = build(Path(folder))
+        metal.load_driver(path)
+        return ctypes.CDLL(str(path))
 
 
 class Ran(NamedTuple):

@@ -197,7 +197,7 @@ def a_model_gives_the_bits_of_one_dispatch(sim: Simulation) -> None:
         for work in (UNBOUNDED, 1):
             with bounded(sim, work) as device, Model.load(path, device) as model:
                 with model.session(chunk=40) as session:
-                    logits.append(session.forward(ids).tobytes())
+                    logits.append(np.array(session.forward(ids)).tobytes())
                 # A prompt and running texts share the products of a step.
                 with model.engine(2, max_seq=128, deterministic=True) as engine:
                     requests = [engine.submit(ids[:n], 4) for n in (20, 9)]
