@@ -102,6 +102,7 @@ class DeviceStats(NamedTuple):
     allocated_bytes: int
     in_flight: int
     submissions: int
+    work_per_second: float
 
 @disjoint_base
 class Device:

@@ -173,6 +173,17 @@ static void device_info(void *device, oxb_device_info *info) {
     });
 }
 
+/* 50 ms of an M1 at half of its peak. macOS ends command buffers that keep the display waiting, and
+ * a dispatch is the least that one holds. Tests of a driver library set it before a device is
+ * opened.
+ */
+METAL_EXPORT uint64_t metal_dispatch_work = UINT64_C(35000000000);
+
+static void abilities(void *device, oxb_abilities *found) {
+    gpu_abilities(device, found);
+    found->dispatch_work = metal_dispatch_work;
+}
+
 static const oxb_driver driver = {
     .abi_version = OXB_ABI_VERSION,
     .struct_size = sizeof(oxb_driver),
@@ -181,7 +192,7 @@ static const oxb_driver driver = {
     .device_open = device_open,
     .device_close = device_close,
     .device_info = device_info,
-    .abilities = gpu_abilities,
+    .abilities = abilities,
     .tile = gpu_tile,
     .weight_layouts = gpu_weight_layouts,
     .weight_pack = gpu_weight_pack,
@@ -208,7 +219,7 @@ const oxb_driver *metal_driver(const oxb_host *services) {
 }
 
 #ifdef OXB_DRIVER_LIBRARY
-__attribute__((visibility("default"))) const oxb_driver *oxb_driver_entry(const oxb_host *services);
+METAL_EXPORT const oxb_driver *oxb_driver_entry(const oxb_host *services);
 
 const oxb_driver *oxb_driver_entry(const oxb_host *services) { return metal_driver(services); }
 #endif

@@ -37,6 +37,12 @@
 
 #define METAL_SIMD_WIDTH 32u
 
+#ifdef OXB_DRIVER_LIBRARY
+#define METAL_EXPORT __attribute__((visibility("default")))
+#else
+#define METAL_EXPORT
+#endif
+
 typedef struct metal_family {
     id<MTLLibrary> library; /* +1; nil until it is needed */
     bool compiling;
@@ -77,6 +83,8 @@ typedef struct metal_pipeline {
 /* driver.m */
 
 extern const oxb_host *metal_host;
+/* The most multiply-adds of one dispatch. */
+extern uint64_t metal_dispatch_work;
 /* Keep a message for the caller's thread and give `status` back: metal_fail(status, format, ...).
  */
 #define metal_fail metal_host->fail

@@ -96,13 +96,13 @@ def test_the_rate_that_a_driver_measures_is_in_the_statistics(fault, faulty):
         assert cpu.stats.work_per_second == 0
 
 
-def test_a_driver_of_another_version_is_refused(library, tmp_path):
+def test_a_driver_of_another_version_is_refused(tmp_path):
     path = build(tmp_path, "-DFAULT_ABI")
     with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 5 .* build it again"):
         metal.load_driver(path)
 
 
-def test_a_driver_that_declines_gives_its_reason(library, tmp_path):
+def test_a_driver_that_declines_gives_its_reason(tmp_path):
     path = build(tmp_path, "-DFAULT_REASON")
     with pytest.raises(DeviceNotFoundError, match="the machine has no fault"):
         metal.load_driver(path)
