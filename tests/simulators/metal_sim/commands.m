@@ -111,7 +111,7 @@ static double now(void) {
         if (work->from != NULL)
             memmove(work->to, work->from, work->length);
         else
-            memset(work->to, work->value, work->length);
+            sim_fill(work->to, work->value, work->length);
         return nil;
     }
     const SimPipeline *p = work->pipeline;
