@@ -11,11 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metal_sim import build, scenarios_devices, scenarios_model, scenarios_work
+from metal_sim import (
+    build,
+    scenarios_devices,
+    scenarios_model,
+    scenarios_probe,
+    scenarios_transfers,
+    scenarios_work,
+)
 from metal_sim.session import Session
 
 # What is written to its own folder needs a driver of its own.
 METALLIB = ("a_broken_metallib_is_passed_over", "a_metallib_beside_the_driver_is_used")
+
+MODULES = (
+    scenarios_devices,
+    scenarios_model,
+    scenarios_probe,
+    scenarios_transfers,
+    scenarios_work,
+)
 
 MISUSE = {
     "double_commit": "double commit",
@@ -52,7 +67,7 @@ MISUSE = {
 def scenarios() -> list[tuple[str, str]]:
     return [
         (module.__name__, name)
-        for module in (scenarios_devices, scenarios_work, scenarios_model)
+        for module in MODULES
         for name, function in vars(module).items()
         if inspect.isfunction(function)
         and function.__module__ == module.__name__
