@@ -49,6 +49,7 @@ typedef struct metal_device {
     pthread_mutex_t library_lock;
     pthread_cond_t library_change;
     pthread_mutex_t blit_lock;
+    bool maps_memory;        /* it has been seen to share wrapped memory; guarded by blit_lock */
     metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
@@ -77,7 +78,9 @@ void metal_object_free(void *device, void *object);
 
 /* probe.m */
 
-/* Compile and run a small kernel; nil, or why the device is refused, +0. */
+/* Compile and run what the kernels are built on; nil, or why the device is refused, +0. A device
+ * is admitted by what it does and never by its family, which virtual machines under-report. Threads
+ * that open one device at once share a probe. */
 NSString *metal_probe(metal_device *self);
 
 /* submit.m */
