@@ -10,7 +10,7 @@
 #define WIDTH   METAL_SIMD_WIDTH
 #define PLACES  256u  /* floats of a part's results, at the most */
 #define THREADS 256u  /* of a threadgroup */
-#define FLOATS  6144u /* of threadgroup memory */
+#define FLOATS  6400u /* of threadgroup memory */
 
 /* What the kernels are built on, each part a kernel of its own, so that a refusal names what the
  * device lacks. Results are whole numbers, which are exact in any order of addition. */
@@ -63,11 +63,11 @@ static const char products_source[] = MSL(kernel void oxb_probe_products(
 /* Every thread reads what others wrote before the barrier. */
 static const char threads_source[] = MSL(kernel void oxb_probe_threads(
     device float *out [[buffer(0)]], uint thread_index [[thread_index_in_threadgroup]]) {
-    threadgroup float memory[6144];
-    for (uint i = thread_index; i < 6144u; i += 256u) memory[i] = float(i);
+    threadgroup float memory[6400];
+    for (uint i = thread_index; i < 6400u; i += 256u) memory[i] = float(i);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float sum = 0.0f;
-    for (uint i = 255u - thread_index; i < 6144u; i += 256u) sum += memory[i];
+    for (uint i = 255u - thread_index; i < 6400u; i += 256u) sum += memory[i];
     out[thread_index] = sum;
 });
 
@@ -123,7 +123,7 @@ static const struct part {
     NSString *(*check)(const float *out);
 } parts[] = {
     {"SIMD-group functions", "oxb_probe_lanes", lanes_source, WIDTH, check_lanes},
-    {"threadgroups of 256 threads with 24576 bytes", "oxb_probe_threads", threads_source, THREADS,
+    {"threadgroups of 256 threads with 25600 bytes", "oxb_probe_threads", threads_source, THREADS,
      check_threads},
     {"SIMD-group matrices", "oxb_probe_products", products_source, WIDTH, check_products},
 };

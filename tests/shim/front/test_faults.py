@@ -90,7 +90,7 @@ def test_device_that_the_environment_names_comes_first(fault, monkeypatch, capsy
 
 def test_a_driver_of_another_version_is_refused(library, tmp_path):
     path = build(tmp_path, "-DFAULT_ABI")
-    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 4 .* build it again"):
+    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 5 .* build it again"):
         metal.load_driver(path)
 
 

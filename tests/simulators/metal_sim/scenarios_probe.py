@@ -10,6 +10,9 @@ import time
 from collections.abc import Callable
 from contextlib import closing
 
+import pytest
+from shader_sources import FAMILY_OF
+
 from metal_sim.kernels import adder
 from metal_sim.scenarios_devices import refused
 from metal_sim.session import Simulation
@@ -60,7 +63,7 @@ def a_device_that_computes_something_else_is_refused(sim: Simulation) -> None:
         ),
         # Another order of a matrix's elements over the lanes.
         ("thread_elements", "() thread_elements().yx", ("matrices", "the product of half")),
-        ("threadgroup_barrier", "(flags)", ("threadgroups", "256 threads", "24576 bytes")),
+        ("threadgroup_barrier", "(flags)", ("threadgroups", "256 threads", "25600 bytes")),
     ):
         sim.set_prelude(f"#define {function}{lines}")
         expect_refusal(*parts)
@@ -84,9 +87,21 @@ def small_threadgroups_are_refused(sim: Simulation) -> None:
     expect_refusal("at most 255 threads", "need 256")
     sim.set_max_threads(256)
     sim.set_max_threadgroup_memory(16384)
-    expect_refusal("16384 bytes", "need 24576")
-    sim.set_max_threadgroup_memory(24576)
+    expect_refusal("16384 bytes", "need 25600")
+    sim.set_max_threadgroup_memory(25600)
     Device("metal").close()
+
+
+def no_kernel_needs_more_memory_than_the_probe_tries(sim: Simulation) -> None:
+    sim.set_max_threadgroup_memory(16384)
+    with pytest.raises(DeviceNotFoundError, match="16384 bytes") as caught:
+        Device("metal")
+    tried = int(str(caught.value).rpartition(" ")[2])
+    sim.set_max_threadgroup_memory(tried)
+    with Device("metal") as device:
+        for kernel in FAMILY_OF:
+            with closing(device.pipeline(kernel)) as pipeline:
+                assert pipeline.info.static_threadgroup_memory <= tried, kernel
 
 
 def a_virtual_device_is_admitted_by_what_it_does(sim: Simulation) -> None:
