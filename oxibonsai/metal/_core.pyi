@@ -94,7 +94,7 @@ class RefusedDevice(NamedTuple):
     """
 
     driver: str
-    index: int
+    index: int  # type: ignore[assignment]
     reason: str
 
 class FoundDevices(NamedTuple):

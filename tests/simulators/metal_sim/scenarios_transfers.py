@@ -171,7 +171,7 @@ def mapping(page: int, nbytes: int) -> Iterator[np.ndarray]:
     assert libc.munmap(first, start - first) == 0
     assert first + room == end or libc.munmap(end, first + room - end) == 0
     try:
-        yield np.frombuffer((ctypes.c_uint8 * nbytes).from_address(start), np.uint8)
+        yield np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(start))
     finally:
         assert libc.munmap(start, nbytes) == 0
 
