@@ -52,8 +52,10 @@ static const char products_source[] = MSL(kernel void oxb_probe_products(
     uint at = 8u * ((lane >> 2u & 4u) + (lane >> 1u & 3u)) + 2u * ((lane >> 2u & 2u) + (lane & 1u));
     simdgroup_half8x8 rows;
     simdgroup_half8x8 columns;
-    rows.thread_elements() = half2(half(a[at]), half(a[at + 1u]));
-    columns.thread_elements() = half2(half(b[at]), half(b[at + 1u]));
+    rows.thread_elements()[0] = half(a[at]);
+    rows.thread_elements()[1] = half(a[at + 1u]);
+    columns.thread_elements()[0] = half(b[at]);
+    columns.thread_elements()[1] = half(b[at + 1u]);
     sums = make_filled_simdgroup_matrix<float, 8, 8>(1.0f);
     simdgroup_multiply_accumulate(sums, rows, columns, sums);
     out[64u + at] = sums.thread_elements()[0];
