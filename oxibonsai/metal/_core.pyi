@@ -94,7 +94,7 @@ class RefusedDevice(NamedTuple):
     """
 
     driver: str
-    index: int  # type: ignore[assignment]
+    index: int  # type: ignore[assignment]  # hides tuple.index
     reason: str
 
 class FoundDevices(NamedTuple):

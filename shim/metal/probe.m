@@ -131,8 +131,10 @@ static const struct part {
 };
 #define PARTS (sizeof parts / sizeof parts[0])
 
+/* A statement a line, for the compiler's log. */
 static NSString *source_of(NSString *kernels) {
-    return metal_text("#include <metal_stdlib>\nusing namespace metal;\n%@", kernels);
+    return metal_text("#include <metal_stdlib>\nusing namespace metal;\n%@",
+                      [kernels stringByReplacingOccurrencesOfString:@"; " withString:@";\n"]);
 }
 
 /* +1, or nil with the reason, +0: the library of all parts. Where that does not compile, each part
