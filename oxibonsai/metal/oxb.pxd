@@ -105,6 +105,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t max_buffer_length
         uint64_t max_threadgroup_memory
         uint64_t recommended_working_set
+        uint64_t page_size
         oxb_size max_threads
         oxb_size max_threadgroups
 

@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <mach/vm_page_size.h>
+
 #include "base/builtin_drivers.h"
 #include "gpu/gpu.h"
 #include "gpu/msl_sources.h"
@@ -159,7 +161,8 @@ static void device_info(void *device, oxb_device_info *info) {
     *info = (oxb_device_info){.driver = "metal",
                               .variant = "msl2.4",
                               .index = self->index,
-                              .simd_width = METAL_SIMD_WIDTH};
+                              .simd_width = METAL_SIMD_WIDTH,
+                              .page_size = vm_page_size};
     metal_guarded(OXB_DEVICE_NOT_FOUND, ^oxb_status {
         snprintf(info->name, sizeof info->name, "%s", metal_utf8([self->device name]));
         MTLSize most = [self->device maxThreadsPerThreadgroup];

@@ -69,6 +69,7 @@ typedef struct metal_device {
     pthread_mutex_t submit_lock;
     metal_pace pace;
     bool debug;              /* OXIBONSAI_METAL_DEBUG */
+    bool maps_memory;        /* it has been seen to share wrapped memory; guarded by blit_lock */
     metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
@@ -102,7 +103,9 @@ void metal_object_free(void *device, void *object);
 
 /* probe.m */
 
-/* Compile and run a small kernel; nil, or why the device is refused, +0. */
+/* Compile and run what the kernels are built on; nil, or why the device is refused, +0. A device
+ * is admitted by what it does and never by its family, which virtual machines under-report. Threads
+ * that open one device at once share a probe. */
 NSString *metal_probe(metal_device *self);
 
 /* queue.m */

@@ -72,6 +72,9 @@ def test_a_device_that_is_refused_names_the_reason_and_gives_way(fault, monkeypa
         assert device.driver != "fault"
     with pytest.raises(DeviceNotFoundError, match="SIMD width 64, the kernels need 32"):
         Device("fault")
+    refused = [one for one in metal.probe_devices().refused if one.driver == "fault"]
+    reason = "fault device 0 has SIMD width 64, the kernels need 32"
+    assert refused == [metal.RefusedDevice("fault", 0, reason)]
     with pytest.raises(DeviceNotFoundError, match='no device "fault:1": 1 device of driver'):
         Device("fault:1")
 

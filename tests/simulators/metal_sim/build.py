@@ -41,8 +41,8 @@ OBJC = [
 ]
 COMMON = ["-std=c11", "-O1", "-g", "-fPIC", "-pthread", "-fvisibility=hidden", "-D_GNU_SOURCE"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-shared-libsan"]
-# A blit that hangs is given up after this, not after two minutes.
-DRIVER = ["-DOXB_DRIVER_LIBRARY", "-DMETAL_BLIT_SECONDS=2.0"]
+# A device that hangs is given up after this, not after two minutes.
+DRIVER = ["-DOXB_DRIVER_LIBRARY", "-DMETAL_BLIT_SECONDS=2.0", "-DMETAL_PROBE_SECONDS=2.0"]
 
 
 class Unavailable(Exception):

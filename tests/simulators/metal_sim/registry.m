@@ -174,6 +174,7 @@ void metal_sim_reset(void) {
     memset(failures, 0, sizeof failures);
     pthread_mutex_unlock(&lock);
     sim_devices_reset();
+    sim_faults_reset();
     sim_worker_reset();
     sim_clock_reset();
 }

@@ -101,9 +101,9 @@ def every_step_of_opening_can_fail_and_leaves_nothing(sim: Simulation) -> None:
     steps = {
         "newCommandQueue": "queue",
         "newLibraryWithSource": "cannot compile",
-        "newFunctionWithName": "cannot compile",
-        "newFunctionWithName:constantValues": "cannot compile",
-        "newComputePipelineStateWithDescriptor": "cannot compile",
+        "newFunctionWithName": "no SIMD-group functions",
+        "newFunctionWithName:constantValues": "no SIMD-group functions",
+        "newComputePipelineStateWithDescriptor": "no SIMD-group functions",
         "newBufferWithLength": "no buffer",
         "commandBuffer": "no command buffer",
         "computeCommandEncoder": "no encoder",

@@ -29,6 +29,12 @@ typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
     MTLLanguageVersion2_4 = (2 << 16) + 4
 };
 
+typedef NS_ENUM(NSInteger, MTLGPUFamily) {
+    MTLGPUFamilyApple7 = 1007,
+    MTLGPUFamilyMac2 = 2002,
+    MTLGPUFamilyMetal3 = 5001
+};
+
 typedef NS_ENUM(NSUInteger, MTLDataType) {
     MTLDataTypeFloat = 3,
     MTLDataTypeInt = 29,
@@ -273,6 +279,7 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @property (readonly) NSUInteger maxBufferLength;
 @property (readonly) NSUInteger maxThreadgroupMemoryLength;
 @property (readonly) NSUInteger currentAllocatedSize;
+- (BOOL)supportsFamily:(MTLGPUFamily)gpuFamily;
 - (nullable id<MTLCommandQueue>)newCommandQueue;
 - (nullable id<MTLBuffer>)newBufferWithLength:(NSUInteger)length
                                       options:(MTLResourceOptions)options;
