@@ -35,6 +35,11 @@ METAL_SIM_API uint32_t metal_sim_pending_failures(void);
 METAL_SIM_API void metal_sim_hang(uint32_t skip);
 METAL_SIM_API void metal_sim_release_hang(void);
 
+/* Run the completion handlers of a command buffer that much after its work: also while the process
+ * exits. 0, as at the start, for at once. A handler that ends its thread, as an interpreter that
+ * exits does to threads that ask for it, aborts the process. */
+METAL_SIM_API void metal_sim_late(uint32_t milliseconds);
+
 /* Set everything above back. */
 METAL_SIM_API void metal_sim_reset(void);
 

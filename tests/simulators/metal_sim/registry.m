@@ -174,4 +174,5 @@ void metal_sim_reset(void) {
     pthread_mutex_unlock(&lock);
     sim_devices_reset();
     sim_worker_reset();
+    sim_handlers_reset();
 }
