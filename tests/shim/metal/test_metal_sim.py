@@ -11,7 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metal_sim import build, scenarios_devices, scenarios_model, scenarios_work
+from metal_sim import (
+    build,
+    scenarios_devices,
+    scenarios_model,
+    scenarios_owners,
+    scenarios_work,
+)
 from metal_sim.session import Session
 
 # What is written to its own folder needs a driver of its own.
@@ -52,7 +58,7 @@ MISUSE = {
 def scenarios() -> list[tuple[str, str]]:
     return [
         (module.__name__, name)
-        for module in (scenarios_devices, scenarios_work, scenarios_model)
+        for module in (scenarios_devices, scenarios_work, scenarios_owners, scenarios_model)
         for name, function in vars(module).items()
         if inspect.isfunction(function)
         and function.__module__ == module.__name__
