@@ -50,9 +50,9 @@ _C_API = PyCapsule_New(<void *>api, OXB_API_CAPSULE, NULL)
 _ENVIRONMENT = "OXIBONSAI_DEVICE"
 
 
-# The end of the process. Work in flight is waited for, so that the device's threads are at rest when
-# libraries take themselves down; what does not end in time is left to the system. Nothing is closed:
-# finalisers and other exit functions still use devices.
+# The end of the process. Work in flight is waited for, so that the device's threads are at rest
+# when libraries take themselves down; what does not end in time is left to the system. Nothing is
+# closed: finalisers and other exit functions still use devices.
 
 cdef extern from "Python.h":
     int Py_AtExit(void (*call)() noexcept)

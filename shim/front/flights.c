@@ -1,8 +1,8 @@
 /* What is in flight in the whole process, for its exit.
  *
  * Submissions are counted in two generations. A wait starts the other one and waits for those
- * before it alone: neither a thread that goes on submitting nor what an earlier wait has given up on
- * holds it up. */
+ * before it alone: neither a thread that goes on submitting nor what an earlier wait has given up
+ * on holds it up. */
 #include "base/clock.h"
 #include "front.h"
 

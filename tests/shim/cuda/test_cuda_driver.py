@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
 
-import fake_cuda
-import nvrtc
 import pytest
 from cases import run_python
 

@@ -67,7 +67,7 @@ def end(python: str, driver: Path, model: Path, name: str, number: int = 0) -> s
             command, env=environment(), capture_output=True, text=True, timeout=SECONDS
         )
     except subprocess.TimeoutExpired as error:
-        return f"{name} {number}: no end within {SECONDS} s\n{error.stderr}"
+        return f"{name} {number}: no end within {SECONDS} s\n{(error.stderr or b'').decode()}"
     if done.returncode == exits.ENDINGS[name] and not done.stderr:
         return ""
     return f"{name} {number}: exit status {done.returncode}\n{done.stderr}"

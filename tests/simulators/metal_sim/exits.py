@@ -24,6 +24,7 @@ import random
 import signal
 import threading
 import time
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
@@ -116,6 +117,8 @@ def uncaught_exception(sim: Simulation, rng: random.Random, path: str) -> None:
 @ending(-signal.SIGINT)
 def keyboard_interrupt(sim: Simulation, rng: random.Random, path: str) -> None:
     one = started()
+    # A shell starts jobs in the background with the signal ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     threading.Timer(rng.uniform(0.02, 0.05), signal.raise_signal, [signal.SIGINT]).start()
     while True:
         in_flight(one)
@@ -231,6 +234,35 @@ def never_completed(sim: Simulation, rng: random.Random, path: str) -> None:
 
 
 @ending()
+def daemon_that_waits_for_ever(sim: Simulation, rng: random.Random, path: str) -> None:
+    commands = wrapped_work(started())
+    sim.library.metal_sim_hang(0)
+    daemon(commands.replay)
+    pause(rng)
+
+
+@ending()
+def engine_that_waits_for_ever(sim: Simulation, rng: random.Random, path: str) -> None:
+    engine = model_of(path).engine(max_sequences=2)
+    engine.generate_batch([[ord("a")]], max_tokens=2)
+    sim.library.metal_sim_hang(0)
+    KEPT.append([engine, engine.submit([ord("a")], 20)])
+    pause(rng)
+
+
+@ending()
+def steps_ahead_that_never_end(sim: Simulation, rng: random.Random, path: str) -> None:
+    session = model_of(path).session()
+    session.forward([ord("a")], logits=None)
+    tokens = session.generate(25, lookahead=16)
+    sim.library.metal_sim_hang(5)
+    daemon(lambda: list(tokens))
+    while session.model.device.stats.in_flight < 2:
+        time.sleep(0.001)
+    KEPT.append((session, tokens))
+
+
+@ending()
 def completed_while_the_interpreter_ends(sim: Simulation, rng: random.Random, path: str) -> None:
     one = started()
 
@@ -265,6 +297,7 @@ def forked_child_exits(sim: Simulation, rng: random.Random, path: str) -> None:
     sim.library.metal_sim_hang(0)
     in_flight(one)
     begin = time.monotonic()
+    warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
     child = os.fork()
     if child == 0:
         sys.exit(7)  # through all exit functions; the parent's work is none of the child's
