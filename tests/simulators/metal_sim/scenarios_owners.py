@@ -17,6 +17,7 @@ from metal_sim.session import Simulation
 from oxibonsai import metal
 
 SECONDS = 30
+Watch = weakref.ref["Memory"]
 
 
 class Memory(np.ndarray):  # type: ignore[type-arg]
@@ -42,9 +43,7 @@ def recorded(one: Adder, memory: NDArray[np.float32]) -> metal.Commands:
     return commands
 
 
-def let_go(
-    one: Adder, sim: Simulation, ended: Callable[[], object] | None = None
-) -> weakref.ref[Memory]:
+def let_go(one: Adder, sim: Simulation, ended: Callable[[], object] | None = None) -> Watch:
     """Let the device hold the last reference to memory, and let go of it on its own thread."""
     memory = aligned()
     memory.ended = ended
@@ -123,6 +122,15 @@ def in_a_thread(call: Callable[[], object]) -> None:
         raise errors[0]
 
 
+def kept(one: Adder, sim: Simulation, ended: Callable[[], object] | None = None) -> Watch:
+    """In a thread of in_a_thread(): let go until the main thread sleeps and so leaves it to us."""
+    for _ in range(1000):
+        watch = let_go(one, sim, ended)
+        if watch() is not None:
+            return watch
+    raise AssertionError("the main thread never sleeps")
+
+
 def the_next_call_frees_it_where_the_main_thread_sleeps(sim: Simulation) -> None:
     with adder() as one, one.commands() as other:
         other.replay()
@@ -137,8 +145,7 @@ def the_next_call_frees_it_where_the_main_thread_sleeps(sim: Simulation) -> None
         ]
 
         def freed_by(call: Callable[[], object]) -> None:
-            watch = let_go(one, sim)
-            assert watch() is not None
+            watch = kept(one, sim)
             call()
             assert watch() is None
 
@@ -151,9 +158,11 @@ def a_full_queue_of_pending_calls_delays_it_to_the_next_release(sim: Simulation)
     add = ctypes.pythonapi.Py_AddPendingCall
 
     with adder() as one:
-        watches = []
+        watches: list[Watch] = []
 
         def fill() -> None:
+            kept(one, sim)
+            one.device.buffer(4).close()
             for _ in range(10_000):
                 if add(nothing, None) != 0:
                     break
@@ -176,12 +185,14 @@ def a_finaliser_may_use_and_close_what_the_call_works_on(sim: Simulation) -> Non
             seen: list[float] = []
 
             def ended() -> None:
+                if threading.current_thread() is threading.main_thread():
+                    return
                 with one.commands() as more:
                     more.replay()
                 seen.append(one.added())
                 other.close()
 
-            let_go(one, sim, ended)
+            kept(one, sim, ended)
             assert not seen
             getattr(other, name)()
             assert seen
@@ -192,7 +203,7 @@ def a_finaliser_may_use_and_close_what_the_call_works_on(sim: Simulation) -> Non
 
 
 def many_threads_let_go_at_once(sim: Simulation) -> None:
-    watches: list[weakref.ref[Memory]] = []
+    watches: list[Watch] = []
     with adder() as one:
 
         def work() -> None:
