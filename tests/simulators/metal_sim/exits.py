@@ -299,8 +299,9 @@ def forked_child_exits(sim: Simulation, rng: random.Random, path: str) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)  # of a fork with threads
     child = os.fork()
     if child == 0:
+        core: Any = metal._core
         begin = time.monotonic()
-        metal._core._at_exit()
+        core._at_exit()
         assert time.monotonic() - begin < 1.5, "the child waits for its parent's work"
         sys.exit(7)  # through all exit functions
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
