@@ -73,6 +73,7 @@ def extension(name: str, c_sources: list[Path]) -> Extension:
 # shim, and the other modules reach it through the function table that _core exports.
 EXTENSIONS = [
     extension("_core", CORE_SOURCES),
+    extension("_owners", []),
     extension("_buffer", []),
     extension("_pipeline", []),
     extension("_commands", []),

@@ -2,10 +2,10 @@
 
 from cpython.buffer cimport PyBUF_WRITABLE
 from cpython.number cimport PyNumber_Index
-from cpython.ref cimport Py_DECREF, Py_INCREF
 from libc.stdint cimport uint64_t
 
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
+from oxibonsai.metal._owners cimport drain_owners, hold_owner, release_owner
 from oxibonsai.metal.oxb cimport (
     OXB_OK,
     OXB_STORAGE_PRIVATE,
@@ -19,18 +19,6 @@ from oxibonsai.metal.oxb cimport (
 import numpy as np
 
 from oxibonsai.metal._errors import BufferCreationError, EncodingError
-
-
-cdef extern from "Python.h":
-    int Py_IsInitialized() nogil
-
-
-cdef void _release_owner(void *owner) noexcept nogil:
-    # From any thread, when the device has let go of the memory. An interpreter that has ended has
-    # freed the owner's type already.
-    if Py_IsInitialized():
-        with gil:
-            Py_DECREF(<object>owner)
 
 
 cdef class Buffer:
@@ -77,6 +65,7 @@ cdef class Buffer:
         cdef oxb_storage where = self._storage(storage)
         cdef uint64_t length = nbytes_checked(nbytes)
         cdef oxb_buffer *handle = NULL
+        drain_owners()  # which may free memory
         if self.handle:
             raise EncodingError("this Buffer is made already: make a new one")
         cdef oxb_device *borrowed = device.borrow()
@@ -93,6 +82,7 @@ cdef class Buffer:
         if self.handle:
             with nogil:
                 api.buffer_release(self.handle)
+            drain_owners()
 
     @staticmethod
     def _storage(storage):
@@ -144,16 +134,20 @@ cdef class Buffer:
         if storage != "shared":
             raise ValueError(f"storage = {storage!r}: memory wrapped without a copy is 'shared'")
         buffer = Buffer.__new__(Buffer, device)
+        device.open_handle()  # an open one, before anything is held
+        cdef void *held = hold_owner(host)
         cdef oxb_device *borrowed = device.borrow()
         cdef oxb_status status
-        Py_INCREF(host)
         with nogil:
             status = api.buffer_wrap(borrowed, <void *>host.address, host.nbytes, host.read_only,
-                                     _release_owner, <void *>host, &handle)
+                                     release_owner, held, &handle)
+            if status != OXB_OK:
+                release_owner(held)
             api.device_release(borrowed)
-        if status != OXB_OK:
-            Py_DECREF(host)
-        check(status)
+        try:
+            check(status)
+        finally:
+            drain_owners()
         buffer.handle = handle
         buffer.storage = storage
         buffer.read_only = host.read_only
@@ -194,6 +188,7 @@ cdef class Buffer:
         with nogil:
             api.buffer_release(handle)
         self.owner = None
+        drain_owners()
 
     def __enter__(self):
         self.open_handle()

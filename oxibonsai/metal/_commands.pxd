@@ -14,6 +14,7 @@ cdef class Commands:
 
     cdef oxb_commands *recording(self) except NULL
     cdef int enter(self) except -1
+    cdef void leave(self) noexcept
     cdef int run(self, int times, double timeout) except -1 nogil
     cdef int drain(self, int keep, double timeout) except -1 nogil
 

@@ -6,6 +6,7 @@ from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
 from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
+from oxibonsai.metal._owners cimport drain_owners
 from oxibonsai.metal._pipeline cimport Pipeline
 from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
@@ -155,6 +156,7 @@ cdef class Commands:
                 api.submission_release(self.flight[i])
             if self.handle:
                 api.commands_release(self.handle)
+        drain_owners()
 
     cdef oxb_commands *recording(self) except NULL:
         if not self.handle:
@@ -169,6 +171,11 @@ cdef class Commands:
         self.recording()
         self.busy = True
         return 0
+
+    cdef void leave(self) noexcept:
+        # What has ended was released before whoever waited for it woke.
+        self.busy = False
+        drain_owners()
 
     @property
     def closed(self):
@@ -203,6 +210,7 @@ cdef class Commands:
                 api.submission_release(self.flight[i])
             self.n_flight = 0
             api.commands_release(handle)
+        drain_owners()
 
     def __enter__(self):
         self.recording()
@@ -223,6 +231,7 @@ cdef class Commands:
             While a submission is in flight, or where the commands are closed.
         """
         check(api.commands_reset(self.recording()))
+        drain_owners()
 
     def dispatch(self, Pipeline pipeline not None, bindings, args=b"", *, threadgroups, threads=1,
                  threadgroup_memory=0):
@@ -316,7 +325,7 @@ cdef class Commands:
             with nogil:
                 self.run(n, -1)
         finally:
-            self.busy = False
+            self.leave()
 
     def wait(self, timeout=None, *, keep=0):
         """Wait until everything submitted has finished, or all but the last `keep` submissions.
@@ -349,7 +358,7 @@ cdef class Commands:
             with nogil:
                 self.drain(rest, seconds)
         finally:
-            self.busy = False
+            self.leave()
 
     def replay(self, times=1, timeout=None):
         """Submit the recording `times` times and wait for all of them, without Python in between.
@@ -379,7 +388,7 @@ cdef class Commands:
                 self.run(n, seconds)
                 self.drain(0, seconds)
         finally:
-            self.busy = False
+            self.leave()
 
     @property
     def in_flight(self):

@@ -12,6 +12,7 @@ from cpython.number cimport PyNumber_Index
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint32_t, uint64_t
 
+from oxibonsai.metal._owners cimport drain_owners, stop_asking
 from oxibonsai.metal.oxb cimport (
     OXB_API_CAPSULE,
     OXB_FILE_FORMAT_COUNT,
@@ -28,6 +29,7 @@ from oxibonsai.metal.oxb cimport (
     oxb_status,
 )
 
+import atexit
 import os
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
@@ -37,6 +39,7 @@ from oxibonsai.metal import _errors
 
 cdef extern from "oxb_shim.h" nogil:
     const oxb_api *oxb_api_table()
+    bint oxb_wait_all(double timeout)
     const oxb_file_format_info *oxb_file_format_of(oxb_file_format format)
     const oxb_device_format_info *oxb_device_format_of(oxb_device_format format)
 
@@ -45,6 +48,32 @@ api = oxb_api_table()
 _C_API = PyCapsule_New(<void *>api, OXB_API_CAPSULE, NULL)
 
 _ENVIRONMENT = "OXIBONSAI_DEVICE"
+
+
+# The end of the process. Work in flight is waited for, so that the device's threads are at rest
+# when libraries take themselves down; what does not end in time is left to the system. Nothing is
+# closed: finalisers and other exit functions still use devices.
+
+cdef extern from "Python.h":
+    int Py_AtExit(void (*call)() noexcept)
+
+cdef double EXIT_SECONDS = 2  # the longest wait, once before the interpreter ends and once after
+
+
+cdef void _after_the_interpreter() noexcept nogil:
+    # For what finalisers submitted, and threads that no longer need the interpreter.
+    oxb_wait_all(EXIT_SECONDS)
+
+
+def _at_exit():
+    stop_asking()
+    with nogil:
+        oxb_wait_all(EXIT_SECONDS)
+    drain_owners()
+
+
+atexit.register(_at_exit)
+Py_AtExit(_after_the_interpreter)
 
 
 cdef int _raise(oxb_status status) except -1:

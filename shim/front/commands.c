@@ -11,6 +11,7 @@ struct oxb_submission {
     oxb_commands *commands; /* retained until the device is done */
     uint64_t number;        /* of the device's submissions; where front_tracing */
     double begun;           /* clock_now(); where front_tracing */
+    unsigned generation;    /* of front_flight_begin() */
     pthread_mutex_t lock;
     pthread_cond_t finished;
     /* Guarded by lock. */
@@ -289,6 +290,7 @@ static void release_submission(oxb_submission *submission) {
 static void submission_done(void *context, oxb_status status, const char *text, oxb_times times) {
     oxb_submission *submission = context;
     oxb_commands *commands = submission->commands;
+    const unsigned generation = submission->generation;
     if (front_tracing)
         front_trace_done(submission->device, submission->number, status, text,
                          clock_now() - submission->begun, times);
@@ -306,6 +308,7 @@ static void submission_done(void *context, oxb_status status, const char *text, 
     pthread_cond_broadcast(&submission->finished);
     pthread_mutex_unlock(&submission->lock);
     release_submission(submission);
+    front_flight_end(generation);
 }
 
 oxb_status oxb_commands_submit(oxb_commands *commands, oxb_submission **out) {
@@ -319,7 +322,9 @@ oxb_status oxb_commands_submit(oxb_commands *commands, oxb_submission **out) {
         free(submission);
         return status;
     }
+    const unsigned generation = front_flight_begin();
     atomic_init(&submission->refs, 2);
+    submission->generation = generation;
     submission->device = device;
     oxb_device_retain(device);
     submission->commands = commands;
@@ -340,6 +345,7 @@ oxb_status oxb_commands_submit(oxb_commands *commands, oxb_submission **out) {
         atomic_fetch_sub_explicit(&commands->in_flight, 1, memory_order_relaxed);
         atomic_fetch_sub_explicit(&submission->refs, 1, memory_order_relaxed);
         release_submission(submission);
+        front_flight_end(generation);
         return status;
     }
     atomic_fetch_add(&device->submissions, 1);

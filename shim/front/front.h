@@ -62,6 +62,11 @@ struct oxb_device {
     char *unraised;     /* first error nobody waited for; guarded by flight_lock */
 };
 
+/* flights.c: every submission is counted from before the driver has it until nothing is left to do
+ * for it; what `begin` gave goes to `end`. */
+unsigned front_flight_begin(void);
+void front_flight_end(unsigned generation);
+
 struct oxb_buffer {
     atomic_uint refs;
     oxb_device *device; /* retained */

@@ -412,6 +412,11 @@ typedef struct oxb_api {
 
 const oxb_api *oxb_api_table(void);
 
+/* Wait until every submission of the process that is in flight now has ended, on any device, for at
+ * most `timeout` seconds; those submitted meanwhile are not waited for. Whether all have ended. For
+ * the exit of a process: one thread calls it at a time. */
+int oxb_wait_all(double timeout);
+
 #ifdef __cplusplus
 }
 #endif

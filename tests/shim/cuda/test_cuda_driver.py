@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import sys
 from pathlib import Path
 
-import fake_cuda
-import nvrtc
 import pytest
 from cases import run_python
 
@@ -17,13 +14,6 @@ from oxibonsai.metal import _nvrtc
 pytestmark = pytest.mark.skipif(
     sys.platform != "linux" or shutil.which("gcc") is None, reason="needs Linux and gcc"
 )
-BEGIN = """
-import gc, threading, time
-import numpy as np
-from fake_cuda import fake
-from oxibonsai import metal, quant
-from oxibonsai.metal import Device, MetalGraph
-"""
 # A device, every kind of memory, a weight, a kernel with constants, launches and a graph.
 WORK = """
 def work():
@@ -43,32 +33,6 @@ def work():
                     private.fill(1)
                     private.read(bytearray(64))
 """
-
-
-@pytest.fixture(scope="module")
-def environment(tmp_path_factory) -> dict[str, str]:
-    try:
-        nvrtc.library()
-    except FileNotFoundError as error:
-        if os.environ.get("OXIBONSAI_REQUIRE_NVRTC"):
-            pytest.fail(str(error))
-        pytest.skip(str(error))
-    cache = tmp_path_factory.mktemp("cache")
-    return {
-        fake_cuda.ENVIRONMENT: str(fake_cuda.library()),
-        "XDG_CACHE_HOME": str(cache),
-        "OXIBONSAI_DEVICE": "",
-    }
-
-
-@pytest.fixture
-def run(environment):
-    """Run a program with the fake, and return the lines that it prints."""
-
-    def run(code: str, **more: str) -> list[str]:
-        return run_python(BEGIN + code, env=environment | more).stdout.splitlines()
-
-    return run
 
 
 # Finding

@@ -199,6 +199,7 @@
                      failed ? MTLCommandBufferStatusError : MTLCommandBufferStatusCompleted,
                      __ATOMIC_RELEASE);
     __atomic_fetch_sub(&_queue->_inFlight, 1, __ATOMIC_SEQ_CST);
+    sim_before_handlers();
     for (unsigned i = 0; i < _handlerCount; i++) ((MTLCommandBufferHandler)_handlers[i])(self);
     [self drop];
 }

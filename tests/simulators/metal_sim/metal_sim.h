@@ -79,6 +79,11 @@ METAL_SIM_API void metal_sim_end(uint32_t skip, int code, uint32_t dispatch);
 /* Dispatches are checked and take their time, but do nothing. */
 METAL_SIM_API void metal_sim_set_dry(int enabled);
 
+/* Run the completion handlers of a command buffer that much after its work: also while the process
+ * exits. 0, as at the start, for at once. A handler that ends its thread, as an interpreter that
+ * exits does to threads that ask for it, aborts the process. */
+METAL_SIM_API void metal_sim_late(uint32_t milliseconds);
+
 /* Set everything above back, and forget the records. */
 METAL_SIM_API void metal_sim_reset(void);
 

@@ -177,4 +177,5 @@ void metal_sim_reset(void) {
     sim_faults_reset();
     sim_worker_reset();
     sim_clock_reset();
+    sim_handlers_reset();
 }

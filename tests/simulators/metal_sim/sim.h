@@ -221,6 +221,13 @@ void sim_enqueue(SimCommandBuffer *commands);
 void sim_drain(void);
 void sim_worker_reset(void);
 
+/* handlers.m */
+
+/* Called by the thread that is to run handlers: abort with the rule should it ever end. */
+void sim_handler_thread(void);
+void sim_before_handlers(void);
+void sim_handlers_reset(void);
+
 /* encoders.m */
 
 @interface SimEncoder : SimObject <MTLCommandEncoder> {

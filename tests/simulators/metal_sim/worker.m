@@ -28,6 +28,7 @@ static SimCommandBuffer *next(void) {
 
 static void *work(void *unused) {
     (void)unused;
+    sim_handler_thread();
     for (;;) {
         @autoreleasepool {
             SimCommandBuffer *commands = next();
