@@ -43,8 +43,9 @@ def new_caches(cache, fills=(0x5A, 0xA5)):
             n_layers=N_LAYERS,
             n_pages=N_PAGES,
             fill=fill,
+            keys=i == 0,
         )
-        for fill in fills
+        for i, fill in enumerate(fills)
     ]
 
 
