@@ -87,17 +87,21 @@ class KvCache:
         )
 
 
-def representable(kv_dtype: str, rows: NDArray[Any], *, keys: bool = False) -> NDArray[Any]:
-    """Return rows near those [..., head_dim] that a cache holds as they are, float32 for q8."""
+def held(kv_dtype: str, rows: NDArray[Any], *, keys: bool = False) -> NDArray[Any]:
+    """Return what a cache holds of rows [..., head_dim], float32 for q8."""
     if kv_dtype != "q8":
         return rows.astype(ELEMENTS[kv_dtype])
-    while True:  # what is held may have a smaller unit than it was rounded to
-        turned = reference.hadamard(rows) if keys else rows
-        held = reference.dequantize_q8(*reference.quantize_q8(turned)).astype(np.float32)
-        held = reference.hadamard(held) / np.float32(32) if keys else held
-        if np.array_equal(held, rows):
-            return held
-        rows = held
+    turned = reference.hadamard(rows) if keys else rows
+    kept = reference.dequantize_q8(*reference.quantize_q8(turned)).astype(np.float32)
+    return reference.hadamard(kept) / np.float32(32) if keys else kept
+
+
+def representable(kv_dtype: str, rows: NDArray[Any], *, keys: bool = False) -> NDArray[Any]:
+    """Return rows near those [..., head_dim] that a cache holds as they are."""
+    kept = held(kv_dtype, rows, keys=keys)
+    while not np.array_equal(kept, rows):  # its unit may be smaller than that of `rows`
+        rows, kept = kept, held(kv_dtype, kept, keys=keys)
+    return kept
 
 
 def tables_of(pages: Sequence[Sequence[int]], gap: int = 0) -> tuple[NDArray[np.uint32], list[int]]:

@@ -268,7 +268,7 @@ def hadamard(x: NDArray[Any]) -> NDArray[np.float32]:
     Element n / 32 * a + b is number a of column b. Applied twice, it gives 32 times x.
     """
     x32 = np.asarray(x, np.float32)
-    y = x32.reshape(*x32.shape[:-1], 2, 2, 2, 2, 2, -1)
+    y = x32.reshape(*x32.shape[:-1], 2, 2, 2, 2, 2, x32.shape[-1] // 32)
     with np.errstate(all="ignore"):
         for axis in range(-2, -7, -1):  # neighbours first
             low, high = np.split(y, 2, axis=axis)

@@ -172,13 +172,13 @@ def test_file_is_what_safetensors_defines(model, session, tmp_path):
         found[name] = data.reshape(entry["shape"])
     assert found["tokens"].tolist() == IDS
     np.testing.assert_array_equal(found["logits"], session._decoder.logits())
-    if session.kv_dtype == "q8":  # of a head, the elements and then the units of its positions
-        assert found["k"].shape == found["v"].shape == (2, 2, 30 * (64 + 4))
-        whole = np.empty((2, 2, 256 * (64 + 4)), np.uint8)
+    if session.kv_dtype == "q8":  # of a head, the elements and then the words of its positions
+        assert found["k"].shape == found["v"].shape == (2, 2, 30 * (64 + 8))
+        whole = np.empty((2, 2, 256 * (64 + 8)), np.uint8)
         session._decoder.cache.v.read(whole)
         np.testing.assert_array_equal(found["v"][..., : 30 * 64], whole[..., : 30 * 64])
-        units = whole[..., 256 * 64 : 256 * 64 + 30 * 4]
-        np.testing.assert_array_equal(found["v"][..., 30 * 64 :], units)
+        words = whole[..., 256 * 64 : 256 * 64 + 30 * 8]
+        np.testing.assert_array_equal(found["v"][..., 30 * 64 :], words)
         return
     assert found["k"].shape == found["v"].shape == (2, 2, 30, 64)
     whole = np.empty((2, 2, 256, 64), found["v"].dtype)
