@@ -161,8 +161,7 @@ SIMD_INLINE attend_rows whole_rows(attend_scratch *s, attend_rows rows, uint64_t
 }
 
 SIMD_INLINE attend_rows rows_of(const cpu_attend *a, const void *cache, uint64_t page,
-                                uint64_t place, unsigned kv_format) {
-    const uint64_t n = a->head_dim;
+                                uint64_t place, uint64_t n, unsigned kv_format) {
     const char *head = (const char *)cache + page * a->page_stride;
     const uint16_t *words = (const uint16_t *)(const void *)(head + a->page_size * n);
     return (attend_rows){row_at(head, place * n, kv_format),
@@ -170,14 +169,14 @@ SIMD_INLINE attend_rows rows_of(const cpu_attend *a, const void *cache, uint64_t
 }
 
 /* A block of positions. */
-SIMD_INLINE void attend_block(const cpu_attend *a, uint64_t start, uint64_t count, unsigned heads,
-                              unsigned kv_format) {
+SIMD_INLINE void attend_block(const cpu_attend *a, uint64_t start, uint64_t count, uint64_t n,
+                              unsigned heads, unsigned kv_format) {
     attend_scratch *s = a->scratch;
-    const uint64_t n = a->head_dim, padded = (n + WIDE - 1) / WIDE * WIDE;
+    const uint64_t padded = (n + WIDE - 1) / WIDE * WIDE;
     const uint64_t page = a->pages != NULL ? a->pages[start / a->page_size] : 0;
     const uint64_t place = a->pages != NULL ? start % a->page_size : start;
-    const attend_rows keys = rows_of(a, a->k, page, place, kv_format);
-    const attend_rows vs = rows_of(a, a->v, page, place, kv_format);
+    const attend_rows keys = rows_of(a, a->k, page, place, n, kv_format);
+    const attend_rows vs = rows_of(a, a->v, page, place, n, kv_format);
     if (kv_format == OXB_KV_Q8 || n == padded)
         scores(s, keys, count, n, heads, a->scale, kv_format);
     else
@@ -198,9 +197,9 @@ SIMD_INLINE void turn_query(float *q, uint64_t n) {
     for (uint64_t i = 0; i < n; i++) q[i] *= 1.0f / 32;
 }
 
-SIMD_INLINE void attend_heads(const cpu_attend *a, unsigned heads, unsigned kv_format) {
+SIMD_INLINE void attend_heads(const cpu_attend *a, uint64_t n, unsigned heads, unsigned kv_format) {
     attend_scratch *s = a->scratch;
-    const uint64_t n = a->head_dim, padded = (n + WIDE - 1) / WIDE * WIDE;
+    const uint64_t padded = (n + WIDE - 1) / WIDE * WIDE;
     for (unsigned h = 0; h < heads; h++) {
         memset(s->q[h], 0, padded * sizeof(float));
         memcpy(s->q[h], a->q + h * n, n * sizeof(float));
@@ -210,26 +209,28 @@ SIMD_INLINE void attend_heads(const cpu_attend *a, unsigned heads, unsigned kv_f
         a->head[h].total = 0;
     }
     for (uint64_t start = a->begin; start < a->end; start += BLOCK)
-        attend_block(a, start, a->end - start < BLOCK ? a->end - start : BLOCK, heads, kv_format);
+        attend_block(a, start, a->end - start < BLOCK ? a->end - start : BLOCK, n, heads,
+                     kv_format);
     for (unsigned h = 0; h < heads; h++) memcpy(a->head[h].out, s->out[h], n * sizeof(float));
 }
 
-/* For two heads, the usual number, and for others in fours. */
+/* For two heads, the usual number, and for others in fours; of q8 for the usual head_dim. */
 SIMD_TARGET static void attend(const cpu_attend *a) {
+    const uint64_t n = a->head_dim;
     if (a->kv_format == OXB_KV_F32)
-        attend_heads(a, a->n_heads, OXB_KV_F32);
+        attend_heads(a, n, a->n_heads, OXB_KV_F32);
     else if (a->kv_format == OXB_KV_F16 && a->n_heads == 2)
-        attend_heads(a, 2, OXB_KV_F16);
+        attend_heads(a, n, 2, OXB_KV_F16);
     else if (a->kv_format == OXB_KV_F16 && a->n_heads == HEADS)
-        attend_heads(a, HEADS, OXB_KV_F16);
+        attend_heads(a, n, HEADS, OXB_KV_F16);
     else if (a->kv_format == OXB_KV_F16)
-        attend_heads(a, a->n_heads, OXB_KV_F16);
-    else if (a->n_heads == 2)
-        attend_heads(a, 2, OXB_KV_Q8);
-    else if (a->n_heads == HEADS)
-        attend_heads(a, HEADS, OXB_KV_Q8);
+        attend_heads(a, n, a->n_heads, OXB_KV_F16);
+    else if (n == 128 && a->n_heads == 2)
+        attend_heads(a, 128, 2, OXB_KV_Q8);
+    else if (n == 128 && a->n_heads == HEADS)
+        attend_heads(a, 128, HEADS, OXB_KV_Q8);
     else
-        attend_heads(a, a->n_heads, OXB_KV_Q8);
+        attend_heads(a, n, a->n_heads, OXB_KV_Q8);
 }
 
 SIMD_INLINE lanes silu_of(const double *gate, const double *up) {
