@@ -94,10 +94,15 @@ def encoder(graph: metal.MetalGraph, name: str) -> Callable[..., Any]:
     return graph.encode_gemv if one_bit else graph.encode_gemv_tq2
 
 
-def make_synthetic_model(path: Path, format_name: str) -> None:
-    """Write a random model of Bonsai-1.7B's shape."""
+def make_synthetic_model(
+    path: Path, format_name: str, shape: str = "bonsai-1.7b", cycle: int = 0
+) -> None:
+    """Write a random model, of Bonsai-1.7B's shape, whose text may run in cycles."""
     tool = Path(__file__).resolve().parent.parent / "tools" / "synthetic_model.py"
     subprocess.run(
-        [sys.executable, tool, "--shape", "bonsai-1.7b", "--format", format_name, "--out", path],
+        [
+            *(sys.executable, tool, "--shape", shape, "--format", format_name),
+            *("--cycle", str(cycle), "--out", path),
+        ],
         check=True,
     )
