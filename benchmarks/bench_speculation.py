@@ -49,7 +49,7 @@ class Counted:
     """Counts the verifying steps of a test."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.clear()
+        self.steps = self.rows = self.confirmed = 0
         ran = Speculation.ran
 
         def counted(own: Speculation, n_rows: int, n_tokens: int, seconds: float) -> None:
@@ -59,9 +59,6 @@ class Counted:
             ran(own, n_rows, n_tokens, seconds)
 
         monkeypatch.setattr(Speculation, "ran", counted)
-
-    def clear(self) -> None:
-        self.steps = self.rows = self.confirmed = 0
 
 
 def generated(session: Session, temperature: float, draft_tokens: int) -> tuple[list[int], float]:
@@ -92,7 +89,6 @@ def test_drafts(model: Model, meter: Meter, monkeypatch: pytest.MonkeyPatch, nam
             text, seconds = generated(session, SETTINGS[name], 0)
             texts.append(text)
             plain.append(seconds)
-            counted.clear()
 
         meter(run, before=before, warmup=2)
     assert all(text == texts[0] for text in texts)
@@ -102,8 +98,8 @@ def test_drafts(model: Model, meter: Meter, monkeypatch: pytest.MonkeyPatch, nam
     meter.add(
         plain_tokens_per_s=TOKENS / statistics.median(plain[2:]),
         ratio=ratio,
-        drafts_confirmed=counted.confirmed,
-        verifying_steps=counted.steps,
+        confirmed_per_run=counted.confirmed / len(plain),
+        verifying_steps_per_run=counted.steps / len(plain),
         rows_per_step=counted.rows / counted.steps if counted.steps else 0.0,
     )
-    meter.more += f", {ratio:.2f} of plain, {counted.confirmed} drafted"
+    meter.more += f", {ratio:.2f} of plain, {counted.confirmed / len(plain):.0f} from drafts"

@@ -738,7 +738,7 @@ cdef class Commands:
         layer : int
             Which layer of the caches, from 0.
         kv_dtype : {"f16", "f32", "q8"}
-            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
         n_tokens : int
             Tokens in flight, at the state's position and after it, or with batch one for each
             state, at its position.
@@ -790,8 +790,8 @@ cdef class Commands:
             token.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
-            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
-            position: the unit of its int8 elements.
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by head_dim / 16
+            words of 16 bits for each position: low bits of the elements, and their unit.
         state : operand
             struct oxb_decode_state: uint32 position, first token and first page of the sequence;
             one, or with batch [n_tokens].
@@ -806,7 +806,7 @@ cdef class Commands:
         layer : int
             Which layer of the caches, from 0.
         kv_dtype : {"f16", "f32", "q8"}
-            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
         n_tokens : int
             Tokens in flight, at the state's position and after it, or with batch one for each
             state, at its position.
@@ -855,8 +855,8 @@ cdef class Commands:
             float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
-            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
-            position: the unit of its int8 elements.
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by head_dim / 16
+            words of 16 bits for each position: low bits of the elements, and their unit.
         state : operand
             struct oxb_decode_state: uint32 position, first token and first page of the sequence;
             one, or with batch [n_tokens].
@@ -871,7 +871,7 @@ cdef class Commands:
         layer : int
             Which layer of the caches, from 0.
         kv_dtype : {"f16", "f32", "q8"}
-            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
         n_tokens : int
             Tokens in flight, at the state's position and after it, or with batch one for each
             state, at its position.
@@ -927,8 +927,8 @@ cdef class Commands:
             token.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
-            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
-            position: the unit of its int8 elements.
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by head_dim / 16
+            words of 16 bits for each position: low bits of the elements, and their unit.
         state : operand
             struct oxb_decode_state: uint32 position, first token and first page of the sequence;
             one, or with batch [n_tokens].
@@ -946,7 +946,7 @@ cdef class Commands:
         layer : int
             Which layer of the caches, from 0.
         kv_dtype : {"f16", "f32", "q8"}
-            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
         n_tokens : int
             Tokens in flight, at the state's position and after it, or with batch one for each
             state, at its position.

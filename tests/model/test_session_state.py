@@ -345,6 +345,17 @@ def test_header_that_does_not_fit_is_refused(model, tmp_path, change, message):
     assert held_by(model.device) == before
 
 
+def test_a_file_of_8_bits_in_the_older_layout_is_refused(model, tmp_path):
+    path = tmp_path / "text.session"
+    with model.session(kv_dtype="q8") as session:
+        session.forward(IDS, logits=None)
+        session.save(path)
+    model.restore_session(path).close()
+    path.write_bytes(rewritten(path, metadata(version="1")))
+    with pytest.raises(SessionFileError, match="version '1' .* reads '2' of U8 keys: feed the text"):
+        model.restore_session(path)
+
+
 def test_damaged_file_is_refused_and_leaves_nothing(model, tmp_path):
     path = tmp_path / "text.session"
     with model.session() as session:

@@ -42,24 +42,29 @@ typedef struct attend_rows {
 /* 0xffff where a word has the low bits of elements i to i + 15, 0 where it is the unit. */
 SIMD_INLINE uint16_t low_bits_of(uint64_t i, uint64_t n) { return i + WIDE < n ? 0xffff : 0; }
 
-/* Elements i to i + 15 of row p; of q8 in halves of its units, with those of the bits in `mask`. */
-SIMD_INLINE lanes load_row(attend_rows rows, uint64_t p, uint64_t n, uint64_t i, uint16_t mask,
-                           unsigned kv_format) {
-    const uint64_t at = p * n + i;
-    switch (kv_format) {
-    case OXB_KV_Q8:
-        return lanes_of_bytes_and_bits((const int8_t *)rows.elements + at,
-                                       rows.words[at / WIDE] & mask);
-    case OXB_KV_F16: return lanes_of_halves((const uint16_t *)rows.elements + at);
-    default: return lanes_load((const float *)rows.elements + at);
-    }
-}
-
 SIMD_INLINE const void *row_at(const void *rows, uint64_t i, unsigned kv_format) {
     const uint64_t bytes = kv_format == OXB_KV_Q8    ? sizeof(int8_t)
                            : kv_format == OXB_KV_F16 ? sizeof(uint16_t)
                                                      : sizeof(float);
     return (const char *)rows + i * bytes;
+}
+
+/* Row p from element i on. */
+SIMD_INLINE attend_rows row_of(attend_rows rows, uint64_t p, uint64_t n, uint64_t i,
+                               unsigned kv_format) {
+    return (attend_rows){row_at(rows.elements, p * n + i, kv_format),
+                         kv_format == OXB_KV_Q8 ? rows.words + p * (n / WIDE) + i / WIDE : NULL};
+}
+
+/* Vector `at` of a row; of q8 in halves of its units, with those of the bits in `mask`. */
+SIMD_INLINE lanes load_row(attend_rows row, uint64_t at, uint16_t mask, unsigned kv_format) {
+    switch (kv_format) {
+    case OXB_KV_Q8:
+        return lanes_of_bytes_and_bits((const int8_t *)row.elements + at * WIDE,
+                                       row.words[at] & mask);
+    case OXB_KV_F16: return lanes_of_halves((const uint16_t *)row.elements + at * WIDE);
+    default: return lanes_load((const float *)row.elements + at * WIDE);
+    }
 }
 
 /* weight[h][p] *= two units of row p: what an element of q8 counts. */
@@ -77,10 +82,11 @@ SIMD_INLINE void scale_by_units(attend_scratch *s, attend_rows rows, uint64_t co
 SIMD_INLINE void scores(attend_scratch *s, attend_rows rows, uint64_t count, uint64_t n,
                         unsigned heads, float scale, unsigned kv_format) {
     for (uint64_t p = 0; p < count; p++) {
+        const attend_rows row = row_of(rows, p, n, 0, kv_format);
         lanes sum[HEADS];
         for (unsigned h = 0; h < heads; h++) sum[h] = lanes_zero();
         for (uint64_t i = 0; i < n; i += WIDE) {
-            const lanes k = load_row(rows, p, n, i, low_bits_of(i, n), kv_format);
+            const lanes k = load_row(row, i / WIDE, low_bits_of(i, n), kv_format);
             for (unsigned h = 0; h < heads; h++)
                 sum[h] = lanes_fma(lanes_load(s->q[h] + i), k, sum[h]);
         }
@@ -97,9 +103,9 @@ SIMD_INLINE void add_values(attend_scratch *s, attend_rows rows, uint64_t count,
     for (unsigned h = 0; h < heads; h++)
         for (unsigned j = 0; j < wide; j++) sum[h][j] = lanes_zero();
     for (uint64_t p = 0; p < count; p++) {
+        const attend_rows row = row_of(rows, p, n, at, kv_format);
         lanes v[SIMD_ROW];
-        for (unsigned j = 0; j < wide; j++)
-            v[j] = load_row(rows, p, n, at + j * WIDE, mask[j], kv_format);
+        for (unsigned j = 0; j < wide; j++) v[j] = load_row(row, j, mask[j], kv_format);
         for (unsigned h = 0; h < heads; h++) {
             const lanes weight = lanes_of(s->weight[h][p]);
             for (unsigned j = 0; j < wide; j++) sum[h][j] = lanes_fma(weight, v[j], sum[h][j]);
@@ -155,7 +161,7 @@ SIMD_INLINE attend_rows whole_rows(attend_scratch *s, attend_rows rows, uint64_t
         const char *end = row_at(rows.elements, (p + 1) * n, kv_format);
         memcpy(row, from, (uint64_t)(end - from));
         for (uint64_t i = 0; i < padded; i += WIDE)
-            lanes_store(s->rows + p * padded + i, load_row(one, 0, n, i, 0, kv_format));
+            lanes_store(s->rows + p * padded + i, load_row(one, i / WIDE, 0, kv_format));
     }
     return (attend_rows){s->rows, NULL};
 }
