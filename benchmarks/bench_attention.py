@@ -23,7 +23,9 @@ def head_of(kv_dtype: str, positions: int) -> NDArray[np.uint8]:
     elements = np.clip(np.rint(x * 32), -127, 127).astype(np.int8)
     words = rng.integers(0, 2**16, (N_KV_HEADS, positions, HEAD_DIM // 16), np.uint16)
     words[..., -1] = 0x3C80  # the unit, 1/64 as bfloat16
-    return np.concatenate([elements, words.reshape(N_KV_HEADS, -1).view(np.int8)], axis=1).view("u1")
+    return np.concatenate([elements, words.reshape(N_KV_HEADS, -1).view(np.int8)], axis=1).view(
+        "u1"
+    )
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

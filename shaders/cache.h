@@ -25,8 +25,8 @@ inline uint page_of(constant oxb_cache &cache, device const uint *tables, uint p
     return at < cache.table_size ? min(tables[at], cache.n_pages) : cache.n_pages;
 }
 
-// The Walsh-Hadamard transform of `x` over the lanes: number `lane` of it, in the order of additions
-// of cpu_hadamard (shim/cpu/hadamard.h).
+// The Walsh-Hadamard transform of `x` over the lanes: number `lane` of it, in the order of
+// additions of cpu_hadamard (shim/cpu/hadamard.h).
 inline float hadamard(float x, uint lane) {
     OXB_UNROLL
     for (uint apart = 1; apart < OXB_SIMD_WIDTH; apart *= 2u) {

@@ -129,8 +129,8 @@ struct q8_cache {
         uint bits = 0; // of the lane's elements
         for (uint i = first; i < first + each; i++) {
             const float x = unit > 0.0f ? element<TURNED>(from, i, lane) / unit : 0.0f;
-            const int steps = i < n - 16u ? int(rint(x))
-                                          : 2 * int(clamp(rint(x * 0.5f), -127.0f, 127.0f));
+            const int steps =
+                i < n - 16u ? int(rint(x)) : 2 * int(clamp(rint(x * 0.5f), -127.0f, 127.0f));
             to[i] = char(steps >> 1);
             bits |= uint(steps & 1) << (i - first);
         }

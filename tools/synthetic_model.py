@@ -2,8 +2,9 @@
 
 The weights are random codes with scales near 1/sqrt(k), so that activations stay finite; the text
 that such a model gives is noise. With ``--cycle N`` it runs through cycles of N tokens instead,
-greedy and sampled, in the time that any other model of the shape takes. The vocabulary is synthetic too, but of the real size and with as
-many merges. Tensor data is streamed: a model of 1 GB needs some tens of MB.
+greedy and sampled, in the time that any other model of the shape takes. The vocabulary is synthetic
+too, but of the real size and with as many merges. Tensor data is streamed: a model of 1 GB needs
+some tens of MB, with ``--cycle`` the size of the head besides.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ static struct oxb_cache cache_of(const oxb_attention_shape *s) {
     struct oxb_cache c = {.page_size = paged ? s->page_size : s->max_seq,
                           .n_pages = paged ? s->n_pages : 1,
                           .max_seq = s->max_seq};
-    c.head_stride = (uint64_t)c.page_size * (s->head_dim + (s->kv_format == OXB_KV_Q8 ? s->head_dim / 8 : 0u));
+    c.head_stride =
+        (uint64_t)c.page_size * (s->head_dim + (s->kv_format == OXB_KV_Q8 ? s->head_dim / 8 : 0u));
     c.layer_offset = s->layer * s->n_kv_heads * c.head_stride;
     c.page_stride = paged ? s->n_layers * s->n_kv_heads * c.head_stride : 0;
     if (paged) {

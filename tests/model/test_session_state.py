@@ -352,7 +352,9 @@ def test_a_file_of_8_bits_in_the_older_layout_is_refused(model, tmp_path):
         session.save(path)
     model.restore_session(path).close()
     path.write_bytes(rewritten(path, metadata(version="1")))
-    with pytest.raises(SessionFileError, match="version '1' .* reads '2' of U8 keys: feed the text"):
+    with pytest.raises(
+        SessionFileError, match=r"version '1' .* reads '2' of U8 keys: feed the text"
+    ):
         model.restore_session(path)
 
 

@@ -111,7 +111,8 @@ SIMD_INLINE lanes lanes_of_bytes(const int8_t *from) {
 
 SIMD_INLINE __m256 eight_and_bits(__m256 whole, uint32_t bits) {
     const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
-    const __m256i set = _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), own), own);
+    const __m256i set =
+        _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), own), own);
     return _mm256_add_ps(whole, _mm256_and_ps(_mm256_castsi256_ps(set), _mm256_set1_ps(0.5f)));
 }
 
