@@ -1,7 +1,7 @@
 """Generation with and without drafts, on text that repeats and on text that does not.
 
-The models are random; the text of one runs in cycles, in the time of any other of its shape. A
-small shape always runs; ``--synthetic`` adds Bonsai-1.7B's.
+The models are random; the text of one runs in cycles, in the time of any other of its shape. Four
+layers of Bonsai-1.7B's shape always run; ``--synthetic`` adds all of them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,13 @@ from oxibonsai.model.generation.speculation import Speculation
 
 CYCLE, PROMPT, TOKENS, DRAFT = 24, 64, 192, 8
 SETTINGS = {"greedy": 0.0, "sampled": 0.7}
+SHAPES = {"4-layers": ("--layers", "4", "--vocab", "4096"), "1.7b": ()}
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "shape" in metafunc.fixturenames:
-        shapes = ["tiny"]
-        if metafunc.config.getoption("--synthetic"):
-            shapes.append("bonsai-1.7b")
-        metafunc.parametrize("shape", shapes, scope="module")
+        whole = metafunc.config.getoption("--synthetic")
+        metafunc.parametrize("shape", [*SHAPES][: 2 if whole else 1], scope="module")
 
 
 @pytest.fixture(scope="module", params=[CYCLE, 0], ids=["repeats", "does-not"])
@@ -39,7 +38,7 @@ def model(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Iterator[Model]:
     path: Path = tmp_path_factory.mktemp("models") / f"{shape}.gguf"
-    probes.make_synthetic_model(path, "Q1_0", shape, request.param)
+    probes.make_synthetic_model(path, "Q1_0", *SHAPES[shape], "--cycle", str(request.param))
     with Model.load(path, device) as model:
         yield model
     path.unlink()

@@ -94,15 +94,13 @@ def encoder(graph: metal.MetalGraph, name: str) -> Callable[..., Any]:
     return graph.encode_gemv if one_bit else graph.encode_gemv_tq2
 
 
-def make_synthetic_model(
-    path: Path, format_name: str, shape: str = "bonsai-1.7b", cycle: int = 0
-) -> None:
-    """Write a random model, of Bonsai-1.7B's shape, whose text may run in cycles."""
+def make_synthetic_model(path: Path, format_name: str, *options: str) -> None:
+    """Write a random model, of Bonsai-1.7B's shape unless the tool's options say otherwise."""
     tool = Path(__file__).resolve().parent.parent / "tools" / "synthetic_model.py"
     subprocess.run(
         [
-            *(sys.executable, tool, "--shape", shape, "--format", format_name),
-            *("--cycle", str(cycle), "--out", path),
+            *(sys.executable, tool, "--shape", "bonsai-1.7b"),
+            *("--format", format_name, *options, "--out", path),
         ],
         check=True,
     )
