@@ -21,8 +21,11 @@ def head_of(kv_dtype: str, positions: int) -> NDArray[np.uint8]:
     if kv_dtype != "q8":
         return x.astype({"f16": np.float16, "f32": np.float32}[kv_dtype]).view(np.uint8)
     elements = np.clip(np.rint(x * 32), -127, 127).astype(np.int8)
-    units = np.full((N_KV_HEADS, positions), 1 / 32, np.float32)
-    return np.concatenate([elements.view(np.uint8), units.view(np.uint8)], axis=1)
+    words = rng.integers(0, 2**16, (N_KV_HEADS, positions, HEAD_DIM // 16), np.uint16)
+    words[..., -1] = 0x3C80  # the unit, 1/64 as bfloat16
+    return np.concatenate([elements, words.reshape(N_KV_HEADS, -1).view(np.int8)], axis=1).view(
+        "u1"
+    )
 
 
 @pytest.mark.parametrize("context", CONTEXTS)

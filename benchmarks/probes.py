@@ -94,10 +94,13 @@ def encoder(graph: metal.MetalGraph, name: str) -> Callable[..., Any]:
     return graph.encode_gemv if one_bit else graph.encode_gemv_tq2
 
 
-def make_synthetic_model(path: Path, format_name: str) -> None:
-    """Write a random model of Bonsai-1.7B's shape."""
+def make_synthetic_model(path: Path, format_name: str, *options: str) -> None:
+    """Write a random model, of Bonsai-1.7B's shape unless the tool's options say otherwise."""
     tool = Path(__file__).resolve().parent.parent / "tools" / "synthetic_model.py"
     subprocess.run(
-        [sys.executable, tool, "--shape", "bonsai-1.7b", "--format", format_name, "--out", path],
+        [
+            *(sys.executable, tool, "--shape", "bonsai-1.7b"),
+            *("--format", format_name, *options, "--out", path),
+        ],
         check=True,
     )

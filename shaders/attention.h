@@ -7,6 +7,7 @@
 #ifndef OXB_ATTENTION_H
 #define OXB_ATTENTION_H
 
+#include "simd.h"
 #include "cache.h"
 
 // Queries of a threadgroup: 1, 2 or 4; 1 for a long head. The constants select template instances,
@@ -43,7 +44,7 @@ struct attention_memory {
 // How a head is read. Cache and Query are vectors of WIDTH elements of the caches (of T) and of a
 // query; SLICES of them for each lane cover a head. To hide latency, a team loads the keys of
 // ROUNDS positions, and a SIMD-group the values of VALUES positions, before it uses them.
-// HAS_UNITS: whether the elements of a position are multiples of a unit of its own.
+// HAS_UNITS: whether the elements are those of q8, with words behind them.
 template <typename Element, typename Vector, typename QueryVector, uint W, bool LONG,
           bool UNITS = false>
 struct attention_form {
@@ -57,18 +58,34 @@ struct attention_form {
     enum { VALUES = LONG ? 2 : 8 };
 };
 
+// `words` of q8, in units of 32 bits, which a position has n / 32 of: the bits of the four elements
+// from i on of position p. The last 16 elements have none: the unit is in their place.
+inline uint low_bits_of(device const uint *words, uint p, uint n, uint i) {
+    const uint word = words[ulong(p) * (n / 32u) + i / 32u];
+    return i + 16u < n ? word >> (i % 32u) : 0u;
+}
+
+// Element e of four; of q8 in halves of its units.
+template <typename Form>
+inline float element_of(typename Form::Cache from, uint bits, uint e) {
+    if (Form::HAS_UNITS) return float(from[e]) + ((bits >> e & 1u) != 0u ? 0.5f : 0.0f);
+    return float(from[e]);
+}
+
 // While all scores are -inf their weights are 0, not NaN: a later score may be finite.
 inline float base_of(float largest) { return largest == -INFINITY ? 0.0f : largest; }
 
 // weights[q * OXB_BLOCK + p] = the score of query q at position p of the block, for p < count; what
 // comes after must not be used.
 template <typename Form, uint QUERIES>
-inline void score_block(device const typename Form::T *k, uint n, uint count, float scale,
-                        uint lane, threadgroup const float *queries, threadgroup float *weights) {
+inline void score_block(device const typename Form::T *k, device const uint *words, uint n,
+                        uint count, float scale, uint lane, threadgroup const float *queries,
+                        threadgroup float *weights) {
     const uint steps = OXB_TEAMS * Form::SLICES; // loads of a lane for a position
     const uint team = lane / OXB_TEAM, member = lane % OXB_TEAM;
     for (uint start = 0; start < count; start += OXB_TEAMS * Form::ROUNDS) {
         typename Form::Cache keys[Form::ROUNDS][OXB_TEAMS * Form::SLICES];
+        uint bits[Form::ROUNDS][OXB_TEAMS * Form::SLICES];
         float sums[Form::ROUNDS][QUERIES];
         OXB_UNROLL
         for (uint r = 0; r < Form::ROUNDS; r++) {
@@ -77,6 +94,7 @@ inline void score_block(device const typename Form::T *k, uint n, uint count, fl
             for (uint s = 0; s < steps; s++) {
                 const uint i = min(Form::WIDTH * (member + s * OXB_TEAM), n - Form::WIDTH);
                 keys[r][s] = *(device const typename Form::Cache *)(k + ulong(p) * n + i);
+                bits[r][s] = Form::HAS_UNITS ? low_bits_of(words, p, n, i) : 0u;
             }
             OXB_UNROLL
             for (uint q = 0; q < QUERIES; q++) sums[r][q] = 0.0f;
@@ -93,7 +111,8 @@ inline void score_block(device const typename Form::T *k, uint n, uint count, fl
                     for (uint r = 0; r < Form::ROUNDS; r++) {
                         OXB_UNROLL
                         for (uint e = 0; e < Form::WIDTH; e++)
-                            sums[r][q] = fma(query[e], float(keys[r][s][e]), sums[r][q]);
+                            sums[r][q] = fma(query[e], element_of<Form>(keys[r][s], bits[r][s], e),
+                                             sums[r][q]);
                     }
                 }
             }
@@ -116,11 +135,12 @@ inline void score_block(device const typename Form::T *k, uint n, uint count, fl
 // sums += weight * value over the positions of the block, for query q those below counts[q]. Later
 // positions are left out, not weighted by 0: 0 times infinity is NaN.
 template <typename Form, uint QUERIES>
-inline void add_values(device const typename Form::T *v, uint n, uint count,
-                       thread const uint *counts, uint lane, threadgroup const float *weights,
-                       thread float *sums) {
+inline void add_values(device const typename Form::T *v, device const uint *words, uint n,
+                       uint count, thread const uint *counts, uint lane,
+                       threadgroup const float *weights, thread float *sums) {
     for (uint start = 0; start < count; start += Form::VALUES) {
         typename Form::Cache values[Form::VALUES][Form::SLICES];
+        uint bits[Form::VALUES][Form::SLICES];
         OXB_UNROLL
         for (uint j = 0; j < Form::VALUES; j++) {
             const uint p = min(start + j, count - 1u);
@@ -128,6 +148,7 @@ inline void add_values(device const typename Form::T *v, uint n, uint count,
             for (uint s = 0; s < Form::SLICES; s++) {
                 const uint i = min(Form::WIDTH * (lane + s * OXB_SIMD_WIDTH), n - Form::WIDTH);
                 values[j][s] = *(device const typename Form::Cache *)(v + ulong(p) * n + i);
+                bits[j][s] = Form::HAS_UNITS ? low_bits_of(words, p, n, i) : 0u;
             }
         }
         OXB_UNROLL
@@ -141,7 +162,7 @@ inline void add_values(device const typename Form::T *v, uint n, uint count,
                         OXB_UNROLL
                         for (uint e = 0; e < Form::WIDTH; e++) {
                             thread float *sum = sums + (q * Form::SLICES + s) * Form::WIDTH + e;
-                            *sum = fma(weight, float(values[j][s][e]), *sum);
+                            *sum = fma(weight, element_of<Form>(values[j][s], bits[j][s], e), *sum);
                         }
                     }
                 }
@@ -218,6 +239,14 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
     }
 
     threadgroup_barrier(mem_flags::mem_threadgroup);
+    if (Form::HAS_UNITS) { // as the keys are turned
+        for (uint q = place.simdgroup; q < QUERIES; q += place.simdgroups) {
+            const uint each = n / OXB_SIMD_WIDTH;
+            threadgroup float *own = queries + q * n + each * place.lane;
+            for (uint i = 0; i < each; i++) own[i] = hadamard(own[i], place.lane) * (1.0f / 32);
+        }
+        threadgroup_barrier(mem_flags::mem_threadgroup);
+    }
 
     float largest[QUERIES], total[QUERIES];
     float sums[QUERIES * Form::SLICES * Form::WIDTH];
@@ -241,13 +270,19 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
         const uint slot = args.cache.table_size == 0u ? start : start % args.cache.page_size;
         const ulong at = page * ulong(args.cache.page_stride);
         float key_unit = 1.0f, value_unit = 1.0f;
-        if (Form::HAS_UNITS && place.lane < count) {
-            const ulong units = at + ulong(args.cache.page_size) * n;
-            key_unit = ((device const float *)(in.k + units))[slot + place.lane];
-            value_unit = ((device const float *)(in.v + units))[slot + place.lane];
+        device const uint *key_words = nullptr, *value_words = nullptr;
+        if (Form::HAS_UNITS) {
+            const ulong words = at + (ulong(args.cache.page_size) + slot / 8u) * n;
+            key_words = (device const uint *)(in.k + words);
+            value_words = (device const uint *)(in.v + words);
         }
-        score_block<Form, QUERIES>(in.k + at + ulong(slot) * n, n, count, args.scale, place.lane,
-                                   queries, weights);
+        if (Form::HAS_UNITS && place.lane < count) {
+            const uint last = (place.lane + 1u) * (n / 32u) - 1u; // its upper half, twice
+            key_unit = 2.0f * as_type<float>(key_words[last] & 0xffff0000u);
+            value_unit = 2.0f * as_type<float>(value_words[last] & 0xffff0000u);
+        }
+        score_block<Form, QUERIES>(in.k + at + ulong(slot) * n, key_words, n, count, args.scale,
+                                   place.lane, queries, weights);
         simdgroup_barrier(mem_flags::mem_threadgroup);
         uint counts[QUERIES];
         float fade[QUERIES];
@@ -268,8 +303,8 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
         float block_sums[QUERIES * Form::SLICES * Form::WIDTH];
         OXB_UNROLL
         for (uint i = 0; i < elements; i++) block_sums[i] = 0.0f;
-        add_values<Form, QUERIES>(in.v + at + ulong(slot) * n, n, count, counts, place.lane,
-                                  weights, block_sums);
+        add_values<Form, QUERIES>(in.v + at + ulong(slot) * n, value_words, n, count, counts,
+                                  place.lane, weights, block_sums);
         OXB_UNROLL
         for (uint i = 0; i < elements; i++)
             sums[i] = fma(sums[i], fade[i / (Form::SLICES * Form::WIDTH)], block_sums[i]);

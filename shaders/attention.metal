@@ -55,7 +55,7 @@ attention(device const float *qkv [[buffer(0)]], device const T *k_cache [[buffe
 OXB_KERNEL("attention_f16", attention<half, packed_half2, half4>)
 OXB_KERNEL("attention_f32", attention<float, packed_float2, float4>)
 
-// The same over caches of 8 bits, with a head_dim that is a multiple of 4.
+// The same over caches of 8 bits, with a head_dim that is a multiple of 32.
 kernel void attention_q8(
     device const float *qkv [[buffer(0)]], device const char *k_cache [[buffer(1)]],
     device const char *v_cache [[buffer(2)]], device const oxb_decode_state *state [[buffer(3)]],

@@ -25,6 +25,17 @@ inline uint page_of(constant oxb_cache &cache, device const uint *tables, uint p
     return at < cache.table_size ? min(tables[at], cache.n_pages) : cache.n_pages;
 }
 
+// The Walsh-Hadamard transform of `x` over the lanes: number `lane` of it, in the order of
+// additions of cpu_hadamard (shim/cpu/hadamard.h).
+inline float hadamard(float x, uint lane) {
+    OXB_UNROLL
+    for (uint apart = 1; apart < OXB_SIMD_WIDTH; apart *= 2u) {
+        const float other = simd_shuffle_xor(x, ushort(apart));
+        x = (lane & apart) != 0u ? other - x : x + other;
+    }
+    return x;
+}
+
 // The first element of the layer's key-value heads in a page.
 inline ulong layer_of(constant oxb_cache &cache, uint page) {
     return page * ulong(cache.page_stride) + cache.layer_offset;

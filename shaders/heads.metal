@@ -88,40 +88,75 @@ kernel void qk_norm_rope(device float *qkv [[buffer(0)]], device const float *q_
 template <typename T>
 struct plain_cache {
     // Store a head, of n elements, in slot `slot` of a page of a key-value head.
-    static void store(device const float *from, device T *page, uint, ulong slot, uint n,
-                      uint lane) {
+    static void store_value(device const float *from, device T *page, uint, ulong slot, uint n,
+                            uint lane) {
         device T *to = page + slot * n;
         for (uint i = lane; i < n; i += OXB_SIMD_WIDTH) to[i] = T(from[i]);
     }
+    static void store_key(device const float *from, device T *page, uint page_size, ulong slot,
+                          uint n, uint lane) {
+        store_value(from, page, page_size, slot, n, lane);
+    }
     // The same after norm and rotation; what is left in `from` is not defined.
-    static void store_key(device float *from, device const float *weight,
-                          device const float *cosine, device T *page, uint, ulong slot,
-                          head_form form, uint lane) {
+    static void rotate_and_store_key(device float *from, device const float *weight,
+                                     device const float *cosine, device T *page, uint, ulong slot,
+                                     head_form form, uint lane) {
         norm_and_rotate(from, weight, cosine, page + slot * form.head_dim, form, lane);
     }
 };
 
-// Caches of 8 bits.
+// Caches of 8 bits: see oxb_cache. A lane has the n / 32 elements of a head after each other.
 struct q8_cache {
-    static void store(device const float *from, device char *page, uint page_size, ulong slot,
-                      uint n, uint lane) {
-        float largest = 0.0f; // infinite where an element is not finite
-        for (uint i = lane; i < n; i += OXB_SIMD_WIDTH)
-            largest = isfinite(from[i]) ? max(largest, fabs(from[i])) : INFINITY;
-        largest = simd_max(largest);
-        const float unit = isfinite(largest) ? largest / 127.0f : NAN;
-        device char *to = page + slot * n;
-        // A subnormal unit is coarse: the largest may be more than 127 of it.
-        for (uint i = lane; i < n; i += OXB_SIMD_WIDTH)
-            to[i] = unit > 0.0f ? char(clamp(rint(from[i] / unit), -127.0f, 127.0f)) : char(0);
-        if (lane == 0) ((device float *)(page + ulong(page_size) * n))[slot] = unit;
+    // Element i of a row, transformed with those of the other lanes where TURNED.
+    template <bool TURNED>
+    static float element(device const float *from, uint i, uint lane) {
+        return TURNED ? hadamard(from[i], lane) : from[i];
     }
-    static void store_key(device float *from, device const float *weight,
-                          device const float *cosine, device char *page, uint page_size, ulong slot,
-                          head_form form, uint lane) {
+    template <bool TURNED>
+    static void store_row(device const float *from, device char *page, uint page_size, ulong slot,
+                          uint n, uint lane) {
+        const uint each = n / OXB_SIMD_WIDTH, first = each * lane, words = n / 16u;
+        float largest = 0.0f; // infinite where an element is not finite
+        for (uint i = first; i < first + each; i++) {
+            const float x = element<TURNED>(from, i, lane);
+            largest = isfinite(x) ? max(largest, fabs(x)) : INFINITY;
+        }
+        largest = simd_max(largest);
+        const uint up = (as_type<uint>(largest / 255.0f) + 0xffffu) >> 16;
+        const uint unit_word = isfinite(largest) ? up : 0x7fc0u;
+        const float unit = as_type<float>(unit_word << 16);
+        device char *to = page + slot * n;
+        uint bits = 0; // of the lane's elements
+        for (uint i = first; i < first + each; i++) {
+            const float x = unit > 0.0f ? element<TURNED>(from, i, lane) / unit : 0.0f;
+            const int steps =
+                i < n - 16u ? int(rint(x)) : 2 * int(clamp(rint(x * 0.5f), -127.0f, 127.0f));
+            to[i] = char(steps >> 1);
+            bits |= uint(steps & 1) << (i - first);
+        }
+        // A lane has a word, whose bits several lanes know.
+        uint word = 0;
+        for (uint i = 0; i < 16u; i++) {
+            const uint at = min(16u * lane + i, n - 1u);
+            word |= (simd_shuffle(bits, ushort(at / each)) >> (at % each) & 1u) << i;
+        }
+        device ushort *to_words = (device ushort *)(page + ulong(page_size) * n) + slot * words;
+        if (lane < words) to_words[lane] = ushort(lane + 1u < words ? word : unit_word);
+    }
+    static void store_key(device const float *from, device char *page, uint page_size, ulong slot,
+                          uint n, uint lane) {
+        store_row<true>(from, page, page_size, slot, n, lane);
+    }
+    static void store_value(device const float *from, device char *page, uint page_size, ulong slot,
+                            uint n, uint lane) {
+        store_row<false>(from, page, page_size, slot, n, lane);
+    }
+    static void rotate_and_store_key(device float *from, device const float *weight,
+                                     device const float *cosine, device char *page, uint page_size,
+                                     ulong slot, head_form form, uint lane) {
         norm_and_rotate(from, weight, cosine, from, form, lane);
         simdgroup_barrier(mem_flags::mem_device);
-        store(from, page, page_size, slot, form.head_dim, lane);
+        store_key(from, page, page_size, slot, form.head_dim, lane);
     }
 };
 
@@ -144,10 +179,13 @@ kv_store(device const float *qkv [[buffer(0)]], device T *k_cache [[buffer(1)]],
     const ulong at = layer_of(args.cache, page) + tile.x * args.cache.head_stride;
     device const float *k =
         qkv + (ulong(tile.y) * (args.n_heads + 2u * args.n_kv_heads) + args.n_heads + tile.x) * n;
-    for (uint value = simdgroup; value < 2u; value += simdgroups)
-        Cache::store(value == 0u ? k : k + args.n_kv_heads * n,
-                     (value == 0u ? k_cache : v_cache) + at, args.cache.page_size, slot,
-                     args.head_dim, lane);
+    for (uint value = simdgroup; value < 2u; value += simdgroups) {
+        if (value == 0u)
+            Cache::store_key(k, k_cache + at, args.cache.page_size, slot, args.head_dim, lane);
+        else
+            Cache::store_value(k + args.n_kv_heads * n, v_cache + at, args.cache.page_size, slot,
+                               args.head_dim, lane);
+    }
 }
 
 OXB_KERNEL("kv_store_f16", kv_store<half, plain_cache<half>>)
@@ -179,10 +217,10 @@ template <typename T, typename Cache>
     if (head < args.n_heads)
         norm_and_rotate(from, q_norm, cosine, from, form_of(args), lane);
     else if (head < args.n_heads + args.n_kv_heads)
-        Cache::store_key(from, k_norm, cosine, k_cache + at, args.cache.page_size, slot,
-                         form_of(args), lane);
+        Cache::rotate_and_store_key(from, k_norm, cosine, k_cache + at, args.cache.page_size, slot,
+                                    form_of(args), lane);
     else
-        Cache::store(from, v_cache + at, args.cache.page_size, slot, args.head_dim, lane);
+        Cache::store_value(from, v_cache + at, args.cache.page_size, slot, args.head_dim, lane);
 }
 
 OXB_KERNEL("qkv_to_cache_f16", qkv_to_cache<half, plain_cache<half>>)

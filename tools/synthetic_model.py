@@ -1,8 +1,10 @@
 """Write a GGUF of a real model's shape with random weights, for benchmarks and memory tests.
 
 The weights are random codes with scales near 1/sqrt(k), so that activations stay finite; the text
-that such a model gives is noise. The vocabulary is synthetic too, but of the real size and with as
-many merges. Tensor data is streamed: a model of 1 GB needs some tens of MB.
+that such a model gives is noise. With ``--cycle N`` it runs through cycles of N tokens instead,
+greedy and sampled, in the time that any other model of the shape takes. The vocabulary is synthetic
+too, but of the real size and with as many merges. Tensor data is streamed: a model of 1 GB needs
+some tens of MB, with ``--cycle`` the size of the head besides.
 """
 
 from __future__ import annotations
@@ -24,6 +26,8 @@ from oxibonsai.formats import Format
 CHUNK_BYTES = 2**22
 SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 NORMAL, CONTROL = 1, 3
+LAYER_OUTPUT = 1e-3
+"""What the outputs of layers are multiplied by in a model whose text runs in cycles."""
 
 
 @dataclass(frozen=True)
@@ -54,17 +58,20 @@ _QUADS = np.array(
 _TERNARY = _QUADS[np.arange(256) % len(_QUADS)]
 
 
-def blocks(n: int, k: int, fmt: Format, rng: np.random.Generator) -> npt.NDArray[Any]:
+def blocks(
+    n: int, k: int, fmt: Format, rng: np.random.Generator, factor: float = 1.0
+) -> npt.NDArray[Any]:
     """Return `n` random blocks for rows of `k` weights as an array of their bytes or values."""
+    size = np.float32(factor / np.sqrt(k))
     if fmt.name in ("F32", "F16", "BF16"):
-        values = rng.standard_normal(n, np.float32) / np.float32(np.sqrt(k))
+        values = rng.standard_normal(n, np.float32) * size
         if fmt.name == "BF16":
             return (values.view("<u4") >> 16).astype("<u2")
         return values.astype("<f4" if fmt.name == "F32" else "<f2")
     raw = np.frombuffer(rng.bytes(n * fmt.block_bytes), np.uint8)
     two_bit_codes = fmt.bits == 2 and fmt.name != "PTQ1_0"  # there any byte is five digits
     raw = (_TERNARY[raw] if two_bit_codes else raw.copy()).reshape(n, fmt.block_bytes)
-    scale = (0.5 + rng.random((n, 1), np.float32)) / np.float32(np.sqrt(k))
+    scale = (0.5 + rng.random((n, 1), np.float32)) * size
     if fmt.name == "Q8_0":
         scale /= 64
     at = fmt.scale_offset
@@ -73,7 +80,7 @@ def blocks(n: int, k: int, fmt: Format, rng: np.random.Generator) -> npt.NDArray
 
 
 def matrix(
-    name: str, n_rows: int, k: int, format_name: str, seed: int
+    name: str, n_rows: int, k: int, format_name: str, seed: int, factor: float = 1.0
 ) -> tuple[str, tuple[Any, tuple[int, int], str]]:
     """Return a random matrix for the writer, made chunk by chunk when it is written."""
     fmt = formats.get(format_name)
@@ -84,22 +91,45 @@ def matrix(
         rng = np.random.Generator(np.random.SFC64([seed, *name.encode()]))
         step = max(CHUNK_BYTES // fmt.block_bytes, 1)
         for start in range(0, total, step):
-            yield blocks(min(step, total - start), k, fmt, rng)
+            yield blocks(min(step, total - start), k, fmt, rng, factor)
 
     return name, (chunks, (n_rows, k), fmt.name)
 
 
+def cycling_head(embedding: tuple[Any, tuple[int, int], str], cycle: int) -> tuple[Any, Any, str]:
+    """Return the head that gives each token of the embedding the next of its cycle.
+
+    The special tokens, the last ones, follow themselves. The last cycle may be shorter.
+    """
+    chunks, (vocab, k), format_name = embedding
+
+    def rows() -> Iterator[npt.NDArray[Any]]:
+        whole = np.concatenate([chunk.reshape(-1) for chunk in chunks()]).reshape(vocab, -1)
+        before = np.arange(vocab)
+        for start in range(0, vocab - len(SPECIAL_TOKENS), cycle):
+            group = before[start : min(start + cycle, vocab - len(SPECIAL_TOKENS))]
+            group[:] = np.roll(group, 1)
+        step = max(CHUNK_BYTES // whole[0].nbytes, 1)
+        for start in range(0, vocab, step):
+            yield whole[before[start : start + step]]
+
+    return rows, (vocab, k), format_name
+
+
 def tensors(
-    shape: Shape, fmt: str, embedding: str, tied: bool, seed: int
+    shape: Shape, fmt: str, embedding: str, tied: bool, seed: int, cycle: int = 0
 ) -> Iterator[tuple[str, Any]]:
     """Yield all tensors of a model in a file's usual order."""
+    # So that the text is that of the head, whatever the layers compute.
+    factor = LAYER_OUTPUT if cycle else 1.0
 
     def norm(name: str, n: int) -> tuple[str, Any]:
         return name, np.ones(n, np.float32)
 
     hidden, inter = shape.hidden, shape.intermediate
     q_rows, kv_rows = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
-    yield matrix("token_embd.weight", shape.vocab, hidden, embedding, seed)
+    embed = matrix("token_embd.weight", shape.vocab, hidden, embedding, seed)
+    yield embed
     for i in range(shape.layers):
         at = f"blk.{i}."
         yield norm(at + "attn_norm.weight", hidden)
@@ -108,13 +138,15 @@ def tensors(
         yield matrix(at + "attn_v.weight", kv_rows, hidden, fmt, seed)
         yield norm(at + "attn_q_norm.weight", shape.head_dim)
         yield norm(at + "attn_k_norm.weight", shape.head_dim)
-        yield matrix(at + "attn_output.weight", hidden, q_rows, fmt, seed)
+        yield matrix(at + "attn_output.weight", hidden, q_rows, fmt, seed, factor)
         yield norm(at + "ffn_norm.weight", hidden)
         yield matrix(at + "ffn_gate.weight", inter, hidden, fmt, seed)
         yield matrix(at + "ffn_up.weight", inter, hidden, fmt, seed)
-        yield matrix(at + "ffn_down.weight", hidden, inter, fmt, seed)
+        yield matrix(at + "ffn_down.weight", hidden, inter, fmt, seed, factor)
     yield norm("output_norm.weight", hidden)
-    if not tied:
+    if cycle:
+        yield "output.weight", cycling_head(embed[1], cycle)
+    elif not tied:
         yield matrix("output.weight", shape.vocab, hidden, embedding, seed)
 
 
@@ -179,9 +211,18 @@ def main(arguments: list[str] | None = None) -> None:
     )
     parser.add_argument("--layers", type=int, help="number of layers, instead of the shape's")
     parser.add_argument("--vocab", type=int, help="size of the vocabulary, instead of the shape's")
+    parser.add_argument(
+        "--cycle",
+        type=int,
+        default=0,
+        metavar="N",
+        help="let the text run through cycles of N tokens; the head is then untied",
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="the .gguf to write")
     args = parser.parse_args(arguments)
+    if args.cycle < 0:
+        parser.error(f"--cycle {args.cycle} must be 1 or more, or 0 for none")
 
     shape = SHAPES[args.shape]
     shape = replace(shape, layers=args.layers or shape.layers, vocab=args.vocab or shape.vocab)
@@ -195,6 +236,7 @@ def main(arguments: list[str] | None = None) -> None:
             args.embedding_format or args.format,
             args.head == "tied",
             args.seed,
+            args.cycle,
         ),
     )
     seconds = time.monotonic() - start

@@ -747,7 +747,7 @@ cdef class Commands:
         layer : int
             Which layer of the caches, from 0.
         kv_dtype : {"f16", "f32", "q8"}
-            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
         n_tokens : int
             Tokens in flight, at the state's position and after it, or with batch one for each
             state, at its position.
@@ -799,8 +799,8 @@ cdef class Commands:
             token.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
-            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
-            position: the unit of its int8 elements.
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by head_dim / 16
+            words of 16 bits for each position: low bits of the elements, and their unit.
         state : operand
             struct oxb_decode_state: uint32 position, first token and first page of the sequence;
             one, or with batch [n_tokens].
@@ -815,7 +815,7 @@ cdef class Commands:
         layer : int
             Which layer of the caches, from 0.
         kv_dtype : {"f16", "f32", "q8"}
-            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
         n_tokens : int
             Tokens in flight, at the state's position and after it, or with batch one for each
             state, at its position.
@@ -864,8 +864,8 @@ cdef class Commands:
             float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
-            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
-            position: the unit of its int8 elements.
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by head_dim / 16
+            words of 16 bits for each position: low bits of the elements, and their unit.
         state : operand
             struct oxb_decode_state: uint32 position, first token and first page of the sequence;
             one, or with batch [n_tokens].
@@ -880,7 +880,7 @@ cdef class Commands:
         layer : int
             Which layer of the caches, from 0.
         kv_dtype : {"f16", "f32", "q8"}
-            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
         n_tokens : int
             Tokens in flight, at the state's position and after it, or with batch one for each
             state, at its position.
@@ -936,8 +936,8 @@ cdef class Commands:
             token.
         k_cache, v_cache : operand
             [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
-            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by a float32 for each
-            position: the unit of its int8 elements.
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by head_dim / 16
+            words of 16 bits for each position: low bits of the elements, and their unit.
         state : operand
             struct oxb_decode_state: uint32 position, first token and first page of the sequence;
             one, or with batch [n_tokens].
@@ -955,7 +955,7 @@ cdef class Commands:
         layer : int
             Which layer of the caches, from 0.
         kv_dtype : {"f16", "f32", "q8"}
-            Elements of the caches; q8 wants a head_dim that is a multiple of 4.
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
         n_tokens : int
             Tokens in flight, at the state's position and after it, or with batch one for each
             state, at its position.

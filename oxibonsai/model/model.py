@@ -203,8 +203,9 @@ class Model:
             Memory is taken as the text grows.
         kv_dtype : {"f16", "f32", "q8"}
             Elements of the KV cache. Rounding K and V changes the logits of the demo model by about
-            4e-4 of their norm in half and 1.1e-2 in 8 bits, where each key or value of a head
-            has a unit of its own; q8 needs a head_dim that is a multiple of 4.
+            4e-4 of their norm in half and 4e-3 in q8, where each key or value of a head has a unit
+            of its own and takes 9/16 of the bytes of half; q8 needs a head_dim that is a multiple
+            of 32.
         chunk : int, optional
             Tokens of a prompt that run in one submission, 1 to 4096. Another size rounds in other
             places; 1 gives the bits of generation. Left out, 128; where that would take more than

@@ -27,10 +27,10 @@ static inline uint64_t cpu_element_bytes(uint32_t kv_format) {
 /* The bytes that a cache takes, or CPU_BAD_ARGS. */
 static inline uint64_t cpu_cache_bytes(const struct oxb_cache *c, uint32_t kv_format,
                                        uint64_t n_kv_heads, uint64_t head_dim) {
-    const uint64_t row = head_dim + (kv_format == OXB_KV_Q8 ? 4 : 0);
+    const uint64_t row = head_dim + (kv_format == OXB_KV_Q8 ? head_dim / 8 : 0);
     if (c->page_size == 0 || c->n_pages == 0 || c->head_stride < cpu_mul(c->page_size, row) ||
-        (kv_format == OXB_KV_Q8 && /* the units are floats */
-         (c->page_size * head_dim | c->head_stride | c->layer_offset | c->page_stride) % 4 != 0) ||
+        (kv_format == OXB_KV_Q8 && /* words of 16 bits, a whole number in a row */
+         (head_dim % 32 != 0 || (c->head_stride | c->layer_offset | c->page_stride) % 2 != 0)) ||
         (c->table_size == 0 ? c->page_size < c->max_seq : c->page_size % CPU_ATTEND_BLOCK != 0))
         return CPU_BAD_ARGS;
     const uint64_t last = c->table_size == 0 ? 0 : cpu_mul(c->n_pages - 1ull, c->page_stride);

@@ -153,11 +153,19 @@ OXB_ARGS_SIZE(oxb_qk_norm_rope_args, 48);
 /* Where the keys, or the values, of a layer lie: position p of key-value head h at element
  * page * page_stride + layer_offset + h * head_stride + p % page_size * head_dim, with the page of
  * p, element state.pages + p / page_size of the tables, or page 0 where table_size is 0. Elements
- * are f32, f16 or, for q8, int8, by the end of a kernel's name. A head of q8 has after its
- * page_size * head_dim elements a float32 for each position: the element's unit, max|x| / 127, or
- * NaN where one of them is not finite. A position from max_seq on, or whose page is not below
- * n_pages or lies outside the tables, has no place: it is not stored, and what would attend to it
- * is NaN. */
+ * are f32, f16 or, for q8, int8, by the end of a kernel's name.
+ *
+ * A head of q8, whose head_dim is a multiple of 32, has after its page_size * head_dim elements
+ * head_dim / 16 words of 16 bits for each position. The last word is the unit of the position, a
+ * bfloat16: max|x| / 255 rounded up, or NaN where an x is not finite. Bit i of word w is one more
+ * bit of element e = 16 * w + i: x = unit * (2 * element + bit). The last 16 elements have none:
+ * x = unit * 2 * element. Keys are stored after a Walsh-Hadamard transform of their columns:
+ * element head_dim / 32 * a + b of a key becomes the sum over c < 32 of the elements head_dim / 32
+ * * c + b, each negated where a & c has an odd number of bits. A query that is transformed in the
+ * same way has 32 times its product with the key.
+ *
+ * A position from max_seq on, or whose page is not below n_pages or lies outside the tables, has no
+ * place: it is not stored, and what would attend to it is NaN. */
 struct oxb_cache {
     oxb_u64 page_stride; /* these three are in elements, which are bytes for q8 */
     oxb_u64 layer_offset;

@@ -10,10 +10,10 @@ static oxb_status check_cache(const char *op, const oxb_attention_shape *s) {
         return front_fail(OXB_ENCODING_FAILED,
                           "%s: kv_format = %u must be %u (f32), %u (f16) or %u (q8)", op,
                           s->kv_format, OXB_KV_F32, OXB_KV_F16, OXB_KV_Q8);
-    if (s->kv_format == OXB_KV_Q8 && s->head_dim % 4)
+    if (s->kv_format == OXB_KV_Q8 && s->head_dim % 32)
         return front_fail(OXB_ENCODING_FAILED,
-                          "%s: head_dim = %u must be a multiple of 4 for caches of q8: use f16", op,
-                          s->head_dim);
+                          "%s: head_dim = %u must be a multiple of 32 for caches of q8: use f16",
+                          op, s->head_dim);
     if (!s->page_size) {
         if (!s->pages.buffer) return OXB_OK;
         return front_fail(OXB_ENCODING_FAILED,
@@ -78,7 +78,8 @@ static struct oxb_cache cache_of(const oxb_attention_shape *s) {
     struct oxb_cache c = {.page_size = paged ? s->page_size : s->max_seq,
                           .n_pages = paged ? s->n_pages : 1,
                           .max_seq = s->max_seq};
-    c.head_stride = (uint64_t)c.page_size * (s->head_dim + (s->kv_format == OXB_KV_Q8 ? 4u : 0u));
+    c.head_stride =
+        (uint64_t)c.page_size * (s->head_dim + (s->kv_format == OXB_KV_Q8 ? s->head_dim / 8 : 0u));
     c.layer_offset = s->layer * s->n_kv_heads * c.head_stride;
     c.page_stride = paged ? s->n_layers * s->n_kv_heads * c.head_stride : 0;
     if (paged) {

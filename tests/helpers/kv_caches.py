@@ -11,7 +11,7 @@ import reference
 from numpy.typing import NDArray
 
 ELEMENTS = {"f16": np.float16, "f32": np.float32, "q8": np.int8}
-ALIGNED = {"f16": 2, "f32": 2, "q8": 4}  # what head_dim is a multiple of
+ALIGNED = {"f16": 2, "f32": 2, "q8": 32}  # what head_dim is a multiple of
 
 
 class KvCache:
@@ -23,8 +23,8 @@ class KvCache:
         The whole cache. ``fill`` 0xFF makes everything NaN that a kernel must not meet.
     elements : [pages, layers, key-value heads, positions of a page, head_dim]
         The elements.
-    units : float32 [pages, layers, key-value heads, positions of a page], or None
-        What the elements of q8 are multiples of.
+    words : uint16 [pages, layers, key-value heads, positions of a page, head_dim / 16], or None
+        The low bits and the unit of the positions of q8.
     """
 
     def __init__(
@@ -37,25 +37,29 @@ class KvCache:
         n_layers: int = 1,
         n_pages: int = 1,
         fill: int = 0xFF,
+        keys: bool = False,
     ) -> None:
         dtype = np.dtype(ELEMENTS[kv_dtype])
         n = page_size * head_dim * dtype.itemsize
-        self.kv_dtype, self.page_size = kv_dtype, page_size
-        self.head_stride = page_size * (head_dim + (4 if kv_dtype == "q8" else 0))
+        self.kv_dtype, self.page_size, self.keys = kv_dtype, page_size, keys
+        self.head_stride = page_size * (head_dim + (head_dim // 8 if kv_dtype == "q8" else 0))
         shape = (n_pages, n_layers, n_kv_heads)
         self.raw = np.full((*shape, self.head_stride * dtype.itemsize), fill, np.uint8)
         self.elements = self.raw[..., :n].view(dtype).reshape(*shape, page_size, head_dim)
-        self.units = self.raw[..., n:].view(np.float32) if kv_dtype == "q8" else None
+        self.words = None
+        if kv_dtype == "q8":
+            self.words = self.raw[..., n:].view(np.uint16).reshape(*shape, page_size, -1)
 
     def store(self, page: int, layer: int, slot: int | slice, rows: NDArray[Any]) -> None:
         """Store the keys or values of each head, rows [key-value heads, (slots,) head_dim]."""
-        if self.units is None:
+        if self.words is None:
             with np.errstate(over="ignore"):
                 self.elements[page, layer, :, slot] = rows.astype(self.elements.dtype)
         else:
-            elements, units = reference.quantize_q8(rows)
+            turned = reference.hadamard(rows) if self.keys else rows
+            elements, words = reference.quantize_q8(turned)
             self.elements[page, layer, :, slot] = elements
-            self.units[page, layer, :, slot] = units
+            self.words[page, layer, :, slot] = words
 
     def write(self, table: Sequence[int], layer: int, rows: NDArray[Any]) -> None:
         """Store rows [positions, key-value heads, head_dim] of a sequence from its start on."""
@@ -83,12 +87,21 @@ class KvCache:
         )
 
 
-def representable(kv_dtype: str, rows: NDArray[Any]) -> NDArray[Any]:
-    """Return rows [..., head_dim] as a cache holds them."""
+def held(kv_dtype: str, rows: NDArray[Any], *, keys: bool = False) -> NDArray[Any]:
+    """Return what a cache holds of rows [..., head_dim], float32 for q8."""
     if kv_dtype != "q8":
         return rows.astype(ELEMENTS[kv_dtype])
-    elements, units = reference.quantize_q8(rows)
-    return (elements * units[..., None]).astype(np.float32)
+    turned = reference.hadamard(rows) if keys else rows
+    kept = reference.dequantize_q8(*reference.quantize_q8(turned)).astype(np.float32)
+    return reference.hadamard(kept) / np.float32(32) if keys else kept
+
+
+def representable(kv_dtype: str, rows: NDArray[Any], *, keys: bool = False) -> NDArray[Any]:
+    """Return rows near those [..., head_dim] that a cache holds as they are."""
+    kept = held(kv_dtype, rows, keys=keys)
+    while not np.array_equal(kept, rows):  # its unit may be smaller than that of `rows`
+        rows, kept = kept, held(kv_dtype, kept, keys=keys)
+    return kept
 
 
 def tables_of(pages: Sequence[Sequence[int]], gap: int = 0) -> tuple[NDArray[np.uint32], list[int]]:

@@ -20,7 +20,8 @@ def text(heads: Heads, length: int, seed: int = 0) -> NDArray[Any]:
     """Return keys and values [2, length, key-value heads, dim] that the caches can hold."""
     rng = np.random.default_rng([seed, length, *heads[:3]])
     rows = rng.standard_normal((2, length, heads.n_kv_heads, heads.head_dim))
-    return representable(heads.kv_dtype, rows)
+    kept = [representable(heads.kv_dtype, part, keys=i == 0) for i, part in enumerate(rows)]
+    return np.stack(kept)
 
 
 def queries(heads: Heads, n_tokens: int, seed: int = 0) -> NDArray[np.float32]:
@@ -48,8 +49,9 @@ def caches_of(
             n_layers=n_layers or heads.layer + 1,
             n_pages=n_pages,
             fill=fill,
+            keys=i == 0,
         )
-        for fill in fills
+        for i, fill in enumerate(fills)
     ]
 
 

@@ -262,21 +262,52 @@ def attention(q: NDArray[Any], k: NDArray[Any], v: NDArray[Any]) -> F64:
     return out
 
 
-def quantize_q8(x: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.float32]]:
-    """Return the 8-bit elements of x [..., n], and the unit [...] of which they are multiples.
+def hadamard(x: NDArray[Any]) -> NDArray[np.float32]:
+    """Return the Walsh-Hadamard transform of columns of 32 of x [..., n], in float32.
 
-    A unit is the largest magnitude / 127, in float32, and an element x / unit, in float32, rounded
-    to nearest even and cut to -127..127: a subnormal unit is coarse. Where an element of x is not
-    finite the unit is NaN; then, and where the unit is 0, the elements are 0.
+    Element n / 32 * a + b is number a of column b. Applied twice, it gives 32 times x.
     """
     x32 = np.asarray(x, np.float32)
-    largest = np.abs(x32).max(axis=-1)
-    unit = np.where(np.isfinite(x32).all(axis=-1), largest / np.float32(127), np.float32(np.nan))
-    unit = unit.astype(np.float32)
+    y = x32.reshape(*x32.shape[:-1], 2, 2, 2, 2, 2, x32.shape[-1] // 32)
     with np.errstate(all="ignore"):
-        steps = np.rint(x32 / unit[..., None])
-    steps = np.where(unit[..., None] > 0, np.clip(steps, -127, 127), 0)
-    return steps.astype(np.int8), unit
+        for axis in range(-2, -7, -1):  # neighbours first
+            low, high = np.split(y, 2, axis=axis)
+            y = np.concatenate([low + high, low - high], axis=axis)
+    return y.reshape(x32.shape)
+
+
+def quantize_q8(x: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+    """Return the 8-bit elements of x [..., n], and the words [..., n / 16] behind them.
+
+    The last word is the unit, a bfloat16: the largest magnitude / 255 in float32, rounded up. The
+    others have a bit for each element but the last 16. Twice an element and its bit are x / unit,
+    in float32, rounded to nearest even; each of the last 16 is x / unit / 2, rounded and cut to
+    -127..127. Where an element of x is not finite the unit is NaN; then, and where the unit is 0,
+    elements and bits are 0.
+    """
+    x32 = np.asarray(x, np.float32)
+    finite = np.isfinite(x32).all(axis=-1, keepdims=True)
+    largest = np.abs(np.where(finite, x32, 0)).max(axis=-1, keepdims=True)
+    bits = (largest / np.float32(255)).astype(np.float32).view(np.uint32) + np.uint32(0xFFFF)
+    unit = (bits & np.uint32(0xFFFF0000)).view(np.float32)
+    with np.errstate(all="ignore"):
+        x32 = np.where(finite & (unit > 0), x32 / unit, np.float32(0))
+    steps = np.rint(x32[..., :-16]).astype(np.int64)
+    last = np.clip(np.rint(x32[..., -16:] / 2), -127, 127)
+    elements = np.concatenate([steps // 2, last], axis=-1).astype(np.int8)
+    each = (steps % 2).reshape(*steps.shape[:-1], -1, 16) << np.arange(16)
+    unit_word = np.where(finite, bits >> 16, 0x7FC0)
+    return elements, np.concatenate([each.sum(axis=-1), unit_word], axis=-1).astype(np.uint16)
+
+
+def dequantize_q8(elements: NDArray[np.int8], words: NDArray[np.uint16]) -> F64:
+    """Return what quantize_q8 keeps of x."""
+    unit = (words[..., -1:].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+    low = words[..., :-1, None] >> np.arange(16, dtype=np.uint16) & 1
+    steps = 2 * elements.astype(np.float64)
+    steps[..., :-16] += low.reshape(*words.shape[:-1], -1)
+    result: F64 = steps * unit
+    return result
 
 
 def qwen3_forward(config: Mapping[str, Any], weights: Mapping[str, F64], ids: Any) -> F64:

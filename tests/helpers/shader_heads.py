@@ -31,8 +31,9 @@ class Heads(NamedTuple):
                 self.max_seq,
                 n_layers=self.layer + 1 + layers_after,
                 fill=fill,
+                keys=i == 0,
             )
-            for fill in fills
+            for i, fill in enumerate(fills)
         ]
 
 

@@ -157,6 +157,14 @@ def test_logits_of_every_position_match_the_golden(model, golden, kv_dtype, prom
     assert max(errors) <= LIMIT[kv_dtype], f"at position {int(np.argmax(errors))}"
 
 
+@pytest.mark.large
+@pytest.mark.parametrize("prompt", range(len(PROMPTS)))
+def test_keys_and_values_of_8_bits_change_the_logits_by_less_than_5e_3(model, golden, prompt):
+    # Of the norm of all logits of the text.
+    y = every_position(model, golden.ids[prompt], kv_dtype="q8")
+    assert relative_error(y, golden.logits[prompt]) < 5e-3
+
+
 # These for time: a text on the cpu's portable kernels takes a second on a busy machine.
 SLOW = pytest.mark.slow
 

@@ -172,13 +172,13 @@ def test_file_is_what_safetensors_defines(model, session, tmp_path):
         found[name] = data.reshape(entry["shape"])
     assert found["tokens"].tolist() == IDS
     np.testing.assert_array_equal(found["logits"], session._decoder.logits())
-    if session.kv_dtype == "q8":  # of a head, the elements and then the units of its positions
-        assert found["k"].shape == found["v"].shape == (2, 2, 30 * (64 + 4))
-        whole = np.empty((2, 2, 256 * (64 + 4)), np.uint8)
+    if session.kv_dtype == "q8":  # of a head, the elements and then the words of its positions
+        assert found["k"].shape == found["v"].shape == (2, 2, 30 * (64 + 8))
+        whole = np.empty((2, 2, 256 * (64 + 8)), np.uint8)
         session._decoder.cache.v.read(whole)
         np.testing.assert_array_equal(found["v"][..., : 30 * 64], whole[..., : 30 * 64])
-        units = whole[..., 256 * 64 : 256 * 64 + 30 * 4]
-        np.testing.assert_array_equal(found["v"][..., 30 * 64 :], units)
+        words = whole[..., 256 * 64 : 256 * 64 + 30 * 8]
+        np.testing.assert_array_equal(found["v"][..., 30 * 64 :], words)
         return
     assert found["k"].shape == found["v"].shape == (2, 2, 30, 64)
     whole = np.empty((2, 2, 256, 64), found["v"].dtype)
@@ -343,6 +343,19 @@ def test_header_that_does_not_fit_is_refused(model, tmp_path, change, message):
         model.restore_session(path)
     assert path.name in str(caught.value)
     assert held_by(model.device) == before
+
+
+def test_a_file_of_8_bits_in_the_older_layout_is_refused(model, tmp_path):
+    path = tmp_path / "text.session"
+    with model.session(kv_dtype="q8") as session:
+        session.forward(IDS, logits=None)
+        session.save(path)
+    model.restore_session(path).close()
+    path.write_bytes(rewritten(path, metadata(version="1")))
+    with pytest.raises(
+        SessionFileError, match=r"version '1' .* reads '2' of U8 keys: feed the text"
+    ):
+        model.restore_session(path)
 
 
 def test_damaged_file_is_refused_and_leaves_nothing(model, tmp_path):

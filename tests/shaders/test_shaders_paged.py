@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
-from kv_caches import KvCache, representable, tables_of
+from kv_caches import KvCache, held, representable, tables_of
 from shader_heads import Heads, every_cache
 from shader_runs import SENTINEL, Placed, every_order, run, tiles_for
 
@@ -43,8 +43,9 @@ def new_caches(cache, fills=(0x5A, 0xA5)):
             n_layers=N_LAYERS,
             n_pages=N_PAGES,
             fill=fill,
+            keys=i == 0,
         )
-        for fill in fills
+        for i, fill in enumerate(fills)
     ]
 
 
@@ -182,8 +183,8 @@ def attention(cache, caches, q, states, tables, batch, order="random", tile=(2, 
 def text(cache, length, seed):
     """Return keys and values [length, key-value heads, dim] that the caches can hold."""
     rng = np.random.default_rng([seed, length])
-    shape = (2, length, HEADS.n_kv_heads, HEADS.head_dim)
-    return representable(cache, rng.standard_normal(shape))
+    shape = (length, HEADS.n_kv_heads, HEADS.head_dim)
+    return [representable(cache, rng.standard_normal(shape), keys=keys) for keys in (True, False)]
 
 
 def unpaged(cache, k, v, q, position, **options):
@@ -251,7 +252,7 @@ def test_a_page_that_is_missing_early_reaches_all_that_come_after_it(cache):
 @every_cache
 def test_pages_past_32_bits_are_found(cache):
     # Page 5 of strides of 2^31 elements is past 2^32 of them; only it is in memory.
-    own = KvCache(cache, 2, 32, PAGE_SIZE)
+    own, values = (KvCache(cache, 2, 32, PAGE_SIZE, keys=keys) for keys in (True, False))
     stride, before = 2**31, 5 * 2**31 * own.elements.itemsize
     args = struct.pack("<3Q6I", stride, 0, own.head_stride, PAGE_SIZE, 6, 1, 64, 0, 0)
     placed = [Placed(own.raw, before=before), Placed(own.raw.copy(), before=before)]
@@ -265,8 +266,9 @@ def test_pages_past_32_bits_are_found(cache):
         threads=64,
         mode="fast",
     )
-    own.store(0, 0, 0, qkv[0, 4:6])
-    np.testing.assert_array_equal(after[1], own.raw)
+    for i, (to, rows) in enumerate(((own, qkv[0, 4:6]), (values, qkv[0, 6:8])), start=1):
+        to.store(0, 0, 0, rows)
+        np.testing.assert_array_equal(after[i], to.raw)
     y = run(
         f"attention_{cache}",
         [
@@ -282,5 +284,5 @@ def test_pages_past_32_bits_are_found(cache):
         constants={0: 1, 1: 4, 2: 0},
         mode="fast",
     )[5]
-    expected = representable(cache, qkv[0, 6:8]).repeat(2, axis=0)
+    expected = held(cache, qkv[0, 6:8]).repeat(2, axis=0)
     np.testing.assert_allclose(y, expected, rtol=1e-6)

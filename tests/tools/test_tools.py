@@ -12,6 +12,7 @@ from model_files import Q1_MODEL, TERNARY_MODEL, unpack_tq2_0_g128
 from places import TOOLS
 
 from oxibonsai import formats, gguf
+from oxibonsai.model import Model
 from oxibonsai.model.tokenizer import Tokenizer
 
 
@@ -63,6 +64,26 @@ def test_a_synthetic_embedding_is_finite_and_small(tmp_path, monkeypatch, embedd
         w = raw.view({"F32": "<f4", "F16": "<f2"}[embedding]).astype(np.float32)
     assert w.size == 300 * 512
     assert 0.5 < w.std() * 512**0.5 < 2
+
+
+@pytest.mark.parametrize("layout", ["Q1_0", "TQ2_0_g128"])
+def test_the_text_of_a_cycling_model_runs_in_cycles(tmp_path, monkeypatch, layout):
+    out = tmp_path / "m.gguf"
+    run(
+        monkeypatch,
+        "synthetic_model.py",
+        *("--shape", "tiny", "--format", layout, "--vocab", 1000, "--cycle", 7, "--out", out),
+    )
+    with Model.load(out, "cpu") as model:
+        assert not model.weights.tied
+        for temperature in (0.0, 0.7):
+            with model.session() as session:
+                session.forward([15], logits=None)
+                text = list(session.generate(20, temperature=temperature, seed=3))
+                assert text == [14 + (15 - 14 + i) % 7 for i in range(1, 21)]
+        with model.session() as session:  # the last cycle has 997 % 7 = 3 tokens
+            session.forward([995], logits=None)
+            assert list(session.generate(5)) == [996, 994, 995, 996, 994]
 
 
 def test_one_seed_gives_one_file_and_another_seed_another(tmp_path, monkeypatch):

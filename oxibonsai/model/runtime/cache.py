@@ -30,9 +30,9 @@ def length_bucket(n_positions: int, max_seq: int) -> int:
 def check_kv_dtype(kv_dtype: str, config: ModelConfig) -> None:
     """Raise TypeError or ValueError for no kv_dtype, or one that heads of the model cannot have."""
     one_of("kv_dtype", kv_dtype, KV_DTYPES)
-    if kv_dtype == "q8" and config.head_dim % 4:
+    if kv_dtype == "q8" and config.head_dim % 32:
         raise ValueError(
-            f"kv_dtype = 'q8' needs a head_dim that is a multiple of 4, the model's is "
+            f"kv_dtype = 'q8' needs a head_dim that is a multiple of 32, the model's is "
             f"{config.head_dim}: use 'f16'"
         )
 
@@ -40,7 +40,8 @@ def check_kv_dtype(kv_dtype: str, config: ModelConfig) -> None:
 class KVCache:
     """Keys and values, [layer, n_kv_heads, capacity, head_dim] each.
 
-    In 8 bits, the units of a head's positions, float32 [capacity], follow its elements.
+    In 8 bits, words with the low bits and the unit of each position, uint16 [capacity, head_dim /
+    16], follow the elements of a head.
 
     Attributes
     ----------
@@ -64,7 +65,7 @@ class KVCache:
     def _parts_of(config: ModelConfig, kv_dtype: KVDtype) -> tuple[int, ...]:
         """Return the bytes of a position in each array of a head."""
         n = config.head_dim
-        return {"f32": (4 * n,), "f16": (2 * n,), "q8": (n, 4)}[kv_dtype]
+        return {"f32": (4 * n,), "f16": (2 * n,), "q8": (n, n // 8)}[kv_dtype]
 
     @classmethod
     def row_bytes_of(cls, config: ModelConfig, kv_dtype: KVDtype) -> int:

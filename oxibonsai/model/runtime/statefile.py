@@ -24,7 +24,8 @@ from oxibonsai.writing import written_whole
 
 __all__ = ["MAX_CHUNK", "SessionState", "load", "open_file", "read_header", "save"]
 
-_VERSION = "1"
+_VERSIONS: dict[KVDtype, str] = {"f16": "1", "f32": "1", "q8": "2"}
+"""Of the format, by what the keys and values are."""
 _MAX_HEADER = 1 << 16
 MAX_CHUNK = 4096
 """The most tokens of a prompt in one submission."""
@@ -66,7 +67,7 @@ def _arrays(
     """Return name: (dtype, shape, bytes) in the order of the file."""
     c = model.config
     shape = [c.n_layers, c.n_kv_heads, n_tokens, c.head_dim]
-    if kv_dtype == "q8":  # the elements of a head, then the bytes of its units
+    if kv_dtype == "q8":  # the elements of a head, then the bytes of its words
         shape[2:] = [n_tokens * KVCache.row_bytes_of(c, kv_dtype)]
     nbytes = KVCache.nbytes_of(c, kv_dtype, n_tokens)
     found = {
@@ -96,7 +97,7 @@ def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, 
     header: dict[str, Any] = {
         "__metadata__": {
             "format": "oxibonsai session",
-            "version": _VERSION,
+            "version": _VERSIONS[decoder.kv_dtype],
             "model": model.fingerprint,
             "name": model.name,
             "max_seq": str(decoder.max_seq),
@@ -157,14 +158,18 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
         dtype = header["k"]["dtype"]
     except (ValueError, KeyError, TypeError, RecursionError):
         raise refuse("no session file: its header has another format") from None
-    if version != _VERSION:
-        raise refuse(f"version {version!r} of the format; this package reads {_VERSION!r}")
+    kv_dtype = next((kind for kind, name in _DTYPES.items() if name == dtype), None)
+    known = "1" if kv_dtype is None else _VERSIONS[kv_dtype]
+    if version != known:
+        raise refuse(
+            f"version {version!r} of the format; this package reads {known!r} of {dtype} keys: "
+            "feed the text again"
+        )
     if fingerprint != model.fingerprint:
         raise refuse(
             f"the session belongs to another model, {about.get('name')!r}: load that one, or feed "
             "the text again"
         )
-    kv_dtype = next((kind for kind, name in _DTYPES.items() if name == dtype), None)
     limit = model.config.context_length
     if kv_dtype is None or isinstance(n_tokens, bool) or not isinstance(n_tokens, int):
         raise refuse(f"keys of dtype {dtype!r} for {n_tokens!r} tokens")

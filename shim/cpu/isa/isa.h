@@ -112,7 +112,7 @@ typedef struct cpu_attend_head {
  * page_size of page pages[p / page_size]; without pages, of page 0. */
 typedef struct cpu_attend {
     const float *q; /* [n_heads][head_dim] */
-    const void *k;  /* the head in page 0: [page_size][head_dim], of q8 its units after that */
+    const void *k;  /* the head in page 0: [page_size][head_dim], of q8 its words after that */
     const void *v;
     const uint32_t *pages; /* or NULL */
     uint64_t page_stride;  /* bytes */

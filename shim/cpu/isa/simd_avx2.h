@@ -109,6 +109,19 @@ SIMD_INLINE lanes lanes_of_bytes(const int8_t *from) {
                    _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_srli_si128(bytes, 8)))};
 }
 
+SIMD_INLINE __m256 eight_and_bits(__m256 whole, uint32_t bits) {
+    const __m256i own = _mm256_setr_epi32(1, 2, 4, 8, 16, 32, 64, 128);
+    const __m256i set =
+        _mm256_cmpeq_epi32(_mm256_and_si256(_mm256_set1_epi32((int)bits), own), own);
+    return _mm256_add_ps(whole, _mm256_and_ps(_mm256_castsi256_ps(set), _mm256_set1_ps(0.5f)));
+}
+
+/* And a half more where the lane's bit is set. */
+SIMD_INLINE lanes lanes_of_bytes_and_bits(const int8_t *from, uint32_t bits) {
+    const lanes whole = lanes_of_bytes(from);
+    return (lanes){eight_and_bits(whole.low, bits), eight_and_bits(whole.high, bits >> 8)};
+}
+
 SIMD_INLINE __m256 eight_of_doubles(const double *from) {
     return _mm256_set_m128(_mm256_cvtpd_ps(_mm256_loadu_pd(from + 4)),
                            _mm256_cvtpd_ps(_mm256_loadu_pd(from)));

@@ -70,6 +70,12 @@ SIMD_INLINE lanes lanes_of_bytes(const int8_t *from) {
         _mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)(const void *)from)));
 }
 
+/* And a half more where the lane's bit is set. */
+SIMD_INLINE lanes lanes_of_bytes_and_bits(const int8_t *from, uint32_t bits) {
+    const __m512 whole = lanes_of_bytes(from);
+    return _mm512_mask_add_ps(whole, (__mmask16)bits, whole, _mm512_set1_ps(0.5f));
+}
+
 SIMD_INLINE lanes lanes_of_doubles(const double *from) {
     const __m256 low = _mm512_cvtpd_ps(_mm512_loadu_pd(from));
     const __m256 high = _mm512_cvtpd_ps(_mm512_loadu_pd(from + 8));

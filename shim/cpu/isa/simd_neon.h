@@ -98,6 +98,16 @@ SIMD_INLINE lanes lanes_of_bytes(const int8_t *from) {
                     vcvtq_f32_s32(vmovl_high_s16(high))}};
 }
 
+/* And a half more where the lane's bit is set. */
+SIMD_INLINE lanes lanes_of_bytes_and_bits(const int8_t *from, uint32_t bits) {
+    static const uint32_t own[4] = {1, 2, 4, 8};
+    const uint32x4_t half = vreinterpretq_u32_f32(vdupq_n_f32(0.5f));
+    const lanes whole = lanes_of_bytes(from);
+    EACH(lanes,
+         vaddq_f32(whole.v[i], vreinterpretq_f32_u32(vandq_u32(
+                                   half, vtstq_u32(vdupq_n_u32(bits >> 4 * i), vld1q_u32(own))))));
+}
+
 SIMD_INLINE lanes lanes_of_doubles(const double *from) {
     EACH(lanes,
          vcvt_high_f32_f64(vcvt_f32_f64(vld1q_f64(from + 4 * i)), vld1q_f64(from + 4 * i + 2)));

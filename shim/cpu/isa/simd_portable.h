@@ -90,6 +90,13 @@ SIMD_INLINE lanes lanes_of_bytes(const int8_t *from) {
     return lanes_load(value);
 }
 
+/* And a half more where the lane's bit is set. */
+SIMD_INLINE lanes lanes_of_bytes_and_bits(const int8_t *from, uint32_t bits) {
+    float value[16];
+    for (unsigned i = 0; i < 16; i++) value[i] = (float)from[i] + (bits >> i & 1 ? 0.5f : 0.0f);
+    return lanes_load(value);
+}
+
 SIMD_INLINE lanes lanes_of_doubles(const double *from) {
     float value[16];
     for (unsigned i = 0; i < 16; i++) value[i] = (float)from[i];

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cpu/cache.h"
+#include "cpu/hadamard.h"
 #include "cpu/half.h"
 
 #define HEADS CPU_ATTEND_HEADS
@@ -25,8 +26,8 @@ uint64_t cpu_kv_store_need(const cpu_kernel *kernel, const void *args, uint32_t 
     }
 }
 
-/* The unit of a row in 8 bits: NaN where an element is not finite. */
-static float unit_of(const float *x, uint64_t n) {
+/* The unit of a row of q8, as a bfloat16: NaN where an element is not finite. */
+static uint16_t unit_of(const float *x, uint64_t n) {
     uint32_t largest = 0; /* magnitudes are in the order of their bits */
     for (uint64_t i = 0; i < n; i++) {
         uint32_t bits;
@@ -34,35 +35,55 @@ static float unit_of(const float *x, uint64_t n) {
         bits &= 0x7fffffffu;
         largest = bits > largest ? bits : largest;
     }
-    if (largest >= 0x7f800000u) return NAN;
-    float magnitude;
-    memcpy(&magnitude, &largest, sizeof magnitude);
-    return magnitude / 127.0f;
+    if (largest >= 0x7f800000u) return 0x7fc0u;
+    float unit;
+    memcpy(&unit, &largest, sizeof unit);
+    unit /= 255.0f;
+    uint32_t bits;
+    memcpy(&bits, &unit, sizeof bits);
+    return (uint16_t)((bits + 0xffffu) >> 16); /* up, so that 255 units reach the largest */
 }
 
-static void store_bytes(const float *from, int8_t *to, float *unit, uint64_t n) {
+static int whole_of(float x) {
     const float whole = 12582912.0f; /* 1.5 * 2^23: a sum with it has no fraction */
-    const float u = unit_of(from, n);
-    *unit = u;
+    return (int)(x + whole - whole);
+}
+
+/* A row of q8: n elements, and the words that lie behind those of the page. */
+static void store_bytes(const float *from, int8_t *to, uint16_t *words, uint64_t n) {
+    const uint16_t unit = unit_of(from, n);
+    const float u = cpu_float_of_bits((uint32_t)unit << 16);
+    memset(words, 0, n / 16 * sizeof *words);
+    words[n / 16 - 1] = unit;
     if (!(u > 0)) {
         memset(to, 0, n);
         return;
     }
-    for (uint64_t i = 0; i < n; i++) {
-        float x = from[i] / u;
-        x = x > 127.0f ? 127.0f : x < -127.0f ? -127.0f : x;
-        to[i] = (int8_t)(x + whole - whole);
+    for (uint64_t i = 0; i < n - 16; i++) {
+        const int x = whole_of(from[i] / u), bit = x & 1;
+        to[i] = (int8_t)((x - bit) / 2);
+        words[i / 16] |= (uint16_t)(bit << i % 16);
+    }
+    for (uint64_t i = n - 16; i < n; i++) {
+        const float x = from[i] / u * 0.5f;
+        to[i] = (int8_t)whole_of(x > 127.0f ? 127.0f : x < -127.0f ? -127.0f : x);
     }
 }
 
 /* A key or value to row `place` of its head in a page, which begins at element `head`. */
-static void store_row(const float *from, void *cache, uint64_t head, uint64_t place,
+static void store_row(const float *from, int key, void *cache, uint64_t head, uint64_t place,
                       const struct oxb_kv_store_args *a, uint32_t kv_format) {
     const uint64_t n = a->head_dim, at = head + place * n;
     if (kv_format == OXB_KV_Q8) {
         int8_t *bytes = (int8_t *)cache + head;
-        float *units = (float *)(void *)(bytes + a->cache.page_size * n);
-        store_bytes(from, bytes + place * n, units + place, n);
+        uint16_t *words = (uint16_t *)(void *)(bytes + a->cache.page_size * n);
+        float turned[CPU_MAX_HEAD_DIM];
+        if (key) {
+            memcpy(turned, from, n * sizeof *from);
+            cpu_hadamard(turned, n);
+            from = turned;
+        }
+        store_bytes(from, bytes + place * n, words + place * (n / 16), n);
     } else if (kv_format == OXB_KV_F16) {
         uint16_t *to = (uint16_t *)cache + at;
         for (uint64_t i = 0; i < n; i++) to[i] = cpu_half_of_float(from[i]);
@@ -89,8 +110,8 @@ void cpu_kv_store(const cpu_call *call, uint64_t first, uint64_t last) {
         const uint64_t head =
             page * cache->page_stride + cache->layer_offset + h * cache->head_stride;
         const uint64_t place = position % cache->page_size;
-        store_row(k, call->bindings[1].address, head, place, a, call->kernel->format);
-        store_row(v, call->bindings[2].address, head, place, a, call->kernel->format);
+        store_row(k, 1, call->bindings[1].address, head, place, a, call->kernel->format);
+        store_row(v, 0, call->bindings[2].address, head, place, a, call->kernel->format);
     }
 }
 

@@ -40,13 +40,18 @@ def paged(heads, page_size, texts, n_layers=0, spare=2, seed=0):
     return caches, tables
 
 
+def small(kv_dtype):
+    """Return a small head_dim."""
+    return max(8, ALIGNED[kv_dtype])
+
+
 # Attention
 
 
 @every_dtype
 @pytest.mark.parametrize("page_size", [64, 128])
 def test_a_batch_over_pages_has_the_bits_of_each_sequence_alone(device, kv_dtype, page_size):
-    heads = Heads(4, 2, 8, 8256, 1, kv_dtype)
+    heads = Heads(4, 2, small(kv_dtype), 8256, 1, kv_dtype)
     lengths = [65, 1, 8193, 64, 63, 200]
     texts = [text(heads, length) for length in lengths]
     caches, pages = paged(heads, page_size, texts, n_layers=3)
@@ -66,7 +71,7 @@ def test_a_batch_over_pages_has_the_bits_of_each_sequence_alone(device, kv_dtype
 
 @every_dtype
 def test_a_prompt_over_pages_has_the_bits_of_one_page(device, kv_dtype):
-    heads = Heads(6, 2, 36, 300, 0, kv_dtype)
+    heads = Heads(6, 2, 96 if kv_dtype == "q8" else 36, 300, 0, kv_dtype)
     rows = text(heads, 131)
     caches, pages = paged(heads, 64, [rows])
     for first, n_tokens in ((0, 131), (126, 5), (62, 3)):
@@ -81,7 +86,7 @@ def test_a_prompt_over_pages_has_the_bits_of_one_page(device, kv_dtype):
 @every_dtype
 @pytest.mark.parametrize("length", [1, 100, 127, 128, 129, 512, 513, 1000])
 def test_bits_do_not_depend_on_the_length_that_was_recorded(device, kv_dtype, length):
-    heads = Heads(2, 1, 8, 20000, 0, kv_dtype)
+    heads = Heads(2, 1, small(kv_dtype), 20000, 0, kv_dtype)
     rows, qkv = text(heads, length), queries(heads, 1)
     wanted = alone(device, heads, rows, qkv, length - 1, max_length=length)
     assert relative_error(wanted, reference.attention(qkv[:, :2], *rows)) < 1e-6
@@ -101,7 +106,7 @@ def test_a_text_longer_than_what_was_recorded_is_attended_to_as_a_whole(device):
 @every_dtype
 @pytest.mark.parametrize("wrong", [4, 2**31, IDLE])
 def test_a_page_that_is_not_there_reaches_its_sequence_alone(device, kv_dtype, wrong):
-    heads = Heads(4, 2, 16, 1000, 0, kv_dtype)
+    heads = Heads(4, 2, max(16, small(kv_dtype)), 1000, 0, kv_dtype)
     texts = [text(heads, length) for length in (64, 128)]
     caches, pages = paged(heads, 64, texts, spare=1)
     qkv = queries(heads, 6)
@@ -125,7 +130,8 @@ def batches(draw):
     """Draw a shape of heads, pages and the lengths of some sequences, 0 for an idle one."""
     kv_dtype = draw(st.sampled_from(list(ELEMENTS)))
     kv_heads, ratio = draw(st.integers(1, 3)), draw(st.integers(1, 5))
-    head_dim = ALIGNED[kv_dtype] * draw(st.integers(1, 40))
+    most = 80 // ALIGNED[kv_dtype]
+    head_dim = ALIGNED[kv_dtype] * draw(st.integers(1, most))
     layer = draw(st.integers(0, 2))
     heads = Heads(kv_heads * ratio, kv_heads, head_dim, draw(st.integers(1, 200)), layer, kv_dtype)
     lengths = draw(st.lists(st.integers(0, heads.max_seq), min_size=1, max_size=4))
@@ -164,11 +170,12 @@ def fresh(heads, page_size, n_pages, n_layers=0):
 @every_store
 @every_dtype
 def test_a_batch_is_stored_in_the_pages_of_its_sequences(device, op, kv_dtype):
-    heads = Heads(4, 2, 8, 200, 1, kv_dtype)
+    n = small(kv_dtype)
+    heads = Heads(4, 2, n, 200, 1, kv_dtype)
     positions = [0, 63, 64, 131, IDLE, 200, 3, 70]
     pages = [[5], [2], [0, 6], [4, 1, 3], [], [5, 5, 5, 5], [7], [5, IDLE]]
     states, tables = states_of(positions, pages)
-    qkv = activations(8 * 64).reshape(8, 8, 8)
+    qkv = activations(8 * 8 * n).reshape(8, 8, n)
     expected = fresh(heads, 64, 7, 3)
     left, after = store(device, op, heads, expected, qkv, states, tables, batch=True)
     for t in range(4):
@@ -183,7 +190,7 @@ def test_a_batch_is_stored_in_the_pages_of_its_sequences(device, op, kv_dtype):
             rows = one[i].elements[0, 1, :, positions[t]]
             expected[i].elements[page, 1, :, slot] = rows
             if kv_dtype == "q8":
-                expected[i].units[page, 1, :, slot] = one[i].units[0, 1, :, positions[t]]
+                expected[i].words[page, 1, :, slot] = one[i].words[0, 1, :, positions[t]]
             if i == 1 or op == "kv_store":
                 check = fresh(heads, 0, 1)[i]
                 check.store(0, 1, positions[t], qkv[t, 4 + 2 * i : 6 + 2 * i])
@@ -195,8 +202,9 @@ def test_a_batch_is_stored_in_the_pages_of_its_sequences(device, op, kv_dtype):
 
 @every_dtype
 def test_a_prompt_is_stored_over_the_edge_of_a_page(device, kv_dtype):
-    heads = Heads(2, 1, 8, 130, 0, kv_dtype)
-    qkv = activations(9 * 32).reshape(9, 4, 8)
+    n = small(kv_dtype)
+    heads = Heads(2, 1, n, 130, 0, kv_dtype)
+    qkv = activations(9 * 4 * n).reshape(9, 4, n)
     expected = fresh(heads, 64, 4)
     states, tables = states_of([124], [[3, 0, 2]])
     _, after = store(device, "kv_store", heads, expected, qkv, states, tables)
@@ -275,7 +283,7 @@ SHAPE = {"n_heads": 2, "n_kv_heads": 1, "head_dim": 4, "max_seq": 128, "layer": 
         ({"n_pages": 4}, "k_cache too short: need 8192 bytes, got 6144"),
         ({"n_pages": 2**24, "page_size": 2**24, "n_layers": 4096}, "k_cache too short"),
         ({"n_tokens": 5, "batch": True}, "state too short: need 80 bytes, got 64"),
-        ({"kv_dtype": "q8", "head_dim": 2}, "head_dim = 2 must be a multiple of 4 for .* q8"),
+        ({"kv_dtype": "q8", "head_dim": 4}, "head_dim = 4 must be a multiple of 32 for .* q8"),
         ({"batch": True, "n_tokens": 2**20 + 1}, r"n_tokens = 1048577 must lie in 1\.\.1048576"),
     ],
 )
