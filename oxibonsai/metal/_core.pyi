@@ -129,6 +129,9 @@ class Device:
     ------
     DeviceNotFoundError
         If there is no such device or variant; the text lists those there are.
+    CompilationError
+        If the environment variable ``OXIBONSAI_METALLIB`` asks for a metallib that is missing or
+        that Metal refuses.
     ValueError
         If `threads` is not in 1..1024.
 
@@ -310,8 +313,8 @@ class Device:
         Notes
         -----
         Of the drivers that ship, Metal alone captures, in a process that was started with
-        ``METAL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in
-        the file.
+        ``MTL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in the
+        file.
         """
 
 def devices() -> list[DeviceInfo]:

@@ -260,6 +260,9 @@ cdef class Device:
     ------
     DeviceNotFoundError
         If there is no such device or variant; the text lists those there are.
+    CompilationError
+        If the environment variable ``OXIBONSAI_METALLIB`` asks for a metallib that is missing or
+        that Metal refuses.
     ValueError
         If `threads` is not in 1..1024.
 
@@ -517,8 +520,8 @@ cdef class Device:
         Notes
         -----
         Of the drivers that ship, Metal alone captures, in a process that was started with
-        ``METAL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in
-        the file.
+        ``MTL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in the
+        file.
         """
         self._capture(os.fsencode(path))
         try:

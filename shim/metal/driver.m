@@ -85,7 +85,7 @@ static void device_close(void *device) {
     metal_device *self = device;
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
         for (unsigned i = 0; i < gpu_msl_family_count; i++) [self->families[i].library release];
-        [self->precompiled release];
+        [self->metallib release];
         [self->queue release];
         [self->device release];
         return OXB_OK;
@@ -115,8 +115,7 @@ static oxb_status open_device(uint32_t index, metal_device *self) {
     if (reason != nil)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "device \"metal:%u\" (%s) is not usable: %s", index,
                           name, metal_utf8(reason));
-    self->precompiled = metal_new_precompiled(self->device); /* +1 */
-    return OXB_OK;
+    return metal_load_metallib(self);
 }
 
 static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device) {

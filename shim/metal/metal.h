@@ -41,9 +41,9 @@ typedef struct metal_family {
 } metal_family;
 
 typedef struct metal_device {
-    id<MTLDevice> device;       /* +1 */
-    id<MTLCommandQueue> queue;  /* +1 */
-    id<MTLLibrary> precompiled; /* +1; nil where there is no metallib beside this library */
+    id<MTLDevice> device;      /* +1 */
+    id<MTLCommandQueue> queue; /* +1 */
+    id<MTLLibrary> metallib;   /* +1; nil unless OXIBONSAI_METALLIB asks for one */
     uint32_t index;
     uint64_t max_threadgroup_memory;
     pthread_mutex_t library_lock;
@@ -96,8 +96,8 @@ id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **
 /* +1, or nil with the reason, +0. */
 id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
                                    const oxb_constant *constants, uint32_t n, NSString **reason);
-/* +1: "oxibonsai.metallib" beside the library that holds this code, or nil. */
-id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device);
+/* Load the metallib that the environment asks for, where it does. */
+oxb_status metal_load_metallib(metal_device *self);
 /* Owned by the caller, or NULL with the reason, +0. */
 metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> function, NSString *name,
                                     oxb_pipeline_info *info, NSString **reason);

@@ -15,7 +15,11 @@ from metal_sim import build, scenarios_devices, scenarios_model, scenarios_work
 from metal_sim.session import Session
 
 # What is written to its own folder needs a driver of its own.
-METALLIB = ("a_broken_metallib_is_passed_over", "a_metallib_beside_the_driver_is_used")
+METALLIB = (
+    "a_metallib_beside_the_driver_waits_to_be_asked_for",
+    "a_metallib_that_is_asked_for_is_used",
+    "a_metallib_that_cannot_be_had_is_an_error_that_names_it",
+)
 
 MISUSE = {
     "double_commit": "double commit",
@@ -43,6 +47,9 @@ MISUSE = {
     "use_after_end": "use after endEncoding",
     "handler_after_commit": "handler after commit",
     "fast_math_left_on": "fast math",
+    "math_mode_left_fast": "fast math",
+    "math_functions_left_fast": "fast math",
+    "math_mode_on_an_old_system": "unknown selector",
     "blit_of_odd_bytes": "blit range not a multiple of 4",
     "blit_past_the_end": "range outside the buffer",
     "wrap_of_a_part_of_a_page": "wrapped memory not whole pages",

@@ -24,6 +24,10 @@ METAL_SIM_API void metal_sim_set_default_device(uint32_t device);
  * declares max_total_threads_per_threadgroup has what it declares. */
 METAL_SIM_API void metal_sim_set_max_threads(uint32_t threads);
 
+/* The major version of macOS: 26, as at the start, or 12, which has neither math modes nor
+ * residency sets. */
+METAL_SIM_API void metal_sim_set_macos(uint32_t major);
+
 /* Let `call`, a selector up to its first colon, go well `skip` times and then fail `times` times.
  * "execute" is the running of a committed command buffer. */
 METAL_SIM_API void metal_sim_fail(const char *call, uint32_t skip, uint32_t times, int how);
@@ -41,7 +45,7 @@ METAL_SIM_API void metal_sim_reset(void);
 /* Objects alive by the name of their protocol or class, such as "MTLBuffer"; NULL for all. For
  * "MTLDevice" it counts references. Waits until the device has nothing to do, or hangs. */
 METAL_SIM_API int64_t metal_sim_live(const char *name);
-/* Objects made so far. */
+/* Objects made so far, or calls of "specialisation" (a function with constant values). */
 METAL_SIM_API uint64_t metal_sim_made(const char *name);
 /* "MTLBuffer 3, MTLLibrary 1" of what is alive, into text[0..size). */
 METAL_SIM_API void metal_sim_live_text(char *text, uint64_t size);

@@ -28,7 +28,14 @@ NSError *sim_error(NSString *domain, NSInteger code, NSString *text); /* +0 */
 + (const char *)simName;
 @end
 
+/* The major version of the system that is simulated. */
+uint32_t sim_macos(void);
+/* Abort where that is older than `version`: nothing answers `call` there. */
+void sim_since(uint32_t version, const char *call);
+
 void sim_made(const char *name);
+/* Count a call, for metal_sim_made(). */
+void sim_called(const char *name);
 void sim_gone(const char *name);
 
 /* A counted object of a device. */
@@ -92,6 +99,12 @@ const sim_runtime *sim_load_runtime(NSString **reason);
  * "INDEX:TYPE=VALUE"; `kernel` may be nil for all. NULL with the compiler's log. */
 const msl_library *sim_compile(NSString *source, NSArray *constants, NSString *kernel,
                                NSString **log);
+
+/* options.m */
+
+@interface MTLCompileOptions (Sim)
+- (void)simCheck;
+@end
 
 /* library.m */
 

@@ -208,11 +208,48 @@ static void handler_after_commit(void) {
     }];
 }
 
-static void fast_math_left_on(void) {
-    NSError *error = nil;
+/* Of macOS 15; older headers do not declare it. */
+@protocol math_options
+- (void)setMathMode:(NSInteger)mode;
+- (void)setMathFloatingPointFunctions:(NSInteger)functions;
+@end
+
+/* Options that lack nothing. */
+static MTLCompileOptions *careful_options(void) {
     MTLCompileOptions *options = [[[MTLCompileOptions alloc] init] autorelease];
     [options setLanguageVersion:MTLLanguageVersion2_4];
+    [options setFastMathEnabled:NO];
+    [(id<math_options>)options setMathMode:0];
+    [(id<math_options>)options setMathFloatingPointFunctions:1];
+    return options;
+}
+
+static void compile_with(MTLCompileOptions *options) {
+    NSError *error = nil;
     [device newLibraryWithSource:@"" options:options error:&error];
+}
+
+static void fast_math_left_on(void) {
+    MTLCompileOptions *options = careful_options();
+    [options setFastMathEnabled:YES];
+    compile_with(options);
+}
+
+static void math_mode_left_fast(void) {
+    MTLCompileOptions *options = careful_options();
+    [(id<math_options>)options setMathMode:2];
+    compile_with(options);
+}
+
+static void math_functions_left_fast(void) {
+    MTLCompileOptions *options = careful_options();
+    [(id<math_options>)options setMathFloatingPointFunctions:0];
+    compile_with(options);
+}
+
+static void math_mode_on_an_old_system(void) {
+    metal_sim_set_macos(14);
+    careful_options();
 }
 
 static void blit_of_odd_bytes(void) {
@@ -276,6 +313,9 @@ static const struct {
              CASE(use_after_end),
              CASE(handler_after_commit),
              CASE(fast_math_left_on),
+             CASE(math_mode_left_fast),
+             CASE(math_functions_left_fast),
+             CASE(math_mode_on_an_old_system),
              CASE(blit_of_odd_bytes),
              CASE(blit_past_the_end),
              CASE(wrap_of_a_part_of_a_page)};
@@ -315,11 +355,8 @@ int main(void) {
         device = MTLCreateSystemDefaultDevice();
         other = [MTLCopyAllDevices() objectAtIndex:1];
         queue = [device newCommandQueue];
-        MTLCompileOptions *options = [[[MTLCompileOptions alloc] init] autorelease];
-        [options setLanguageVersion:MTLLanguageVersion2_4];
-        [options setFastMathEnabled:NO];
         library = [device newLibraryWithSource:[NSString stringWithUTF8String:source]
-                                       options:options
+                                       options:careful_options()
                                          error:&error];
         if (library == nil) {
             fprintf(stderr, "%s\n", [[error localizedDescription] UTF8String]);

@@ -93,6 +93,7 @@ typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
 
 @interface MTLCompileOptions : NSObject {
     BOOL _fastMathEnabled;
+    NSInteger _mathMode, _mathFloatingPointFunctions;
     MTLLanguageVersion _languageVersion;
 }
 @property (readwrite, nonatomic) BOOL fastMathEnabled;
