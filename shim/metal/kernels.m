@@ -208,6 +208,11 @@ id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
     return made;
 }
 
+/* MTLArgument, and what belongs to it, is deprecated from macOS 13 on for MTLBinding, which macOS
+ * 12 lacks; both give the same. */
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wdeprecated-declarations"
+
 /* List what the kernel takes; nil, or the reason why it cannot be given that, +0. Metal says of a
  * buffer's type how long one value of it is, and not whether there is one (a reference) or an array
  * of them (a pointer), so that an argument struct may be longer than it. */
@@ -275,6 +280,8 @@ metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> functi
     pipeline->name = [name copy];     /* +1 */
     return pipeline;
 }
+
+#pragma clang diagnostic pop
 
 void metal_pipeline_free(void *device, void *pipeline) {
     (void)device;

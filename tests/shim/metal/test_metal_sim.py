@@ -78,6 +78,11 @@ def driver() -> Path:
         pytest.skip(str(error))
 
 
+@pytest.mark.parametrize("macos", [12, 26])
+def test_the_driver_compiles_without_a_warning(driver: Path, macos: int) -> None:
+    build.check_driver(macos)
+
+
 @pytest.fixture(scope="session")
 def simulation(driver: Path) -> Iterator[Session]:
     session = Session(driver)

@@ -176,6 +176,19 @@ def compile_program(source: Path, target: Path) -> Path:
     return target
 
 
+def check_driver(macos: int) -> None:
+    """Compile the driver as for a version of macOS: its SDK and its deployment target.
+
+    Raises
+    ------
+    RuntimeError
+        Where compilation fails or warns, as of what is deprecated there; the text is the compiler's.
+    """
+    flags = [*COMMON, *WARNINGS, *OBJC, *include_flags(), *DRIVER, f"-DSIM_MACOS={macos}"]
+    for source in sorted((SHIM / "metal").glob("*.m")):
+        run([compiler(), *flags, "-fsyntax-only", str(source)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--sanitize", action="store_true", help="with ASan and UBSan")

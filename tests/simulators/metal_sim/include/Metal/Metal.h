@@ -5,6 +5,27 @@
 
 #import <Foundation/Foundation.h>
 
+/* The version of the SDK and of the deployment target: 12, or 26, where what Apple has deprecated
+ * since is marked, and what came since and the driver calls is declared. */
+#ifndef SIM_MACOS
+#define SIM_MACOS 12
+#endif
+#if SIM_MACOS >= 13
+#define SIM_DEPRECATED_13 __attribute__((deprecated))
+#else
+#define SIM_DEPRECATED_13
+#endif
+#if SIM_MACOS >= 14
+#define SIM_DEPRECATED_14 __attribute__((deprecated))
+#else
+#define SIM_DEPRECATED_14
+#endif
+#if SIM_MACOS >= 15
+#define SIM_DEPRECATED_15 __attribute__((deprecated))
+#else
+#define SIM_DEPRECATED_15
+#endif
+
 #pragma clang assume_nonnull begin
 
 typedef double CFTimeInterval;
@@ -44,19 +65,19 @@ typedef NS_ENUM(NSUInteger, MTLFunctionType) {
 
 typedef NS_ENUM(NSUInteger, MTLPipelineOption) {
     MTLPipelineOptionNone = 0,
-    MTLPipelineOptionArgumentInfo = 1
+    MTLPipelineOptionArgumentInfo SIM_DEPRECATED_13 = 1
 };
 
 typedef NS_ENUM(NSUInteger, MTLArgumentType) {
-    MTLArgumentTypeBuffer = 0,
-    MTLArgumentTypeThreadgroupMemory = 1,
-    MTLArgumentTypeTexture = 2
+    MTLArgumentTypeBuffer SIM_DEPRECATED_13 = 0,
+    MTLArgumentTypeThreadgroupMemory SIM_DEPRECATED_13 = 1,
+    MTLArgumentTypeTexture SIM_DEPRECATED_13 = 2
 };
 
 typedef NS_ENUM(NSUInteger, MTLArgumentAccess) {
-    MTLArgumentAccessReadOnly = 0,
-    MTLArgumentAccessReadWrite = 1,
-    MTLArgumentAccessWriteOnly = 2
+    MTLArgumentAccessReadOnly SIM_DEPRECATED_14 = 0,
+    MTLArgumentAccessReadWrite SIM_DEPRECATED_14 = 1,
+    MTLArgumentAccessWriteOnly SIM_DEPRECATED_14 = 2
 };
 
 typedef NS_ENUM(NSUInteger, MTLDispatchType) {
@@ -72,6 +93,19 @@ typedef NS_ENUM(NSUInteger, MTLCommandBufferStatus) {
     MTLCommandBufferStatusCompleted = 4,
     MTLCommandBufferStatusError = 5
 };
+
+#if SIM_MACOS >= 15
+typedef NS_ENUM(NSInteger, MTLMathMode) {
+    MTLMathModeSafe = 0,
+    MTLMathModeRelaxed = 1,
+    MTLMathModeFast = 2
+};
+
+typedef NS_ENUM(NSInteger, MTLMathFloatingPointFunctions) {
+    MTLMathFloatingPointFunctionsFast = 0,
+    MTLMathFloatingPointFunctionsPrecise = 1
+};
+#endif
 
 typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
     MTLCaptureDestinationDeveloperTools = 1,
@@ -96,8 +130,12 @@ typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
     NSInteger _mathMode, _mathFloatingPointFunctions;
     MTLLanguageVersion _languageVersion;
 }
-@property (readwrite, nonatomic) BOOL fastMathEnabled;
+@property (readwrite, nonatomic) BOOL fastMathEnabled SIM_DEPRECATED_15;
 @property (readwrite, nonatomic) MTLLanguageVersion languageVersion;
+#if SIM_MACOS >= 15
+@property (readwrite, nonatomic) MTLMathMode mathMode;
+@property (readwrite, nonatomic) MTLMathFloatingPointFunctions mathFloatingPointFunctions;
+#endif
 @end
 
 @interface MTLFunctionConstant : NSObject {
@@ -136,6 +174,7 @@ typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
                                           error:(NSError *_Nullable *_Nullable)error;
 @end
 
+SIM_DEPRECATED_13
 @interface MTLArgument : NSObject {
     NSString *_name;
     MTLArgumentType _type;
@@ -154,7 +193,7 @@ typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
 @interface MTLComputePipelineReflection : NSObject {
     NSArray *_arguments;
 }
-@property (readonly) NSArray<MTLArgument *> *arguments;
+@property (readonly) NSArray<MTLArgument *> *arguments SIM_DEPRECATED_13;
 @end
 
 typedef MTLComputePipelineReflection *_Nullable MTLAutoreleasedComputePipelineReflection;
