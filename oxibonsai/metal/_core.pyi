@@ -93,6 +93,9 @@ class DeviceStats(NamedTuple):
         Submissions that have not finished.
     submissions : int
         Submissions since the device was opened.
+    work_per_second : float
+        Multiply-adds a second that finished submissions took; 0.0 where the device's driver
+        measures none, and before the first.
     """
 
     buffers: int
@@ -180,7 +183,7 @@ class Device:
         """
     @property
     def stats(self) -> DeviceStats:
-        """Live buffers, bytes allocated, submissions in flight and so far, as a DeviceStats."""
+        """Live buffers, bytes allocated, submissions and the measured rate, as a DeviceStats."""
     def buffer(self, nbytes: SupportsIndex, *, storage: _Storage = "shared") -> Buffer:
         """Allocate a Buffer of zeros.
 

@@ -178,12 +178,16 @@ class DeviceStats(NamedTuple):
         Submissions that have not finished.
     submissions : int
         Submissions since the device was opened.
+    work_per_second : float
+        Multiply-adds a second that finished submissions took; 0.0 where the device's driver
+        measures none, and before the first.
     """
 
     buffers: int
     allocated_bytes: int
     in_flight: int
     submissions: int
+    work_per_second: float
 
 
 cdef tuple _parse_name(str name):
@@ -376,10 +380,12 @@ cdef class Device:
 
     @property
     def stats(self):
-        """Live buffers, bytes allocated, submissions in flight and so far, as a DeviceStats."""
+        """Live buffers, bytes allocated, submissions and the measured rate, as a DeviceStats."""
         cdef oxb_device_stats s
         api.device_get_stats(self.open_handle(), &s)
-        return DeviceStats(s.buffers, s.allocated_bytes, s.in_flight, s.submissions)
+        return DeviceStats(
+            s.buffers, s.allocated_bytes, s.in_flight, s.submissions, s.work_per_second
+        )
 
     def buffer(self, nbytes, *, storage="shared"):
         """Allocate a Buffer of zeros.

@@ -113,6 +113,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t allocated_bytes
         uint64_t in_flight
         uint64_t submissions
+        double work_per_second
 
     ctypedef enum oxb_constant_type:
         OXB_CONSTANT_BOOL
@@ -587,6 +588,8 @@ cdef extern from "oxb_driver.h" nogil:
         oxb_size threadgroups
         oxb_size threads
         uint32_t threadgroup_memory
+        uint32_t pad
+        uint64_t work
 
     ctypedef void (*oxb_driver_done)(
         void *context, oxb_status status, const char *message, oxb_times times) noexcept nogil
@@ -656,6 +659,7 @@ cdef extern from "oxb_driver.h" nogil:
         uint32_t half_products
         uint32_t half_vectors
         uint32_t pad
+        uint64_t dispatch_work
 
     ctypedef struct oxb_weight_layout:
         uint32_t id
@@ -699,6 +703,7 @@ cdef extern from "oxb_driver.h" nogil:
             void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
             oxb_driver_done done, void *context) noexcept nogil
         void (*replay_free)(void *device, void *replay) noexcept nogil
+        double (*work_rate)(void *device) noexcept nogil
         void (*abilities)(void *device, oxb_abilities *abilities) noexcept nogil
         oxb_status (*tile)(
             void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) noexcept nogil

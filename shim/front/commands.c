@@ -166,7 +166,8 @@ oxb_status front_record_dispatch(oxb_commands *commands, oxb_pipeline *pipeline,
                            .args_size = (uint32_t)d->args_size,
                            .threadgroup_memory = threadgroup_memory,
                            .threadgroups = d->threadgroups,
-                           .threads = d->threads};
+                           .threads = d->threads,
+                           .work = d->work};
     size_t padded = ((size_t)d->args_size + 15) & ~(size_t)15;
     front_bound *kept = array_add(&commands->bindings, d->n_bindings, sizeof *kept);
     char *bytes = array_add(&commands->args, padded, 1);
@@ -237,7 +238,8 @@ static oxb_status seal(oxb_commands *commands) {
             .args_size = r->args_size,
             .threadgroups = r->threadgroups,
             .threads = r->threads,
-            .threadgroup_memory = r->threadgroup_memory};
+            .threadgroup_memory = r->threadgroup_memory,
+            .work = r->work};
     }
     return OXB_OK;
 }

@@ -91,10 +91,12 @@ void oxb_device_get_stats(oxb_device *device, oxb_device_stats *stats) {
     pthread_mutex_lock(&device->flight_lock);
     uint32_t in_flight = device->in_flight;
     pthread_mutex_unlock(&device->flight_lock);
-    *stats = (oxb_device_stats){.buffers = atomic_load(&device->buffers),
-                                .allocated_bytes = atomic_load(&device->allocated_bytes),
-                                .in_flight = in_flight,
-                                .submissions = atomic_load(&device->submissions)};
+    *stats = (oxb_device_stats){
+        .buffers = atomic_load(&device->buffers),
+        .allocated_bytes = atomic_load(&device->allocated_bytes),
+        .in_flight = in_flight,
+        .submissions = atomic_load(&device->submissions),
+        .work_per_second = device->driver->work_rate ? device->driver->work_rate(device->impl) : 0};
 }
 
 static oxb_status no_capture(const oxb_device *device) {

@@ -109,6 +109,7 @@ typedef struct front_dispatch {
     uint32_t threadgroup_memory; /* dynamic, bytes */
     oxb_size threadgroups;
     oxb_size threads;
+    uint64_t work; /* as in oxb_driver_dispatch */
 } front_dispatch;
 
 /* Check a dispatch and record it; nothing is recorded where the check fails. */

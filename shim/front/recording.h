@@ -24,6 +24,7 @@ typedef struct front_record {
     uint32_t threadgroup_memory; /* dynamic, as the driver gets it */
     oxb_size threadgroups;
     oxb_size threads;
+    uint64_t work;
 } front_record;
 
 struct oxb_commands {

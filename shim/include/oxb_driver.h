@@ -28,6 +28,8 @@ typedef struct oxb_driver_dispatch {
     oxb_size threadgroups;
     oxb_size threads;
     uint32_t threadgroup_memory; /* dynamic, bytes: a multiple of 16, 0 where the kernel has none */
+    uint32_t pad;
+    uint64_t work; /* multiply-adds, roughly; 0 where they are not known: for a user's own kernel */
 } oxb_driver_dispatch;
 
 /* What binding_bytes gives for an argument struct that describes nothing the kernel can run. */
@@ -136,6 +138,9 @@ typedef struct oxb_abilities {
     /* The fewest vectors for which GEMM_HALVES is preferred to GEMV and GEMM; 2 or more. */
     uint32_t half_vectors;
     uint32_t pad;
+    /* The most multiply-adds that one dispatch should take: the op layer cuts larger ones along
+     * their vectors or tokens, in whole tiles, which changes no bit of a result. 0: no bound. */
+    uint64_t dispatch_work;
 } oxb_abilities;
 
 #define OXB_MAX_LAYOUTS 4u
@@ -188,6 +193,10 @@ struct oxb_driver {
     oxb_status (*submit)(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                          oxb_driver_done done, void *context);
     void (*replay_free)(void *device, void *replay); /* called only where `replay` was set */
+    /* Multiply-adds a second that finished submissions took, as far as their dispatches have their
+     * `work`; 0 before the first. NULL where the driver does not measure. Called from any thread.
+     */
+    double (*work_rate)(void *device);
 
     void (*abilities)(void *device, oxb_abilities *abilities);
     /* The tile of `op` for a shape; *tile is zeroed. Never called for an op that the abilities

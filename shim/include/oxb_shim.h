@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define OXB_ABI_VERSION    3u
+#define OXB_ABI_VERSION    4u
 #define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
 #define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
 #define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
@@ -80,6 +80,7 @@ typedef struct oxb_device_stats {
     uint64_t allocated_bytes; /* of the buffers the device allocated, wrapped memory apart */
     uint64_t in_flight;       /* submissions not yet finished */
     uint64_t submissions;     /* since the device was opened */
+    double work_per_second;   /* multiply-adds, as measured so far; 0 where they were not */
 } oxb_device_stats;
 
 typedef enum oxb_constant_type {

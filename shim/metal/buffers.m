@@ -21,16 +21,18 @@ static oxb_status blitting(metal_device *self, oxb_status (^body)(void)) {
 
 /* nil, or the reason, +0. */
 static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncoder>)) {
-    id<MTLCommandBuffer> commands = [self->queue commandBuffer];       /* +0 */
-    id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder]; /* +0 */
-    if (encoder == nil) return @"Metal gave no command buffer or encoder for a copy";
-    [commands setLabel:@"oxibonsai copy"];
-    @try {
-        encode(encoder);
-    } @finally {
-        [encoder endEncoding]; /* Metal requires it of every encoder, also after an exception */
-    }
-    return metal_run(commands, METAL_BLIT_SECONDS);
+    return metal_run(
+        self, @"oxibonsai copy", METAL_BLIT_SECONDS, ^NSString *(id<MTLCommandBuffer> commands) {
+            id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder]; /* +0 */
+            if (encoder == nil) return @"Metal gave no encoder for a copy";
+            [encoder setLabel:@"copy"];
+            @try {
+                encode(encoder);
+            } @finally {
+                [encoder endEncoding]; /* Metal requires it of every encoder */
+            }
+            return nil;
+        });
 }
 
 static oxb_status blit_failed(NSString *reason, const char *what, uint64_t offset,

@@ -86,28 +86,42 @@ static void device_close(void *device) {
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
         for (unsigned i = 0; i < gpu_msl_family_count; i++) [self->families[i].library release];
         [self->metallib release];
-        [self->queue release];
+        metal_queue_release(self->queue);
         [self->device release];
         return OXB_OK;
     });
     pthread_mutex_destroy(&self->library_lock);
     pthread_cond_destroy(&self->library_change);
     pthread_mutex_destroy(&self->blit_lock);
+    pthread_mutex_destroy(&self->submit_lock);
+    pthread_mutex_destroy(&self->pace.lock);
     free(self);
 }
 
+/* Read OXIBONSAI_METAL_DEBUG. */
+static oxb_status read_debug(bool *debug) {
+    const char *value = getenv("OXIBONSAI_METAL_DEBUG");
+    *debug = value != NULL && strcmp(value, "1") == 0;
+    if (*debug || value == NULL || value[0] == '\0' || strcmp(value, "0") == 0) return OXB_OK;
+    return metal_fail(OXB_DEVICE_NOT_FOUND,
+                      "the environment variable OXIBONSAI_METAL_DEBUG is '%.64s': set 1 to have "
+                      "failed command buffers name their kernels, 0 for speed, or unset it",
+                      value);
+}
+
 static oxb_status open_device(uint32_t index, metal_device *self) {
+    oxb_status status = read_debug(&self->debug);
+    if (status != OXB_OK) return status;
     NSArray *devices = [copy_devices() autorelease];
     if (index >= [devices count])
         return metal_fail(OXB_DEVICE_NOT_FOUND, "no device \"metal:%u\": %lu present", index,
                           (unsigned long)[devices count]);
     self->device = [[devices objectAtIndex:index] retain]; /* +1 */
-    self->queue = [self->device newCommandQueue];          /* +1 */
+    self->queue = metal_queue_new(self->device);
     const char *name = metal_utf8([self->device name]);
-    if (self->queue == nil)
+    if (self->queue == NULL)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "device \"metal:%u\" (%s) gave no command queue",
                           index, name);
-    [self->queue setLabel:@"oxibonsai"];
     NSUInteger memory = [self->device maxThreadgroupMemoryLength];
     self->max_threadgroup_memory =
         memory < MAX_THREADGROUP_MEMORY ? memory : MAX_THREADGROUP_MEMORY;
@@ -127,6 +141,8 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     pthread_mutex_init(&self->library_lock, NULL);
     pthread_cond_init(&self->library_change, NULL);
     pthread_mutex_init(&self->blit_lock, NULL);
+    pthread_mutex_init(&self->submit_lock, NULL);
+    pthread_mutex_init(&self->pace.lock, NULL);
     oxb_status status = metal_guarded(OXB_DEVICE_NOT_FOUND, ^oxb_status {
         return open_device(index, self);
     });
@@ -156,6 +172,11 @@ static void device_info(void *device, oxb_device_info *info) {
     });
 }
 
+static void abilities(void *device, oxb_abilities *all) {
+    gpu_abilities(device, all);
+    all->dispatch_work = metal_pace_dispatch_work();
+}
+
 static const oxb_driver driver = {
     .abi_version = OXB_ABI_VERSION,
     .struct_size = sizeof(oxb_driver),
@@ -164,7 +185,7 @@ static const oxb_driver driver = {
     .device_open = device_open,
     .device_close = device_close,
     .device_info = device_info,
-    .abilities = gpu_abilities,
+    .abilities = abilities,
     .tile = gpu_tile,
     .weight_layouts = gpu_weight_layouts,
     .weight_pack = gpu_weight_pack,
@@ -179,6 +200,7 @@ static const oxb_driver driver = {
     .pipeline_new = metal_pipeline_new,
     .pipeline_free = metal_pipeline_free,
     .submit = metal_submit,
+    .work_rate = metal_work_rate,
     .capture_start = metal_capture_start,
     .capture_stop = metal_capture_stop,
 };

@@ -1,7 +1,7 @@
 /* Shared by the files of the driver "metal": Apple's Metal through Objective-C, with manual retain
  * and release. driver.m has the table and the devices, probe.m what a device must do to be
- * admitted, submit.m command buffers, kernels.m libraries and pipelines, buffers.m memory,
- * capture.m captures.
+ * admitted, queue.m command buffers and their failures, submit.m submissions, pace.m how long they
+ * take, kernels.m libraries and pipelines, buffers.m memory, capture.m captures.
  *
  * They build against Apple's frameworks, and on other systems against GNUstep and the simulated
  * Metal of tests/simulators/metal_sim, so they keep to what both compile: no literals or subscripts
@@ -12,8 +12,10 @@
  * and turns an Objective-C exception into a status.
  *
  * Locks: library_lock is never held while compiling. blit_lock is held while the device works, so
- * that one blit of ours is in flight at a time; completion handlers take neither. Nothing else is
- * locked with one of them held.
+ * that one blit of ours is in flight at a time. submit_lock is held while a list is encoded and
+ * waits for a place in the queue, so that no other list gets between the command buffers of one.
+ * Completion handlers take none of the three, and no two of them are held at once. The locks of a
+ * queue, a job and of the pace are leaves: Metal is not called with one held.
  */
 #ifndef METAL_DRIVER_H
 #define METAL_DRIVER_H
@@ -40,21 +42,36 @@ typedef struct metal_family {
     bool compiling;
 } metal_family;
 
+typedef struct metal_queue metal_queue;
+
+/* What was measured of all pipelines; see pace.m. */
+typedef struct metal_pace {
+    pthread_mutex_t lock;
+    /* Guarded by lock, as are `pace`, `part` and `measured` of the pipelines. */
+    double work, seconds; /* of dispatches of many vectors, sums that fade */
+} metal_pace;
+
 typedef struct metal_device {
-    id<MTLDevice> device;      /* +1 */
-    id<MTLCommandQueue> queue; /* +1 */
-    id<MTLLibrary> metallib;   /* +1; nil unless OXIBONSAI_METALLIB asks for one */
+    id<MTLDevice> device;    /* +1 */
+    metal_queue *queue;      /* owned */
+    id<MTLLibrary> metallib; /* +1; nil unless OXIBONSAI_METALLIB asks for one */
     uint32_t index;
     uint64_t max_threadgroup_memory;
     pthread_mutex_t library_lock;
     pthread_cond_t library_change;
     pthread_mutex_t blit_lock;
+    pthread_mutex_t submit_lock;
+    metal_pace pace;
+    bool debug; /* OXIBONSAI_METAL_DEBUG */
     metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
 typedef struct metal_pipeline {
     id<MTLComputePipelineState> state; /* +1 */
     NSString *name;                    /* +1 */
+    double pace;                       /* seconds of a multiply-add; 0: none measured */
+    double part;                       /* scratch of metal_pace_learn() */
+    bool measured;                     /* by more than a small part of a command buffer */
 } metal_pipeline;
 
 /* driver.m */
@@ -80,14 +97,44 @@ void metal_object_free(void *device, void *object);
 /* Compile and run a small kernel; nil, or why the device is refused, +0. */
 NSString *metal_probe(metal_device *self);
 
+/* queue.m */
+
+/* Owned by the caller, or NULL where Metal gives no queue; may raise. */
+metal_queue *metal_queue_new(id<MTLDevice> device);
+/* What is in flight keeps it alive. */
+void metal_queue_release(metal_queue *queue);
+/* A command buffer, +0, with what `encode` puts into it, or nil with the reason, +0: that of
+ * `encode`, or of Metal. Waits while the queue is full, and after an error until nothing is in
+ * flight and there is a fresh queue; for ever where `seconds` is negative. Never raises. What it
+ * gives has a place in the queue and must be committed. */
+id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds,
+                                  NSString *(^encode)(id<MTLCommandBuffer>), NSString **reason);
+/* nil, or the reason, +0, and then `finished` is not called. Else it is called once, in a pool of a
+ * thread of Metal's, with nil or why the command buffer failed. Never raises. */
+NSString *metal_commit(metal_device *self, id<MTLCommandBuffer> commands,
+                       void (^finished)(id<MTLCommandBuffer>, NSString *));
+/* nil where a finished command buffer completed, else the reason with what to do, +0. */
+NSString *metal_failure(id<MTLCommandBuffer> commands);
+/* Encode, commit and wait until completion; nil, or the reason, +0. */
+NSString *metal_run(metal_device *self, NSString *label, double seconds,
+                    NSString *(^encode)(id<MTLCommandBuffer>));
+
 /* submit.m */
 
-/* nil where a finished command buffer completed, else the reason, +0. */
-NSString *metal_failure(id<MTLCommandBuffer> commands);
-/* Commit and wait until completion; nil, or the reason, +0. */
-NSString *metal_run(id<MTLCommandBuffer> commands, double seconds);
 oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                         oxb_driver_done done, void *context);
+
+/* pace.m */
+
+/* The most multiply-adds that one dispatch should have: it cannot go in pieces. */
+uint64_t metal_pace_dispatch_work(void);
+/* How many of the n dispatches go into one command buffer, 1 at the least; `whole` at the start of
+ * a list, which stays whole up to twice the time of a piece. */
+uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole);
+/* Take in what a command buffer of n dispatches took. */
+void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n,
+                      double seconds);
+double metal_work_rate(void *device);
 
 /* kernels.m */
 

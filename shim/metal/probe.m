@@ -17,15 +17,19 @@ static NSString *run_probe(metal_device *self, metal_pipeline *pipeline) {
     id<MTLBuffer> sums =
         [[self->device newBufferWithLength:METAL_SIMD_WIDTH * sizeof(uint32_t)
                                    options:MTLResourceStorageModeShared] autorelease];
-    id<MTLCommandBuffer> commands = sums != nil ? [self->queue commandBuffer] : nil; /* +0 */
-    id<MTLComputeCommandEncoder> encoder = [commands computeCommandEncoder];         /* +0 */
-    if (encoder == nil) return @"Metal gave no buffer or encoder";
-    [encoder setComputePipelineState:pipeline->state];
-    [encoder setBuffer:sums offset:0 atIndex:0];
-    [encoder dispatchThreadgroups:MTLSizeMake(1, 1, 1)
-            threadsPerThreadgroup:MTLSizeMake(METAL_SIMD_WIDTH, 1, 1)];
-    [encoder endEncoding];
-    NSString *reason = metal_run(commands, PROBE_SECONDS);
+    if (sums == nil) return @"Metal gave no buffer";
+    NSString *reason = metal_run(
+        self, @"oxibonsai probe", PROBE_SECONDS, ^NSString *(id<MTLCommandBuffer> commands) {
+            id<MTLComputeCommandEncoder> encoder = [commands computeCommandEncoder]; /* +0 */
+            if (encoder == nil) return @"Metal gave no encoder";
+            [encoder setLabel:@"probe"];
+            [encoder setComputePipelineState:pipeline->state];
+            [encoder setBuffer:sums offset:0 atIndex:0];
+            [encoder dispatchThreadgroups:MTLSizeMake(1, 1, 1)
+                    threadsPerThreadgroup:MTLSizeMake(METAL_SIMD_WIDTH, 1, 1)];
+            [encoder endEncoding];
+            return nil;
+        });
     const uint32_t *values = [sums contents],
                    expected = METAL_SIMD_WIDTH * (METAL_SIMD_WIDTH + 1) / 2;
     for (uint32_t i = 0; reason == nil && i < METAL_SIMD_WIDTH; i++) {

@@ -1,73 +1,53 @@
-/* Command buffers of the driver "metal": submission, and waiting inside the driver. */
+/* Submissions of the driver "metal": a list goes as one command buffer, or as several of bounded
+ * time (pace.m). */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 
-#include "base/clock.h"
 #include "metal.h"
 
-/* Waiting inside the driver, for the probe and for blits; the front waits for submissions. */
-
-typedef struct outcome {
+/* A submitted list. */
+typedef struct job {
+    const oxb_driver_dispatch *list; /* there until `done` is called */
+    oxb_driver_done done;
+    void *context;
     pthread_mutex_t lock;
-    pthread_cond_t finished;
     /* Guarded by lock. */
-    bool left; /* waiter or handler has released it: after a timeout the handler still runs */
-    bool done;
-    bool ok;
-    char text[512];
-} outcome;
+    uint32_t left;     /* command buffers in flight, and one for metal_submit() itself */
+    oxb_status status; /* with its text that of the first error */
+    char text[1024];
+    oxb_times times; /* begin of the first command buffer, end of the last */
+} job;
 
-/* Called with the lock held; unlocks it. */
-static void leave_outcome(outcome *o) {
-    bool last = o->left;
-    o->left = true;
-    pthread_mutex_unlock(&o->lock);
-    if (!last) return;
-    pthread_mutex_destroy(&o->lock);
-    pthread_cond_destroy(&o->finished);
-    free(o);
-}
-
-/* nil where a finished command buffer completed, else the reason, +0. */
-NSString *metal_failure(id<MTLCommandBuffer> commands) {
-    MTLCommandBufferStatus status = [commands status];
-    NSError *error = [commands error]; /* +0 */
-    if (status == MTLCommandBufferStatusCompleted && error == nil) return nil;
-    if (error == nil)
-        return metal_text("the command buffer ended with status %lu and no reason",
-                          (unsigned long)status);
-    return metal_text("%@ (%@ %ld)", metal_why(error), [error domain], (long)[error code]);
-}
-
-/* Commit and wait until completion; nil, or the reason, +0. */
-NSString *metal_run(id<MTLCommandBuffer> commands, double seconds) {
-    outcome *o = calloc(1, sizeof *o);
-    if (o == NULL) return @"out of memory";
-    pthread_mutex_init(&o->lock, NULL);
-    clock_cond_init(&o->finished);
-    [commands addCompletedHandler:^(id<MTLCommandBuffer> finished) {
-        @autoreleasepool {
-            NSString *reason = metal_failure(finished);
-            pthread_mutex_lock(&o->lock);
-            o->ok = reason == nil;
-            snprintf(o->text, sizeof o->text, "%s", reason != nil ? metal_utf8(reason) : "");
-            o->done = true;
-            pthread_cond_signal(&o->finished);
-            leave_outcome(o);
-        }
-    }];
-    [commands commit];
-    double deadline = clock_now() + seconds;
-    pthread_mutex_lock(&o->lock);
-    while (!o->done && clock_cond_wait_until(&o->finished, &o->lock, deadline)) {
+static void fail_job(job *j, oxb_status status, NSString *reason) {
+    pthread_mutex_lock(&j->lock);
+    if (j->status == OXB_OK) {
+        j->status = status;
+        snprintf(j->text, sizeof j->text, "%s", metal_utf8(reason));
     }
-    NSString *reason = nil;
-    if (!o->done)
-        reason = metal_text("the device did not finish within %g s", seconds);
-    else if (!o->ok)
-        reason = metal_string(o->text);
-    leave_outcome(o);
-    return reason;
+    pthread_mutex_unlock(&j->lock);
+}
+
+static bool has_failed(job *j) {
+    pthread_mutex_lock(&j->lock);
+    bool failed = j->status != OXB_OK;
+    pthread_mutex_unlock(&j->lock);
+    return failed;
+}
+
+static void free_job(job *j) {
+    pthread_mutex_destroy(&j->lock);
+    free(j);
+}
+
+/* Nothing of the device may be used afterwards by a completion handler: it may be closed. */
+static void leave_job(job *j) {
+    pthread_mutex_lock(&j->lock);
+    bool last = --j->left == 0;
+    pthread_mutex_unlock(&j->lock);
+    if (!last) return;
+    j->done(j->context, j->status, j->status == OXB_OK ? NULL : j->text, j->times);
+    free_job(j);
 }
 
 /* `memory` is the current length of threadgroup(0), which an encoder keeps between dispatches. */
@@ -88,26 +68,21 @@ static void encode_dispatch(id<MTLComputeCommandEncoder> encoder, const oxb_driv
         threadsPerThreadgroup:MTLSizeMake(d->threads.x, d->threads.y, d->threads.z)];
 }
 
-oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
-                        oxb_driver_done done, void *context) {
-    metal_device *self = device;
-    (void)replay; /* nothing to keep */
-    return metal_guarded(OXB_ENCODING_FAILED, ^oxb_status {
-        id<MTLCommandBuffer> commands =
-            [self->queue commandBuffer]; /* +0: Metal keeps it once committed */
-        if (commands == nil)
-            return metal_fail(OXB_ENCODING_FAILED, "Metal gave no command buffer for %u dispatches",
-                              n);
+/* nil, or the reason, +0; may raise. Under debug each dispatch has an encoder with its kernel's
+ * name, for an error names encoders. */
+static NSString *encode_piece(id<MTLCommandBuffer> commands, const oxb_driver_dispatch *list,
+                              uint32_t n, bool debug) {
+    BOOL grouped = [[MTLCaptureManager sharedCaptureManager] isCapturing];
+    uint32_t of_encoder = debug ? 1 : n;
+    for (uint32_t first = 0; first < n; first += of_encoder) {
         /* Serial: each dispatch sees what the earlier ones wrote. */
         id<MTLComputeCommandEncoder> encoder =
             [commands computeCommandEncoderWithDispatchType:MTLDispatchTypeSerial]; /* +0 */
-        if (encoder == nil)
-            return metal_fail(OXB_ENCODING_FAILED, "Metal gave no encoder for %u dispatches", n);
-        [commands setLabel:@"oxibonsai"];
-        BOOL grouped = [[MTLCaptureManager sharedCaptureManager] isCapturing];
+        if (encoder == nil) return @"Metal gave no encoder";
         uint32_t memory = 0;
         @try {
-            for (uint32_t i = 0; i < n; i++) {
+            if (debug) [encoder setLabel:((const metal_pipeline *)list[first].pipeline)->name];
+            for (uint32_t i = first; i < first + of_encoder; i++) {
                 if (grouped)
                     [encoder pushDebugGroup:((const metal_pipeline *)list[i].pipeline)->name];
                 encode_dispatch(encoder, list + i, &memory);
@@ -116,15 +91,83 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
         } @finally {
             [encoder endEncoding]; /* Metal requires it of every encoder, also after an exception */
         }
-        [commands addCompletedHandler:^(id<MTLCommandBuffer> finished) {
-            @autoreleasepool {
-                NSString *reason = metal_failure(finished);
-                oxb_times times = {[finished GPUStartTime], [finished GPUEndTime]};
-                done(context, reason == nil ? OXB_OK : OXB_EXECUTION_FAILED,
-                     reason == nil ? NULL : metal_utf8(reason), times);
-            }
-        }];
-        [commands commit];
-        return OXB_OK;
+    }
+    return nil;
+}
+
+static void piece_finished(metal_device *self, job *j, uint32_t first, uint32_t n,
+                           id<MTLCommandBuffer> commands, NSString *failure) {
+    oxb_times times = {[commands GPUStartTime], [commands GPUEndTime]};
+    if (failure == nil)
+        metal_pace_learn(&self->pace, j->list + first, n, times.end - times.start);
+    else
+        fail_job(j, OXB_EXECUTION_FAILED, failure);
+    pthread_mutex_lock(&j->lock);
+    if (j->times.start <= 0 || (times.start > 0 && times.start < j->times.start))
+        j->times.start = times.start;
+    j->times.end = fmax(j->times.end, times.end);
+    pthread_mutex_unlock(&j->lock);
+    leave_job(j);
+}
+
+/* Encode and commit n dispatches; nil, or the reason, +0. */
+static NSString *commit_piece(metal_device *self, job *j, uint32_t first, uint32_t n) {
+    NSString *reason = nil;
+    id<MTLCommandBuffer> commands = metal_encode(
+        self, @"oxibonsai", -1,
+        ^NSString *(id<MTLCommandBuffer> made) {
+            /* Known by now, for what fails is waited for before a queue takes more. */
+            if (has_failed(j)) return @"an earlier part of the list failed";
+            return encode_piece(made, j->list + first, n, self->debug);
+        },
+        &reason);
+    if (commands == nil) return reason;
+    pthread_mutex_lock(&j->lock);
+    j->left++;
+    pthread_mutex_unlock(&j->lock);
+    reason = metal_commit(self, commands, ^(id<MTLCommandBuffer> finished, NSString *failure) {
+        piece_finished(self, j, first, n, finished, failure);
     });
+    if (reason != nil) { /* it never runs, and metal_submit() still has its part of the job */
+        pthread_mutex_lock(&j->lock);
+        j->left--;
+        pthread_mutex_unlock(&j->lock);
+    }
+    return reason;
+}
+
+oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
+                        oxb_driver_done done, void *context) {
+    metal_device *self = device;
+    (void)replay; /* nothing to keep */
+    job *j = calloc(1, sizeof *j);
+    if (j == NULL)
+        return metal_fail(OXB_ENCODING_FAILED, "out of memory for %u dispatches", n);
+    *j = (job){.list = list, .done = done, .context = context, .left = 1};
+    pthread_mutex_init(&j->lock, NULL);
+    uint32_t committed = 0;
+    oxb_status status = OXB_OK;
+    pthread_mutex_lock(&self->submit_lock);
+    while (committed < n && status == OXB_OK) {
+        uint32_t size =
+            metal_pace_cut(&self->pace, list + committed, n - committed, committed == 0);
+        /* A pool for each: command buffers that have finished are not kept for the rest. */
+        status = metal_guarded(OXB_ENCODING_FAILED, ^oxb_status {
+            NSString *reason = commit_piece(self, j, committed, size);
+            if (reason == nil) return OXB_OK;
+            reason = metal_text("cannot encode dispatches %u to %u of %u: %@", committed,
+                                committed + size - 1, n, reason);
+            fail_job(j, OXB_ENCODING_FAILED, reason);
+            return metal_fail(OXB_ENCODING_FAILED, "%s", metal_utf8(reason));
+        });
+        if (status == OXB_OK) committed += size;
+    }
+    pthread_mutex_unlock(&self->submit_lock);
+    if (committed == 0) {
+        free_job(j);
+        return status;
+    }
+    /* What was committed runs, so that an error behind it comes through `done`. */
+    leave_job(j);
+    return OXB_OK;
 }

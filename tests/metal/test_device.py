@@ -227,7 +227,9 @@ def test_many_devices_may_be_open_and_know_only_their_own(device_name):
 
 def test_stats_count_buffers_bytes_and_submissions(device):
     start = device.stats
-    assert start._fields == ("buffers", "allocated_bytes", "in_flight", "submissions")
+    assert start._fields == (
+        "buffers", "allocated_bytes", "in_flight", "submissions", "work_per_second",
+    )  # fmt: skip
     memory = np.zeros(64, np.float32)
     with (
         device.buffer(1000) as a,

@@ -88,9 +88,17 @@ def test_device_that_the_environment_names_comes_first(fault, monkeypatch, capsy
         assert capsys.readouterr().out.startswith(f"{first}:0  ")
 
 
+def test_the_rate_that_a_driver_measures_is_in_the_statistics(fault, faulty):
+    assert faulty.stats.work_per_second == 0
+    fault.set_work_rate(0.7e12)
+    assert faulty.stats.work_per_second == 0.7e12
+    with Device("cpu") as cpu:
+        assert cpu.stats.work_per_second == 0
+
+
 def test_a_driver_of_another_version_is_refused(library, tmp_path):
     path = build(tmp_path, "-DFAULT_ABI")
-    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 4 .* build it again"):
+    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 5 .* build it again"):
         metal.load_driver(path)
 
 

@@ -11,9 +11,23 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metal_sim import build, scenarios_devices, scenarios_model, scenarios_work
+from metal_sim import (
+    build,
+    scenarios_devices,
+    scenarios_errors,
+    scenarios_model,
+    scenarios_pieces,
+    scenarios_work,
+)
 from metal_sim.session import Session
 
+MODULES = (
+    scenarios_devices,
+    scenarios_work,
+    scenarios_errors,
+    scenarios_pieces,
+    scenarios_model,
+)
 # What is written to its own folder needs a driver of its own.
 METALLIB = (
     "a_metallib_beside_the_driver_waits_to_be_asked_for",
@@ -59,7 +73,7 @@ MISUSE = {
 def scenarios() -> list[tuple[str, str]]:
     return [
         (module.__name__, name)
-        for module in (scenarios_devices, scenarios_work, scenarios_model)
+        for module in MODULES
         for name, function in vars(module).items()
         if inspect.isfunction(function)
         and function.__module__ == module.__name__

@@ -39,6 +39,10 @@ class Fault:
     def __setattr__(self, name: str, value: int) -> None:
         ctypes.c_int.in_dll(self.library, f"fault_{name}").value = value
 
+    def set_work_rate(self, rate: float) -> None:
+        """Set the multiply-adds a second that devices are to report."""
+        ctypes.c_double.in_dll(self.library, "fault_work_rate").value = rate
+
     def finish(self, count: int = 64, fails: bool = False) -> int:
         return int(self.library.fault_finish(count, int(fails)))
 
@@ -47,3 +51,4 @@ class Fault:
         for name in (*SWITCHES, *COUNTERS):
             setattr(self, name, 0)
         self.buffer_fails = -1
+        self.set_work_rate(0)

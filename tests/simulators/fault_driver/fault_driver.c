@@ -29,6 +29,7 @@ EXPORT int fault_reached;    /* calls of submit, whatever came of them */
 EXPORT int fault_dispatches; /* in them */
 EXPORT int fault_unchecked;  /* of those, the ones that the front should have refused */
 EXPORT int fault_wraps_live;
+EXPORT double fault_work_rate; /* what the device says of its rate */
 
 static const oxb_host *host;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -346,6 +347,11 @@ EXPORT int fault_finish(int count, int fails) {
 
 EXPORT int fault_held(void) { return n_held; }
 
+static double work_rate(void *device) {
+    (void)device;
+    return fault_work_rate;
+}
+
 static void replay_free(void *device, void *replay) {
     (void)device;
     free(replay);
@@ -385,6 +391,7 @@ const oxb_driver *oxb_driver_entry(const oxb_host *services) {
         .binding_bytes = binding_bytes,
         .submit = submit,
         .replay_free = replay_free,
+        .work_rate = work_rate,
     };
     fault_buffer_fails = -1;
     host = services;

@@ -1,7 +1,6 @@
 /* Queues and command buffers. */
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #import <Block.h>
 
@@ -11,12 +10,50 @@
 + (const char *)simName {
     return "MTLCommandQueue";
 }
-- (id<MTLCommandBuffer>)commandBuffer {
+- (id<MTLCommandBuffer>)made:(MTLCommandBufferDescriptor *)descriptor {
     if (sim_fails("commandBuffer", NULL)) return nil;
+    if (descriptor != nil && ![descriptor retainedReferences])
+        sim_misuse("references not retained", "the driver relies on them");
     if (__atomic_fetch_add(&_inFlight, 1, __ATOMIC_SEQ_CST) >= SIM_MAX_IN_FLIGHT)
         sim_misuse("64 command buffers in flight",
                    "a real queue blocks here for ever if none can finish");
-    return [[[SimCommandBuffer alloc] initWithQueue:self] autorelease];
+    BOOL described =
+        ([descriptor errorOptions] & MTLCommandBufferErrorOptionEncoderExecutionStatus) != 0;
+    return [[[SimCommandBuffer alloc] initWithQueue:self described:described] autorelease];
+}
+- (id<MTLCommandBuffer>)commandBuffer {
+    return [self made:nil];
+}
+- (id<MTLCommandBuffer>)commandBufferWithDescriptor:(MTLCommandBufferDescriptor *)descriptor {
+    return [self made:descriptor];
+}
+@end
+
+@implementation MTLCommandBufferDescriptor
+@synthesize retainedReferences = _retainedReferences, errorOptions = _errorOptions;
++ (id)allocWithZone:(NSZone *)zone {
+    sim_made("MTLCommandBufferDescriptor");
+    return [super allocWithZone:zone];
+}
+- (id)init {
+    self = [super init];
+    _retainedReferences = YES;
+    return self;
+}
+- (void)dealloc {
+    sim_gone("MTLCommandBufferDescriptor");
+    [super dealloc];
+}
+@end
+
+@implementation SimEncoderInfo
+@synthesize label = _label, errorState = _errorState;
+- (NSArray *)debugSignposts {
+    return [NSArray array];
+}
+- (void)dealloc {
+    [_label release];
+    [super dealloc];
 }
 @end
 
@@ -25,11 +62,12 @@
 + (const char *)simName {
     return "MTLCommandBuffer";
 }
-- (id)initWithQueue:(SimQueue *)queue {
+- (id)initWithQueue:(SimQueue *)queue described:(BOOL)described {
     self = [super initWithDevice:(SimDevice *)[queue device]];
     _queue = [queue retain];
     _held = [[NSMutableArray alloc] init];
     _last = &_first;
+    if (described) _encoders = [[NSMutableArray alloc] init];
     return self;
 }
 - (void)drop {
@@ -49,6 +87,7 @@
     if (_status < MTLCommandBufferStatusCommitted)
         __atomic_fetch_sub(&_queue->_inFlight, 1, __ATOMIC_SEQ_CST);
     [_held release];
+    [_encoders release];
     [_queue release];
     [_error release];
     [super dealloc];
@@ -93,18 +132,15 @@
     _handlers[_handlerCount++] = _Block_copy(block);
 }
 - (void)commit {
+    (void)sim_fails("commit", NULL); /* only raising makes a difference */
     if (_status != MTLCommandBufferStatusNotEnqueued)
         sim_misuse("double commit", "commit of a command buffer of status %d", (int)_status);
     if (_encoding) sim_misuse("encoder not ended", "commit while an encoder is open");
     _status = MTLCommandBufferStatusCommitted;
     sim_enqueue(self);
 }
-static double now(void) {
-    struct timespec t;
-    clock_gettime(CLOCK_MONOTONIC, &t);
-    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-}
-- (NSError *)run:(const sim_work *)work {
+/* nil, or what the runner found wrong. */
+- (NSString *)run:(const sim_work *)work {
     char text[2048] = "";
     NSString *reason = nil;
     if (work->pipeline == nil) {
@@ -118,24 +154,46 @@ static double now(void) {
     if (sim_load_runtime(&reason)->run(p->_program, p->_kernel, &work->launch, text, sizeof text) ==
         0)
         return nil;
-    return sim_error(MTLCommandBufferErrorDomain, 3, [NSString stringWithUTF8String:text]);
+    return [NSString stringWithUTF8String:text];
+}
+/* Of what ended at an encoder: of those behind it nothing has run. */
+- (NSError *)error:(NSString *)text code:(int)code encoder:(unsigned)encoder {
+    NSMutableDictionary *info =
+        [NSMutableDictionary dictionaryWithObject:text forKey:NSLocalizedDescriptionKey];
+    for (unsigned i = 0; i < [_encoders count] && code != SIM_IGNORED && i <= encoder; i++)
+        ((SimEncoderInfo *)[_encoders objectAtIndex:i])->_errorState =
+            i < encoder ? MTLCommandEncoderErrorStateCompleted
+            : code == 3 ? MTLCommandEncoderErrorStateFaulted
+                        : MTLCommandEncoderErrorStateAffected;
+    if (_encoders != nil) [info setObject:_encoders forKey:MTLCommandBufferEncoderInfoErrorKey];
+    return [NSError errorWithDomain:MTLCommandBufferErrorDomain code:code userInfo:info];
 }
 /* On the worker's thread. */
 - (void)execute {
     NSError *error = nil;
     BOOL failed = NO;
     _status = MTLCommandBufferStatusScheduled;
-    _start = now();
+    sim_run run = sim_begin(_queue->_ignoring);
+    if (run.code != 0) error = [self error:sim_reason(run.code) code:run.code encoder:0];
     @try {
-        failed = sim_fails("execute", &error);
+        failed = error != nil || sim_fails("execute", &error);
     } @catch (NSException *exception) {
         failed = YES; /* a device raises nothing */
     }
     for (sim_work *work = _first; work != NULL && !failed; work = work->next) {
-        error = [self run:work];
-        failed = error != nil;
+        NSString *reason = nil;
+        if (!sim_step(&run, work)) {
+            reason = sim_reason(run.code);
+        } else if (work->pipeline == nil || !run.dry) {
+            reason = [self run:work];
+            if (reason != nil) run.code = 3;
+        }
+        failed = reason != nil;
+        if (failed) error = [self error:reason code:run.code encoder:work->encoder];
     }
-    _end = now();
+    if (run.code != 0) _queue->_ignoring = YES;
+    _start = run.start;
+    _end = sim_finish(&run, failed);
     _error = [error retain];
     __atomic_store_n(&_status,
                      failed ? MTLCommandBufferStatusError : MTLCommandBufferStatusCompleted,

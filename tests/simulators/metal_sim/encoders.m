@@ -15,6 +15,7 @@
     self = [super initWithDevice:(SimDevice *)[commands device]];
     _commands = [commands retain];
     commands->_encoding = YES;
+    _number = commands->_encoderCount++;
     return self;
 }
 - (void)dealloc {
@@ -43,6 +44,13 @@
     [self check:"endEncoding"];
     if (_groups != 0) sim_misuse("debug groups", "%u not popped", _groups);
     _ended = YES;
+    if (_commands->_encoders != nil) {
+        SimEncoderInfo *info = [[SimEncoderInfo alloc] init];
+        info->_label = [_label copy];
+        info->_errorState = MTLCommandEncoderErrorStatePending;
+        [_commands->_encoders addObject:info];
+        [info release];
+    }
     _commands->_encoding = NO;
 }
 @end
@@ -141,7 +149,7 @@
                    (unsigned long long)memory);
     for (uint32_t i = 0; i < kernel->n_arguments; i++)
         [self checkArgument:kernel->arguments + i of:kernel->name];
-    sim_work work = {.pipeline = _pipeline, .launch = _launch};
+    sim_work work = {.pipeline = _pipeline, .launch = _launch, .encoder = _number};
     const NSUInteger grid[6] = {groups.width,  groups.height,  groups.depth,
                                 threads.width, threads.height, threads.depth};
     for (unsigned i = 0; i < 3; i++) {
@@ -172,7 +180,10 @@
 }
 - (void)fillBuffer:(id<MTLBuffer>)buffer range:(NSRange)range value:(uint8_t)value {
     char *to = [self range:range.location length:range.length of:buffer call:"fillBuffer"];
-    [_commands add:(sim_work){.to = to, .length = range.length, .value = value}];
+    [_commands add:(sim_work){.to = to,
+                             .length = range.length,
+                             .value = value,
+                             .encoder = _number}];
 }
 - (void)copyFromBuffer:(id<MTLBuffer>)sourceBuffer
           sourceOffset:(NSUInteger)sourceOffset
@@ -184,6 +195,6 @@
                     length:size
                         of:destinationBuffer
                       call:"copyFromBuffer"];
-    [_commands add:(sim_work){.from = from, .to = to, .length = size}];
+    [_commands add:(sim_work){.from = from, .to = to, .length = size, .encoder = _number}];
 }
 @end

@@ -39,8 +39,34 @@ METAL_SIM_API uint32_t metal_sim_pending_failures(void);
 METAL_SIM_API void metal_sim_hang(uint32_t skip);
 METAL_SIM_API void metal_sim_release_hang(void);
 
-/* Set everything above back. */
+/* The device's clock. A command buffer takes the time that it really takes, until a cost is set:
+ * then it takes the threads of each grid times the seconds of a thread of that kernel, by its exact
+ * name, or of any other where `kernel` is NULL; and `seconds` for each byte that is copied or
+ * filled. */
+METAL_SIM_API void metal_sim_set_cost(const char *kernel, double seconds);
+METAL_SIM_API void metal_sim_set_blit_cost(double seconds);
+/* End a command buffer that takes more simulated seconds, with an error of MTLCommandBufferError:
+ * 1 for what impairs the display, 2 for a timeout. After any error of this kind the queue ends all
+ * else without running it, with code 4, also what was committed before. 0: no budget. */
+METAL_SIM_API void metal_sim_set_budget(double seconds, int code);
+/* End the command buffer after the next `skip` so, at a dispatch of it, or else at its last. */
+METAL_SIM_API void metal_sim_end(uint32_t skip, int code, uint32_t dispatch);
+/* Dispatches are checked and take their time, but do nothing. */
+METAL_SIM_API void metal_sim_set_dry(int enabled);
+
+/* Set everything above back, and forget the records. */
 METAL_SIM_API void metal_sim_reset(void);
+
+struct metal_sim_record {
+    double seconds; /* by the device's clock */
+    uint32_t dispatches;
+    int32_t code; /* of MTLCommandBufferError; 0: completed; -1: an injected failure */
+};
+
+/* The first `room` command buffers that finished since the start, a reset or metal_sim_forget_
+ * records, in that order; returns how many did. Both wait as metal_sim_live does. */
+METAL_SIM_API uint64_t metal_sim_records(struct metal_sim_record *records, uint64_t room);
+METAL_SIM_API void metal_sim_forget_records(void);
 
 /* Objects alive by the name of their protocol or class, such as "MTLBuffer"; NULL for all. For
  * "MTLDevice" it counts references. Waits until the device has nothing to do, or hangs. */

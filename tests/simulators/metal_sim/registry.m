@@ -13,6 +13,7 @@
 
 NSString *const MTLLibraryErrorDomain = @"MTLLibraryErrorDomain";
 NSString *const MTLCommandBufferErrorDomain = @"MTLCommandBufferErrorDomain";
+NSString *const MTLCommandBufferEncoderInfoErrorKey = @"MTLCommandBufferEncoderInfoErrorKey";
 NSString *const MTLCaptureErrorDomain = @"MTLCaptureErrorDomain";
 
 void sim_misuse(const char *rule, const char *format, ...) {
@@ -159,7 +160,7 @@ uint32_t metal_sim_pending_failures(void) {
     pthread_mutex_lock(&lock);
     for (unsigned i = 0; i < MAX_FAILURES; i++) n += failures[i].times;
     pthread_mutex_unlock(&lock);
-    return n;
+    return n + sim_clock_pending();
 }
 
 NSError *sim_error(NSString *domain, NSInteger code, NSString *text) {
@@ -194,4 +195,5 @@ void metal_sim_reset(void) {
     macos = NEWEST_MACOS;
     sim_devices_reset();
     sim_worker_reset();
+    sim_clock_reset();
 }

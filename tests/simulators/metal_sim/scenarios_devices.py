@@ -104,8 +104,8 @@ def every_step_of_opening_can_fail_and_leaves_nothing(sim: Simulation) -> None:
         "newFunctionWithName": "cannot compile",
         "newComputePipelineStateWithDescriptor": "cannot compile",
         "newBufferWithLength": "no buffer",
-        "commandBuffer": "no buffer or encoder",
-        "computeCommandEncoder": "no buffer or encoder",
+        "commandBuffer": "no command buffer",
+        "computeCommandEncoder": "no encoder",
         "execute": "not usable",
     }
     for call, text in steps.items():

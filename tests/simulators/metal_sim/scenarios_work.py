@@ -98,7 +98,7 @@ def failed_copies_give_the_reason(sim: Simulation) -> None:
         for text, action in actions.items():
             for call, how, reason in (
                 ("commandBuffer", NO_REASON, "no command buffer"),
-                ("blitCommandEncoder", NO_REASON, "no command buffer or encoder"),
+                ("blitCommandEncoder", NO_REASON, "no encoder for a copy"),
                 ("execute", NO_REASON, "status 5 and no reason"),
                 ("execute", WITH_ERROR, "injected failure of execute"),
             ):
@@ -195,9 +195,9 @@ def work_that_cannot_be_encoded_is_an_encoding_error(sim: Simulation) -> None:
     with adder() as one, one.commands() as commands:
         before = sim.live()
         for call, how, text in (
-            ("commandBuffer", NO_REASON, "no command buffer for 1 dispatches"),
+            ("commandBuffer", NO_REASON, "dispatches 0 to 0 of 1: Metal gave no command buffer"),
             ("commandBuffer", RAISE, "SimException"),
-            ("computeCommandEncoder", NO_REASON, "no encoder for 1 dispatches"),
+            ("computeCommandEncoder", NO_REASON, "Metal gave no encoder"),
             ("computeCommandEncoder", RAISE, "SimException"),
             ("dispatchThreadgroups", RAISE, "SimException"),
         ):

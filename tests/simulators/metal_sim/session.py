@@ -21,13 +21,31 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SIMULATORS = Path(__file__).resolve().parent.parent
 HELPERS = SIMULATORS.parent / "helpers"
 ROOT = SIMULATORS.parent.parent
 NO_REASON, WITH_ERROR, RAISE = range(3)
 SECONDS = 300  # for one scenario
+# Errors that macOS gives of a command buffer.
+INTERACTIVITY, TIMEOUT, PAGE_FAULT, IGNORED, OUT_OF_MEMORY = 1, 2, 3, 4, 8
+
+
+class Record(NamedTuple):
+    """A finished command buffer."""
+
+    seconds: float
+    dispatches: int
+    code: int  # 0: completed
+
+
+class _Record(ctypes.Structure):
+    _fields_ = (
+        ("seconds", ctypes.c_double),
+        ("dispatches", ctypes.c_uint32),
+        ("code", ctypes.c_int32),
+    )
 
 
 class Simulation:
@@ -40,6 +58,7 @@ class Simulation:
         if self.counts:
             self.library.metal_sim_live.restype = ctypes.c_int64
             self.library.metal_sim_made.restype = ctypes.c_uint64
+            self.library.metal_sim_records.restype = ctypes.c_uint64
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.library, f"metal_sim_{name}")
@@ -60,6 +79,29 @@ class Simulation:
 
     def set_max_buffer_length(self, length: int) -> None:
         self.library.metal_sim_set_max_buffer_length(ctypes.c_uint64(length))
+
+    def set_cost(self, kernel: str | None, seconds: float) -> None:
+        """Set the seconds of a thread of one kernel, or of any other."""
+        name = kernel.encode() if kernel is not None else None
+        self.library.metal_sim_set_cost(name, ctypes.c_double(seconds))
+
+    def set_blit_cost(self, seconds: float) -> None:
+        self.library.metal_sim_set_blit_cost(ctypes.c_double(seconds))
+
+    def set_budget(self, seconds: float, code: int = INTERACTIVITY) -> None:
+        self.library.metal_sim_set_budget(ctypes.c_double(seconds), code)
+
+    def end(self, code: int, *, skip: int = 0, dispatch: int = 0) -> None:
+        """End the command buffer after the next `skip` with an error, at a dispatch of it."""
+        self.library.metal_sim_end(skip, code, dispatch)
+
+    def records(self, *, work: bool = True) -> list[Record]:
+        """Return the finished command buffers in order, or only those with dispatches."""
+        count = self.library.metal_sim_records(None, ctypes.c_uint64(0))
+        found = (_Record * count)()
+        self.library.metal_sim_records(found, ctypes.c_uint64(count))
+        records = [Record(r.seconds, r.dispatches, r.code) for r in found]
+        return [r for r in records if r.dispatches != 0 or r.code != 0 or not work]
 
     @contextmanager
     def hang(self, skip: int = 0) -> Iterator[None]:

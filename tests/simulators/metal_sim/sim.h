@@ -154,22 +154,33 @@ typedef struct sim_work {
     char *to;
     uint64_t length;
     uint8_t value;
+    unsigned encoder; /* its number in the command buffer */
 } sim_work;
+
+/* What a failed command buffer says of an encoder. */
+@interface SimEncoderInfo : NSObject <MTLCommandBufferEncoderInfo> {
+@public
+    NSString *_label;
+    MTLCommandEncoderErrorState _errorState;
+}
+@end
 
 @class SimQueue;
 @interface SimCommandBuffer : SimObject <MTLCommandBuffer> {
 @public
     SimQueue *_queue;
     sim_work *_first, **_last;
+    NSMutableArray *_encoders; /* SimEncoderInfo of each; nil where they are not asked for */
     NSMutableArray *_held; /* what the work uses */
     BOOL _encoding;
+    unsigned _encoderCount;
     MTLCommandBufferStatus _status;
     NSError *_error;
     double _start, _end;
     void *_handlers[8]; /* copied blocks */
     unsigned _handlerCount;
 }
-- (id)initWithQueue:(SimQueue *)queue;
+- (id)initWithQueue:(SimQueue *)queue described:(BOOL)described;
 - (void)add:(sim_work)work;
 - (void)hold:(id)object;
 - (void)execute;
@@ -178,8 +189,29 @@ typedef struct sim_work {
 @interface SimQueue : SimObject <MTLCommandQueue> {
 @public
     int _inFlight;
+    BOOL _ignoring; /* after an error; only the worker's thread uses it */
 }
 @end
+
+/* clock.m */
+
+#define SIM_IGNORED 4 /* MTLCommandBufferErrorAccessRevoked: submissions after an error */
+
+typedef struct sim_run {
+    double start, seconds;
+    uint32_t dispatches, end_dispatch;
+    int code, end_code; /* of MTLCommandBufferError; 0 for none */
+    BOOL dry;
+} sim_run;
+
+sim_run sim_begin(BOOL ignored);
+/* Take the time of `work`; NO where the command buffer ends there, for run->code. */
+BOOL sim_step(sim_run *run, const sim_work *work);
+/* Keep a record; the end on the clock. */
+double sim_finish(sim_run *run, BOOL failed);
+NSString *sim_reason(int code); /* +0: macOS's text */
+void sim_clock_reset(void);
+uint32_t sim_clock_pending(void);
 
 /* worker.m: one thread runs what is committed, in that order */
 
@@ -192,6 +224,7 @@ void sim_worker_reset(void);
 
 @interface SimEncoder : SimObject <MTLCommandEncoder> {
     SimCommandBuffer *_commands;
+    unsigned _number;
     BOOL _ended;
     unsigned _groups;
 }

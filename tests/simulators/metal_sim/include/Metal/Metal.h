@@ -107,6 +107,29 @@ typedef NS_ENUM(NSInteger, MTLMathFloatingPointFunctions) {
 };
 #endif
 
+typedef NS_ENUM(NSUInteger, MTLCommandBufferError) {
+    MTLCommandBufferErrorNone = 0,
+    MTLCommandBufferErrorInternal = 1,
+    MTLCommandBufferErrorTimeout = 2,
+    MTLCommandBufferErrorPageFault = 3,
+    MTLCommandBufferErrorOutOfMemory = 8,
+    MTLCommandBufferErrorInvalidResource = 9,
+    MTLCommandBufferErrorDeviceRemoved = 11
+};
+
+typedef NS_OPTIONS(NSUInteger, MTLCommandBufferErrorOption) {
+    MTLCommandBufferErrorOptionNone = 0,
+    MTLCommandBufferErrorOptionEncoderExecutionStatus = 1 << 0
+};
+
+typedef NS_ENUM(NSInteger, MTLCommandEncoderErrorState) {
+    MTLCommandEncoderErrorStateUnknown = 0,
+    MTLCommandEncoderErrorStateCompleted = 1,
+    MTLCommandEncoderErrorStateAffected = 2,
+    MTLCommandEncoderErrorStatePending = 3,
+    MTLCommandEncoderErrorStateFaulted = 4
+};
+
 typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
     MTLCaptureDestinationDeveloperTools = 1,
     MTLCaptureDestinationGPUTraceDocument = 2
@@ -242,6 +265,20 @@ typedef MTLComputePipelineReflection *_Nullable MTLAutoreleasedComputePipelineRe
                   size:(NSUInteger)size;
 @end
 
+@interface MTLCommandBufferDescriptor : NSObject {
+    BOOL _retainedReferences;
+    MTLCommandBufferErrorOption _errorOptions;
+}
+@property (readwrite, nonatomic) BOOL retainedReferences;
+@property (readwrite, nonatomic) MTLCommandBufferErrorOption errorOptions;
+@end
+
+@protocol MTLCommandBufferEncoderInfo <NSObject>
+@property (readonly, nonatomic) NSString *label;
+@property (readonly, nonatomic) NSArray<NSString *> *debugSignposts;
+@property (readonly, nonatomic) MTLCommandEncoderErrorState errorState;
+@end
+
 typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 
 @protocol MTLCommandBuffer <NSObject>
@@ -263,6 +300,8 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
 - (nullable id<MTLCommandBuffer>)commandBuffer;
+- (nullable id<MTLCommandBuffer>)commandBufferWithDescriptor:
+    (MTLCommandBufferDescriptor *)descriptor;
 @end
 
 @protocol MTLDevice <NSObject>
@@ -316,6 +355,7 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 
 extern NSString *const MTLLibraryErrorDomain;
 extern NSString *const MTLCommandBufferErrorDomain;
+extern NSString *const MTLCommandBufferEncoderInfoErrorKey;
 extern NSString *const MTLCaptureErrorDomain;
 
 id<MTLDevice> _Nullable MTLCreateSystemDefaultDevice(void) NS_RETURNS_RETAINED;

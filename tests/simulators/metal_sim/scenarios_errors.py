@@ -1,0 +1,206 @@
+"""Errors that a Mac's GPU gives for a command buffer, and the queue after them."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+import numpy as np
+
+from metal_sim.kernels import ARGS, N, Adder, adder
+from metal_sim.scenarios_devices import refused
+from metal_sim.session import (
+    IGNORED,
+    INTERACTIVITY,
+    NO_REASON,
+    OUT_OF_MEMORY,
+    PAGE_FAULT,
+    RAISE,
+    TIMEOUT,
+    WITH_ERROR,
+    Simulation,
+)
+from oxibonsai.metal import Device, DeviceNotFoundError, EncodingError, ExecutionError
+
+CHUNK = "lower the chunk of the session or engine"
+
+
+def what_exceeds_the_budget_says_what_to_lower_and_the_next_call_succeeds(sim: Simulation) -> None:
+    for code, text in ((INTERACTIVITY, "Impacting Interactivity"), (TIMEOUT, "GPU Timeout")):
+        with adder() as one, one.commands() as commands:
+            sim.set_budget(0.6, code)
+            sim.set_cost("add", 0.7 / N)
+            with refused(ExecutionError, text, f"MTLCommandBufferErrorDomain {code}", CHUNK):
+                commands.replay()
+            assert one.added() == 0
+            sim.set_cost("add", 0.5 / N)
+            commands.replay(2)
+            assert one.added() == 2
+            assert one.device.stats.in_flight == 0
+
+
+def each_error_says_what_to_do(sim: Simulation) -> None:
+    cases = {
+        INTERACTIVITY: ("Impacting Interactivity", CHUNK),
+        TIMEOUT: ("Caused GPU Timeout Error", CHUNK),
+        PAGE_FAULT: ("Caused GPU Address Fault Error", "check the arguments"),
+        OUT_OF_MEMORY: ("Insufficient Memory", "lower max_seq"),
+        11: ("Internal Error", "open another"),
+    }
+    with adder() as one, one.commands() as commands:
+        for i, (code, texts) in enumerate(cases.items()):
+            sim.end(code)
+            with refused(ExecutionError, *texts, f"(MTLCommandBufferErrorDomain {code})"):
+                commands.replay()
+            commands.replay()
+            assert one.added() == i + 1
+
+
+def what_is_in_flight_behind_an_error_is_ignored_and_says_so(sim: Simulation) -> None:
+    with adder() as one:
+        queues = sim.made("MTLCommandQueue")
+        all_commands = [one.commands() for _ in range(16)]
+        for _ in range(2):
+            sim.forget_records()
+            with sim.hang():
+                sim.end(INTERACTIVITY, skip=1)
+                for commands in all_commands:
+                    commands.submit()
+            all_commands[0].wait(30)
+            with refused(ExecutionError, "Impacting Interactivity"):
+                all_commands[1].wait(30)
+            for commands in all_commands[2:]:
+                with refused(ExecutionError, "not run because of an earlier error"):
+                    commands.wait(30)
+            assert [r.code for r in sim.records()] == [0, INTERACTIVITY, *[IGNORED] * 14]
+        all_commands[0].replay()
+        assert one.added() == 3
+        assert sim.made("MTLCommandQueue") == queues + 2, "one for each error"
+        assert sim.live("MTLCommandQueue") == 1
+        for commands in all_commands:
+            commands.close()
+
+
+def a_submission_waits_for_what_fails_before_it(sim: Simulation) -> None:
+    """It would be ignored on the old queue, and overtake what is still there on a new one."""
+    with adder() as one, one.commands() as first, one.commands() as second:
+        for _ in range(5):
+            sim.end(INTERACTIVITY)
+            first.submit()
+            second.submit()  # before or after the failure
+            with refused(ExecutionError, "Impacting Interactivity"):
+                first.wait(30)
+            try:
+                second.wait(30)
+            except ExecutionError as error:
+                assert "earlier error" in str(error)
+            before = one.added()
+            second.replay()
+            assert one.added() == before + 1
+
+
+def copies_work_after_an_error_and_their_errors_renew_the_queue(sim: Simulation) -> None:
+    data = np.arange(10, dtype=np.uint8)
+    with adder() as one, one.commands() as commands:
+        with one.device.buffer(10, storage="private") as private:
+            private.write(data)
+            sim.end(INTERACTIVITY)
+            with refused(ExecutionError, "Impacting Interactivity"):
+                commands.replay()
+            assert np.array_equal(private.read(np.zeros(10, np.uint8)), data)
+            sim.end(TIMEOUT)
+            with refused(ExecutionError, "read 10 bytes", "GPU Timeout"):
+                private.read(np.zeros(10, np.uint8))
+            assert np.array_equal(private.read(np.zeros(10, np.uint8)), data)
+        commands.replay()
+        assert one.added() == 1
+
+
+def a_queue_that_cannot_be_renewed_is_an_error_and_tried_again(sim: Simulation) -> None:
+    with adder() as one, one.commands() as commands:
+        with one.device.buffer(10, storage="private") as private:
+            for how, text in ((NO_REASON, "no new command queue"), (RAISE, "SimException")):
+                sim.end(INTERACTIVITY)
+                with refused(ExecutionError, "Impacting Interactivity"):
+                    commands.replay()
+                sim.fail("newCommandQueue", how, times=2)
+                with refused(EncodingError, text):
+                    commands.replay()
+                with refused(ExecutionError, "read 10 bytes", text):
+                    private.read(np.zeros(10, np.uint8))
+                private.read(np.zeros(10, np.uint8))
+                commands.replay()
+        assert one.added() == 2
+
+
+def a_copy_does_not_wait_for_ever_for_what_hangs_behind_an_error(sim: Simulation) -> None:
+    with adder() as one, one.commands() as commands:
+        with one.device.buffer(10, storage="private") as private:
+            sim.fail("execute", WITH_ERROR)
+            with sim.hang(skip=1):
+                commands.submit()
+                commands.submit()
+                while one.device.stats.in_flight > 1:
+                    pass
+                with refused(ExecutionError, "did not finish what is in flight within 2 s"):
+                    private.read(np.zeros(10, np.uint8))
+            with refused(ExecutionError, "injected failure"):
+                commands.wait(30)
+            private.read(np.zeros(10, np.uint8))
+        commands.replay()
+        assert one.added() == 2
+
+
+# Encoders
+
+
+@contextmanager
+def debugging(value: str) -> Iterator[None]:
+    os.environ["OXIBONSAI_METAL_DEBUG"] = value
+    try:
+        yield
+    finally:
+        del os.environ["OXIBONSAI_METAL_DEBUG"]
+
+
+def fail_in_the_second(sim: Simulation, one: Adder, code: int, *texts: str) -> str:
+    with closing(one.library.pipeline("vectors")) as vectors, one.device.commands() as commands:
+        commands.dispatch(one.pipeline, [one.x, one.y], ARGS, threadgroups=2, threads=N // 2)
+        commands.dispatch(vectors, [one.y], threadgroups=1, threads=16)
+        commands.dispatch(one.pipeline, [one.x, one.y], ARGS, threadgroups=2, threads=N // 2)
+        sim.end(code, dispatch=1)
+        with refused(ExecutionError, *texts):
+            commands.replay()
+        commands.replay()
+        try:
+            sim.end(code, dispatch=1)
+            commands.replay()
+        except ExecutionError as error:
+            return str(error)
+    return ""
+
+
+def under_the_debug_variable_a_failure_names_its_kernels(sim: Simulation) -> None:
+    with debugging("1"):
+        with adder() as one:
+            fail_in_the_second(sim, one, PAGE_FAULT, "of 3 encoders vectors faulted")
+            fail_in_the_second(sim, one, INTERACTIVITY, CHUNK, "of 3 encoders vectors was affected")
+            with one.device.buffer(10, storage="private") as private:
+                sim.end(PAGE_FAULT)
+                with refused(ExecutionError, "of 1 encoders copy faulted"):
+                    private.read(np.zeros(10, np.uint8))
+
+
+def without_the_debug_variable_there_is_one_encoder_without_a_name(sim: Simulation) -> None:
+    for value in ("0", ""):
+        with debugging(value), adder() as one:
+            before = sim.made("MTLCommandEncoder")
+            text = fail_in_the_second(sim, one, PAGE_FAULT, "Address Fault")
+            assert "vectors" not in text
+            assert sim.made("MTLCommandEncoder") == before + 3
+
+
+def another_value_of_the_debug_variable_is_refused(sim: Simulation) -> None:
+    with debugging("yes"), refused(DeviceNotFoundError, "OXIBONSAI_METAL_DEBUG is 'yes'"):
+        Device("metal")
