@@ -21,18 +21,18 @@ static oxb_status blitting(metal_device *self, oxb_status (^body)(void)) {
 
 /* nil, or the reason, +0. */
 static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncoder>)) {
-    return metal_run(
-        self, @"oxibonsai copy", METAL_BLIT_SECONDS, ^NSString *(id<MTLCommandBuffer> commands) {
-            id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder]; /* +0 */
-            if (encoder == nil) return @"Metal gave no encoder for a copy";
-            [encoder setLabel:@"copy"];
-            @try {
-                encode(encoder);
-            } @finally {
-                [encoder endEncoding]; /* Metal requires it of every encoder */
-            }
-            return nil;
-        });
+    return metal_run(self, @"oxibonsai copy", METAL_BLIT_SECONDS,
+                     ^NSString *(id<MTLCommandBuffer> commands) {
+                         id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder]; /* +0 */
+                         if (encoder == nil) return @"Metal gave no encoder for a copy";
+                         [encoder setLabel:@"copy"];
+                         @try {
+                             encode(encoder);
+                         } @finally {
+                             [encoder endEncoding]; /* Metal requires it of every encoder */
+                         }
+                         return nil;
+                     });
 }
 
 static oxb_status blit_failed(NSString *reason, const char *what, uint64_t offset,
@@ -149,9 +149,16 @@ oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, 
         metal_object_free(self, (void *)made);
         return status;
     }
+    metal_residency_add(self->residency, made);
     *contents = shared ? [made contents] : NULL;
     *buffer = (void *)made;
     return OXB_OK;
+}
+
+void metal_buffer_free(void *device, void *buffer) {
+    metal_device *self = device;
+    metal_residency_remove(self->residency, (id<MTLBuffer>)buffer);
+    metal_object_free(self, buffer);
 }
 
 oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void **buffer) {

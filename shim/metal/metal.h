@@ -43,6 +43,7 @@ typedef struct metal_family {
 } metal_family;
 
 typedef struct metal_queue metal_queue;
+typedef struct metal_residency metal_residency;
 
 /* What was measured of all pipelines; see pace.m. */
 typedef struct metal_pace {
@@ -52,9 +53,10 @@ typedef struct metal_pace {
 } metal_pace;
 
 typedef struct metal_device {
-    id<MTLDevice> device;    /* +1 */
-    metal_queue *queue;      /* owned */
-    id<MTLLibrary> metallib; /* +1; nil unless OXIBONSAI_METALLIB asks for one */
+    id<MTLDevice> device;       /* +1 */
+    metal_queue *queue;         /* owned */
+    metal_residency *residency; /* owned; NULL where there are no residency sets */
+    id<MTLLibrary> metallib;    /* +1; nil unless OXIBONSAI_METALLIB asks for one */
     uint32_t index;
     uint64_t max_threadgroup_memory;
     pthread_mutex_t library_lock;
@@ -62,7 +64,7 @@ typedef struct metal_device {
     pthread_mutex_t blit_lock;
     pthread_mutex_t submit_lock;
     metal_pace pace;
-    bool debug; /* OXIBONSAI_METAL_DEBUG */
+    bool debug;              /* OXIBONSAI_METAL_DEBUG */
     metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
@@ -89,7 +91,7 @@ NSString *metal_why(NSError *error);
 
 /* Run `body` inside an autorelease pool; an exception becomes the status `code`. */
 oxb_status metal_guarded(oxb_status code, oxb_status (^body)(void));
-/* Release a handle that is an Objective-C object: a buffer or a library. */
+/* Release a handle that is an Objective-C object, such as a library. */
 void metal_object_free(void *device, void *object);
 
 /* probe.m */
@@ -100,7 +102,7 @@ NSString *metal_probe(metal_device *self);
 /* queue.m */
 
 /* Owned by the caller, or NULL where Metal gives no queue; may raise. */
-metal_queue *metal_queue_new(id<MTLDevice> device);
+metal_queue *metal_queue_new(id<MTLDevice> device, metal_residency *residency);
 /* What is in flight keeps it alive. */
 void metal_queue_release(metal_queue *queue);
 /* A command buffer, +0, with what `encode` puts into it, or nil with the reason, +0: that of
@@ -108,7 +110,7 @@ void metal_queue_release(metal_queue *queue);
  * flight and there is a fresh queue; for ever where `seconds` is negative. Never raises. What it
  * gives has a place in the queue and must be committed. */
 id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds,
-                                  NSString *(^encode)(id<MTLCommandBuffer>), NSString **reason);
+                                  NSString * (^encode)(id<MTLCommandBuffer>), NSString **reason);
 /* nil, or the reason, +0, and then `finished` is not called. Else it is called once, in a pool of a
  * thread of Metal's, with nil or why the command buffer failed. Never raises. */
 NSString *metal_commit(metal_device *self, id<MTLCommandBuffer> commands,
@@ -117,7 +119,7 @@ NSString *metal_commit(metal_device *self, id<MTLCommandBuffer> commands,
 NSString *metal_failure(id<MTLCommandBuffer> commands);
 /* Encode, commit and wait until completion; nil, or the reason, +0. */
 NSString *metal_run(metal_device *self, NSString *label, double seconds,
-                    NSString *(^encode)(id<MTLCommandBuffer>));
+                    NSString * (^encode)(id<MTLCommandBuffer>));
 
 /* submit.m */
 
@@ -159,6 +161,7 @@ void metal_pipeline_free(void *device, void *pipeline);
 
 oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                             void **contents);
+void metal_buffer_free(void *device, void *buffer);
 oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void **buffer);
 oxb_status metal_buffer_read(void *device, void *buffer, uint64_t offset, void *to,
                              uint64_t length);
@@ -166,6 +169,18 @@ oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const
                               uint64_t length);
 oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length,
                              uint8_t value);
+
+/* residency.m; none of these raises, and all take NULL. */
+
+/* Owned, or NULL where the system or the device has no residency sets. */
+metal_residency *metal_residency_new(id<MTLDevice> device);
+void metal_residency_free(metal_residency *residency);
+/* Make the set that of a queue. */
+void metal_residency_attach(metal_residency *residency, id<MTLCommandQueue> queue);
+void metal_residency_add(metal_residency *residency, id<MTLBuffer> buffer);
+void metal_residency_remove(metal_residency *residency, id<MTLBuffer> buffer);
+/* Before a submission. */
+void metal_residency_use(metal_residency *residency);
 
 /* capture.m */
 

@@ -17,6 +17,7 @@ from metal_sim import (
     scenarios_errors,
     scenarios_model,
     scenarios_pieces,
+    scenarios_residency,
     scenarios_work,
 )
 from metal_sim.session import Session
@@ -26,6 +27,7 @@ MODULES = (
     scenarios_work,
     scenarios_errors,
     scenarios_pieces,
+    scenarios_residency,
     scenarios_model,
 )
 # What is written to its own folder needs a driver of its own.

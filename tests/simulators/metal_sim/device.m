@@ -107,6 +107,9 @@ uint32_t sim_max_threads_of(const char *kernel) {
     uint32_t width = widths[[self place]];
     return width != 0 ? width : MSL_SIMD_WIDTH;
 }
+- (BOOL)supportsFamily:(MTLGPUFamily)family {
+    return sim_is_apples() && family != MTLGPUFamilyMac2;
+}
 - (MTLSize)maxThreadsPerThreadgroup {
     return MTLSizeMake(1024, 1024, 1024);
 }
@@ -114,7 +117,8 @@ uint32_t sim_max_threads_of(const char *kernel) {
     return YES;
 }
 - (uint64_t)recommendedMaxWorkingSetSize {
-    return [self maxBufferLength] * 2;
+    uint64_t bytes = sim_working_set();
+    return bytes != 0 ? bytes : [self maxBufferLength] * 2;
 }
 - (NSUInteger)maxBufferLength {
     return max_buffer_length != 0 ? max_buffer_length : DEFAULT_MAX_BUFFER_LENGTH;

@@ -90,6 +90,7 @@
         sim_misuse("offset past the buffer", "%lu in %lu bytes", (unsigned long)offset,
                    (unsigned long)own->_length);
     if (own != nil) [_commands hold:own];
+    if (own != nil) [_commands->_queue simCheckResident:own];
     _launch.buffers[index] = own != nil ? (struct msl_binding){own->_memory, own->_length, offset}
                                         : (struct msl_binding){NULL, 0, 0};
     _bytes[index] = NO;
@@ -180,10 +181,8 @@
 }
 - (void)fillBuffer:(id<MTLBuffer>)buffer range:(NSRange)range value:(uint8_t)value {
     char *to = [self range:range.location length:range.length of:buffer call:"fillBuffer"];
-    [_commands add:(sim_work){.to = to,
-                             .length = range.length,
-                             .value = value,
-                             .encoder = _number}];
+    [_commands
+        add:(sim_work){.to = to, .length = range.length, .value = value, .encoder = _number}];
 }
 - (void)copyFromBuffer:(id<MTLBuffer>)sourceBuffer
           sourceOffset:(NSUInteger)sourceOffset

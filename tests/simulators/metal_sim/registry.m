@@ -196,4 +196,5 @@ void metal_sim_reset(void) {
     sim_devices_reset();
     sim_worker_reset();
     sim_clock_reset();
+    sim_residency_reset();
 }

@@ -77,6 +77,9 @@ class Simulation:
     def fail(self, call: str, how: int = NO_REASON, *, skip: int = 0, times: int = 1) -> None:
         self.library.metal_sim_fail(call.encode(), skip, times, how)
 
+    def set_working_set(self, nbytes: int) -> None:
+        self.library.metal_sim_set_working_set(ctypes.c_uint64(nbytes))
+
     def set_max_buffer_length(self, length: int) -> None:
         self.library.metal_sim_set_max_buffer_length(ctypes.c_uint64(length))
 

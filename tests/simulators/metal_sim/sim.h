@@ -171,7 +171,7 @@ typedef struct sim_work {
     SimQueue *_queue;
     sim_work *_first, **_last;
     NSMutableArray *_encoders; /* SimEncoderInfo of each; nil where they are not asked for */
-    NSMutableArray *_held; /* what the work uses */
+    NSMutableArray *_held;     /* what the work uses */
     BOOL _encoding;
     unsigned _encoderCount;
     MTLCommandBufferStatus _status;
@@ -190,8 +190,21 @@ typedef struct sim_work {
 @public
     int _inFlight;
     BOOL _ignoring; /* after an error; only the worker's thread uses it */
+    NSMutableArray *_sets;
 }
 @end
+
+/* residency.m */
+
+@interface SimQueue (Residency)
+/* Abort where residency is required and no set of the queue has the buffer. */
+- (void)simCheckResident:(SimBuffer *)buffer;
+@end
+
+/* Whether devices are Apple's own GPUs. */
+BOOL sim_is_apples(void);
+uint64_t sim_working_set(void); /* 0: not set */
+void sim_residency_reset(void);
 
 /* clock.m */
 

@@ -50,6 +50,12 @@ typedef NS_ENUM(NSUInteger, MTLLanguageVersion) {
     MTLLanguageVersion2_4 = (2 << 16) + 4
 };
 
+typedef NS_ENUM(NSInteger, MTLGPUFamily) {
+    MTLGPUFamilyApple7 = 1007,
+    MTLGPUFamilyMac2 = 2002,
+    MTLGPUFamilyMetal3 = 5001
+};
+
 typedef NS_ENUM(NSUInteger, MTLDataType) {
     MTLDataTypeFloat = 3,
     MTLDataTypeInt = 29,
@@ -147,6 +153,33 @@ typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
 @property (readonly) NSUInteger length;
 - (void *)contents;
 @end
+
+#if SIM_MACOS >= 15
+@protocol MTLAllocation <NSObject>
+@property (readonly) NSUInteger allocatedSize;
+@end
+
+@interface MTLResidencySetDescriptor : NSObject {
+    NSString *_label;
+    NSUInteger _initialCapacity;
+}
+@property (nullable, copy, nonatomic) NSString *label;
+@property (nonatomic) NSUInteger initialCapacity;
+@end
+
+@protocol MTLResidencySet <NSObject>
+@property (readonly) id<MTLDevice> device;
+@property (nullable, readonly) NSString *label;
+@property (readonly) NSUInteger allocationCount;
+- (void)requestResidency;
+- (void)endResidency;
+- (void)addAllocation:(id<MTLAllocation>)allocation;
+- (void)removeAllocation:(id<MTLAllocation>)allocation;
+- (void)removeAllAllocations;
+- (BOOL)containsAllocation:(id<MTLAllocation>)anAllocation;
+- (void)commit;
+@end
+#endif
 
 @interface MTLCompileOptions : NSObject {
     BOOL _fastMathEnabled;
@@ -300,6 +333,10 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
 - (nullable id<MTLCommandBuffer>)commandBuffer;
+#if SIM_MACOS >= 15
+- (void)addResidencySet:(id<MTLResidencySet>)residencySet;
+- (void)removeResidencySet:(id<MTLResidencySet>)residencySet;
+#endif
 - (nullable id<MTLCommandBuffer>)commandBufferWithDescriptor:
     (MTLCommandBufferDescriptor *)descriptor;
 @end
@@ -313,7 +350,13 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @property (readonly) NSUInteger maxBufferLength;
 @property (readonly) NSUInteger maxThreadgroupMemoryLength;
 @property (readonly) NSUInteger currentAllocatedSize;
+- (BOOL)supportsFamily:(MTLGPUFamily)gpuFamily;
 - (nullable id<MTLCommandQueue>)newCommandQueue;
+#if SIM_MACOS >= 15
+- (nullable id<MTLResidencySet>)newResidencySetWithDescriptor:
+                                    (MTLResidencySetDescriptor *)descriptor
+                                                        error:(NSError *_Nullable *_Nullable)error;
+#endif
 - (nullable id<MTLBuffer>)newBufferWithLength:(NSUInteger)length
                                       options:(MTLResourceOptions)options;
 - (nullable id<MTLBuffer>)
