@@ -1,11 +1,13 @@
 /* Shared by the files of the driver "metal": Apple's Metal through Objective-C, with manual retain
  * and release. driver.m has the table and the devices, probe.m what a device must do to be
  * admitted, queue.m command buffers and their failures, submit.m submissions, pace.m how long they
- * take, kernels.m libraries and pipelines, buffers.m memory, capture.m captures.
+ * take, kernels.m libraries and pipelines, buffers.m memory, residency.m what keeps it there,
+ * capture.m captures.
  *
  * They build against Apple's frameworks, and on other systems against GNUstep and the simulated
  * Metal of tests/simulators/metal_sim, so they keep to what both compile: no literals or subscripts
- * of Objective-C objects, no modules, and nothing newer than macOS 12.
+ * of Objective-C objects, no modules, and nothing newer than macOS 12 but what is looked up at run
+ * time.
  *
  * A comment where a reference is made says who owns it: +1 is ours to release, +0 lives until the
  * autorelease pool is drained. Every entry point runs through metal_guarded(), which holds the pool
@@ -15,7 +17,8 @@
  * that one blit of ours is in flight at a time. submit_lock is held while a list is encoded and
  * waits for a place in the queue, so that no other list gets between the command buffers of one.
  * Completion handlers take none of the three, and no two of them are held at once. The locks of a
- * queue, a job and of the pace are leaves: Metal is not called with one held.
+ * queue, a job and of the pace are leaves: Metal is not called with one held. Those of residency.m
+ * are taken last, also where a completion handler frees a buffer, and held while the set is called.
  */
 #ifndef METAL_DRIVER_H
 #define METAL_DRIVER_H
