@@ -174,11 +174,6 @@ static void device_info(void *device, oxb_device_info *info) {
     });
 }
 
-static void abilities(void *device, oxb_abilities *all) {
-    gpu_abilities(device, all);
-    all->dispatch_work = metal_pace_dispatch_work();
-}
-
 static const oxb_driver driver = {
     .abi_version = OXB_ABI_VERSION,
     .struct_size = sizeof(oxb_driver),
@@ -187,7 +182,7 @@ static const oxb_driver driver = {
     .device_open = device_open,
     .device_close = device_close,
     .device_info = device_info,
-    .abilities = abilities,
+    .abilities = gpu_abilities,
     .tile = gpu_tile,
     .weight_layouts = gpu_weight_layouts,
     .weight_pack = gpu_weight_pack,

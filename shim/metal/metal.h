@@ -76,7 +76,7 @@ typedef struct metal_pipeline {
     NSString *name;                    /* +1 */
     double pace;                       /* seconds of a multiply-add; 0: none measured */
     double part;                       /* scratch of metal_pace_learn() */
-    bool measured;                     /* by more than a small part of a command buffer */
+    double measured;                   /* seconds that it took of what was measured */
 } metal_pipeline;
 
 /* driver.m */
@@ -131,14 +131,12 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
 
 /* pace.m */
 
-/* The most multiply-adds that one dispatch should have: it cannot go in pieces. */
-uint64_t metal_pace_dispatch_work(void);
 /* How many of the n dispatches go into one command buffer, 1 at the least; `whole` at the start of
  * a list, which stays whole up to twice the time of a piece. */
 uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole);
-/* Take in what a command buffer of n dispatches took. */
-void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n,
-                      double seconds);
+/* Take in how long a command buffer of n dispatches took until it completed or failed. */
+void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, double seconds,
+                      bool completed);
 double metal_work_rate(void *device);
 
 /* kernels.m */

@@ -18,20 +18,19 @@
 #define PIECE_SECONDS 0.1
 /* What is only guessed counts as longer by this. */
 #define DOUBT 2.0
-/* Shorter command buffers say more of their overhead than of their kernels. */
+/* Shorter command buffers say more of their overhead than of their kernels, and a pipeline that ran
+ * for less is not measured. */
 #define LEAST_SECONDS 1e-3
 /* One measurement changes a pace by this factor at the most, and a lower pace is taken on in part:
  * to predict too much costs some microseconds for a piece, too little may cost the work. */
 #define MOST_CHANGE 16.0
 #define DOWNWARDS   0.25
-/* A pipeline with a smaller part of a command buffer is not measured by it. */
-#define LEAST_PART 0.05
+/* What macOS ended, and so took too long, would have taken this many times as long or more. */
+#define AT_LEAST 2.0
 /* Dispatches of at least this many multiply-adds are of many vectors, and bound by arithmetic: the
  * work rate is theirs. Older command buffers fade from it. */
 #define MANY_VECTORS 2e8
 #define FADE         0.9
-
-uint64_t metal_pace_dispatch_work(void) { return (uint64_t)(GUESSED_RATE * PIECE_SECONDS / DOUBT); }
 
 static double work_of(const oxb_driver_dispatch *d) {
     if (d->work != 0) return (double)d->work;
@@ -48,7 +47,7 @@ static double seconds_of(const oxb_driver_dispatch *d) {
 /* Called with the lock held. */
 static double cautious_seconds_of(const oxb_driver_dispatch *d) {
     const metal_pipeline *p = d->pipeline;
-    return DISPATCH_SECONDS + seconds_of(d) * (p->measured ? 1 : DOUBT);
+    return DISPATCH_SECONDS + seconds_of(d) * (p->measured >= LEAST_SECONDS ? 1 : DOUBT);
 }
 
 uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole) {
@@ -77,9 +76,10 @@ static void measure_rate(metal_pace *pace, const oxb_driver_dispatch *list, uint
     pace->seconds = FADE * pace->seconds + seconds;
 }
 
-void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n,
-                      double seconds) {
+void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, double seconds,
+                      bool completed) {
     double predicted = 0, largest = 0;
+    if (!completed) seconds *= AT_LEAST;
     pthread_mutex_lock(&pace->lock);
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
@@ -90,7 +90,10 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
     }
     bool says = seconds >= LEAST_SECONDS && largest > 0;
     double change = says ? log(fmin(fmax(seconds / predicted, 1 / MOST_CHANGE), MOST_CHANGE)) : 0;
-    if (change < 0) change *= DOWNWARDS;
+    if (change < 0) {
+        says = completed; /* what failed at once says nothing */
+        change *= DOWNWARDS;
+    }
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
         double part = p->part;
@@ -98,9 +101,9 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
         if (!says || part <= 0) continue;
         /* The largest part is the likeliest to be wrong by the whole factor. */
         p->pace = (p->pace > 0 ? p->pace : 1 / GUESSED_RATE) * exp(change * part / largest);
-        p->measured |= part >= LEAST_PART * predicted;
+        p->measured += seconds * part / predicted;
     }
-    if (says) measure_rate(pace, list, n, seconds);
+    if (says && completed) measure_rate(pace, list, n, seconds);
     pthread_mutex_unlock(&pace->lock);
 }
 

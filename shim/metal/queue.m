@@ -205,6 +205,8 @@ static NSString *advice(NSError *error) {
     }
 }
 
+#define MAX_NAMES 8u /* of encoders in a message */
+
 /* The encoders that had to do with a failure, where their status was asked for, or "". */
 static NSString *encoders_of(NSError *error) {
     NSArray *infos = [[error userInfo] objectForKey:MTLCommandBufferEncoderInfoErrorKey]; /* +0 */
@@ -216,9 +218,12 @@ static NSString *encoders_of(NSError *error) {
         else if (state == MTLCommandEncoderErrorStateAffected)
             [names addObject:metal_text("%@ was affected", [info label])];
     }
-    if ([names count] == 0) return @"";
-    return metal_text("; of %lu encoders %@", (unsigned long)[infos count],
-                      [names componentsJoinedByString:@", "]);
+    NSUInteger n = [names count], told = n < MAX_NAMES ? n : MAX_NAMES;
+    if (n == 0) return @"";
+    NSString *first =
+        [[names subarrayWithRange:NSMakeRange(0, told)] componentsJoinedByString:@", "];
+    return metal_text("; of %lu encoders %@%@", (unsigned long)[infos count], first,
+                      n > told ? metal_text(", and %lu more", (unsigned long)(n - told)) : @"");
 }
 
 NSString *metal_failure(id<MTLCommandBuffer> commands) {

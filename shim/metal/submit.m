@@ -98,10 +98,8 @@ static NSString *encode_piece(id<MTLCommandBuffer> commands, const oxb_driver_di
 static void piece_finished(metal_device *self, job *j, uint32_t first, uint32_t n,
                            id<MTLCommandBuffer> commands, NSString *failure) {
     oxb_times times = {[commands GPUStartTime], [commands GPUEndTime]};
-    if (failure == nil)
-        metal_pace_learn(&self->pace, j->list + first, n, times.end - times.start);
-    else
-        fail_job(j, OXB_EXECUTION_FAILED, failure);
+    metal_pace_learn(&self->pace, j->list + first, n, times.end - times.start, failure == nil);
+    if (failure != nil) fail_job(j, OXB_EXECUTION_FAILED, failure);
     pthread_mutex_lock(&j->lock);
     if (j->times.start <= 0 || (times.start > 0 && times.start < j->times.start))
         j->times.start = times.start;

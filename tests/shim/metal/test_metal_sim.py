@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import shutil
@@ -11,25 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from metal_sim import (
-    build,
-    scenarios_devices,
-    scenarios_errors,
-    scenarios_model,
-    scenarios_pieces,
-    scenarios_residency,
-    scenarios_work,
-)
+from metal_sim import build, scenarios_devices
 from metal_sim.session import Session
 
-MODULES = (
-    scenarios_devices,
-    scenarios_work,
-    scenarios_errors,
-    scenarios_pieces,
-    scenarios_residency,
-    scenarios_model,
-)
+MODULES = [
+    importlib.import_module(f"metal_sim.{path.stem}")
+    for path in sorted(build.HERE.glob("scenarios_*.py"))
+]
+
 # What is written to its own folder needs a driver of its own.
 METALLIB = (
     "a_metallib_beside_the_driver_waits_to_be_asked_for",
@@ -62,10 +52,16 @@ MISUSE = {
     "bytes_for_a_written_argument": "bytes bound to a writable argument",
     "use_after_end": "use after endEncoding",
     "handler_after_commit": "handler after commit",
+    "references_not_retained": "references not retained",
     "fast_math_left_on": "fast math",
     "math_mode_left_fast": "fast math",
     "math_functions_left_fast": "fast math",
     "math_mode_on_an_old_system": "unknown selector",
+    "residency_set_on_an_old_system": "unknown selector",
+    "residency_set_of_an_intel_mac": "no residency sets",
+    "thirty_three_residency_sets": "over 32 residency sets",
+    "residency_of_another_device": "object of another device",
+    "buffer_in_no_committed_set": "buffer outside the residency set",
     "blit_of_odd_bytes": "blit range not a multiple of 4",
     "blit_past_the_end": "range outside the buffer",
     "wrap_of_a_part_of_a_page": "wrapped memory not whole pages",

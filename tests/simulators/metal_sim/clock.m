@@ -113,8 +113,7 @@ static double seconds_of(const sim_work *work) {
     if (work->pipeline == nil) return blit_cost * (double)work->length;
     double threads = 1, seconds = default_cost;
     for (unsigned i = 0; i < 3; i++)
-        threads *=
-            (double)work->launch.threadgroups[i] * work->launch.threads_per_threadgroup[i];
+        threads *= (double)work->launch.threadgroups[i] * work->launch.threads_per_threadgroup[i];
     for (unsigned i = 0; i < n_costs; i++) {
         if (strcmp(costs[i].kernel, work->pipeline->_kernel->name) == 0) seconds = costs[i].seconds;
     }
@@ -149,7 +148,7 @@ BOOL sim_step(sim_run *run, const sim_work *work) {
 double sim_finish(sim_run *run, BOOL failed) {
     pthread_mutex_lock(&lock);
     /* What the budget ended ran until then. */
-    double seconds = !on                                         ? real_time() - run->start
+    double seconds = !on ? real_time() - run->start
                      : run->code != 0 && budget > 0 && run->seconds > budget ? budget
                                                                              : run->seconds;
     if (on) time_now = run->start + seconds;

@@ -208,6 +208,13 @@ static void handler_after_commit(void) {
     }];
 }
 
+static void references_not_retained(void) {
+    MTLCommandBufferDescriptor *descriptor =
+        [[[MTLCommandBufferDescriptor alloc] init] autorelease];
+    [descriptor setRetainedReferences:NO];
+    [queue commandBufferWithDescriptor:descriptor];
+}
+
 /* Of macOS 15; older headers do not declare it. */
 @protocol math_options
 - (void)setMathMode:(NSInteger)mode;
@@ -250,6 +257,44 @@ static void math_functions_left_fast(void) {
 static void math_mode_on_an_old_system(void) {
     metal_sim_set_macos(14);
     careful_options();
+}
+
+/* Of macOS 15 too. */
+@protocol residency
+- (id)newResidencySetWithDescriptor:(id)descriptor error:(NSError **)error;
+- (void)addResidencySet:(id)set;
+- (void)addAllocation:(id)allocation;
+@end
+
+static id<residency> new_set(void) {
+    id descriptor = [[NSClassFromString(@"MTLResidencySetDescriptor") alloc] init];
+    return [(id<residency>)device newResidencySetWithDescriptor:descriptor error:NULL];
+}
+
+static void residency_set_on_an_old_system(void) {
+    metal_sim_set_macos(14);
+    new_set();
+}
+
+static void residency_set_of_an_intel_mac(void) {
+    metal_sim_set_apples(0);
+    new_set();
+}
+
+static void thirty_three_residency_sets(void) {
+    for (int i = 0; i < 33; i++) [(id<residency>)queue addResidencySet:new_set()];
+}
+
+static void residency_of_another_device(void) {
+    [new_set() addAllocation:[other newBufferWithLength:16 options:MTLResourceStorageModeShared]];
+}
+
+static void buffer_in_no_committed_set(void) {
+    id<residency> set = new_set();
+    [(id<residency>)queue addResidencySet:set];
+    [set addAllocation:buffer];
+    metal_sim_require_residency(1);
+    ready();
 }
 
 static void blit_of_odd_bytes(void) {
@@ -312,10 +357,16 @@ static const struct {
              CASE(bytes_for_a_written_argument),
              CASE(use_after_end),
              CASE(handler_after_commit),
+             CASE(references_not_retained),
              CASE(fast_math_left_on),
              CASE(math_mode_left_fast),
              CASE(math_functions_left_fast),
              CASE(math_mode_on_an_old_system),
+             CASE(residency_set_on_an_old_system),
+             CASE(residency_set_of_an_intel_mac),
+             CASE(thirty_three_residency_sets),
+             CASE(residency_of_another_device),
+             CASE(buffer_in_no_committed_set),
              CASE(blit_of_odd_bytes),
              CASE(blit_past_the_end),
              CASE(wrap_of_a_part_of_a_page)};

@@ -8,9 +8,17 @@ from contextlib import closing, contextmanager
 
 import numpy as np
 
-from metal_sim.kernels import ARGS, N, Adder, adder
+from metal_sim.kernels import ARGS, Adder, N, adder
 from metal_sim.scenarios_devices import refused
-from metal_sim.session import INTERACTIVITY, NO_REASON, PAGE_FAULT, RAISE, Record, Simulation
+from metal_sim.session import (
+    INTERACTIVITY,
+    NO_REASON,
+    PAGE_FAULT,
+    RAISE,
+    TIMEOUT,
+    Record,
+    Simulation,
+)
 from oxibonsai import metal
 from oxibonsai.metal import EncodingError, ExecutionError
 
@@ -110,6 +118,25 @@ def what_takes_five_times_the_guess_stays_in_the_budget(sim: Simulation) -> None
             dispatch = 5 * of_list / 60
             assert max(r.seconds for r in then) < max(1.2 * PIECE, 1.01 * dispatch)
             assert len(then) <= 60
+
+
+def what_was_ended_for_its_time_goes_in_shorter_pieces_the_next_time(sim: Simulation) -> None:
+    threads = round(0.01 / GUESS / 256) * 256
+    for code in (INTERACTIVITY, TIMEOUT):
+        with adder() as one, grids(one, 60, threads) as commands, dry(sim):
+            sim.set_budget(BUDGET, code)
+            sim.set_cost("add", 20 * GUESS)
+            with refused(ExecutionError, "lower the chunk"):
+                commands.replay()
+            sim.forget_records()
+            commands.replay()
+            assert max(r.seconds for r in sim.records()) < max(1.5 * PIECE, 1.01 * 20 * 0.01)
+            sim.end(PAGE_FAULT)  # at once
+            with refused(ExecutionError, "Address Fault"):
+                commands.replay()
+            sim.forget_records()
+            commands.replay()
+            assert max(r.seconds for r in sim.records()) < max(1.5 * PIECE, 1.01 * 20 * 0.01)
 
 
 def a_lower_pace_is_taken_on_slowly_and_a_higher_one_at_once(sim: Simulation) -> None:

@@ -1,0 +1,114 @@
+"""Prompts and steps of generation as command buffers of bounded time."""
+
+from __future__ import annotations
+
+import io
+import runpy
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+
+from metal_sim.session import Record, Simulation
+from oxibonsai import metal
+from oxibonsai.model import Model, Session
+
+ROOT = Path(metal.__file__).resolve().parents[2]
+MODEL = Path(metal.__file__).resolve().parent.parent / "data" / "alice-q1_0.gguf"
+PROMPT = "Alice was beginning to get very tired of sitting by her sister on the bank"
+
+
+def records_of(sim: Simulation, session: Session, tokens: list[int]) -> list[Record]:
+    sim.forget_records()
+    session.forward(tokens, logits=None)
+    return sim.records()
+
+
+def teach(sim: Simulation, session: Session, prompt: list[int], seconds: float) -> None:
+    """Let a thread take so long, and the driver know it from dry runs."""
+    sim.set_dry(1)
+    for shift in range(9, -1, -3):
+        sim.set_cost(None, seconds / 2**shift)
+        for _ in range(2):
+            session.forward(prompt, logits=None)
+            session.forward(prompt[:1], logits=None)
+            session.rewind(0)
+    sim.set_dry(0)
+
+
+def the_text_after_a_prompt_in_pieces_is_that_after_a_whole_one(sim: Simulation) -> None:
+    """A step of generation takes 0.12 s here, and a chunk of 16 tokens 0.28 s."""
+    sim.set_cost(None, 1e-12)
+    with (
+        metal.Device("metal") as device,
+        Model.load(MODEL, device) as model,
+        model.session(chunk=16) as session,
+    ):
+        prompt = list(model.tokenizer.encode(PROMPT))[:16]
+        assert len(prompt) == 16
+        assert len(records_of(sim, session, prompt)) == 1
+        expected = list(session.generate(6))
+        session.rewind(0)
+        teach(sim, session, prompt, 5.6e-7)
+        sim.set_budget(0.25)
+        pieces = records_of(sim, session, prompt)
+        assert sum(r.seconds for r in pieces) > 0.25, "as one it would be ended"
+        assert len(pieces) >= 3
+        sim.forget_records()
+        assert list(session.generate(6)) == expected
+        # The first choice is made from the logits that the prompt left.
+        choice, *steps = sim.records()
+        assert choice.seconds < 0.01 * steps[0].seconds
+        assert len(steps) == 6
+        assert len({r.dispatches for r in steps}) == 1
+        assert all(0.1 < r.seconds < 0.15 for r in steps)
+
+
+# Multiply-adds of a thread in batches of 512 of the 8B shape. A cost has no length of rows or of a
+# text in it: this is the mean of both matrices of a name, and attention to the whole text.
+BATCHES = {
+    "gemm_q1_g128_halves": 65536,
+    "gemm_q1_g128_residual_halves": 131072,
+    "fused_gate_up_swiglu_gemm_q1_g128_halves": 65536,
+    "attention_f16": 32768,
+}
+VECTORS = {
+    "gemv_q1_g128_norm": 512,
+    "gemv_q1_g128_residual": 1024,
+    "fused_gate_up_swiglu_q1_g128_norm": 1024,
+}
+GUESSED_RATE, M1 = 0.35e12, 0.65e12  # multiply-adds a second; shim/metal/pace.m has the first
+BUDGET = 0.6  # seconds
+
+
+@contextmanager
+def of_8b_shape(device: metal.Device) -> Iterator[Model]:
+    """Load a few layers of the true widths."""
+    main = runpy.run_path(str(ROOT / "tools" / "synthetic_model.py"))["main"]
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "8b.gguf"
+        with redirect_stdout(io.StringIO()):
+            main(["--shape", "bonsai-8b", "--layers", "6", "--vocab", "1024", "--out", str(path)])
+        with Model.load(path, device) as model:
+            yield model
+
+
+def a_long_prompt_of_true_widths_stays_in_the_budget(sim: Simulation) -> None:
+    """Whether the device is as fast as an M1 or five times slower than the driver guesses."""
+    for rate in (M1, GUESSED_RATE / 5):
+        with metal.Device("metal") as device, of_8b_shape(device) as model:
+            sim.set_cost(None, 2e-10 * M1 / rate)
+            for kernel, work in (BATCHES | VECTORS).items():
+                sim.set_cost(kernel, work / rate)
+            with model.session(chunk=512, max_seq=4200) as session:
+                sim.set_dry(1)
+                sim.set_budget(BUDGET)
+                prompt = [i % 1000 for i in range(4096)]
+                pieces = records_of(sim, session, prompt)
+                whole = sum(r.seconds for r in pieces) / 8
+                assert whole > BUDGET, "a chunk as one command buffer would be ended"
+                assert max(r.seconds for r in pieces) < BUDGET
+                assert 0.5 < device.stats.work_per_second / rate < 2
+                for token in range(3):
+                    assert len(records_of(sim, session, [token])) == 1
+        sim.reset()
