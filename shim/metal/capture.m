@@ -1,8 +1,8 @@
 /* Captures of the driver "metal", for Xcode. */
 #include "metal.h"
 
-/* The documented name, and the one that older systems know. */
-#define ENABLED "MTL_CAPTURE_ENABLED=1 (METAL_CAPTURE_ENABLED=1 on older systems)"
+/* The name in Apple's documentation, and the one that Xcode sets. */
+#define ENABLED "MTL_CAPTURE_ENABLED=1 (on some systems METAL_CAPTURE_ENABLED=1)"
 
 oxb_status metal_capture_start(void *device, const char *path) {
     metal_device *self = device;
