@@ -1,7 +1,7 @@
 # Everything runs from .venv, which is made on first use from $(PYTHON).
 #   make demo       generate text with the model that ships
 #   make test       the fast tests          make test-slow / test-peer / test-all  the rest
-#   make lint       ruff, mypy, import-linter, stubs, cython-lint, clang-format, layers, codespell
+#   make lint       ruff, mypy, import-linter, stubs, cython-lint, clang-format, layers, shellcheck, codespell
 #   make format     bring the code into shape
 #   make cross      compile the C code for macOS with zig
 #   make sanitize   the tests under ASan + UBSan, those with threads under TSan, the simulated Metal
@@ -26,11 +26,11 @@ SIMULATION += gcc-aarch64-linux-gnu libc6-dev-arm64-cross qemu-user
 QWEN3 := .cache/qwen3
 
 SOURCES := $(wildcard shim/*/*.[chm] shim/*/*/*.[ch] shaders/*.metal oxibonsai/metal/*.pyx \
-    oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
+    oxibonsai/metal/*.pxd) setup.py tools/embed_shaders.py tools/c_flags.py $(wildcard oxibonsai/msl/*.py shaders/*.h)
 BUILT := $(VENV)/.built $(VENV)/.installed
 
 .PHONY: demo build test test-slow test-peer test-all
-.PHONY: lint lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-spelling format
+.PHONY: lint lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-shell lint-github lint-spelling format
 .PHONY: cross sanitize bench clean
 .DELETE_ON_ERROR:
 
@@ -51,7 +51,7 @@ test-peer: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers $(QWEN3)/.installed
 test-all: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers $(QWEN3)/.installed
 	$(PYTEST) -m "slow or not slow" $(PARALLEL) $(PYTEST_ARGS)
 
-lint: lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-spelling
+lint: lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-shell lint-github lint-spelling
 
 lint-ruff: $(VENV)/.extra-dev
 	$(VENV)/bin/ruff check .
@@ -81,6 +81,17 @@ lint-cython: $(VENV)/.extra-dev
 lint-c: $(VENV)/.extra-dev
 	$(PY) tools/format_c.py --check
 	$(PY) tools/check_layers.py
+
+lint-shell: $(VENV)/.extra-dev
+	$(VENV)/bin/shellcheck .ci/run tools/*.sh
+
+# By the schemas that come with the package; nothing is downloaded.
+lint-github: $(VENV)/.extra-dev
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-forms \
+	    $(filter-out %/config.yml,$(wildcard .github/ISSUE_TEMPLATE/*.yml))
+	$(VENV)/bin/check-jsonschema --builtin-schema vendor.github-issue-config \
+	    .github/ISSUE_TEMPLATE/config.yml
 
 lint-spelling: $(VENV)/.extra-dev
 	$(VENV)/bin/codespell

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import atexit
 import os
-import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
@@ -21,44 +19,27 @@ from setuptools.modified import newer_group
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE / "tools"))
+import macos_compiler  # noqa: E402
+import metallib  # noqa: E402
+from c_flags import C_FLAGS, CYTHON_FLAGS  # noqa: E402
 from embed_shaders import write_c, write_sources  # noqa: E402
 
-MACOS_MINIMUM = "12.0"
-
 if sys.platform == "darwin":
-    # python.org builds carry 10.9 to 10.15, for which the Metal calls used here are unguarded. Set
-    # before setup() reads it.
-    current = os.environ.get("MACOSX_DEPLOYMENT_TARGET") or "0"
-    if [int(part) for part in current.split(".")] < [
-        int(part) for part in MACOS_MINIMUM.split(".")
-    ]:
-        os.environ["MACOSX_DEPLOYMENT_TARGET"] = MACOS_MINIMUM
+    # Set before setup() reads it.
+    asked = os.environ.get("MACOSX_DEPLOYMENT_TARGET")
+    os.environ["MACOSX_DEPLOYMENT_TARGET"] = macos_compiler.deployment_target(asked)
 
 SHIM = Path("shim")
 
-# One set of flags for every file: variants for an instruction set are chosen by function attribute,
-# and a universal2 Python compiles each file for both architectures. No fast math.
-C_FLAGS = [
-    "-O3",
-    "-std=c11",
-    "-g0",
-    "-fno-math-errno",
-    "-ffp-contract=off",
-    "-fvisibility=hidden",
-    "-pthread",
-]
-# The C that Cython writes checks arguments and passes pointers on: some megabytes that take three
-# times as long to compile at -O3.
-CYTHON_FLAGS = ["-O1"]
 USER_FLAGS = os.environ.get("OXIBONSAI_CFLAGS", "").split()
-C_FLAGS += USER_FLAGS
+C_FLAGS = [*C_FLAGS, *USER_FLAGS]
 LINK_FLAGS = ["-pthread", *os.environ.get("OXIBONSAI_LDFLAGS", "").split()]
 MACROS = [("_GNU_SOURCE", "1")] if sys.platform == "linux" else []
 LIBRARIES = ["m", "dl"] if sys.platform == "linux" else []
 
 HEADERS = sorted((SHIM / "include").glob("*.h"))
 # What any object file may depend on besides its own source.
-SHARED_INPUTS = [Path("setup.py"), *sorted(SHIM.rglob("*.h"))]
+SHARED_INPUTS = [Path("setup.py"), Path("tools/c_flags.py"), *sorted(SHIM.rglob("*.h"))]
 DECLARATIONS = sorted(Path("oxibonsai/metal").glob("*.pxd"))
 EMBEDDED = [Path("tools/embed_shaders.py")]
 EMBEDDED += [
@@ -115,6 +96,8 @@ class BuildExtWithDrivers(build_ext):
     by extension and, where the build folder is kept, object by object.
     """
 
+    platform = sys.platform  # what the drivers are chosen by
+
     def finalize_options(self) -> None:
         super().finalize_options()
         # A thread for each extension; what they compile goes to one pool, made in build_extensions.
@@ -139,9 +122,10 @@ class BuildExtWithDrivers(build_ext):
             self.build_lib, self.inplace = before, True
 
     def build_extensions(self) -> None:
-        if sys.platform == "darwin":
+        if self.platform == "darwin":
+            self.wish_of_metallib()  # a wrong value is told before minutes of compilation
             self.add_metal()
-        elif sys.platform == "linux":
+        elif self.platform == "linux":
             self.add_cuda()
         stale = [e for e in self.extensions if self.is_stale(e)]
         self.write_c_of(stale)
@@ -150,7 +134,7 @@ class BuildExtWithDrivers(build_ext):
             self.compiler.compile = partial(self.compile_on, pool, self.compiler.compile)
             super().build_extensions()
         self.extensions = every
-        if sys.platform == "darwin":
+        if self.platform == "darwin":
             self.compile_shaders()
 
     def is_stale(self, extension: Extension) -> bool:
@@ -226,39 +210,38 @@ class BuildExtWithDrivers(build_ext):
 
     def check_compiler(self, scratch: Path) -> None:
         """Name a compiler that cannot read Apple's headers, before it fails at length."""
-        source = scratch / "check_sdk.m"
-        source.write_text("#import <Foundation/Foundation.h>\n#import <Metal/Metal.h>\n")
+        source = macos_compiler.write_check(scratch)
+        with macos_compiler.captured_output() as text:
+            try:
+                self.compiler.compile([str(source)], output_dir=str(scratch))
+            except CompileError as failure:
+                error = failure
+            else:
+                return
+        found = macos_compiler.explain(self.compiler.compiler_so, text(), os.environ)
+        raise PlatformError(found) from error
+
+    def wish_of_metallib(self) -> metallib.Wish:
         try:
-            self.compiler.compile([str(source)], output_dir=str(scratch))
-        except CompileError as error:
-            command = shlex.join(self.compiler.compiler_so)
-            raise PlatformError(
-                f"the compiler '{command}' cannot compile Objective-C against the macOS SDK "
-                f"({error}). Apple's clang can: install it with 'xcode-select --install', then "
-                "build with CC=clang"
-            ) from error
+            return metallib.wish(os.environ)
+        except metallib.MetallibError as error:
+            raise PlatformError(str(error)) from error
 
     def compile_shaders(self) -> None:
-        """Put a metallib beside _core where Apple's offline compiler is; nothing needs it."""
+        """Put a metallib beside _core where one is asked for; nothing needs it."""
         library = Path(self.get_ext_fullpath("oxibonsai.metal._core")).parent / "oxibonsai.metallib"
         library.unlink(missing_ok=True)  # of another build's kernels
-        if shutil.which("xcrun") is None:
+        wish = self.wish_of_metallib()
+        if wish is metallib.Wish.NONE:
             return
-        scratch = Path(self.build_temp)
-        metal = ["xcrun", "-sdk", "macosx", "metal", "-std=macos-metal2.4", "-fno-fast-math"]
-        metal.append(f"-mmacosx-version-min={MACOS_MINIMUM}")
-        objects = []
-        commands = []
-        for source in write_sources(scratch):
-            objects.append(str(source.with_suffix(".air")))
-            commands.append([*metal, "-c", str(source), "-o", objects[-1]])
-        commands.append(["xcrun", "-sdk", "macosx", "metallib", *objects, "-o", str(library)])
-        for command in commands:
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                self.warn(f"no metallib: kernels are compiled when first used. {done.stderr}")
-                library.unlink(missing_ok=True)
-                return
+        sources = write_sources(Path(self.build_temp))
+        try:
+            metallib.make(sources, library, macos_compiler.MACOS_MINIMUM)
+        except metallib.MetallibError as error:
+            library.unlink(missing_ok=True)
+            if wish is metallib.Wish.REQUIRE:
+                raise CompileError(f"OXIBONSAI_REQUIRE_METALLIB=1, and {error}") from error
+            self.warn(f"no metallib: kernels are compiled when first used. {error}")
 
 
 class BuildPyWithHeaders(build_py):

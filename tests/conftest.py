@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 import sdist
+import warm_up
 from cases import held_by
 from hypothesis import HealthCheck, settings
 from metal_sim.session import Simulation
@@ -158,6 +159,8 @@ def nothing_left_alive(request: pytest.FixtureRequest) -> Iterator[None]:
 def opened_device(device_name: str) -> Iterator[metal.Device]:
     """One Device for all tests: opening one may compile a library."""
     with metal.Device(device_name) as device:
+        if warm_up.is_slow_at_first(device, sys.platform):
+            warm_up.compile_families(device)
         yield device
 
 

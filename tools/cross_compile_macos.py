@@ -1,8 +1,9 @@
 """Compile the C code for macOS with zig, which knows what macOS has and lacks.
 
 Every C file of ``shim/`` and the C that Cython makes of every ``.pyx`` is compiled to an object
-file for aarch64 and x86_64, macOS 12. Nothing is linked and nothing runs. The Objective-C driver
-needs Apple's own framework headers and is not compiled here.
+file for aarch64 and x86_64, macOS 12, by the flags of setup.py: a universal2 Python builds each
+file for both with one set of them. Nothing is linked and nothing runs. The Objective-C driver needs
+Apple's own framework headers and is not compiled here.
 
 The Python headers are those of the running interpreter. Their ``pyconfig.h`` describes this
 machine, so one with macOS's answers takes its place.
@@ -11,6 +12,7 @@ machine, so one with macOS's answers takes its place.
 from __future__ import annotations
 
 import argparse
+import struct
 import subprocess
 import sys
 import sysconfig
@@ -20,8 +22,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+from c_flags import C_FLAGS, CYTHON_FLAGS  # noqa: E402
+
 TARGETS = ("aarch64-macos.12.0", "x86_64-macos.12.0")
 ZIG = [sys.executable, "-m", "ziglang"]
+# The first words of a Mach-O object: a magic number and the type of the CPU.
+MACH_O_64 = 0xFEEDFACF
+CPU_TYPES = {0x0100000C: "aarch64", 0x01000007: "x86_64"}
 STRICT = ["-Wextra", "-Wpedantic", "-Wshadow"]
 # Where one of these is not installed, the files that include it are named and left out.
 FOREIGN_HEADERS = ("cuda.h", "nvrtc.h")
@@ -103,23 +111,30 @@ def shim_files() -> list[Path]:
     return found
 
 
-def jobs(scratch: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield a label and a command for each object file."""
-    shim = shim_files()
-    translated = cythonize(scratch)
+def cpu_of(path: Path) -> str | None:
+    """Return the architecture of a 64-bit Mach-O object, or None for another file."""
+    head = path.read_bytes()[:8] if path.is_file() else b""
+    magic, cpu = struct.unpack("<II", head.ljust(8, b"\0"))
+    return CPU_TYPES.get(cpu) if magic == MACH_O_64 else None
+
+
+def jobs(scratch: Path, only: str = "") -> Iterator[tuple[str, list[str]]]:
+    """Yield a label and a command for each object file, or those of a part of the shim."""
+    shim = [path for path in shim_files() if only in path.as_posix()]
+    translated = [] if only else cythonize(scratch)
     for target in TARGETS:
         headers = scratch / target
         write_headers(headers, target.split("-")[0])
-        base = [*ZIG, "cc", "-target", target, "-c", "-std=c11", "-Wall", "-Werror"]
+        base = [*ZIG, "cc", "-target", target, "-c", *C_FLAGS, "-Wall", "-Werror"]
         base += ["-I", str(ROOT / "shim" / "include"), "-I", str(ROOT / "shim")]
         for path in shim:
             name = path.relative_to(ROOT)
             output = scratch / f"{target}-{'-'.join(name.parts)}.o"
-            yield f"{target} {name}", [*base, "-O2", *STRICT, str(path), "-o", str(output)]
+            yield f"{target} {name}", [*base, *STRICT, str(path), "-o", str(output)]
         for path in translated:
             output = scratch / f"{target}-{path.stem}.o"
             # Generated code: helpers that one module does not use are not ours to remove.
-            command = [*base, "-Wno-unused-function", "-isystem", str(headers)]
+            command = [*base, *CYTHON_FLAGS, "-Wno-unused-function", "-isystem", str(headers)]
             command += [str(path), "-o", str(output)]
             yield f"{target} {path.stem}.pyx", command
 
@@ -127,17 +142,20 @@ def jobs(scratch: Path) -> Iterator[tuple[str, list[str]]]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--jobs", type=int, default=2, help="files compiled at a time (default 2)")
+    parser.add_argument("--only", default="", help="C files of the shim with this in their path")
     arguments = parser.parse_args()
     failures = 0
     with tempfile.TemporaryDirectory(prefix="oxibonsai-cross-") as name:
-        work = list(jobs(Path(name)))
+        work = list(jobs(Path(name), arguments.only))
+        if not work:
+            parser.error(f"no C file under {ROOT / 'shim'} has {arguments.only!r} in its path")
         with ThreadPoolExecutor(arguments.jobs) as pool:
             results = pool.map(
                 lambda job: subprocess.run(job[1], capture_output=True, text=True), work
             )
             for (label, command), result in zip(work, results, strict=True):
-                made = Path(command[-1]).is_file()
-                failed = result.returncode != 0 or not made
+                # An object of another architecture would be left out of a universal2 module.
+                failed = result.returncode != 0 or cpu_of(Path(command[-1])) != label.split("-")[0]
                 print(f"{'FAILED' if failed else 'ok    '} {label}", flush=True)
                 if failed:
                     print(result.stderr, flush=True)

@@ -487,7 +487,7 @@ def _entry_text(entry: _Entry, constants: Sequence[FunctionConstant], t: _Transl
     return (
         f"\n#if !defined(MSL_ONE) || defined(MSL_ONE_{name})\n"
         f'extern "C" __global__ void {bounds}msl_entry_{name}({", ".join(parameters)})\n'
-        f"{{ {entry.expression}({', '.join(arguments)}); }}\n"
+        f"{{ msl_begin(); {entry.expression}({', '.join(arguments)}); }}\n"
         f'extern "C" __device__ unsigned msl_table_{name}[] = {{{", ".join([head, *rows])}}};\n'
         f'#endif\n#line {entry.line} "{entry.token.file}"\n'
     )

@@ -47,6 +47,9 @@ static oxb_status load_cuda(void) {
     if (!find(library, symbol, &found.name)) missing = symbol;
     CUDA_FUNCTIONS(X)
 #undef X
+#define X(name, symbol, parameters) (void)find(library, symbol, &found.name);
+    CUDA_NEWER_FUNCTIONS(X)
+#undef X
     if (missing) {
         dlclose(library);
         return cuda_fail(OXB_DEVICE_NOT_FOUND,

@@ -124,9 +124,22 @@ typedef struct cuda_kernel_node { /* CUDA_KERNEL_NODE_PARAMS_v1 */
     X(GraphExecDestroy, "cuGraphExecDestroy", (cuda_graph_exec))                                   \
     X(GraphDestroy, "cuGraphDestroy", (cuda_graph))
 
+/* An edge of a graph by which a kernel starts when all threadgroups of the one before have ended or
+ * let it start, and waits by itself until what they wrote is seen. */
+typedef struct cuda_edge { /* CUgraphEdgeData */
+    unsigned char from_port, to_port, type, reserved[5];
+} cuda_edge;
+#define CUDA_EARLY_START ((cuda_edge){.from_port = 1, .type = 1}) /* programmatic */
+
+/* What drivers before CUDA 12.3 lack: NULL there. */
+#define CUDA_NEWER_FUNCTIONS(X)                          \
+    X(GraphAddDependencies, "cuGraphAddDependencies_v2", \
+      (cuda_graph, const cuda_graph_node *, const cuda_graph_node *, const cuda_edge *, size_t))
+
 struct cuda_api {
 #define X(name, symbol, parameters) cuda_result(*name) parameters;
     CUDA_FUNCTIONS(X)
+    CUDA_NEWER_FUNCTIONS(X)
 #undef X
     int version; /* 1000 major + 10 minor */
 };

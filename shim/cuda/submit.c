@@ -98,6 +98,12 @@ static void fill_parameters(const oxb_driver_dispatch *d, cuda_address args, ent
     }
 }
 
+/* Entries wait by themselves from compute capability 9.0 on, which every NVRTC that is loaded
+ * compiles for (prelude_entry.h). */
+static bool starts_early(const cuda_device *self) {
+    return self->arch >= 90 && cuda.GraphAddDependencies != NULL;
+}
+
 /* Launch the list, or put it into `graph` where there is one. */
 static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver_dispatch *list,
                             uint32_t n, cuda_graph graph, const char **call) {
@@ -118,9 +124,15 @@ static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver
                 parameters.pointers, NULL};
             cuda_graph_node before =
                 node; /* serial: each dispatch sees what the earlier ones wrote */
+            const bool early = before && starts_early(self);
             *call = "cuGraphAddKernelNode";
-            result = cuda.GraphAddKernelNode(&node, graph, before ? &before : NULL, before ? 1 : 0,
-                                             &kernel);
+            result = cuda.GraphAddKernelNode(&node, graph, before && !early ? &before : NULL,
+                                             before && !early, &kernel);
+            if (result == CUDA_OK && early) {
+                const cuda_edge edge = CUDA_EARLY_START;
+                *call = "cuGraphAddDependencies";
+                result = cuda.GraphAddDependencies(graph, &before, &node, &edge, 1);
+            }
         } else {
             *call = "cuLaunchKernel";
             result = cuda.LaunchKernel(p->function, grid.x, grid.y, grid.z, block.x, block.y,

@@ -49,6 +49,18 @@ def compile_cubin(
     source: str, prelude: str, arch: int, options: Sequence[str] = (), name: str = "test.cu"
 ) -> tuple[bytes, str]:
     """Return the cubin and the log."""
+    return _compile(source, prelude, f"sm_{arch}", options, name, "CUBIN")
+
+
+def compile_ptx(source: str, prelude: str, arch: int, options: Sequence[str] = ()) -> str:
+    """Return the assembly for a virtual architecture."""
+    ptx, _ = _compile(source, prelude, f"compute_{arch}", options, "test.cu", "PTX")
+    return ptx.decode()
+
+
+def _compile(
+    source: str, prelude: str, target: str, options: Sequence[str], name: str, kind: str
+) -> tuple[bytes, str]:
     lib = library()
     program = ctypes.c_void_p()
     headers = (ctypes.c_char_p * 1)(prelude.encode())
@@ -56,7 +68,7 @@ def compile_cubin(
     assert not lib.nvrtcCreateProgram(
         ctypes.byref(program), source.encode(), name.encode(), 1, headers, names
     )
-    flags = [f.encode() for f in (*OPTIONS, f"--gpu-architecture=sm_{arch}", *options)]
+    flags = [f.encode() for f in (*OPTIONS, f"--gpu-architecture={target}", *options)]
     status = lib.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
     size = ctypes.c_size_t()
     lib.nvrtcGetProgramLogSize(program, ctypes.byref(size))
@@ -65,9 +77,9 @@ def compile_cubin(
     try:
         if status:
             raise NvrtcError(log.value.decode())
-        lib.nvrtcGetCUBINSize(program, ctypes.byref(size))
-        cubin = ctypes.create_string_buffer(size.value)
-        lib.nvrtcGetCUBIN(program, cubin)
-        return cubin.raw, log.value.decode()
+        getattr(lib, f"nvrtcGet{kind}Size")(program, ctypes.byref(size))
+        code = ctypes.create_string_buffer(size.value)
+        getattr(lib, f"nvrtcGet{kind}")(program, code)
+        return code.raw, log.value.decode()
     finally:
         lib.nvrtcDestroyProgram(ctypes.byref(program))

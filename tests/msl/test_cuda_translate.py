@@ -27,7 +27,8 @@ def body(source: str) -> str:
 def entry(name: str, parameters: str, call: str, rows: str, line: int, bounds: str = "") -> str:
     return (
         f"\n#if !defined(MSL_ONE) || defined(MSL_ONE_{name})\n"
-        f'extern "C" __global__ void {bounds}msl_entry_{name}({parameters})\n{{ {call}; }}\n'
+        f'extern "C" __global__ void {bounds}msl_entry_{name}({parameters})\n'
+        f"{{ msl_begin(); {call}; }}\n"
         f'extern "C" __device__ unsigned msl_table_{name}[] = {{{rows}}};\n#endif\n'
         f'#line {line} "k.metal"\n'
     )
@@ -99,7 +100,7 @@ def test_only_the_constant_reference_at_the_last_index_is_passed_by_value():
         "kernel void k(constant uint& n [[buffer(0)]], device uint& y [[buffer(1)]]) { y = n; }"
     )
     assert "msl_pointer<0, decltype(k)> a0, msl_pointer<1, decltype(k)> a1" in text
-    assert "{ k(*a0, *a1); }" in text
+    assert "{ msl_begin(); k(*a0, *a1); }" in text
 
 
 def test_attributes_of_a_kernel():
@@ -107,7 +108,10 @@ def test_attributes_of_a_kernel():
         "[[max_total_threads_per_threadgroup(4 * 64)]] kernel void k(\n"
         "threadgroup float* s [[threadgroup(0)]]) {}"
     )
-    assert "void __launch_bounds__(256) msl_entry_k()\n{ k(msl_group_argument()); }" in text
+    assert (
+        "void __launch_bounds__(256) msl_entry_k()\n{ msl_begin(); k(msl_group_argument()); }"
+        in text
+    )
     assert f"{{1, 1, 0, 2, 0, {ARGUMENT.format(0, 'k')}}}" in text
 
 
@@ -134,7 +138,7 @@ def test_a_macro_with_a_kernel_in_it_is_expanded():
     )
     text = body(source)
     assert kernel_names(text) == ["x", "plain_k"]
-    assert "{ t< int , float >(); }" in text
+    assert "{ msl_begin(); t< int , float >(); }" in text
     assert '#line 5 "k.metal"\n\n' not in text
     at = text.split("\n")
     assert at[at.index("int after;") - 2].startswith('#line 6 "k.metal"')

@@ -1,5 +1,16 @@
 /* What the kernel entries that oxibonsai/msl/cuda.py generates are written with. */
 
+/* Wait for the kernel before, where the host lets this one start when the threadgroups of that one
+ * end and not when its writes are seen (programmatic dependent launch). Every entry begins with it,
+ * so that nothing is read or written too early, and a kernel that has ended knows that all before
+ * it have. Nothing asks for an earlier start: threadgroups that wait take the places of those that
+ * work. */
+MSL_FN void msl_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 /* The type of a function's parameter number `place`. */
 template <unsigned place, class F>
 struct msl_parameter;

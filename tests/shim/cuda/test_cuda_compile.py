@@ -53,6 +53,18 @@ def test_every_kernel_that_ships_compiles(family, arch):
     assert set(spills) == {("0", "0")}
 
 
+@pytest.mark.parametrize("family", FAMILIES, ids=[f.name for f in FAMILIES])
+def test_every_kernel_waits_for_the_one_before_ahead_of_any_access(family):
+    ptx = nvrtc.compile_ptx(family.source, PRELUDE, 90)
+    entries = re.split(r"^\.visible \.entry msl_entry_", ptx, flags=re.M)[1:]
+    assert len(entries) == len(family.functions)
+    access = re.compile(r"griddepcontrol\.wait|\b(?:ld|st|atom|red)\.(?!param)[\w.]+|\bcall\b")
+    for entry in entries:
+        first = access.search(entry)
+        assert first, entry[:200]
+        assert first[0] == "griddepcontrol.wait", entry[:200]
+
+
 # What shim/gpu/geometry.c sets: rows; matrices of eight vectors; tiles and eights of a SIMD-group,
 # SIMD-groups over the rows; queries, width, length of a head.
 CONSTANTS: dict[str, list[tuple[int, ...]]] = {

@@ -248,6 +248,30 @@ with Device("cuda") as device, device.commands() as commands:
     assert lines[6:] == ["0.002500", "0"]
 
 
+GRAPH = """
+with Device("cuda") as device, device.commands() as commands:
+    x, y = device.buffer(64), device.buffer(64, storage="private")
+    for n in (16, 8, 4):
+        commands.add(x, y, n)
+    for _ in range(2):
+        commands.replay()
+print(fake.serial_edges, fake.early_edges)
+"""
+
+
+def test_kernels_of_a_graph_start_early(run):
+    assert run(GRAPH) == ["0 2"]
+
+
+def test_kernels_that_do_not_wait_by_themselves_start_in_series(run):
+    assert run("fake.major = 8" + GRAPH) == ["2 0"]
+
+
+def test_without_edges_for_an_early_start_kernels_start_in_series(run, tmp_path):
+    older = fake_cuda.build(tmp_path, "-DFAKE_NO_EDGES")
+    assert run(GRAPH, **{fake_cuda.ENVIRONMENT: str(older)}) == ["2 0"]
+
+
 def test_every_misuse_is_refused_and_none_is_launched(run):
     lines = run(
         """

@@ -25,6 +25,7 @@ EXPORT int fake_async; /* what events, and then every other call, give: a lost c
 EXPORT int fake_contexts, fake_memory, fake_host_memory, fake_registrations, fake_streams,
     fake_events, fake_modules, fake_graphs, fake_execs, fake_depth;
 EXPORT int fake_launches, fake_graph_launches, fake_nodes;
+EXPORT int fake_serial_edges, fake_early_edges; /* of graphs */
 /* The last launch, plain or in a graph. */
 EXPORT char fake_kernel[128];
 EXPORT unsigned fake_grid[3], fake_block[3], fake_shared;
@@ -480,9 +481,29 @@ EXPORT int cuGraphAddKernelNode(void **node, void *graph, void *const *before, s
     if ((n != 0) != (before != NULL) || (n && !*before)) return INVALID_VALUE;
     note(kernel->function, kernel->sizes, kernel->shared, kernel->parameters);
     COUNT(fake_nodes, 1);
+    COUNT(fake_serial_edges, (int)n);
     *node = graph;
     return OK;
 }
+#ifndef FAKE_NO_EDGES
+struct edge {
+    unsigned char from_port, to_port, type, reserved[5];
+};
+EXPORT int cuGraphAddDependencies_v2(void *graph, void *const *from, void *const *to,
+                                     const struct edge *edges, size_t n) {
+    ENTER_CONTEXT(cuGraphAddDependencies);
+    for (size_t i = 0; i < n; i++) {
+        if (from[i] != graph || to[i] != graph) return INVALID_VALUE;
+        if (edges[i].from_port != 1 || edges[i].to_port != 0 || edges[i].type != 1)
+            return INVALID_VALUE;
+        for (size_t r = 0; r < sizeof edges[i].reserved; r++) {
+            if (edges[i].reserved[r]) return INVALID_VALUE;
+        }
+    }
+    COUNT(fake_early_edges, (int)n);
+    return OK;
+}
+#endif
 EXPORT int cuGraphInstantiateWithFlags(void **exec, void *graph, unsigned long long flags) {
     (void)graph;
     (void)flags;

@@ -1,0 +1,338 @@
+"""Times of a device by its own clock, as JSON, for the report of tools/mac_check.sh.
+
+    python benchmarks/report_times.py kernels --device metal [--small]
+    python benchmarks/report_times.py model FILE.gguf --device metal --chunk 128 --tokens 64
+
+`kernels` times what each operation records, in every device format and kind of K/V cache; a figure
+is the median of replays. Weights cycle through copies that are more than a cache holds. `model`
+feeds a prompt and decodes. With --small both are over in seconds, to see that they run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import bench_sampling
+import numpy as np
+import probes
+from device_time import median_seconds
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tools"))
+import embed_shaders
+
+from oxibonsai import formats, metal, quant
+from oxibonsai.metal import Buffer, Commands, Device, MetalGraph, WeightHandle
+from oxibonsai.model import Model
+from oxibonsai.quant import QTensor
+
+# One file format for each device format.
+FORMATS = ("Q1_0", "TQ2_0_g128", "Q2_0", "F16", "BF16", "Q8_0", "F32")
+KV_BYTES = {"f16": 2, "f32": 4, "q8": 1}  # of an element
+VECTORS = (8, 32, 128)  # one tile of a product for few vectors, a full one, a chunk
+_KERNEL = re.compile(r"^\d+ (\w+)", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The shapes that are timed: those of Bonsai-8B, or the smallest that have every kernel."""
+
+    hidden: int = 4096
+    intermediate: int = 12288
+    vocab: int = 151_936
+    heads: int = 32
+    kv_heads: int = 8
+    head_dim: int = 128
+    max_seq: int = 4096
+    working_set: int = 256 << 20
+    probe: int = 256 << 20
+    repeats: int = 64
+
+
+SMALL = Sizes(256, 256, 1000, 4, 2, 64, 1024, 1 << 16, 1 << 20, 2)
+
+
+class Kernels:
+    """Rows of the report: each operation, its kernels, its time and the bytes that it must move."""
+
+    def __init__(self, graph: MetalGraph, sizes: Sizes) -> None:
+        self.graph, self.device, self.sizes = graph, graph.device, sizes
+        self.bandwidth = self._copy_bandwidth()
+
+    def _buffer(self, nbytes: int) -> Buffer:
+        buffer = self.device.buffer(nbytes, storage=self.device.working_storage)
+        buffer.fill(0)
+        return buffer
+
+    def _upload(self, values: np.ndarray) -> Buffer:
+        return self.device.upload(values, storage=self.device.working_storage)
+
+    def _copy_bandwidth(self) -> float:
+        """Return the bytes a second that y += x reads and writes, from memory."""
+        n = self.sizes.probe // 4
+        with self._buffer(4 * n) as x, self._buffer(4 * n) as y, self.graph.commands() as commands:
+            commands.add(x, y, n)
+            return 12 * n / median_seconds(commands)
+
+    def _row(
+        self, name: str, shape: str, nbytes: int, times: int, record: Callable[[Commands], object]
+    ) -> dict[str, Any]:
+        with self.graph.commands() as commands:
+            record(commands)
+            seconds = median_seconds(commands) / times
+            kernels = sorted(set(_KERNEL.findall(commands.describe())))
+        return {
+            "name": name,
+            "shape": shape,
+            "kernels": kernels,
+            "seconds": seconds,
+            "bytes": nbytes,
+            "share": nbytes / seconds / self.bandwidth if seconds > 0 else 0.0,
+        }
+
+    def _weight(self, name: str, n_rows: int, k: int) -> QTensor:
+        if formats.get(name).bits in (1, 2):
+            return probes.random_weight(name, n_rows, k)
+        values = np.random.default_rng(k).standard_normal((n_rows, k), np.float32)
+        return quant.quantize(values / np.float32(k**0.5), name)
+
+    def products(self, name: str) -> Iterator[dict[str, Any]]:
+        """Yield what a matrix in a format takes part in: products, the SwiGLU's, a lookup."""
+        n_rows, k = self.sizes.intermediate, self.sizes.hidden
+        q = self._weight(name, n_rows, k)
+        copies = max(2, -(-self.sizes.working_set // q.nbytes))
+        handles = probes.upload_copies(self.graph, q, copies)
+        nbytes, most = handles[0].nbytes, max(VECTORS)
+        x = self._upload(probes.activations(most * k))
+        y = self._buffer(4 * most * n_rows)
+        norm = self._upload(np.ones(k, np.float32))
+        shape = f"{n_rows} x {k}"
+
+        def each(record: Callable[[Commands, WeightHandle], object]) -> Callable[[Commands], None]:
+            def all_of(commands: Commands) -> None:
+                for handle in handles:
+                    record(commands, handle)
+
+            return all_of
+
+        row = self._row
+        yield row(f"gemv {name}", shape, nbytes, copies, each(lambda c, w: c.gemv(w, x, y)))
+        residual = each(lambda c, w: c.gemv(w, x, y, residual=True))
+        yield row(f"gemv {name} residual", shape, nbytes, copies, residual)
+        normed = each(lambda c, w: c.gemv(w, x, y, norm=norm))
+        yield row(f"gemv {name} norm", shape, nbytes, copies, normed)
+        gated = each(lambda c, w: c.gate_up_swiglu(w, x, y))
+        yield row(f"gate_up_swiglu {name}", shape, nbytes, copies, gated)
+        normed = each(lambda c, w: c.gate_up_swiglu(w, x, y, norm=norm))
+        yield row(f"gate_up_swiglu {name} norm", shape, nbytes, copies, normed)
+        for n in VECTORS:
+            many = each(lambda c, w, n=n: c.gemv(w, x, y, n_vectors=n))
+            yield row(f"{n} vectors {name}", shape, nbytes, copies, many)
+        n = VECTORS[1]
+        residual = each(lambda c, w: c.gemv(w, x, y, n_vectors=n, residual=True))
+        yield row(f"{n} vectors {name} residual", shape, nbytes, copies, residual)
+        gated = each(lambda c, w: c.gate_up_swiglu(w, x, y, n_vectors=n))
+        yield row(f"{n} vectors {name} gate_up_swiglu", shape, nbytes, copies, gated)
+        normed = each(lambda c, w: c.gate_up_swiglu(w, x, y, n_vectors=n, norm=norm))
+        yield row(f"{n} vectors {name} gate_up_swiglu norm", shape, nbytes, copies, normed)
+        tokens, state = self._buffer(4 * most), self._buffer(16)
+        lookup = each(lambda c, w: c.embed(w, tokens, state, y, n_tokens=n))
+        yield row(f"embed {name}", f"{n} x {k}", n * nbytes // n_rows, copies, lookup)
+        for thing in (*handles, x, y, norm, tokens, state):
+            thing.close()
+
+    def heads(self, kv_dtype: str) -> Iterator[dict[str, Any]]:
+        """Yield the operations on heads with a K/V cache of one kind."""
+        s, repeats = self.sizes, self.sizes.repeats
+        heads = {
+            "n_heads": s.heads,
+            "n_kv_heads": s.kv_heads,
+            "head_dim": s.head_dim,
+            "max_seq": s.max_seq,
+            "kv_dtype": kv_dtype,
+            "layer": 0,
+        }
+        width = (s.heads + 2 * s.kv_heads) * s.head_dim
+        element = KV_BYTES[kv_dtype]
+        cache = s.kv_heads * s.max_seq * (s.head_dim * element + (4 if kv_dtype == "q8" else 0))
+        k, v = self._buffer(cache), self._buffer(cache)
+        qkv, out = (self._buffer(4 * max(VECTORS) * width) for _ in range(2))
+        norm = self._upload(np.ones(s.head_dim, np.float32))
+        rope = self._buffer(4 * s.head_dim * s.max_seq)
+        kept = [k, v, qkv, out, norm, rope]
+
+        def row(name: str, nbytes: int, record: Callable[[Commands], object]) -> dict[str, Any]:
+            def repeated(commands: Commands) -> None:
+                for _ in range(repeats):
+                    record(commands)
+
+            shape = f"{s.heads} of {s.head_dim} over {s.kv_heads}"
+            return self._row(f"{name} {kv_dtype}", shape, nbytes, repeats, repeated)
+
+        written = 2 * s.kv_heads * s.head_dim * element
+        start = self._upload(np.array([s.max_seq // 2, 0, 0, 0], np.uint32))
+        kept.append(start)
+        turn = (qkv, norm, norm, rope)
+        yield row("qk_norm_rope", 8 * width, lambda c: c.qk_norm_rope(*turn, start, **heads))
+        yield row("kv_store", written, lambda c: c.kv_store(qkv, k, v, start, **heads))
+        to_cache = (*turn, k, v, start)
+        yield row("qkv_to_cache", written, lambda c: c.qkv_to_cache(*to_cache, **heads))
+        for position in (100, s.max_seq // 4 - 24, s.max_seq - 96):
+            state = self._upload(np.array([position, 0, 0, 0], np.uint32))
+            kept.append(state)
+            length = next(n for n in (256, s.max_seq // 4, s.max_seq) if n > position)
+            yield row(
+                f"attention of 1 at {position}",
+                position * 2 * s.kv_heads * s.head_dim * element,
+                lambda c, state=state, length=length: c.attention(
+                    qkv, k, v, state, out, max_length=length, **heads
+                ),
+            )
+        n = VECTORS[1]
+        yield row(
+            f"attention of {n} at {s.max_seq // 2}",
+            (s.max_seq // 2 + n) * 2 * s.kv_heads * s.head_dim * element,
+            lambda c: c.attention(qkv, k, v, start, out, n_tokens=n, **heads),
+        )
+        for buffer in kept:
+            buffer.close()
+
+    def vectors(self) -> Iterator[dict[str, Any]]:
+        """Yield the operations on activations and on logits."""
+        n, vocab, repeats = self.sizes.hidden, self.sizes.vocab, self.sizes.repeats
+        x, y = self._buffer(4 * max(n, vocab)), self._buffer(4 * max(n, vocab))
+        tokens, state, choices = self._buffer(4 * 1024), self._buffer(16), self._buffer(4096)
+        settings = self._upload(np.frombuffer(bench_sampling.packed(top_k=40), np.uint8))
+
+        def row(
+            name: str, size: int, nbytes: int, times: int, record: Callable[[Commands], object]
+        ) -> dict[str, Any]:
+            def repeated(commands: Commands) -> None:
+                for _ in range(times):
+                    record(commands)
+
+            return self._row(name, str(size), nbytes, times, repeated)
+
+        yield row("rmsnorm", n, 12 * n, repeats, lambda c: c.rmsnorm(x, y, x, n))
+        yield row("add", n, 12 * n, repeats, lambda c: c.add(x, y, n))
+        yield row("add_bias", n, 12 * n, repeats, lambda c: c.add_bias(x, y, n))
+        yield row("argmax", vocab, 4 * vocab, 8, lambda c: c.argmax(x, tokens, vocab))
+        # One a replay: each moves the position on, and there are 1,024 tokens.
+        step = (x, tokens, state, vocab, 1024)
+        yield row("advance", vocab, 4 * vocab, 1, lambda c: c.advance(*step))
+        chosen = (x, settings, state, tokens, choices, vocab, 1024)
+        yield row(
+            "sample", vocab, 4 * vocab, 1, lambda c: c.sample(*chosen, advance=False, n_slots=1)
+        )
+        for buffer in (x, y, tokens, state, choices, settings):
+            buffer.close()
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        for name in FORMATS:
+            yield from self.products(name)
+        for kv_dtype in KV_BYTES:
+            yield from self.heads(kv_dtype)
+        yield from self.vectors()
+
+
+def kernels(device: Device, sizes: Sizes) -> dict[str, Any]:
+    with MetalGraph(device) as graph:
+        table = Kernels(graph, sizes)
+        found = []
+        for row in table.rows():
+            found.append(row)
+            print(f"{row['name']}: {1e6 * row['seconds']:.1f} us", file=sys.stderr, flush=True)
+    used = {kernel for row in found for kernel in row["kernels"]}
+    # The cpu device has kernels of its own.
+    shipped = {f for one in embed_shaders.families() for f in one.functions}
+    return {
+        "device": device.info._asdict(),
+        "untimed": [] if device.driver == "cpu" else sorted(shipped - used),
+        "bandwidth_bytes_per_second": table.bandwidth,
+        "kernels": found,
+    }
+
+
+def model(
+    path: Path, device: Device, *, prompt_tokens: int, chunk: int, tokens: int
+) -> dict[str, Any]:
+    """Return the speeds of a prompt and of decoding, and the longest submission of each."""
+    start = time.perf_counter()
+    with Model.load(path, device=device) as loaded:
+        load_seconds = time.perf_counter() - start
+        ids = np.random.default_rng(0).integers(0, loaded.config.vocab_size, prompt_tokens).tolist()
+        pieces = [ids[i : i + chunk] for i in range(0, prompt_tokens, chunk)]
+        with loaded.session(max_seq=prompt_tokens + tokens + 8, chunk=chunk) as session:
+            prompts = []
+            for _ in range(3):  # the first one compiles what it uses
+                session.rewind(0)
+                longest = []
+                start = time.perf_counter()
+                for piece in pieces:
+                    session.forward(piece, logits=None)
+                    longest.append(session.device_time or 0.0)
+                prompts.append((time.perf_counter() - start, max(longest)))
+            for _ in session.generate(max_tokens=2, temperature=0.0, ignore_eos=True):
+                pass
+            start = time.perf_counter()
+            steps = session.generate(max_tokens=tokens, temperature=0.0, ignore_eos=True)
+            on_device = [session.device_time or 0.0 for _ in steps]
+            seconds = time.perf_counter() - start
+    best = min(prompts[1:])
+    return {
+        "model": path.name,
+        "load_seconds": load_seconds,
+        "chunk": chunk,
+        "prompt_tokens": prompt_tokens,
+        "first_prompt_seconds": prompts[0][0],
+        "prompt_tokens_per_second": prompt_tokens / best[0],
+        "longest_prompt_submission_seconds": max(longest for _, longest in prompts),
+        "decode_tokens": tokens,
+        "decode_tokens_per_second": tokens / seconds,
+        "decode_device_seconds": statistics.median(on_device),
+        "longest_decode_submission_seconds": max(on_device),
+    }
+
+
+def main() -> None:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    kinds = parser.add_subparsers(dest="kind", required=True)
+    for kind in ("kernels", "model"):
+        one = kinds.add_parser(kind)
+        one.add_argument("--device", default=None)
+        one.add_argument("--driver", help="a driver's library to load first")
+        one.add_argument("--small", action="store_true", help="sizes that take seconds")
+        if kind == "model":
+            one.add_argument("file", type=Path)
+            one.add_argument("--chunk", type=int, default=128)
+            one.add_argument("--prompt-tokens", type=int, default=512)
+            one.add_argument("--tokens", type=int, default=64)
+    options = parser.parse_args()
+    if options.driver:
+        metal.load_driver(options.driver)
+    with Device(options.device) as device:
+        if options.kind == "kernels":
+            found = kernels(device, SMALL if options.small else Sizes())
+        else:
+            found = model(
+                options.file,
+                device,
+                prompt_tokens=min(options.prompt_tokens, 32 if options.small else 1 << 30),
+                chunk=options.chunk,
+                tokens=min(options.tokens, 4 if options.small else 1 << 30),
+            )
+    json.dump(found, sys.stdout, indent=1)
+    print()
+
+
+if __name__ == "__main__":
+    main()

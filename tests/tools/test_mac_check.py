@@ -1,0 +1,159 @@
+"""tools/mac_check.sh: each stage rehearsed, a hung one, and what bash 3.2 and macOS lack."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from places import ROOT, TOOLS
+
+sys.path.insert(0, str(TOOLS))
+import mac_report
+
+SCRIPT = TOOLS / "mac_check.sh"
+STAGES = [
+    *("build", "metallib", "devices", "demo", "kernels", "demo-model", "synthetic", "chunk-32"),
+    *("chunk-128", "chunk-512", "precompiled", "suites", "cpu", "validated"),
+]
+XCRUN = """#!/bin/sh
+[ "$1" != metal ] || { echo "Apple metal version 32023.404"; exit 0; }
+for last; do :; done
+[ "$3" = metal ] || [ "$3" = metallib ] || exit 1
+echo "$3" >"$last"
+"""
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A copy of the checkout as it is built, with its times, which make a build find no work."""
+    place = tmp_path / "checkout"
+    left_out = shutil.ignore_patterns(".git", ".venv", ".cache", "build", "dist", "__pycache__")
+    shutil.copytree(ROOT, place, ignore=left_out)
+    return place
+
+
+def environment(folder: Path) -> dict[str, str]:
+    """Return the environment of a person named jdoe with Xcode, whose tools are in `folder`."""
+    folder.mkdir()
+    (folder / "xcrun").write_text(XCRUN)
+    (folder / "xcrun").chmod(0o755)
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "OXIBONSAI_"))}
+    path = f"{folder}{os.pathsep}{os.environ['PATH']}"
+    home = folder.parent / "home" / "jdoe"
+    home.mkdir(parents=True)
+    return kept | {"PATH": path, "USER": "jdoe", "LOGNAME": "jdoe", "HOME": str(home)}
+
+
+@pytest.mark.slow
+def test_the_rehearsal_runs_every_stage_and_its_report_is_whole(checkout, tmp_path):
+    # Nothing is downloaded: what the given Python has is all that it takes.
+    env = environment(tmp_path / "tools") | {"PIP_NO_INDEX": "1"}
+    before = {path for path in tmp_path.rglob("*") if checkout not in path.parents}
+    # The report goes into the folder where the command is given.
+    command = [checkout / "tools" / "mac_check.sh", "--rehearse", "--python", sys.executable]
+    done = subprocess.run(
+        [*command, "report.md"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=1200
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    text = (tmp_path / "report.md").read_text()
+    report = mac_report.read(text)
+    assert [stage["name"] for stage in report["stages"]] == STAGES
+    assert {stage["outcome"] for stage in report["stages"]} == {"passed"}
+    by_name = {stage["name"]: stage for stage in report["stages"]}
+    for name in ("suites", "cpu", "validated"):
+        assert by_name[name]["tests"]["passed"] > 100
+        assert by_name[name]["tests"]["failed"] == 0
+    assert report["device"]["driver"] == "cpu"
+    assert any(line.startswith("cpu") for line in by_name["devices"]["tail"])
+    assert [one["chunk"] for one in report["models"]] == [32, 32, 128, 512]
+    assert all(one["decode_tokens_per_second"] > 0 for one in report["models"])
+    assert len(report["kernels"]) > 100
+    assert all(one["seconds"] > 0 and one["kernels"] for one in report["kernels"])
+    assert "jdoe" not in text
+    assert str(tmp_path) not in text
+    # Outside the checkout: the report; what pip keeps, or rustc, which pip asks for its version.
+    after = {path for path in tmp_path.rglob("*") if checkout not in path.parents}
+    kept = [tmp_path / "home" / "jdoe" / name for name in (".cache", ".rustup")]
+    made = {p for p in after - before if not any(k == p or k in p.parents for k in kept)}
+    assert made == {tmp_path / "report.md"}
+    assert not list((checkout / "build" / "mac").glob("*.gguf"))
+
+
+def test_a_stage_that_hangs_is_ended_with_what_it_started(checkout, tmp_path):
+    python = checkout / "build" / "mac" / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    # Neither it nor its child listens to SIGTERM.
+    python.write_text(
+        "#!/bin/bash\ntrap '' TERM\necho begun\n"
+        f"(trap '' TERM; while :; do date >{tmp_path}/alive; sleep 0.1; done) &\n"
+        "while :; do sleep 0.1; done\n"
+    )
+    python.chmod(0o755)
+    env = environment(tmp_path / "tools") | {"MAC_CHECK_LIMIT": "1"}
+    command = [checkout / "tools" / "mac_check.sh", "--rehearse", "--python", sys.executable]
+    done = subprocess.run(
+        [*command, "--only", "devices", tmp_path / "report.md"],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    assert "failed: devices" in done.stdout
+    (stage,) = mac_report.read((tmp_path / "report.md").read_text())["stages"]
+    assert (stage["name"], stage["outcome"]) == ("devices", "timed out")
+    assert stage["tail"][0] == "begun"
+    assert stage["tail"][-1] == "(ended after its limit)"
+    (tmp_path / "alive").unlink()
+    time.sleep(0.5)
+    assert not (tmp_path / "alive").exists(), "a child of the stage is still running"
+
+
+@pytest.mark.parametrize("arguments", [[], ["--only"], ["--unknown", "r.md"], ["a.md", "b.md"]])
+def test_wrong_arguments_show_the_usage(arguments):
+    done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "tools/mac_check.sh [--python PYTHON]" in done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="this is a Mac")
+def test_a_machine_that_is_no_mac_is_told_of_the_rehearsal(tmp_path):
+    done = subprocess.run([SCRIPT, tmp_path / "r.md"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "not a Mac: tools/mac_check.sh --rehearse" in done.stderr
+
+
+def test_an_old_python_is_refused_before_anything_is_made(tmp_path):
+    old = tmp_path / "python3"
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    command = [SCRIPT, "--rehearse", "--python", old, tmp_path / "r.md"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2
+    assert "Python 3.10 or newer is needed" in done.stderr
+
+
+# What came after bash 3.2, and commands and options of GNU's tools that macOS lacks.
+NOT_THERE = {
+    "bash 4": r"\b(mapfile|readarray|coproc)\b|declare -[An]|local -n|\|&|&>>|;;&|;&|\[\[ -v|"
+    r"\$\{\w+(,,?|\^\^?|@[A-Z])\}|\$\{\w+\[-|\$EPOCH|\$BASHPID|wait -n|printf -v \w+\[|%\(.*\)T",
+    "GNU": r"\b(timeout|nproc|realpath|readlink -f|sed -i|sed -r|date -d|date \+%N|stat -c|"
+    r"grep -\w*P|xargs -r|head -n -|mktemp --|cp --|sort -V|tac|sha256sum|free|numfmt)\b",
+}
+
+
+@pytest.mark.parametrize("kind", NOT_THERE)
+def test_the_script_uses_only_what_macos_has(kind):
+    lines = SCRIPT.read_text().splitlines()
+    code = [line for line in lines if not line.lstrip().startswith("#")]
+    assert len(code) > 100
+    assert [line for line in code if re.search(NOT_THERE[kind], line)] == []
+    # The expression finds what it is for.
+    bad = {"bash 4": "mapfile -t lines <file", "GNU": "timeout 5 sleep 9"}[kind]
+    assert re.search(NOT_THERE[kind], bad)
