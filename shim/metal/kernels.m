@@ -103,8 +103,8 @@ oxb_status metal_load_metallib(metal_device *self) {
     if (reason == nil) reason = metal_why(error);
     return metal_fail(OXB_COMPILATION_FAILED,
                       "the environment variable OXIBONSAI_METALLIB is '%s', and %s cannot be used: "
-                      "%s; build the package with OXIBONSAI_BUILD_METALLIB=1, or unset the variable "
-                      "to compile the kernels from their sources",
+                      "%s; build the package with OXIBONSAI_BUILD_METALLIB=1, or unset the "
+                      "variable to compile the kernels from their sources",
                       asked, path != nil ? metal_utf8(path) : "oxibonsai.metallib",
                       metal_utf8(reason));
 }
