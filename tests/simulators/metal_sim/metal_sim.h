@@ -33,6 +33,8 @@ METAL_SIM_API void metal_sim_set_working_set(uint64_t bytes);
 /* Whether devices are Apple's own GPUs, as at the start, or those of an Intel Mac, which have no
  * residency sets: to ask them for one ends the process. */
 METAL_SIM_API void metal_sim_set_apples(int enabled);
+/* How long requestResidency takes. Called while the process exits, it ends it. */
+METAL_SIM_API void metal_sim_set_request_time(uint32_t microseconds);
 /* Whether a dispatch may use only what a residency set of its queue holds, wrapped memory apart. */
 METAL_SIM_API void metal_sim_require_residency(int enabled);
 

@@ -2,6 +2,8 @@
 #define SIM_MACOS 26 /* what is newer than the oldest system, and is looked up at run time */
 
 #include <pthread.h>
+#include <stdlib.h>
+#include <unistd.h>
 
 #include "sim.h"
 
@@ -9,6 +11,10 @@
 
 static BOOL apples = YES, required;
 static uint64_t working_set;
+static uint32_t request_microseconds;
+static BOOL exiting;
+
+void metal_sim_set_request_time(uint32_t microseconds) { request_microseconds = microseconds; }
 
 void metal_sim_set_working_set(uint64_t bytes) { working_set = bytes; }
 
@@ -24,6 +30,7 @@ void sim_residency_reset(void) {
     apples = YES;
     required = NO;
     working_set = 0;
+    request_microseconds = 0;
 }
 
 @implementation MTLResidencySetDescriptor
@@ -110,6 +117,8 @@ void sim_residency_reset(void) {
 }
 - (void)requestResidency {
     [self enter:"requestResidency"];
+    if (exiting) sim_misuse("call during exit", "requestResidency");
+    usleep(request_microseconds);
     (void)[self fails:"requestResidency"];
     [self leave];
 }
@@ -128,6 +137,13 @@ void sim_residency_reset(void) {
 /* The classes are elsewhere, and compiled for a system without these methods. */
 #pragma clang diagnostic ignored "-Wobjc-protocol-method-implementation"
 
+static void at_exit(void) {
+    exiting = YES;
+    usleep(2 * request_microseconds);
+}
+
+static void register_at_exit(void) { atexit(at_exit); }
+
 @implementation SimDevice (Residency)
 - (BOOL)respondsToSelector:(SEL)selector {
     BOOL newer = sel_isEqual(selector, @selector(newResidencySetWithDescriptor:error:));
@@ -140,6 +156,8 @@ void sim_residency_reset(void) {
         sim_misuse("no residency sets", "this device does not support them");
     if (descriptor == nil) sim_misuse("no descriptor", "newResidencySetWithDescriptor");
     if (sim_fails("newResidencySetWithDescriptor", error)) return nil;
+    static pthread_once_t once = PTHREAD_ONCE_INIT;
+    pthread_once(&once, register_at_exit);
     return [[SimResidencySet alloc] initWithDevice:self];
 }
 @end
