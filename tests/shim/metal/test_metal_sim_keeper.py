@@ -40,7 +40,10 @@ commands.close()
 one.close()
 """
 LEAVES = """
-sys.modules["left open"] = (one, commands)  # beyond the end of the interpreter
+import ctypes
+
+for left_open in (one, commands):  # beyond the end of the interpreter
+    ctypes.pythonapi.Py_IncRef(ctypes.py_object(left_open))
 """
 
 
