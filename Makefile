@@ -114,7 +114,7 @@ bench: $(BUILT) $(VENV)/.extra-bench
 
 clean:
 	rm -rf $(VENV) $(QWEN3) build dist *.egg-info oxibonsai/include
-	rm -f oxibonsai/metal/*.so oxibonsai/metal/*.c
+	rm -f oxibonsai/metal/*.so oxibonsai/metal/*.c oxibonsai/metal/*.metallib
 	find oxibonsai tests tools benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 # The virtual environment with what the build needs, so that a rebuild downloads nothing.

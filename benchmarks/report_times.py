@@ -286,6 +286,7 @@ def model(
             steps = session.generate(max_tokens=tokens, temperature=0.0, ignore_eos=True)
             on_device = [session.device_time or 0.0 for _ in steps]
             seconds = time.perf_counter() - start
+            stats = device.stats._asdict()
     best = min(prompts[1:])
     return {
         "model": path.name,
@@ -299,6 +300,7 @@ def model(
         "decode_tokens_per_second": tokens / seconds,
         "decode_device_seconds": statistics.median(on_device),
         "longest_decode_submission_seconds": max(on_device),
+        "stats": stats,
     }
 
 

@@ -175,7 +175,8 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
     const uint n = args.head_dim;
     const uint thread_index = place.simdgroup * OXB_SIMD_WIDTH + place.lane;
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
-    const uint first_head = tile.x * args.heads, first_token = tile.y * args.tokens;
+    const uint first_head = tile.x * args.heads;
+    const uint first_token = args.first_token + tile.y * args.tokens;
     const ulong token_stride = ulong(args.n_heads + 2u * args.n_kv_heads) * n;
 
     // Query q is head first_head + q % heads of token first_token + q / heads. It attends to

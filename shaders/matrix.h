@@ -101,17 +101,24 @@ inline float matrix_sum(thread matrix_sums &sums, uint i) {
     return i < 2u ? sums.low.thread_elements()[i % 2u] : sums.high.thread_elements()[i % 2u];
 }
 
+// A lane's two elements one by one: thread_elements() is a vector of 64 in Apple's compiler.
+inline void matrix_set(thread simdgroup_half8x8 &matrix, uint pair) {
+    const half2 two = as_type<half2>(pair);
+    matrix.thread_elements()[0] = two.x;
+    matrix.thread_elements()[1] = two.y;
+}
+
 inline void matrix_add(thread matrix_sums &sums, thread const uint *rows, uint first, uint second) {
     simdgroup_half8x8 row, vectors;
-    vectors.thread_elements() = as_type<half2>(first);
-    row.thread_elements() = as_type<half2>(rows[0]);
+    matrix_set(vectors, first);
+    matrix_set(row, rows[0]);
     simdgroup_multiply_accumulate(sums.low, row, vectors, sums.low);
-    row.thread_elements() = as_type<half2>(rows[1]);
+    matrix_set(row, rows[1]);
     simdgroup_multiply_accumulate(sums.high, row, vectors, sums.high);
-    vectors.thread_elements() = as_type<half2>(second);
-    row.thread_elements() = as_type<half2>(rows[2]);
+    matrix_set(vectors, second);
+    matrix_set(row, rows[2]);
     simdgroup_multiply_accumulate(sums.low, row, vectors, sums.low);
-    row.thread_elements() = as_type<half2>(rows[3]);
+    matrix_set(row, rows[3]);
     simdgroup_multiply_accumulate(sums.high, row, vectors, sums.high);
 }
 

@@ -6,7 +6,7 @@
 #
 # Builds, compiles the shaders with Xcode's compiler where there is one, runs the suites on metal and
 # on the cpu, again under Metal's validation layers, times every kernel, prompts and decoding, and
-# writes one report to send back. It takes half an hour or so. Everything it makes is in build/mac and
+# writes one report to send back. It takes half an hour or more. Everything it makes is in build/mac and
 # among the build's own files; nothing outside the checkout changes. The report has no names, paths
 # or serial numbers. --rehearse runs every stage on the cpu device, small, wherever there is bash.
 # Stages: build metallib devices demo suites cpu validated kernels demo-model synthetic chunk-32

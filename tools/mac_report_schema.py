@@ -40,6 +40,7 @@ MODEL = {
     "decode_tokens_per_second": NUMBER,
     "decode_device_seconds": NUMBER,
     "longest_decode_submission_seconds": NUMBER,
+    "stats": {str: NUMBER},
 }
 REPORT = {
     "version": int,

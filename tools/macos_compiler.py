@@ -36,8 +36,8 @@ CHECK_SDK = f"""\
 
 # What a user sees of a compiler's text: it repeats itself, and the first lines have the cause.
 LINES_SHOWN = 12
-APPLE = "Apple's clang compiles it: export CC=/usr/bin/clang"
 INSTALL = "install Apple's compiler and SDK with: xcode-select --install"
+APPLE = f"Apple's clang compiles it: export CC=/usr/bin/clang. If there is none, {INSTALL}"
 SDKROOT = "export SDKROOT=$(xcrun --sdk macosx --show-sdk-path)"
 # Variables that name an SDK, the one that wins first.
 SDK_VARIABLES = ("SDKROOT", "CONDA_BUILD_SYSROOT")
@@ -80,11 +80,13 @@ def describe(version: str) -> tuple[str, str]:
     conda = any(sign in text for sign in signs)
     homebrew = any(sign in text for sign in ("homebrew", "/cellar/"))
     maker = "conda's " if conda else "Homebrew's " if homebrew else ""
-    if "apple clang" in text or "apple llvm" in text:
-        return "Apple's clang", f"{INSTALL}; if Xcode was updated: sudo xcodebuild -license accept"
+    # The last two are what /usr/bin/clang prints without the tools that it stands for.
+    if any(sign in text for sign in ("apple clang", "apple llvm", "xcrun: ", "xcode-select: ")):
+        licence = "If Xcode was updated, agree to its licence: sudo xcodebuild -license accept"
+        return "Apple's clang", f"If there is no SDK, {INSTALL}. {licence}"
     if "clang" in text:
         help_ = f"{SDKROOT} && export CONDA_BUILD_SYSROOT=$SDKROOT" if conda else SDKROOT
-        return f"{maker}clang", f"it finds no SDK by itself: {help_}. Or {APPLE}"
+        return f"{maker}clang", f"It finds no SDK by itself: {help_}. Or: {APPLE}"
     if "free software foundation" in text or "gcc" in text:
         return f"{maker}GCC", f"GCC has no blocks, which Apple's headers use. {APPLE}"
     return "a compiler that prints no known name", APPLE
@@ -97,19 +99,19 @@ def explain(command: Sequence[str], text: str, environ: Mapping[str, str]) -> st
     shown = "\n".join(f"    {line}" for line in text.splitlines()[:LINES_SHOWN])
     if status == 127:
         where = "CC names it" if environ.get("CC") else "the Python was built with it"
-        return f"there is no compiler '{shlex.join(words)}' ({where}): {INSTALL}. {APPLE}"
+        return f"there is no compiler '{shlex.join(words)}' ({where}). {APPLE}"
     name, help_ = describe(f"{shlex.join(words)}\n{version}")
     if SDK_TOO_OLD in text:
         named = [f"{key}={environ[key]}" for key in SDK_VARIABLES if environ.get(key)]
         named += [f"-isysroot {path}" for path in _sysroots(command)]
         ways = f"; {' and '.join(named)} names that SDK: unset or change it" if named else ""
         return (
-            f"{SDK_TOO_OLD}, and {name} ('{shlex.join(words)}') reads an older one. {INSTALL}, "
+            f"{SDK_TOO_OLD}, and {name} ('{shlex.join(words)}') reads an older one: {INSTALL}, "
             f"or update Xcode, then look: xcrun --sdk macosx --show-sdk-version{ways}:\n{shown}"
         )
     return (
         f"{name} ('{shlex.join(words)}') cannot compile Objective-C against Apple's SDK. "
-        f"{help_}. Where neither is there, {INSTALL}. The compiler said:\n{shown}"
+        f"{help_}. The compiler said:\n{shown}"
     )
 
 

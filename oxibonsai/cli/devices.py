@@ -19,17 +19,29 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, out: TextIO) -> int:
     """Run the command and return its exit status."""
-    found = metal.devices()
+    found = metal.probe_devices()
     if args.json:
-        out.write(json.dumps([device._asdict() for device in found], indent=2) + "\n")
+        out.write(json.dumps(_objects(found), indent=2) + "\n")
     else:
-        for device in found:
+        for device in found.usable:
             out.write(_line(device) + "\n")
+        for refused in found.refused:
+            out.write(f"{refused.driver}:{refused.index}  refused: {_reason(refused)}\n")
     # A variable of the environment may be wrong: opening says which. Every machine has a cpu.
     metal.Device().close()
-    if all(device.driver != "cpu" for device in found):
+    if all(device.driver != "cpu" for device in found.usable):
         metal.Device("cpu").close()
     return 0
+
+
+def _objects(found: metal.FoundDevices) -> list[dict[str, object]]:
+    usable = [{**device._asdict(), "reason": None} for device in found.usable]
+    return [*usable, *(refused._asdict() for refused in found.refused)]
+
+
+def _reason(refused: metal.RefusedDevice) -> str:
+    """Return one line: a compiler's log has many."""
+    return escaped(" ".join(refused.reason.split()))
 
 
 def _line(device: metal.DeviceInfo) -> str:

@@ -12,10 +12,11 @@ import numpy as np
 
 from oxibonsai import __version__
 from oxibonsai.model import Model
+from oxibonsai.model.chunks import choose_chunk
 from oxibonsai.model.engine import MAX_SEQUENCES
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVDtype
-from oxibonsai.model.session import DEFAULT_CHUNK, Session
+from oxibonsai.model.session import Session
 
 if TYPE_CHECKING:
     from oxibonsai.model.engine import Engine
@@ -42,7 +43,7 @@ def measure(
     tokens: int = 64,
     repeat: int = 5,
     kv_dtype: KVDtype = "f16",
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | None = None,
     contexts: Sequence[int] = (),
     batches: Sequence[int] = (),
 ) -> dict[str, Any]:
@@ -102,6 +103,7 @@ def measure(
             f"{limit}"
         )
     device = model.device
+    chunk = choose_chunk(model, chunk)
     found = {
         "oxibonsai": __version__,
         "model": {

@@ -43,7 +43,10 @@ def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> Non
         "--kv-dtype", choices=KV_DTYPES, default="f16", help="of the KV cache (f16)"
     )
     parser.add_argument(
-        "--chunk", type=int, default=128, metavar="N", help="prompt tokens that run at once (128)"
+        "--chunk",
+        type=int,
+        metavar="N",
+        help="prompt tokens that run at once (128, or fewer where the device is slow)",
     )
     parser.add_argument(
         "--activations",

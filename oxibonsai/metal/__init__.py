@@ -23,7 +23,17 @@ if importlib.util.find_spec("oxibonsai.metal._core") is None:
 
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._commands import Commands
-from oxibonsai.metal._core import Device, DeviceInfo, DeviceStats, devices, load_driver, variants
+from oxibonsai.metal._core import (
+    Device,
+    DeviceInfo,
+    DeviceStats,
+    FoundDevices,
+    RefusedDevice,
+    devices,
+    load_driver,
+    probe_devices,
+    variants,
+)
 from oxibonsai.metal._errors import (
     BufferCreationError,
     CompilationError,
@@ -48,15 +58,18 @@ __all__ = [
     "DeviceStats",
     "EncodingError",
     "ExecutionError",
+    "FoundDevices",
     "Library",
     "MetalGraph",
     "MetalGraphError",
     "Pipeline",
     "PipelineInfo",
+    "RefusedDevice",
     "WeightCache",
     "WeightHandle",
     "devices",
     "load_driver",
+    "probe_devices",
     "reformat",
     "variants",
 ]

@@ -80,6 +80,37 @@ class DeviceInfo(NamedTuple):
     max_threadgroup_memory: int
     recommended_working_set: int
 
+class RefusedDevice(NamedTuple):
+    """A device that is present and cannot be used.
+
+    Attributes
+    ----------
+    driver : str
+        Name of the driver.
+    index : int
+        Number of the device among those of its driver.
+    reason : str
+        What opening it raises, which names what the device lacks.
+    """
+
+    driver: str
+    index: int  # type: ignore[assignment]  # hides tuple.index
+    reason: str
+
+class FoundDevices(NamedTuple):
+    """The devices of this machine.
+
+    Attributes
+    ----------
+    usable : list of DeviceInfo
+        Those that can be opened, the default first.
+    refused : list of RefusedDevice
+        Those that cannot, in the order of the drivers.
+    """
+
+    usable: list[DeviceInfo]
+    refused: list[RefusedDevice]
+
 class DeviceStats(NamedTuple):
     """What a device holds and does at this moment.
 
@@ -102,6 +133,7 @@ class DeviceStats(NamedTuple):
     allocated_bytes: int
     in_flight: int
     submissions: int
+    work_per_second: float
 
 @disjoint_base
 class Device:
@@ -131,7 +163,8 @@ class Device:
     Raises
     ------
     DeviceNotFoundError
-        If there is no such device or variant; the text lists those there are.
+        If there is no such device or variant, and the text lists those there are; or if the device
+        cannot run the kernels, and the text says what it lacks.
     CompilationError
         If the environment variable ``OXIBONSAI_METALLIB`` asks for a metallib that is missing or
         that Metal refuses.
@@ -212,7 +245,7 @@ class Device:
         data : buffer or DLPack exporter
             Any contiguous array or bytes-like object, read-only ones too.
         copy : bool
-            False wraps the memory of `data` instead of copying it.
+            False wraps the memory of `data` instead of copying it, which not every device can.
         storage : {"shared", "private"}
             Storage of the copy; wrapped memory is always shared.
 
@@ -320,15 +353,30 @@ class Device:
         file.
         """
 
+def probe_devices() -> FoundDevices:
+    """Try every device, and tell which can be used and why the others cannot.
+
+    Returns
+    -------
+    FoundDevices
+        The usable devices, the default first, and the refused ones with the reason. A driver that
+        cannot count its devices has none. The default is the one that the environment variable
+        ``OXIBONSAI_DEVICE`` names, where it names one of them. A device that a wrong variable of
+        the environment keeps from opening is in neither list: ``Device(name)`` says which one.
+
+    Notes
+    -----
+    A device is refused if it lacks something that the kernels are built on, such as SIMD-groups of
+    32 threads, or computes it wrongly. ``Device()`` then takes the next driver.
+    """
+
 def devices() -> list[DeviceInfo]:
     """List the devices that can be opened, the default first.
 
     Returns
     -------
     list of DeviceInfo
-        One for each device. A driver that cannot count its devices has none, and a device that
-        cannot run the kernels is left out: ``Device(name)`` says why. The default is the one that
-        the environment variable ``OXIBONSAI_DEVICE`` names, where it names one of them.
+        One for each device; ``probe_devices()`` lists those that are refused as well.
     """
 
 def load_driver(path: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> None:

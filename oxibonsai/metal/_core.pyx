@@ -165,6 +165,39 @@ class DeviceInfo(NamedTuple):
     recommended_working_set: int
 
 
+class RefusedDevice(NamedTuple):
+    """A device that is present and cannot be used.
+
+    Attributes
+    ----------
+    driver : str
+        Name of the driver.
+    index : int
+        Number of the device among those of its driver.
+    reason : str
+        What opening it raises, which names what the device lacks.
+    """
+
+    driver: str
+    index: int
+    reason: str
+
+
+class FoundDevices(NamedTuple):
+    """The devices of this machine.
+
+    Attributes
+    ----------
+    usable : list of DeviceInfo
+        Those that can be opened, the default first.
+    refused : list of RefusedDevice
+        Those that cannot, in the order of the drivers.
+    """
+
+    usable: list[DeviceInfo]
+    refused: list[RefusedDevice]
+
+
 class DeviceStats(NamedTuple):
     """What a device holds and does at this moment.
 
@@ -263,7 +296,8 @@ cdef class Device:
     Raises
     ------
     DeviceNotFoundError
-        If there is no such device or variant; the text lists those there are.
+        If there is no such device or variant, and the text lists those there are; or if the device
+        cannot run the kernels, and the text says what it lacks.
     CompilationError
         If the environment variable ``OXIBONSAI_METALLIB`` asks for a metallib that is missing or
         that Metal refuses.
@@ -418,7 +452,7 @@ cdef class Device:
         data : buffer or DLPack exporter
             Any contiguous array or bytes-like object, read-only ones too.
         copy : bool
-            False wraps the memory of `data` instead of copying it.
+            False wraps the memory of `data` instead of copying it, which not every device can.
         storage : {"shared", "private"}
             Storage of the copy; wrapped memory is always shared.
 
@@ -556,38 +590,57 @@ cdef class Device:
         raise TypeError("a Device cannot be pickled: open it in the process that uses it")
 
 
-def devices():
-    """List the devices that can be opened, the default first.
+def probe_devices():
+    """Try every device, and tell which can be used and why the others cannot.
 
     Returns
     -------
-    list of DeviceInfo
-        One for each device. A driver that cannot count its devices has none, and a device that
-        cannot run the kernels is left out: ``Device(name)`` says why. The default is the one that
-        the environment variable ``OXIBONSAI_DEVICE`` names, where it names one of them.
+    FoundDevices
+        The usable devices, the default first, and the refused ones with the reason. A driver that
+        cannot count its devices has none. The default is the one that the environment variable
+        ``OXIBONSAI_DEVICE`` names, where it names one of them. A device that a wrong variable of
+        the environment keeps from opening is in neither list: ``Device(name)`` says which one.
+
+    Notes
+    -----
+    A device is refused if it lacks something that the kernels are built on, such as SIMD-groups of
+    32 threads, or computes it wrongly. ``Device()`` then takes the next driver.
     """
     cdef uint32_t count
     cdef const char *name
-    found = []
+    found, refused = [], []
     for i in range(api.driver_count()):
         name = api.driver_name(i)
         count = 0
         with nogil:
             api.device_count(name, &count)
         for index in range(count):
+            driver = name.decode()
             try:
-                with Device(f"{name.decode()}:{index}") as device:
+                with Device(f"{driver}:{index}") as device:
                     found.append(device.info)
-            except _errors.DeviceNotFoundError:
-                # Present but refused, such as a GPU of another SIMD width: Device() names the
-                # reason.
-                continue
+            except _errors.DeviceNotFoundError as error:
+                if "OXIBONSAI_" not in str(error):  # a wrong variable, of which Device() tells
+                    refused.append(RefusedDevice(driver, index, str(error)))
+            except _errors.CompilationError:
+                continue  # a metallib that the environment asks for, of which Device() tells
     named = _name_of_environment()
     if named is not None:
         with suppress(_errors.DeviceNotFoundError):  # Device() tells that it names none
             default = _parse_name(named)
             found.sort(key=lambda info: (info.driver, info.index) != default)
-    return found
+    return FoundDevices(found, refused)
+
+
+def devices():
+    """List the devices that can be opened, the default first.
+
+    Returns
+    -------
+    list of DeviceInfo
+        One for each device; ``probe_devices()`` lists those that are refused as well.
+    """
+    return probe_devices().usable
 
 
 def variants(str driver not None):

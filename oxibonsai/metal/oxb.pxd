@@ -105,6 +105,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t max_buffer_length
         uint64_t max_threadgroup_memory
         uint64_t recommended_working_set
+        uint64_t page_size
         oxb_size max_threads
         oxb_size max_threadgroups
 
@@ -493,7 +494,8 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 heads
         oxb_u32 tokens
         oxb_u32 batch
-        oxb_u32 pad[3]
+        oxb_u32 first_token
+        oxb_u32 pad[2]
 
     struct oxb_combine_args:
         oxb_u64 n_rows
@@ -638,6 +640,7 @@ cdef extern from "oxb_driver.h" nogil:
         uint32_t layout
         uint64_t n_rows
         uint64_t k
+        uint64_t elements
         const oxb_attention_shape *attention
         uint64_t cache_alignment
 

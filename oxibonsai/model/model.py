@@ -14,13 +14,14 @@ from oxibonsai.gguf import GGUFError, GGUFFile, Strings
 from oxibonsai.metal import Device, MetalGraph
 from oxibonsai.model.architectures import ARCHITECTURES, ModelWeights, load_weights
 from oxibonsai.model.arguments import flag, function, integer_in, one_of, token_ids
+from oxibonsai.model.chunks import choose_chunk
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.engine import Engine
 from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.generation.settings import SamplingOptions
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
-from oxibonsai.model.session import DEFAULT_CHUNK, Session, check_chunk
+from oxibonsai.model.session import Session
 from oxibonsai.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -190,7 +191,7 @@ class Model:
         max_seq: int | None = None,
         kv_dtype: KVDtype = "f16",
         *,
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | None = None,
         profile: bool = False,
         deterministic: bool = False,
     ) -> Session:
@@ -206,9 +207,10 @@ class Model:
             Elements of the KV cache. Rounding K and V changes the logits of the demo model by about
             4e-4 of their norm in half and 1.1e-2 in 8 bits, where each key or value of a head
             has a unit of its own; q8 needs a head_dim that is a multiple of 4.
-        chunk : int
+        chunk : int, optional
             Tokens of a prompt that run in one submission, 1 to 4096. Another size rounds in other
-            places; 1 gives the bits of generation.
+            places; 1 gives the bits of generation. Left out, 128; where that would take more than
+            a second at the rate that the device has measured so far, 64 or 32.
         profile : bool
             Whether `Session.profile` keeps, and the logger ``oxibonsai.model`` tells at level INFO,
             where the time of each step goes.
@@ -241,7 +243,7 @@ class Model:
         max_seq: int | None = None,
         n_pages: int | None = None,
         kv_dtype: KVDtype = "f16",
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | None = None,
         deterministic: bool = False,
         max_waiting: int = 1024,
     ) -> Engine:
@@ -260,8 +262,9 @@ class Model:
             them are allocated at once.
         kv_dtype : {"f16", "f32", "q8"}
             As of session().
-        chunk : int
+        chunk : int, optional
             Tokens of a prompt that run in one step, beside a token of each running text; 1 to 4096.
+            Left out, as of session(), but 64 at the least where deterministic.
         deterministic : bool
             Whether a text does not depend on what else runs: with the same K/V elements it is then
             that of a session with the same chunk.
@@ -334,7 +337,7 @@ class Model:
         *,
         window: int | None = None,
         kv_dtype: KVDtype = "f16",
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | None = None,
         progress: Callable[[int, int], object] | None = None,
     ) -> Perplexity:
         """Return how well the model predicts a text, in float64.
@@ -350,7 +353,7 @@ class Model:
             token is not predicted. Left out, 2048 or the context_length, whichever is less.
         kv_dtype : {"f16", "f32", "q8"}
             As of session().
-        chunk : int
+        chunk : int, optional
             As of session().
         progress : callable, optional
             Called after each window with the number of tokens read so far and the number of all.
@@ -367,7 +370,7 @@ class Model:
         """
         self._check_open()
         check_kv_dtype(kv_dtype, self.config)
-        chunk = check_chunk(chunk)
+        chunk = choose_chunk(self, chunk)
         function("progress", progress)
         if window is None:
             window = min(_DEFAULT_MAX_SEQ, self._most_positions(kv_dtype))

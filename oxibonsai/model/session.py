@@ -14,11 +14,11 @@ from oxibonsai.model.arguments import (
     flag,
     function,
     integer,
-    integer_in,
     one_of,
     token_ids,
 )
 from oxibonsai.model.choices import NO_TOKEN
+from oxibonsai.model.chunks import check_chunk, choose_chunk
 from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.forms import GenerationForms
 from oxibonsai.model.generation.scoring import Perplexity, log_probabilities
@@ -33,9 +33,8 @@ from oxibonsai.model.timeline import Timeline
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["DEFAULT_CHUNK", "Session", "check_chunk"]
+__all__ = ["Session"]
 
-DEFAULT_CHUNK = 128
 Progress = Callable[[int, int], object]
 
 
@@ -55,7 +54,7 @@ class SessionModel(LoadedModel, Protocol):
         max_seq: int | None = None,
         kv_dtype: KVDtype = "f16",
         *,
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | None = None,
         profile: bool = False,
     ) -> Session:
         """Return a new text on this model."""
@@ -76,7 +75,7 @@ class SessionModel(LoadedModel, Protocol):
         *,
         window: int | None = None,
         kv_dtype: KVDtype = "f16",
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | None = None,
         progress: Progress | None = None,
     ) -> Perplexity:
         """Return how well the model predicts a text."""
@@ -100,8 +99,8 @@ class Session(GenerationForms):
         Positions the KV cache can grow to.
     kv_dtype : {"f16", "f32", "q8"}
         Elements of the KV cache.
-    chunk : int
-        Tokens of a prompt that run in one submission.
+    chunk : int, optional
+        Tokens of a prompt that run in one submission; chosen for the device where left out.
     profile : bool
         Whether `profile` keeps what runs.
     deterministic : bool
@@ -110,7 +109,9 @@ class Session(GenerationForms):
     Attributes
     ----------
     model : Model
-        As given, as are max_seq, kv_dtype, chunk and deterministic.
+        As given, as are max_seq, kv_dtype and deterministic.
+    chunk : int
+        As given or chosen.
     """
 
     def __init__(
@@ -118,7 +119,7 @@ class Session(GenerationForms):
         model: SessionModel,
         max_seq: int,
         kv_dtype: KVDtype,
-        chunk: int = DEFAULT_CHUNK,
+        chunk: int | None = None,
         profile: bool = False,
         *,
         deterministic: bool = False,
@@ -130,7 +131,7 @@ class Session(GenerationForms):
                 f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"
             )
         check_kv_dtype(kv_dtype, model.config)
-        chunk = check_chunk(chunk)
+        chunk = choose_chunk(model, chunk)
         profile = flag("profile", profile)
         self.deterministic = flag("deterministic", deterministic)
         decoder = Decoder(model, max_seq, kv_dtype, profile, deterministic=self.deterministic)
@@ -500,8 +501,3 @@ def _into(rows: npt.NDArray[Any]) -> Callable[[int, npt.NDArray[Any]], None]:
         rows[at : at + len(piece)] = piece
 
     return take
-
-
-def check_chunk(chunk: int) -> int:
-    """Return the size of a chunk; ValueError unless it is in 1..4096."""
-    return integer_in("chunk", chunk, 1, statefile.MAX_CHUNK)

@@ -62,7 +62,8 @@ oxb_status oxb_buffer_wrap(oxb_device *device, void *memory, uint64_t length, in
                           (unsigned long long)length, memory, WRAP_ALIGNMENT);
     }
     /* Devices map whole pages: the driver wraps the pages that hold the memory. */
-    uint64_t page = oxb_page_size(), base = (uintptr_t)memory % page;
+    uint64_t page = device->info.page_size ? device->info.page_size : oxb_page_size();
+    uint64_t base = (uintptr_t)memory % page;
     oxb_buffer *buffer = NULL;
     oxb_status status = new_handle(device, length, &buffer);
     if (status != OXB_OK) return status;

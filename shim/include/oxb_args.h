@@ -207,7 +207,8 @@ OXB_ARGS_SIZE(oxb_qkv_to_cache_args, 96);
  * is 1) and one of n_splits splits of the positions. Where a split ends depends on the token's
  * position alone, so that its bits do not depend on n_splits. With several splits, out holds for
  * each [t][head][split] the sum of weight * value [head_dim], then the largest score and the sum of
- * the weights relative to it: attention_combine adds them up. */
+ * the weights relative to it: attention_combine adds them up. A dispatch is of the tokens
+ * first_token to n_tokens - 1; first_token is a multiple of `tokens`. */
 struct oxb_attention_args {
     struct oxb_cache cache;
     oxb_u32 n_heads;
@@ -219,7 +220,8 @@ struct oxb_attention_args {
     oxb_u32 heads;
     oxb_u32 tokens;
     oxb_u32 batch; /* 0 or 1 */
-    oxb_u32 pad[3];
+    oxb_u32 first_token;
+    oxb_u32 pad[2];
 };
 OXB_ARGS_SIZE(oxb_attention_args, 96);
 

@@ -99,6 +99,8 @@ typedef struct oxb_op_shape {
     uint32_t layout; /* OXB_LAYOUT_PLAIN or one of the driver's */
     uint64_t n_rows; /* twice the extent for SWIGLU */
     uint64_t k;
+    uint64_t elements; /* that one of the extent stands for, where it counts vectors, heads or rows;
+                          0: 1 */
     /* ATTENTION only. */
     const oxb_attention_shape *attention;
     uint64_t cache_alignment; /* bytes; that of the start of both caches in device memory */

@@ -70,6 +70,7 @@ typedef struct oxb_device_info {
     uint64_t max_buffer_length;
     uint64_t max_threadgroup_memory;
     uint64_t recommended_working_set;
+    uint64_t page_size;        /* bytes; wrapped memory is mapped by the page. 0: the system's */
     oxb_size max_threads;      /* of a threadgroup in each direction; 0: the pipeline's limit */
     oxb_size max_threadgroups; /* of a grid in each direction; 0: as many as 32 bits count */
 } oxb_device_info;

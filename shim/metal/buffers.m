@@ -1,9 +1,14 @@
 /* Memory of the driver "metal": buffers, and copies of private ones through the device. */
+#include <stdlib.h>
 #include <string.h>
+
+#include <mach/vm_page_size.h>
 
 #include "metal.h"
 
 #define STAGING_BYTES ((uint64_t)16 << 20)
+#define FILL_BYTES    ((uint64_t)1 << 30) /* a blit of 4 GiB or more is cut short without a word */
+#define PATTERN       0xa7
 #define WORD          4u /* ranges of a blit on macOS are multiples of this */
 #ifndef METAL_BLIT_SECONDS
 #define METAL_BLIT_SECONDS 120.0 /* up to 16 submissions may be ahead of a blit */
@@ -94,10 +99,14 @@ static oxb_status fill_words(metal_device *self, id<MTLBuffer> buffer, uint64_t 
     if (status == OXB_OK && rest)
         status = copy_words(self, buffer, offset + lead + middle, bytes, NULL, rest);
     if (status != OXB_OK) return status;
-    NSString *reason = blit(self, ^(id<MTLBlitCommandEncoder> encoder) {
-        [encoder fillBuffer:buffer range:NSMakeRange(offset + lead, middle) value:value];
-    });
-    return reason == nil ? OXB_OK : blit_failed(reason, "fill", offset, length);
+    for (uint64_t done = 0; done < middle; done += FILL_BYTES) {
+        uint64_t n = middle - done < FILL_BYTES ? middle - done : FILL_BYTES;
+        NSString *reason = blit(self, ^(id<MTLBlitCommandEncoder> encoder) {
+            [encoder fillBuffer:buffer range:NSMakeRange(offset + lead + done, n) value:value];
+        });
+        if (reason != nil) return blit_failed(reason, "fill", offset, length);
+    }
+    return OXB_OK;
 }
 
 oxb_status metal_buffer_read(void *device, void *buffer, uint64_t offset, void *to,
@@ -161,19 +170,97 @@ void metal_buffer_free(void *device, void *buffer) {
     metal_object_free(self, buffer);
 }
 
+/* Wrapped host memory */
+
+/* Hosted virtual machines have given buffers of length 0, and buffers over a copy. nil with a
+ * buffer, +1, or the reason, +0. */
+static NSString *wrap_pages(metal_device *self, void *memory, uint64_t length,
+                            id<MTLBuffer> *buffer) {
+    id<MTLBuffer> made = [self->device newBufferWithBytesNoCopy:memory
+                                                         length:length
+                                                        options:MTLResourceStorageModeShared
+                                                    deallocator:nil]; /* +1 */
+    NSString *reason = nil;
+    if (made == nil)
+        reason = @"Metal gave no buffer";
+    else if ([made length] != length)
+        reason = metal_text("Metal gave a buffer of %lu bytes", (unsigned long)[made length]);
+    else if ([made contents] != memory)
+        reason = @"Metal gave a buffer over memory at another address";
+    if (reason == nil)
+        *buffer = made;
+    else
+        [made release];
+    return reason;
+}
+
+/* Let the device read what the host writes into a wrapped page, and write to it: it may have been
+ * given a copy, while the buffer's contents are the host's. nil, or why memory is not to be
+ * wrapped, +0. With blit_lock held. *busy: the device may still write to the page. */
+static NSString *try_page(metal_device *self, unsigned char *bytes, NSUInteger page, bool *busy) {
+    const NSUInteger half = page / 2;
+    id<MTLBuffer> wrapped = nil;
+    id<MTLBuffer> seen =
+        [[self->device newBufferWithLength:half options:MTLResourceStorageModeShared] autorelease];
+    NSString *reason =
+        seen != nil ? wrap_pages(self, bytes, page, &wrapped) : @"Metal gave no buffer";
+    if (reason != nil) return reason;
+    [wrapped autorelease];
+    for (NSUInteger i = 0; i < half; i++) bytes[i] = (unsigned char)(i * 7 + 1);
+    *busy = true;
+    reason = blit(self, ^(id<MTLBlitCommandEncoder> encoder) {
+        [encoder copyFromBuffer:wrapped sourceOffset:0 toBuffer:seen destinationOffset:0 size:half];
+        [encoder fillBuffer:wrapped range:NSMakeRange(half, half) value:PATTERN];
+    });
+    if (reason != nil) return reason;
+    *busy = false;
+    bool shared = memcmp([seen contents], bytes, half) == 0;
+    for (NSUInteger i = half; i < page; i++) shared &= bytes[i] == PATTERN;
+    return shared ? nil : @"it does not share memory with the host";
+}
+
+static NSString *try_mapping(metal_device *self) {
+    const NSUInteger page = (NSUInteger)vm_page_size;
+    NSString *reason = nil;
+    bool busy = false;
+    void *memory = NULL;
+    if (posix_memalign(&memory, page, page) != 0) return @"out of memory";
+    memset(memory, 0, page);
+    @try {
+        @autoreleasepool { /* the buffer goes before its memory */
+            reason = [try_page(self, memory, page, &busy) retain];
+        }
+    } @finally {
+        if (!busy) free(memory);
+    }
+    return [reason autorelease];
+}
+
+/* The device is tried when memory is wrapped for the first time; nil, or the reason, +0. */
+static NSString *maps_memory(metal_device *self) {
+    NSString *reason = nil;
+    pthread_mutex_lock(&self->blit_lock);
+    @try {
+        if (!self->maps_memory) reason = try_mapping(self);
+        self->maps_memory = reason == nil;
+    } @finally {
+        pthread_mutex_unlock(&self->blit_lock);
+    }
+    return reason;
+}
+
 oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void **buffer) {
     metal_device *self = device;
     return metal_guarded(OXB_BUFFER_CREATION_FAILED, ^oxb_status {
-        id<MTLBuffer> made = [self->device newBufferWithBytesNoCopy:memory
-                                                             length:length
-                                                            options:MTLResourceStorageModeShared
-                                                        deallocator:nil]; /* +1, the handle's */
-        if (made == nil)
+        id<MTLBuffer> made = nil;
+        NSString *reason = maps_memory(self);
+        if (reason == nil) reason = wrap_pages(self, memory, length, &made);
+        if (reason != nil)
             return metal_fail(OXB_BUFFER_CREATION_FAILED,
                               "device %s cannot map the %" PRIu64
-                              " bytes at %p without a copy: copy the data instead",
-                              metal_utf8([self->device name]), length, memory);
-        *buffer = (void *)made;
+                              " bytes at %p without a copy: %s; copy the data instead (copy=True)",
+                              metal_utf8([self->device name]), length, memory, metal_utf8(reason));
+        *buffer = (void *)made; /* +1, the handle's */
         return OXB_OK;
     });
 }

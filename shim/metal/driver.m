@@ -5,6 +5,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include <mach/vm_page_size.h>
+
 #include "base/builtin_drivers.h"
 #include "gpu/gpu.h"
 #include "gpu/msl_sources.h"
@@ -160,7 +162,8 @@ static void device_info(void *device, oxb_device_info *info) {
     *info = (oxb_device_info){.driver = "metal",
                               .variant = "msl2.4",
                               .index = self->index,
-                              .simd_width = METAL_SIMD_WIDTH};
+                              .simd_width = METAL_SIMD_WIDTH,
+                              .page_size = vm_page_size};
     metal_guarded(OXB_DEVICE_NOT_FOUND, ^oxb_status {
         snprintf(info->name, sizeof info->name, "%s", metal_utf8([self->device name]));
         MTLSize most = [self->device maxThreadsPerThreadgroup];
@@ -174,6 +177,17 @@ static void device_info(void *device, oxb_device_info *info) {
     });
 }
 
+/* 50 ms of an M1 at half of its peak. macOS ends command buffers that keep the display waiting, and
+ * a dispatch is the least that one holds. Tests of a driver library set it before a device is
+ * opened.
+ */
+METAL_EXPORT uint64_t metal_dispatch_work = UINT64_C(35000000000);
+
+static void abilities(void *device, oxb_abilities *found) {
+    gpu_abilities(device, found);
+    found->dispatch_work = metal_dispatch_work;
+}
+
 static const oxb_driver driver = {
     .abi_version = OXB_ABI_VERSION,
     .struct_size = sizeof(oxb_driver),
@@ -182,7 +196,7 @@ static const oxb_driver driver = {
     .device_open = device_open,
     .device_close = device_close,
     .device_info = device_info,
-    .abilities = gpu_abilities,
+    .abilities = abilities,
     .tile = gpu_tile,
     .weight_layouts = gpu_weight_layouts,
     .weight_pack = gpu_weight_pack,
@@ -209,7 +223,7 @@ const oxb_driver *metal_driver(const oxb_host *services) {
 }
 
 #ifdef OXB_DRIVER_LIBRARY
-__attribute__((visibility("default"))) const oxb_driver *oxb_driver_entry(const oxb_host *services);
+METAL_EXPORT const oxb_driver *oxb_driver_entry(const oxb_host *services);
 
 const oxb_driver *oxb_driver_entry(const oxb_host *services) { return metal_driver(services); }
 #endif

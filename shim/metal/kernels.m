@@ -333,9 +333,11 @@ oxb_status metal_pipeline_new(void *device, void *library, const char *function,
             return metal_fail(OXB_COMPILATION_FAILED, "'%s': %s", function, metal_utf8(reason));
         if (made.simd_width != METAL_SIMD_WIDTH) {
             metal_pipeline_free(self, pipeline);
-            return metal_fail(OXB_COMPILATION_FAILED,
-                              "'%s': compiled for SIMD-groups of %u threads; kernels need %u",
-                              function, made.simd_width, METAL_SIMD_WIDTH);
+            return metal_fail(
+                OXB_COMPILATION_FAILED,
+                "'%s': Metal compiled it for SIMD-groups of %u threads and the kernels "
+                "need %u: use Device(\"cpu\")",
+                function, made.simd_width, METAL_SIMD_WIDTH);
         }
         *info = made;
         *out = pipeline;

@@ -40,6 +40,12 @@
 
 #define METAL_SIMD_WIDTH 32u
 
+#ifdef OXB_DRIVER_LIBRARY
+#define METAL_EXPORT __attribute__((visibility("default")))
+#else
+#define METAL_EXPORT
+#endif
+
 typedef struct metal_family {
     id<MTLLibrary> library; /* +1; nil until it is needed */
     bool compiling;
@@ -51,7 +57,7 @@ typedef struct metal_residency metal_residency;
 /* What was measured of all pipelines; see pace.m. */
 typedef struct metal_pace {
     pthread_mutex_t lock;
-    /* Guarded by lock, as are `pace`, `part` and `measured` of the pipelines. */
+    /* Guarded by lock, as are `pace`, `share` and `measured` of the pipelines. */
     double work, seconds; /* of dispatches of many vectors, sums that fade */
 } metal_pace;
 
@@ -68,6 +74,7 @@ typedef struct metal_device {
     pthread_mutex_t submit_lock;
     metal_pace pace;
     bool debug;              /* OXIBONSAI_METAL_DEBUG */
+    bool maps_memory;        /* it has been seen to share wrapped memory; guarded by blit_lock */
     metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
@@ -75,13 +82,15 @@ typedef struct metal_pipeline {
     id<MTLComputePipelineState> state; /* +1 */
     NSString *name;                    /* +1 */
     double pace;                       /* seconds of a multiply-add; 0: none measured */
-    double part;                       /* scratch of metal_pace_learn() */
+    double share;                      /* scratch of metal_pace_learn() */
     double measured;                   /* seconds that it took of what was measured */
 } metal_pipeline;
 
 /* driver.m */
 
 extern const oxb_host *metal_host;
+/* The most multiply-adds of one dispatch. */
+extern uint64_t metal_dispatch_work;
 /* Keep a message for the caller's thread and give `status` back: metal_fail(status, format, ...).
  */
 #define metal_fail metal_host->fail
@@ -99,7 +108,9 @@ void metal_object_free(void *device, void *object);
 
 /* probe.m */
 
-/* Compile and run a small kernel; nil, or why the device is refused, +0. */
+/* Compile and run what the kernels are built on; nil, or why the device is refused, +0. A device
+ * is admitted by what it does and never by its family, which virtual machines under-report. Threads
+ * that open one device at once share a probe. */
 NSString *metal_probe(metal_device *self);
 
 /* queue.m */
@@ -132,7 +143,7 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
 /* pace.m */
 
 /* How many of the n dispatches go into one command buffer, 1 at the least; `whole` at the start of
- * a list, which stays whole up to twice the time of a piece. */
+ * a list, which stays whole up to twice the time of a part. */
 uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole);
 /* Take in how long a command buffer of n dispatches took until it completed or failed. */
 void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, double seconds,

@@ -13,16 +13,16 @@
 /* Multiply-adds of a thread of a kernel that does not say its work. */
 #define THREAD_WORK      256.0
 #define DISPATCH_SECONDS 4e-6 /* of an empty dispatch */
-/* A list of a shorter predicted time stays whole, a longer one goes in pieces. */
+/* A list of a shorter predicted time stays whole, a longer one goes in parts. */
 #define WHOLE_SECONDS 0.2
-#define PIECE_SECONDS 0.1
+#define PART_SECONDS  0.1
 /* What is only guessed counts as longer by this. */
 #define DOUBT 2.0
 /* Shorter command buffers say more of their overhead than of their kernels, and a pipeline that ran
  * for less is not measured. */
 #define LEAST_SECONDS 1e-3
 /* One measurement changes a pace by this factor at the most, and a lower pace is taken on in part:
- * to predict too much costs some microseconds for a piece, too little may cost the work. */
+ * to predict too much costs some microseconds for a part, too little may cost the work. */
 #define MOST_CHANGE 16.0
 #define DOWNWARDS   0.25
 /* What macOS ended, and so took too long, would have taken this many times as long or more. */
@@ -38,16 +38,23 @@ static double work_of(const oxb_driver_dispatch *d) {
     return THREAD_WORK * groups->x * groups->y * groups->z * threads->x * threads->y * threads->z;
 }
 
+/* Seconds of a multiply-add. A pipeline of which nothing is known is guessed to be as slow as
+ * others have been on this device, and never faster than the first guess. Called with the lock
+ * held. */
+static double pace_of(const metal_pace *pace, const metal_pipeline *p) {
+    if (p->pace > 0) return p->pace;
+    return fmax(1 / GUESSED_RATE, pace->work > 0 ? pace->seconds / pace->work : 0);
+}
+
 /* Seconds without the overhead. Called with the lock held. */
-static double seconds_of(const oxb_driver_dispatch *d) {
-    const metal_pipeline *p = d->pipeline;
-    return work_of(d) * (p->pace > 0 ? p->pace : 1 / GUESSED_RATE);
+static double seconds_of(const metal_pace *pace, const oxb_driver_dispatch *d) {
+    return work_of(d) * pace_of(pace, d->pipeline);
 }
 
 /* Called with the lock held. */
-static double cautious_seconds_of(const oxb_driver_dispatch *d) {
+static double cautious_seconds_of(const metal_pace *pace, const oxb_driver_dispatch *d) {
     const metal_pipeline *p = d->pipeline;
-    return DISPATCH_SECONDS + seconds_of(d) * (p->measured >= LEAST_SECONDS ? 1 : DOUBT);
+    return DISPATCH_SECONDS + seconds_of(pace, d) * (p->measured >= LEAST_SECONDS ? 1 : DOUBT);
 }
 
 uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole) {
@@ -55,11 +62,11 @@ uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint3
     uint32_t fit = 0;
     pthread_mutex_lock(&pace->lock);
     for (uint32_t i = 0; i < n; i++) {
-        seconds += cautious_seconds_of(list + i);
-        if (seconds <= PIECE_SECONDS) fit = i + 1;
+        seconds += cautious_seconds_of(pace, list + i);
+        if (seconds <= PART_SECONDS) fit = i + 1;
     }
     pthread_mutex_unlock(&pace->lock);
-    if (seconds <= (whole ? WHOLE_SECONDS : PIECE_SECONDS)) return n;
+    if (seconds <= (whole ? WHOLE_SECONDS : PART_SECONDS)) return n;
     return fit != 0 ? fit : 1;
 }
 
@@ -83,10 +90,10 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
     pthread_mutex_lock(&pace->lock);
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
-        double part = seconds_of(list + i);
-        p->part += part;
-        if (p->part > largest) largest = p->part;
-        predicted += DISPATCH_SECONDS + part;
+        double share = seconds_of(pace, list + i);
+        p->share += share;
+        if (p->share > largest) largest = p->share;
+        predicted += DISPATCH_SECONDS + share;
     }
     bool says = seconds >= LEAST_SECONDS && largest > 0;
     double change = says ? log(fmin(fmax(seconds / predicted, 1 / MOST_CHANGE), MOST_CHANGE)) : 0;
@@ -96,14 +103,14 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
     }
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
-        double part = p->part;
-        p->part = 0; /* and so it is changed once */
-        if (!says || part <= 0) continue;
-        /* The largest part is the likeliest to be wrong by the whole factor. */
-        p->pace = (p->pace > 0 ? p->pace : 1 / GUESSED_RATE) * exp(change * part / largest);
-        p->measured += seconds * part / predicted;
+        double share = p->share;
+        p->share = 0; /* and so it is changed once */
+        if (!says || share <= 0) continue;
+        /* The largest share is the likeliest to be wrong by the whole factor. */
+        p->pace = pace_of(pace, p) * exp(change * share / largest);
+        p->measured += seconds * share / predicted;
     }
-    if (says && completed) measure_rate(pace, list, n, seconds);
+    if (says) measure_rate(pace, list, n, seconds);
     pthread_mutex_unlock(&pace->lock);
 }
 

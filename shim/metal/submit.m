@@ -70,8 +70,8 @@ static void encode_dispatch(id<MTLComputeCommandEncoder> encoder, const oxb_driv
 
 /* nil, or the reason, +0; may raise. Under debug each dispatch has an encoder with its kernel's
  * name, for an error names encoders. */
-static NSString *encode_piece(id<MTLCommandBuffer> commands, const oxb_driver_dispatch *list,
-                              uint32_t n, bool debug) {
+static NSString *encode_part(id<MTLCommandBuffer> commands, const oxb_driver_dispatch *list,
+                             uint32_t n, bool debug) {
     BOOL grouped = [[MTLCaptureManager sharedCaptureManager] isCapturing];
     uint32_t of_encoder = debug ? 1 : n;
     for (uint32_t first = 0; first < n; first += of_encoder) {
@@ -95,8 +95,8 @@ static NSString *encode_piece(id<MTLCommandBuffer> commands, const oxb_driver_di
     return nil;
 }
 
-static void piece_finished(metal_device *self, job *j, uint32_t first, uint32_t n,
-                           id<MTLCommandBuffer> commands, NSString *failure) {
+static void part_finished(metal_device *self, job *j, uint32_t first, uint32_t n,
+                          id<MTLCommandBuffer> commands, NSString *failure) {
     oxb_times times = {[commands GPUStartTime], [commands GPUEndTime]};
     metal_pace_learn(&self->pace, j->list + first, n, times.end - times.start, failure == nil);
     if (failure != nil) fail_job(j, OXB_EXECUTION_FAILED, failure);
@@ -109,14 +109,14 @@ static void piece_finished(metal_device *self, job *j, uint32_t first, uint32_t 
 }
 
 /* Encode and commit n dispatches; nil, or the reason, +0. */
-static NSString *commit_piece(metal_device *self, job *j, uint32_t first, uint32_t n) {
+static NSString *commit_part(metal_device *self, job *j, uint32_t first, uint32_t n) {
     NSString *reason = nil;
     id<MTLCommandBuffer> commands = metal_encode(
         self, @"oxibonsai", -1,
         ^NSString *(id<MTLCommandBuffer> made) {
             /* Known by now, for what fails is waited for before a queue takes more. */
             if (has_failed(j)) return @"an earlier part of the list failed";
-            return encode_piece(made, j->list + first, n, self->debug);
+            return encode_part(made, j->list + first, n, self->debug);
         },
         &reason);
     if (commands == nil) return reason;
@@ -124,9 +124,9 @@ static NSString *commit_piece(metal_device *self, job *j, uint32_t first, uint32
     j->left++;
     pthread_mutex_unlock(&j->lock);
     reason = metal_commit(self, commands, ^(id<MTLCommandBuffer> finished, NSString *failure) {
-        piece_finished(self, j, first, n, finished, failure);
+        part_finished(self, j, first, n, finished, failure);
     });
-    if (reason != nil) { /* it never runs, and metal_submit() still has its part of the job */
+    if (reason != nil) { /* it never runs, and metal_submit() still has its share of the job */
         pthread_mutex_lock(&j->lock);
         j->left--;
         pthread_mutex_unlock(&j->lock);
@@ -151,7 +151,7 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
             metal_pace_cut(&self->pace, list + committed, n - committed, committed == 0);
         /* A pool for each: command buffers that have finished are not kept for the rest. */
         status = metal_guarded(OXB_ENCODING_FAILED, ^oxb_status {
-            NSString *reason = commit_piece(self, j, committed, size);
+            NSString *reason = commit_part(self, j, committed, size);
             if (reason == nil) return OXB_OK;
             reason = metal_text("cannot encode dispatches %u to %u of %u: %@", committed,
                                 committed + size - 1, n, reason);

@@ -182,7 +182,8 @@ oxb_status oxb_op_qk_norm_rope(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                          .n_tokens = shape->n_tokens,
                                          .batch = shape->batch != 0};
     const oxb_op_shape extent = {
-        .extent = {(uint64_t)shape->n_heads + shape->n_kv_heads, shape->n_tokens, 1}};
+        .extent = {(uint64_t)shape->n_heads + shape->n_kv_heads, shape->n_tokens, 1},
+        .elements = shape->head_dim};
     return ops_record(commands, OXB_OP_QK_NORM_ROPE, &extent, "qk_norm_rope", operands, 5, &args,
                       sizeof args);
 }
@@ -206,7 +207,8 @@ oxb_status oxb_op_kv_store(oxb_commands *commands, oxb_binding qkv, oxb_binding 
                                      .head_dim = shape->head_dim,
                                      .n_tokens = shape->n_tokens,
                                      .batch = shape->batch != 0};
-    const oxb_op_shape extent = {.extent = {shape->n_kv_heads, shape->n_tokens, 1}};
+    const oxb_op_shape extent = {.extent = {shape->n_kv_heads, shape->n_tokens, 1},
+                                 .elements = shape->head_dim};
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "kv_store_%s", suffix_of(shape));
     return ops_record(commands, OXB_OP_KV_STORE, &extent, kernel, operands, 5, &args, sizeof args);
@@ -249,7 +251,8 @@ oxb_status oxb_op_qkv_to_cache(oxb_commands *commands, oxb_binding qkv, oxb_bind
                                              .batch = shape->batch != 0};
         const oxb_op_shape extent = {
             .extent = {(uint64_t)shape->n_heads + 2 * (uint64_t)shape->n_kv_heads, shape->n_tokens,
-                       1}};
+                       1},
+            .elements = shape->head_dim};
         char kernel[OXB_NAME_BYTES];
         snprintf(kernel, sizeof kernel, "qkv_to_cache_%s", suffix_of(shape));
         status = ops_record(commands, OXB_OP_QKV_TO_CACHE, &extent, kernel, operands, 8, &args,
@@ -266,7 +269,8 @@ static oxb_status record_combine(oxb_commands *commands, oxb_buffer *splits, uin
     struct oxb_combine_args args = {.n_rows = (oxb_u64)a->n_tokens * a->n_heads,
                                     .head_dim = a->head_dim,
                                     .n_splits = a->n_splits};
-    const oxb_op_shape extent = {.extent = {args.n_rows, 1, 1}};
+    const oxb_op_shape extent = {.extent = {args.n_rows, 1, 1},
+                                 .elements = (uint64_t)a->head_dim * a->n_splits};
     return ops_record(commands, OXB_OP_COMBINE, &extent, "attention_combine", operands, 2, &args,
                       sizeof args);
 }
@@ -319,11 +323,23 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
         operands[5] = (ops_operand){"splits", {splits, 0}, bytes, 1};
     }
     extent.extent[2] = tile.splits;
+    const ops_cut tokens = {.axis = 1,
+                            .piece = ops_piece_of(commands, OXB_OP_ATTENTION, &extent, &tile, 1, 1),
+                            .first = &args.first_token,
+                            .end = &args.n_tokens};
     const uint32_t mark = oxb_commands_length(commands);
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "attention_%s", suffix_of(shape));
-    status =
-        ops_record_tiles(commands, &tile, extent.extent, kernel, operands, 6, &args, sizeof args);
+    const ops_recording recording = {.op = OXB_OP_ATTENTION,
+                                     .shape = &extent,
+                                     .tile = &tile,
+                                     .kernel = kernel,
+                                     .operands = operands,
+                                     .n_operands = 6,
+                                     .args_size = sizeof args,
+                                     .args = &args,
+                                     .cut = &tokens};
+    status = ops_record_tiles(commands, &recording);
     if (status == OXB_OK && splits) status = record_combine(commands, splits, bytes, final, &args);
     if (status != OXB_OK) front_commands_cut(commands, mark);
     return status;

@@ -93,7 +93,7 @@ oxb_status oxb_op_sample(oxb_commands *commands, const oxb_sample *s) {
                                    .advance = s->advance != 0};
     const uint32_t mark = oxb_commands_length(commands);
     const oxb_op_shape over_blocks = {.extent = {s->n, s->n_vectors, 1}};
-    const oxb_op_shape over_rows = {.extent = {s->n_vectors, 1, 1}};
+    const oxb_op_shape over_rows = {.extent = {s->n_vectors, 1, 1}, .elements = s->n};
     status = ops_record(commands, OXB_OP_SAMPLE_BLOCKS, &over_blocks, "sample_blocks", blocks, 7,
                         &args, sizeof args);
     if (status == OXB_OK)

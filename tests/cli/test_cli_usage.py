@@ -236,7 +236,9 @@ def test_info_as_json_of_numbers_that_json_has_not(tmp_path, capsys):
 
 def test_devices_as_json(capsys):
     assert main(["devices", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out) == [d._asdict() for d in metal.devices()]
+    assert json.loads(capsys.readouterr().out) == [
+        {**d._asdict(), "reason": None} for d in metal.devices()
+    ]
 
 
 # The device of the environment

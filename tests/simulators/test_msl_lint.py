@@ -38,6 +38,11 @@ REFUSED = {
         "address space",
         kernel("thread float* p = (thread float*)o; o[i] = p[0];"),
     ),
+    "two elements to those of a matrix": (
+        4,
+        "no viable overloaded '='",
+        kernel("simdgroup_half8x8 m; m.thread_elements() = half2(0.0h); o[i] = 1.0f;"),
+    ),
     "local pointer": (4, "'p' has no address space", kernel("float* p = o; o[i] = p[0];")),
     "helper's pointer": (
         3,
@@ -371,6 +376,10 @@ ACCEPTED = {
         "float4 a = float4(o[i]); bool4 m = a < float4(1.0f); o[i] = m.x ? 1 : 2;"
     ),
     "braces": kernel("float4 a{1, 2, 3, 4}; float4 b = {a.x, 1, 2, 3}; o[i] = a.y + b.z;"),
+    "elements of a matrix one by one": kernel(
+        "simdgroup_half8x8 m; m.thread_elements()[0] = 1.0h; m.thread_elements()[1] = 2.0h; "
+        "o[i] = m.thread_elements()[i % 2u];"
+    ),
     "packed": kernel(
         "float3 v = p[i]; v *= 2.0f; p[i] = packed_float3(v); o[i] = p[i].y;",
         f"{OUT}, device packed_float3* p [[buffer(1)]]",

@@ -41,8 +41,9 @@ def checkout(tmp_path: Path) -> Path:
 def environment(folder: Path) -> dict[str, str]:
     """Return the environment of a person named jdoe with Xcode, whose tools are in `folder`."""
     folder.mkdir()
-    (folder / "xcrun").write_text(XCRUN)
-    (folder / "xcrun").chmod(0o755)
+    for name, text in (("xcrun", XCRUN), ("caffeinate", '#!/bin/sh\necho "$*" >"$0.log"\n')):
+        (folder / name).write_text(text)
+        (folder / name).chmod(0o755)
     kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTEST_", "OXIBONSAI_"))}
     path = f"{folder}{os.pathsep}{os.environ['PATH']}"
     home = folder.parent / "home" / "jdoe"
@@ -80,6 +81,7 @@ def test_the_rehearsal_runs_every_stage_and_its_report_is_whole(checkout, tmp_pa
     # Outside the checkout: the report; what pip keeps, or rustc, which pip asks for its version.
     after = {path for path in tmp_path.rglob("*") if checkout not in path.parents}
     kept = [tmp_path / "home" / "jdoe" / name for name in (".cache", ".rustup")]
+    kept.append(tmp_path / "tools")
     made = {p for p in after - before if not any(k == p or k in p.parents for k in kept)}
     assert made == {tmp_path / "report.md"}
     assert not list((checkout / "build" / "mac").glob("*.gguf"))
@@ -106,6 +108,7 @@ def test_a_stage_that_hangs_is_ended_with_what_it_started(checkout, tmp_path):
     )
     assert done.returncode == 1
     assert "failed: devices" in done.stdout
+    assert (tmp_path / "tools" / "caffeinate.log").read_text().startswith("-dims -w ")
     (stage,) = mac_report.read((tmp_path / "report.md").read_text())["stages"]
     assert (stage["name"], stage["outcome"]) == ("devices", "timed out")
     assert stage["tail"][0] == "begun"
@@ -113,6 +116,20 @@ def test_a_stage_that_hangs_is_ended_with_what_it_started(checkout, tmp_path):
     (tmp_path / "alive").unlink()
     time.sleep(0.5)
     assert not (tmp_path / "alive").exists(), "a child of the stage is still running"
+
+
+def test_without_xcode_the_metallib_is_left_out(checkout, tmp_path):
+    env = environment(tmp_path / "tools")
+    (tmp_path / "tools" / "xcrun").write_text("#!/bin/sh\nexit 72\n")
+    command = [checkout / "tools" / "mac_check.sh", "--rehearse", "--python", sys.executable]
+    only = ["--only", "metallib,precompiled", tmp_path / "report.md"]
+    done = subprocess.run([*command, *only], env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    stages = mac_report.read((tmp_path / "report.md").read_text())["stages"]
+    assert [(stage["name"], stage["outcome"], stage["tail"]) for stage in stages] == [
+        ("metallib", "skipped", ["no offline Metal compiler: it comes with Xcode"]),
+        ("precompiled", "skipped", ["no metallib was made"]),
+    ]
 
 
 @pytest.mark.parametrize("arguments", [[], ["--only"], ["--unknown", "r.md"], ["a.md", "b.md"]])

@@ -136,7 +136,8 @@ def left_by_stages(folder: Path, home: Path) -> Path:
     """Write what the stages of a run leave, with all that is private in it."""
     (folder / "logs").mkdir(parents=True)
     (folder / "results").mkdir()
-    lines = ["build\t0\t61", "metallib\tskipped\t0", "suites\t1\t700", "chunk-512\t124\t300"]
+    lines = ["build\t0\t61", "metallib\tskipped\t0", "suites\t1\t700"]
+    lines += ["chunk-32\t0\t9", "chunk-512\t124\t300"]
     (folder / "stages.txt").write_text("\n".join([*lines, "validated\t134\t9\n"]))
     log = LOG.replace("HOME", str(home)).replace("CHECKOUT", str(mac_report.ROOT))
     for name in ("suites", "chunk-512", "metallib", "build"):
@@ -159,6 +160,12 @@ def left_by_stages(folder: Path, home: Path) -> Path:
         "untimed": ["halve"],
     }
     (folder / "results" / "kernels.json").write_text(json.dumps(times))
+    model = {"model": "synthetic.gguf", "chunk": 32, "prompt_tokens": 512, "decode_tokens": 64}
+    model |= {"load_seconds": 1.5, "first_prompt_seconds": 4.0, "prompt_tokens_per_second": 812.5}
+    model |= {"longest_prompt_submission_seconds": 0.04125, "decode_tokens_per_second": 92.1}
+    model |= {"decode_device_seconds": 0.0101, "longest_decode_submission_seconds": 0.02}
+    model |= {"stats": {"buffers": 3, "work_per_second": 7e11}}
+    (folder / "results" / "chunk-32.json").write_text(json.dumps(model))
     (folder / "results" / "chunk-512.part").write_text('{"model": ')  # killed meanwhile
     return folder
 
@@ -172,6 +179,7 @@ def test_the_report_is_complete_and_its_data_fit_the_schema(mac, tmp_path):
         "build": "passed",
         "metallib": "skipped",
         "suites": "failed",
+        "chunk-32": "passed",
         "chunk-512": "timed out",
         "validated": "failed",
     }
@@ -184,11 +192,12 @@ def test_the_report_is_complete_and_its_data_fit_the_schema(mac, tmp_path):
     (failure,) = report["failures"]
     assert failure["test"] == "tests.shim.test_ops::test_bad[metal:0]"
     assert failure["tail"].endswith("1 != 2")
-    assert report["models"] == []
+    assert [one["chunk"] for one in report["models"]] == [32]
     text = mac_report.markdown(report)
     assert "| suites | failed | 700 | 1 passed, 1 failed, 1 skipped |" in text
     assert "| gemv Q1_0 | 64 x 64 | 2.0 | 4096 | 50% | gemv_q1_g128 |" in text
     assert "Memory, read plus written by y += x: 200.0 GB/s." in text
+    assert "| synthetic.gguf | 32 | 812.5 | 41.2 | 92.1 | 10.10 | 20.00 |" in text
     assert "- gpu cores: 19" in text
     assert mac_report.read(text) == report
 

@@ -86,8 +86,8 @@ COMPILERS = {
     "Apple's clang without tools": (
         NO_TOOLS,
         NO_TOOLS,
-        ["xcode-select --install", "invalid active developer path"],
-        ["conda"],
+        ["Apple's clang ('", "xcode-select --install", "invalid active developer path"],
+        ["conda", "CC="],
     ),
     "Apple's clang": (
         "Apple clang version 16.0.0 (clang-1600.0.26.6)\nTarget: arm64-apple-darwin24.6.0",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
@@ -183,6 +184,16 @@ class ModelWeights:
         """Bytes that decoding one token reads from the device, the embedding's other rows apart."""
         skipped = 0 if self.tied else self.embedding.nbytes
         return sum(handle.nbytes for handle in self.handles) - skipped
+
+    @property
+    def work_per_token(self) -> int:
+        """Multiply-adds of a token that goes through all layers, its attention and head apart."""
+        return sum(
+            math.prod(handle.shape)
+            for layer in self.layers
+            for handle in (*layer.first_handles, *layer.second_handles)
+            if handle.shape is not None
+        )
 
     def close(self) -> None:
         """Release all handles."""

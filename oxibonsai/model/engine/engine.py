@@ -27,6 +27,7 @@ from oxibonsai.model.arguments import (
     token_ids,
 )
 from oxibonsai.model.choices import MAX_BEST
+from oxibonsai.model.chunks import choose_chunk
 from oxibonsai.model.engine.request import Outbox, Request, check_timeout
 from oxibonsai.model.engine.scheduler import Scheduler
 from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
@@ -108,8 +109,8 @@ class Engine:
         max_seq tokens take, or as the device's buffers hold.
     kv_dtype : {"f16", "f32", "q8"}
         Elements of the K/V cache.
-    chunk : int
-        Tokens of a prompt in a step.
+    chunk : int, optional
+        Tokens of a prompt in a step; chosen for the device where left out.
     deterministic : bool
         Whether a text does not depend on what else runs.
     max_waiting : int
@@ -118,7 +119,7 @@ class Engine:
     Attributes
     ----------
     model, max_sequences, max_seq, n_pages, kv_dtype, chunk, deterministic, max_waiting
-        As given.
+        As given or chosen.
     """
 
     def __init__(
@@ -128,7 +129,7 @@ class Engine:
         max_seq: int,
         n_pages: int | None,
         kv_dtype: KVDtype,
-        chunk: int,
+        chunk: int | None,
         *,
         deterministic: bool = False,
         max_waiting: int = 1024,
@@ -137,9 +138,10 @@ class Engine:
         self.max_sequences = integer_in("max_sequences", max_sequences, 1, MAX_SEQUENCES)
         context = model.config.context_length
         self.max_seq = integer_in("max_seq", max_seq, 1, context, "the model's context_length")
-        self.chunk = integer_in("chunk", chunk, 1, 4096)
         self.max_waiting = integer_in("max_waiting", max_waiting, 1, 2**31)
         self.deterministic = flag("deterministic", deterministic)
+        multiple_of = PAGE_SIZE if self.deterministic else 1
+        self.chunk = choose_chunk(model, chunk, multiple_of=multiple_of)
         check_kv_dtype(kv_dtype, model.config)
         self.kv_dtype = kv_dtype
         if self.deterministic and self.chunk != 1 and self.chunk % PAGE_SIZE:

@@ -98,7 +98,7 @@ uint64_t cpu_attention_need(const cpu_kernel *kernel, const void *args, uint32_t
     const struct oxb_attention_args *a = args;
     if (a->head_dim == 0 || a->head_dim > CPU_MAX_HEAD_DIM || a->n_kv_heads == 0 || a->heads == 0 ||
         a->n_heads != (uint64_t)a->heads * a->n_kv_heads || a->tokens != CPU_TOKENS ||
-        a->n_splits == 0)
+        a->n_splits == 0 || a->first_token >= a->n_tokens)
         return CPU_BAD_ARGS;
     switch (binding) {
     case 0: return qkv_bytes(a->n_tokens, a->n_heads, a->n_kv_heads, a->head_dim);
@@ -200,10 +200,10 @@ static void attend_token(const cpu_call *call, uint64_t token, uint64_t kv_head,
 /* Threadgroups count key-value heads, then tiles of tokens, then splits. */
 void cpu_attention(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_attention_args *a = call->args;
-    const uint64_t tiles = ((uint64_t)a->n_tokens + CPU_TOKENS - 1) / CPU_TOKENS;
+    const uint64_t tiles = ((uint64_t)a->n_tokens - a->first_token + CPU_TOKENS - 1) / CPU_TOKENS;
     for (uint64_t i = first; i < last && i < tiles * a->n_kv_heads * a->n_splits; i++) {
         const uint64_t kv_head = i % a->n_kv_heads;
-        const uint64_t start = i / a->n_kv_heads % tiles * CPU_TOKENS;
+        const uint64_t start = a->first_token + i / a->n_kv_heads % tiles * CPU_TOKENS;
         const uint64_t rest = a->n_tokens - start;
         for (uint64_t t = 0; t < (rest < CPU_TOKENS ? rest : CPU_TOKENS); t++)
             attend_token(call, start + t, kv_head, i / a->n_kv_heads / tiles);

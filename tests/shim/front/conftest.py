@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 from collections.abc import Iterator
 
 import pytest
-from fault_driver import Fault, build
+from fault_driver import Fault, loaded
 
-from oxibonsai import metal
 from oxibonsai.metal import Device
 
 
-@pytest.fixture(scope="session")
-def library(tmp_path_factory) -> ctypes.CDLL:
-    path = build(tmp_path_factory.mktemp("driver"))
-    metal.load_driver(path)
-    return ctypes.CDLL(str(path))
-
-
 @pytest.fixture
-def fault(library) -> Iterator[Fault]:
-    fault = Fault(library)
+def fault() -> Iterator[Fault]:
+    fault = Fault(loaded())
     fault.reset()
     fault.present = 1
     yield fault

@@ -72,6 +72,9 @@ def test_a_device_that_is_refused_names_the_reason_and_gives_way(fault, monkeypa
         assert device.driver != "fault"
     with pytest.raises(DeviceNotFoundError, match="SIMD width 64, the kernels need 32"):
         Device("fault")
+    refused = [one for one in metal.probe_devices().refused if one.driver == "fault"]
+    reason = "fault device 0 has SIMD width 64, the kernels need 32"
+    assert refused == [metal.RefusedDevice("fault", 0, reason)]
     with pytest.raises(DeviceNotFoundError, match='no device "fault:1": 1 device of driver'):
         Device("fault:1")
 
@@ -96,13 +99,13 @@ def test_the_rate_that_a_driver_measures_is_in_the_statistics(fault, faulty):
         assert cpu.stats.work_per_second == 0
 
 
-def test_a_driver_of_another_version_is_refused(library, tmp_path):
+def test_a_driver_of_another_version_is_refused(tmp_path):
     path = build(tmp_path, "-DFAULT_ABI")
     with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 5 .* build it again"):
         metal.load_driver(path)
 
 
-def test_a_driver_that_declines_gives_its_reason(library, tmp_path):
+def test_a_driver_that_declines_gives_its_reason(tmp_path):
     path = build(tmp_path, "-DFAULT_REASON")
     with pytest.raises(DeviceNotFoundError, match="the machine has no fault"):
         metal.load_driver(path)

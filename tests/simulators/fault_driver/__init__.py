@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import shlex
 import subprocess
 import sysconfig
+import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 import oxibonsai
+from oxibonsai import metal
 
 SOURCE = Path(__file__).resolve().parent / "fault_driver.c"
 COUNTERS = ("submissions", "reached", "dispatches", "unchecked")
@@ -23,6 +27,23 @@ def build(folder: Path, *flags: str) -> Path:
     command += ["-I", oxibonsai.get_include(), *flags, str(SOURCE), "-o", str(library), "-pthread"]
     subprocess.run(command, check=True)
     return library
+
+
+@functools.cache
+def loaded() -> ctypes.CDLL:
+    """Build the driver and load it, once in a process: of two of a name the later one counts."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = build(Path(folder))
+        metal.load_driver(path)
+        return ctypes.CDLL(str(path))
+
+
+class Ran(NamedTuple):
+    """A dispatch: its multiply-adds, the offsets of its bindings and its threadgroups."""
+
+    work: int
+    offsets: tuple[int, ...]
+    grid: tuple[int, ...]
 
 
 class Fault:
@@ -43,6 +64,24 @@ class Fault:
         """Set the multiply-adds a second that devices are to report."""
         ctypes.c_double.in_dll(self.library, "fault_work_rate").value = rate
 
+    def set_dispatch_work(self, work: int) -> None:
+        """Set the bound of the work of a dispatch, for devices that are opened from here on."""
+        ctypes.c_uint64.in_dll(self.library, "fault_dispatch_work").value = work
+
+    def ran(self) -> list[Ran]:
+        """Return what reached the device since the last reset, the first 64 dispatches."""
+        of = self.library
+        of.fault_work_of.restype = of.fault_offset.restype = ctypes.c_uint64
+        of.fault_grid.restype = ctypes.c_uint32
+        return [
+            Ran(
+                of.fault_work_of(i),
+                tuple(of.fault_offset(i, b) for b in range(8)),
+                tuple(of.fault_grid(i, axis) for axis in range(3)),
+            )
+            for i in range(self.dispatches)
+        ]
+
     def finish(self, count: int = 64, fails: bool = False) -> int:
         return int(self.library.fault_finish(count, int(fails)))
 
@@ -52,3 +91,4 @@ class Fault:
             setattr(self, name, 0)
         self.buffer_fails = -1
         self.set_work_rate(0)
+        self.set_dispatch_work(0)

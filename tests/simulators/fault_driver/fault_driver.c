@@ -13,6 +13,7 @@
 
 #define EXPORT   __attribute__((visibility("default")))
 #define MAX_HELD 64
+#define MAX_LOG  64
 
 enum mode { RUN = 0, FAIL = 1, FAIL_SILENTLY = 2, HOLD = 3, REFUSE = 4 };
 
@@ -29,7 +30,8 @@ EXPORT int fault_reached;    /* calls of submit, whatever came of them */
 EXPORT int fault_dispatches; /* in them */
 EXPORT int fault_unchecked;  /* of those, the ones that the front should have refused */
 EXPORT int fault_wraps_live;
-EXPORT double fault_work_rate; /* what the device says of its rate */
+EXPORT double fault_work_rate;       /* what the device says of its rate */
+EXPORT uint64_t fault_dispatch_work; /* its bound, read when a device is opened */
 
 static const oxb_host *host;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -41,6 +43,16 @@ static struct held {
     uint32_t n;
 } held[MAX_HELD];
 static int n_held;
+
+/* The first dispatches that reached submit. */
+static struct entry {
+    uint64_t work, offsets[OXB_MAX_BINDINGS];
+    uint32_t grid[3];
+} entries[MAX_LOG];
+
+EXPORT uint64_t fault_work_of(int i) { return entries[i].work; }
+EXPORT uint64_t fault_offset(int i, int binding) { return entries[i].offsets[binding]; }
+EXPORT uint32_t fault_grid(int i, int axis) { return entries[i].grid[axis]; }
 
 typedef struct memory {
     void *address;
@@ -88,7 +100,8 @@ static void device_info(void *device, oxb_device_info *info) {
 
 static void abilities(void *device, oxb_abilities *found) {
     (void)device;
-    *found = (oxb_abilities){.fused_norm = UINT32_MAX, .fused_cache_store = 1};
+    *found = (oxb_abilities){
+        .fused_norm = UINT32_MAX, .fused_cache_store = 1, .dispatch_work = fault_dispatch_work};
 }
 
 static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *found) {
@@ -301,13 +314,25 @@ static int is_right(const oxb_driver_dispatch *d) {
     return !info->n_arguments || dynamic == (d->threadgroup_memory != 0);
 }
 
+static void keep(int i, const oxb_driver_dispatch *d) {
+    if (i >= MAX_LOG) return;
+    struct entry *e = entries + i;
+    e->work = d->work;
+    e->grid[0] = d->threadgroups.x;
+    e->grid[1] = d->threadgroups.y;
+    e->grid[2] = d->threadgroups.z;
+    for (uint32_t b = 0; b < d->n_bindings; b++) e->offsets[b] = d->bindings[b].offset;
+}
+
 static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t n, void **replay,
                          oxb_driver_done done, void *context) {
     (void)device;
     if (!*replay) *replay = malloc(1);
     fault_reached++;
-    fault_dispatches += (int)n;
-    for (uint32_t i = 0; i < n; i++) fault_unchecked += !is_right(list + i);
+    for (uint32_t i = 0; i < n; i++) {
+        keep(fault_dispatches++, list + i);
+        fault_unchecked += !is_right(list + i);
+    }
     switch (fault_mode) {
     case REFUSE: return host->fail(OXB_EXECUTION_FAILED, "the queue is gone");
     case HOLD:

@@ -41,10 +41,10 @@ OBJC = [
 ]
 COMMON = ["-std=c11", "-O1", "-g", "-fPIC", "-pthread", "-fvisibility=hidden", "-D_GNU_SOURCE"]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-shared-libsan"]
-# A blit that hangs is given up after this, not after two minutes.
-# Memory is kept resident for half a second, not for three minutes.
+# A device that hangs is given up after this, not after two minutes, and memory is kept resident for
+# half a second, not for three minutes.
 DRIVER = [
-    *("-DOXB_DRIVER_LIBRARY", "-DMETAL_BLIT_SECONDS=2.0"),
+    *("-DOXB_DRIVER_LIBRARY", "-DMETAL_BLIT_SECONDS=2.0", "-DMETAL_PROBE_SECONDS=2.0"),
     *("-DMETAL_KEEP_SECONDS=0.5", "-DMETAL_BEAT_SECONDS=0.05"),
 ]
 

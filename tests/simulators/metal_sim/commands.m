@@ -151,7 +151,7 @@
         if (work->from != NULL)
             memmove(work->to, work->from, work->length);
         else
-            memset(work->to, work->value, work->length);
+            sim_fill(work->to, work->value, work->length);
         return nil;
     }
     const SimPipeline *p = work->pipeline;

@@ -4,7 +4,10 @@
 #include <pthread.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
+
+#include <mach/vm_page_size.h>
 
 #include "sim.h"
 
@@ -98,6 +101,7 @@ uint32_t sim_max_threads_of(const char *kernel) {
     return i;
 }
 - (NSString *)name {
+    if (sim_is_virtual()) return @"Apple Paravirtual device";
     return [NSString stringWithFormat:@"Simulated Metal %lu", (unsigned long)[self place]];
 }
 - (uint64_t)registryID {
@@ -108,7 +112,7 @@ uint32_t sim_max_threads_of(const char *kernel) {
     return width != 0 ? width : MSL_SIMD_WIDTH;
 }
 - (BOOL)supportsFamily:(MTLGPUFamily)family {
-    return sim_is_apples() && family != MTLGPUFamilyMac2;
+    return sim_is_apples() && !sim_is_virtual() && family != MTLGPUFamilyMac2;
 }
 - (MTLSize)maxThreadsPerThreadgroup {
     return MTLSizeMake(1024, 1024, 1024);
@@ -124,7 +128,7 @@ uint32_t sim_max_threads_of(const char *kernel) {
     return max_buffer_length != 0 ? max_buffer_length : DEFAULT_MAX_BUFFER_LENGTH;
 }
 - (NSUInteger)maxThreadgroupMemoryLength {
-    return 65536; /* more than kernels may use, as some devices report */
+    return sim_max_threadgroup_memory();
 }
 - (NSUInteger)currentAllocatedSize {
     return (NSUInteger)__atomic_load_n(&_allocated, __ATOMIC_RELAXED);
@@ -146,14 +150,24 @@ uint32_t sim_max_threads_of(const char *kernel) {
     if (sim_fails("newBufferWithLength", NULL)) return nil;
     return [[SimBuffer alloc] initWithDevice:self length:length options:options];
 }
+- (void)checkMapped:(char *)memory length:(NSUInteger)length {
+    NSUInteger page = (NSUInteger)sysconf(_SC_PAGESIZE);
+    unsigned char resident;
+    for (NSUInteger at = 0; at < length; at += page) {
+        if (mincore(memory + at, 1, &resident) != 0)
+            sim_misuse("wrapped memory not mapped", "byte %lu of %lu at %p", (unsigned long)at,
+                       (unsigned long)length, (void *)memory);
+    }
+}
 - (id<MTLBuffer>)newBufferWithBytesNoCopy:(void *)pointer
                                    length:(NSUInteger)length
                                   options:(MTLResourceOptions)options
                               deallocator:(void (^)(void *, NSUInteger))deallocator {
-    NSUInteger page = (NSUInteger)sysconf(_SC_PAGESIZE);
+    NSUInteger page = (NSUInteger)vm_page_size;
     if ((uintptr_t)pointer % page != 0 || length % page != 0 || length == 0)
         sim_misuse("wrapped memory not whole pages", "%lu bytes at %p", (unsigned long)length,
                    pointer);
+    [self checkMapped:pointer length:length];
     if (options != MTLResourceStorageModeShared || deallocator != nil)
         sim_misuse("wrapped memory", "storage %lu or a deallocator", (unsigned long)options);
     if (sim_fails("newBufferWithBytesNoCopy", NULL)) return nil;
@@ -161,6 +175,7 @@ uint32_t sim_max_threads_of(const char *kernel) {
 }
 - (id<MTLLibrary>)libraryOf:(NSString *)source error:(NSError **)error {
     NSString *log = nil;
+    source = sim_with_prelude(source);
     const msl_library *program = sim_compile(source, nil, nil, &log);
     if (program == NULL) {
         if (error != NULL) *error = sim_error(MTLLibraryErrorDomain, 3, log);
@@ -172,6 +187,7 @@ uint32_t sim_max_threads_of(const char *kernel) {
                                options:(MTLCompileOptions *)options
                                  error:(NSError **)error {
     [options simCheck];
+    sim_take_compile_time();
     if (sim_fails("newLibraryWithSource", error)) return nil;
     return [self libraryOf:source error:error];
 }
@@ -197,6 +213,13 @@ uint32_t sim_max_threads_of(const char *kernel) {
     if ([[descriptor computeFunction] device] != (id<MTLDevice>)self)
         sim_misuse("object of another device", "a function");
     if (sim_fails("newComputePipelineStateWithDescriptor", error)) return nil;
+    if (sim_refuses_kernel([[[descriptor computeFunction] name] UTF8String])) {
+        if (error != NULL)
+            *error = sim_error(@"AGXMetal", 3,
+                               @"Encountered unlowered function call to "
+                               @"air.simdgroup_matrix_8x8_multiply_accumulate");
+        return nil;
+    }
     SimPipeline *pipeline = [[SimPipeline alloc] initWithDevice:self descriptor:descriptor];
     if (reflection != NULL && (options & MTLPipelineOptionArgumentInfo))
         *reflection = sim_reflection(pipeline->_kernel);

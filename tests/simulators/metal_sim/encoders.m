@@ -162,6 +162,9 @@
 }
 @end
 
+/* Fills and copies of 4 GiB and more do the length modulo 4 GiB, and say nothing. */
+static uint64_t cut(uint64_t length) { return length & UINT32_MAX; }
+
 @implementation SimBlitEncoder
 - (char *)range:(NSUInteger)offset
          length:(NSUInteger)length
@@ -182,7 +185,7 @@
 - (void)fillBuffer:(id<MTLBuffer>)buffer range:(NSRange)range value:(uint8_t)value {
     char *to = [self range:range.location length:range.length of:buffer call:"fillBuffer"];
     [_commands
-        add:(sim_work){.to = to, .length = range.length, .value = value, .encoder = _number}];
+        add:(sim_work){.to = to, .length = cut(range.length), .value = value, .encoder = _number}];
 }
 - (void)copyFromBuffer:(id<MTLBuffer>)sourceBuffer
           sourceOffset:(NSUInteger)sourceOffset
@@ -194,6 +197,6 @@
                     length:size
                         of:destinationBuffer
                       call:"copyFromBuffer"];
-    [_commands add:(sim_work){.from = from, .to = to, .length = size, .encoder = _number}];
+    [_commands add:(sim_work){.from = from, .to = to, .length = cut(size), .encoder = _number}];
 }
 @end

@@ -38,6 +38,35 @@ METAL_SIM_API void metal_sim_set_request_time(uint32_t microseconds);
 /* Whether a dispatch may use only what a residency set of its queue holds, wrapped memory apart. */
 METAL_SIM_API void metal_sim_require_residency(int enabled);
 
+/* What real devices and their drivers get wrong: faults.m. */
+
+/* Lines that the compiler puts behind `#include <metal_stdlib>` of every program, "" for none: a
+ * macro there makes a function of the standard library compute something else, or be missing. */
+METAL_SIM_API void metal_sim_set_prelude(const char *lines);
+/* Refuse pipelines of kernels whose names begin so, as Metal does where a device lacks what they
+ * use; "" for none. */
+METAL_SIM_API void metal_sim_refuse_kernels(const char *prefix);
+/* What pipelines of kernels whose names begin so report as threadExecutionWidth; 0 for the
+ * device's. */
+METAL_SIM_API void metal_sim_set_kernel_width(const char *prefix, uint32_t width);
+/* How long newLibraryWithSource takes at least. */
+METAL_SIM_API void metal_sim_set_compile_seconds(double seconds);
+/* A virtual machine's device, which belongs to no family. */
+METAL_SIM_API void metal_sim_set_virtual(int is_virtual);
+METAL_SIM_API void metal_sim_set_max_threadgroup_memory(uint32_t bytes);
+
+enum metal_sim_wrap {
+    METAL_SIM_WRAPS,       /* the device works on the host's memory */
+    METAL_SIM_WRAPS_EMPTY, /* the buffer has length 0 */
+    METAL_SIM_WRAPS_OTHER, /* its contents are at another address */
+    METAL_SIM_WRAPS_COPY   /* the device works on a copy, and contents is the host's memory */
+};
+/* What newBufferWithBytesNoCopy gives. */
+METAL_SIM_API void metal_sim_set_wrap(int wrap);
+/* Of what multiples newBufferWithBytesNoCopy takes address and length; 0, as at the start, for the
+ * pages of this system. */
+METAL_SIM_API void metal_sim_set_page_size(uint64_t bytes);
+
 /* Let `call`, a selector up to its first colon, go well `skip` times and then fail `times` times.
  * "execute" is the running of a committed command buffer. */
 METAL_SIM_API void metal_sim_fail(const char *call, uint32_t skip, uint32_t times, int how);

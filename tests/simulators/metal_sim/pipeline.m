@@ -84,7 +84,7 @@ MTLComputePipelineReflection *sim_reflection(const struct msl_kernel *kernel) {
     return _maxThreads;
 }
 - (NSUInteger)threadExecutionWidth {
-    return [_device simdWidth];
+    return sim_width_of(_device, _kernel->name);
 }
 - (NSUInteger)staticThreadgroupMemoryLength {
     return _kernel->static_threadgroup_bytes;

@@ -194,6 +194,7 @@ void metal_sim_reset(void) {
     pthread_mutex_unlock(&lock);
     macos = NEWEST_MACOS;
     sim_devices_reset();
+    sim_faults_reset();
     sim_worker_reset();
     sim_clock_reset();
     sim_residency_reset();

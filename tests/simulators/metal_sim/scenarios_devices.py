@@ -101,8 +101,8 @@ def every_step_of_opening_can_fail_and_leaves_nothing(sim: Simulation) -> None:
     steps = {
         "newCommandQueue": "queue",
         "newLibraryWithSource": "cannot compile",
-        "newFunctionWithName": "cannot compile",
-        "newComputePipelineStateWithDescriptor": "cannot compile",
+        "newFunctionWithName": "no SIMD-group functions",
+        "newComputePipelineStateWithDescriptor": "no SIMD-group functions",
         "newBufferWithLength": "no buffer",
         "commandBuffer": "no command buffer",
         "computeCommandEncoder": "no encoder",
@@ -332,6 +332,7 @@ def a_metallib_that_cannot_be_had_is_an_error_that_names_it(sim: Simulation) -> 
         with environment("OXIBONSAI_METALLIB", "1"):
             with refused(CompilationError, "OXIBONSAI_METALLIB", str(place), "not a metallib"):
                 Device(name)
+            assert [info.driver for info in metal.devices()] == ["cpu"]
             assert sim.live() == 0, sim.live_text()
         place.unlink()
     with (

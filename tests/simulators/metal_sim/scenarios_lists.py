@@ -22,7 +22,7 @@ from metal_sim.session import (
 from oxibonsai import metal
 from oxibonsai.metal import EncodingError, ExecutionError
 
-PIECE = 0.1  # seconds, of shim/metal/pace.m
+PART = 0.1  # seconds, of shim/metal/pace.m
 BUDGET = 0.6
 GUESS = 256 / 0.35e12  # seconds of a thread, before anything was measured
 
@@ -74,7 +74,7 @@ def a_short_list_is_one_command_buffer(sim: Simulation) -> None:
         assert one.added() == 300
 
 
-def a_long_list_goes_in_pieces_of_bounded_time(sim: Simulation) -> None:
+def a_long_list_goes_in_parts_of_bounded_time(sim: Simulation) -> None:
     with adder() as one, commands_of(one, 41) as commands:
         taught = teach(sim, one, 0.021)
         commands.replay()
@@ -85,7 +85,7 @@ def a_long_list_goes_in_pieces_of_bounded_time(sim: Simulation) -> None:
         assert one.device.stats.in_flight == 0
 
 
-def a_list_of_less_than_twice_a_piece_stays_whole(sim: Simulation) -> None:
+def a_list_of_less_than_twice_a_part_stays_whole(sim: Simulation) -> None:
     with adder() as one, commands_of(one, 9) as commands, commands_of(one, 10) as longer:
         teach(sim, one, 0.021)
         commands.replay()
@@ -98,29 +98,29 @@ def a_list_of_less_than_twice_a_piece_stays_whole(sim: Simulation) -> None:
 def what_takes_five_times_the_guess_stays_in_the_budget(sim: Simulation) -> None:
     """The first list runs on the guess alone, the next one on what was measured."""
     sim.set_budget(BUDGET)
-    for of_list, pieces in ((0.09, 1), (0.29, 6), (2.4, 60)):  # seconds, guessed
+    for of_list, parts in ((0.09, 1), (0.29, 6), (2.4, 60)):  # seconds, guessed
         threads = round(of_list / 60 / GUESS / 256) * 256
         with adder() as one, grids(one, 60, threads) as commands, dry(sim):
             sim.set_cost("add", 5 * GUESS)
             sim.forget_records()
-            if pieces < 40:
+            if parts < 40:
                 with sim.hang():  # until all is committed, so that nothing of it is measured
                     commands.submit()
             else:
                 commands.submit()
             commands.wait(30)
             first = sim.records()
-            assert len(first) == pieces
+            assert len(first) == parts
             assert max(r.seconds for r in first) < BUDGET
             sim.forget_records()
             commands.replay()
             then = sim.records()
             dispatch = 5 * of_list / 60
-            assert max(r.seconds for r in then) < max(1.2 * PIECE, 1.01 * dispatch)
+            assert max(r.seconds for r in then) < max(1.2 * PART, 1.01 * dispatch)
             assert len(then) <= 60
 
 
-def what_was_ended_for_its_time_goes_in_shorter_pieces_the_next_time(sim: Simulation) -> None:
+def what_was_ended_for_its_time_goes_in_shorter_parts_the_next_time(sim: Simulation) -> None:
     threads = round(0.01 / GUESS / 256) * 256
     for code in (INTERACTIVITY, TIMEOUT):
         with adder() as one, grids(one, 60, threads) as commands, dry(sim):
@@ -130,19 +130,19 @@ def what_was_ended_for_its_time_goes_in_shorter_pieces_the_next_time(sim: Simula
                 commands.replay()
             sim.forget_records()
             commands.replay()
-            assert max(r.seconds for r in sim.records()) < max(1.5 * PIECE, 1.01 * 20 * 0.01)
+            assert max(r.seconds for r in sim.records()) < max(1.5 * PART, 1.01 * 20 * 0.01)
             sim.end(PAGE_FAULT)  # at once
             with refused(ExecutionError, "Address Fault"):
                 commands.replay()
             sim.forget_records()
             commands.replay()
-            assert max(r.seconds for r in sim.records()) < max(1.5 * PIECE, 1.01 * 20 * 0.01)
+            assert max(r.seconds for r in sim.records()) < max(1.5 * PART, 1.01 * 20 * 0.01)
 
 
 def a_lower_pace_is_taken_on_slowly_and_a_higher_one_at_once(sim: Simulation) -> None:
     threads = round(0.02 / GUESS / 256) * 256
 
-    def pieces_of(commands: metal.Commands) -> list[Record]:
+    def parts_of(commands: metal.Commands) -> list[Record]:
         sim.forget_records()
         commands.replay()
         return sim.records()
@@ -155,21 +155,21 @@ def a_lower_pace_is_taken_on_slowly_and_a_higher_one_at_once(sim: Simulation) ->
     ):
         sim.set_cost("add", GUESS)
         commands.replay()
-        usual = pieces_of(commands)[0]
-        assert 0.75 * PIECE < usual.seconds <= 1.01 * PIECE
+        usual = parts_of(commands)[0]
+        assert 0.75 * PART < usual.seconds <= 1.01 * PART
         sim.set_cost("add", GUESS / 10)
         short.replay()
-        first = pieces_of(commands)[0]
+        first = parts_of(commands)[0]
         assert first.dispatches <= 2 * usual.dispatches, "one fast command buffer says little"
         for _ in range(6):
             commands.replay()
-        assert max(r.seconds for r in pieces_of(commands)) > 0.7 * PIECE
+        assert max(r.seconds for r in parts_of(commands)) > 0.7 * PART
         sim.set_cost("add", GUESS)
         short.replay()
-        assert pieces_of(commands)[0].seconds < 1.3 * PIECE
+        assert parts_of(commands)[0].seconds < 1.3 * PART
 
 
-def pieces_of_many_submissions_never_fill_the_queue(sim: Simulation) -> None:
+def parts_of_many_submissions_never_fill_the_queue(sim: Simulation) -> None:
     """The simulated queue ends the process at its 65th command buffer in flight."""
     with adder() as one:
         taught = teach(sim, one, 0.2)
@@ -194,7 +194,7 @@ def pieces_of_many_submissions_never_fill_the_queue(sim: Simulation) -> None:
         private.close()
 
 
-def no_list_gets_between_the_pieces_of_another(sim: Simulation) -> None:
+def no_list_gets_between_the_parts_of_another(sim: Simulation) -> None:
     n = 60
     with adder() as one, closing(one.library.pipeline("doubled")) as double:
         taught = teach(sim, one, 0.2)
@@ -223,7 +223,7 @@ def no_list_gets_between_the_pieces_of_another(sim: Simulation) -> None:
         doubles.close()
 
 
-def a_piece_that_cannot_be_encoded_is_an_error_behind_those_that_run(sim: Simulation) -> None:
+def a_part_that_cannot_be_encoded_is_an_error_behind_those_that_run(sim: Simulation) -> None:
     with adder() as one, commands_of(one, 6) as commands:
         added = teach(sim, one, 0.2)
         before = sim.live()
@@ -235,12 +235,12 @@ def a_piece_that_cannot_be_encoded_is_an_error_behind_those_that_run(sim: Simula
             ("dispatchThreadgroups", RAISE, "SimException"),
             ("commit", RAISE, "SimException"),
         ):
-            for piece in (1, 3, 5):
-                sim.fail(call, how, skip=piece)
+            for part in (1, 3, 5):
+                sim.fail(call, how, skip=part)
                 commands.submit()
-                with refused(EncodingError, f"dispatches {piece} to {piece} of 6", text):
+                with refused(EncodingError, f"dispatches {part} to {part} of 6", text):
                     commands.wait(30)
-                added += piece
+                added += part
                 assert one.added() == added
                 assert one.device.stats.in_flight == 0
             sim.fail(call, how)
@@ -254,15 +254,15 @@ def a_piece_that_cannot_be_encoded_is_an_error_behind_those_that_run(sim: Simula
 def of_a_list_the_first_error_is_kept_and_the_rest_is_not_run(sim: Simulation) -> None:
     with adder() as one, commands_of(one, 6) as commands:
         added = teach(sim, one, 0.2)
-        for piece in (0, 2, 5):
+        for part in (0, 2, 5):
             with sim.hang():  # until all of them are committed
-                sim.end(PAGE_FAULT, skip=piece)
+                sim.end(PAGE_FAULT, skip=part)
                 commands.submit()
             with refused(ExecutionError, "Address Fault", "memory that no buffer of it holds"):
                 commands.wait(30)
-            codes = [0] * piece + [PAGE_FAULT] + [4] * (5 - piece)
+            codes = [0] * part + [PAGE_FAULT] + [4] * (5 - part)
             assert [r.code for r in sim.records()] == codes
-            added += piece
+            added += part
             assert one.added() == added
             sim.forget_records()
         commands.replay()
@@ -270,7 +270,7 @@ def of_a_list_the_first_error_is_kept_and_the_rest_is_not_run(sim: Simulation) -
 
 
 def a_list_with_an_error_goes_on_on_no_other_queue(sim: Simulation) -> None:
-    """What waits for a place when an earlier piece fails is not committed any more."""
+    """What waits for a place when an earlier part fails is not committed any more."""
     n = 100
     with adder() as one, commands_of(one, n) as commands:
         added = teach(sim, one, 0.2)

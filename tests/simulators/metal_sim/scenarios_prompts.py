@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
+from metal_sim.scenarios_devices import refused
 from metal_sim.session import Record, Simulation
 from oxibonsai import metal
 from oxibonsai.model import Model, Session
@@ -36,7 +37,7 @@ def teach(sim: Simulation, session: Session, prompt: list[int], seconds: float) 
     sim.set_dry(0)
 
 
-def the_text_after_a_prompt_in_pieces_is_that_after_a_whole_one(sim: Simulation) -> None:
+def the_text_after_a_prompt_in_parts_is_that_after_a_whole_one(sim: Simulation) -> None:
     """A step of generation takes 0.12 s here, and a chunk of 16 tokens 0.28 s."""
     sim.set_cost(None, 1e-12)
     with (
@@ -51,9 +52,9 @@ def the_text_after_a_prompt_in_pieces_is_that_after_a_whole_one(sim: Simulation)
         session.rewind(0)
         teach(sim, session, prompt, 5.6e-7)
         sim.set_budget(0.25)
-        pieces = records_of(sim, session, prompt)
-        assert sum(r.seconds for r in pieces) > 0.25, "as one it would be ended"
-        assert len(pieces) >= 3
+        parts = records_of(sim, session, prompt)
+        assert sum(r.seconds for r in parts) > 0.25, "as one it would be ended"
+        assert len(parts) >= 3
         sim.forget_records()
         assert list(session.generate(6)) == expected
         # The first choice is made from the logits that the prompt left.
@@ -93,22 +94,44 @@ def of_8b_shape(device: metal.Device) -> Iterator[Model]:
             yield model
 
 
+def set_rate(sim: Simulation, rate: float) -> None:
+    """Let kernels take the time of a device of so many multiply-adds a second."""
+    sim.set_cost(None, 2e-10 * M1 / rate)
+    for kernel, work in (BATCHES | VECTORS).items():
+        sim.set_cost(kernel, work / rate)
+
+
 def a_long_prompt_of_true_widths_stays_in_the_budget(sim: Simulation) -> None:
     """Whether the device is as fast as an M1 or five times slower than the driver guesses."""
     for rate in (M1, GUESSED_RATE / 5):
         with metal.Device("metal") as device, of_8b_shape(device) as model:
-            sim.set_cost(None, 2e-10 * M1 / rate)
-            for kernel, work in (BATCHES | VECTORS).items():
-                sim.set_cost(kernel, work / rate)
+            set_rate(sim, rate)
             with model.session(chunk=512, max_seq=4200) as session:
                 sim.set_dry(1)
                 sim.set_budget(BUDGET)
                 prompt = [i % 1000 for i in range(4096)]
-                pieces = records_of(sim, session, prompt)
-                whole = sum(r.seconds for r in pieces) / 8
+                parts = records_of(sim, session, prompt)
+                whole = sum(r.seconds for r in parts) / 8
                 assert whole > BUDGET, "a chunk as one command buffer would be ended"
-                assert max(r.seconds for r in pieces) < BUDGET
+                assert max(r.seconds for r in parts) < BUDGET
                 assert 0.5 < device.stats.work_per_second / rate < 2
                 for token in range(3):
                     assert len(records_of(sim, session, [token])) == 1
         sim.reset()
+
+
+def on_a_very_slow_device_a_lower_chunk_helps_as_the_error_says(sim: Simulation) -> None:
+    """There one dispatch of 512 tokens exceeds the budget, and kernels of 128 are still unknown."""
+    with metal.Device("metal") as device, of_8b_shape(device) as model:
+        set_rate(sim, GUESSED_RATE / 13)
+        sim.set_dry(1)
+        sim.set_budget(BUDGET)
+        prompt = [i % 1000 for i in range(512)]
+        with (
+            model.session(chunk=512, max_seq=600) as session,
+            refused(metal.ExecutionError, "lower the chunk"),
+        ):
+            session.forward(prompt, logits=None)
+        with model.session(chunk=128, max_seq=600) as session:
+            parts = records_of(sim, session, prompt)
+            assert max(r.seconds for r in parts) < BUDGET

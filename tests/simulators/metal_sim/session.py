@@ -27,6 +27,7 @@ SIMULATORS = Path(__file__).resolve().parent.parent
 HELPERS = SIMULATORS.parent / "helpers"
 ROOT = SIMULATORS.parent.parent
 NO_REASON, WITH_ERROR, RAISE = range(3)
+WRAPS, WRAPS_EMPTY, WRAPS_OTHER, WRAPS_COPY = range(4)
 SECONDS = 300  # for one scenario
 # Errors that macOS gives of a command buffer.
 INTERACTIVITY, TIMEOUT, PAGE_FAULT, IGNORED, OUT_OF_MEMORY = 1, 2, 3, 4, 8
@@ -105,6 +106,20 @@ class Simulation:
         self.library.metal_sim_records(found, ctypes.c_uint64(count))
         records = [Record(r.seconds, r.dispatches, r.code) for r in found]
         return [r for r in records if r.dispatches != 0 or r.code != 0 or not work]
+    def set_prelude(self, lines: str) -> None:
+        self.library.metal_sim_set_prelude(lines.encode())
+
+    def refuse_kernels(self, prefix: str) -> None:
+        self.library.metal_sim_refuse_kernels(prefix.encode())
+
+    def set_kernel_width(self, prefix: str, width: int) -> None:
+        self.library.metal_sim_set_kernel_width(prefix.encode(), width)
+
+    def set_compile_seconds(self, seconds: float) -> None:
+        self.library.metal_sim_set_compile_seconds(ctypes.c_double(seconds))
+
+    def set_page_size(self, nbytes: int) -> None:
+        self.library.metal_sim_set_page_size(ctypes.c_uint64(nbytes))
 
     @contextmanager
     def hang(self, skip: int = 0) -> Iterator[None]:

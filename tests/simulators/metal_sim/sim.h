@@ -64,14 +64,26 @@ void sim_devices_reset(void);
 int64_t sim_device_references(void);
 uint32_t sim_max_threads_of(const char *kernel);
 
+/* faults.m */
+
+void sim_faults_reset(void);
+NSString *sim_with_prelude(NSString *source); /* +0 */
+BOOL sim_refuses_kernel(const char *kernel);
+uint32_t sim_width_of(SimDevice *device, const char *kernel);
+void sim_take_compile_time(void);
+BOOL sim_is_virtual(void);
+uint32_t sim_max_threadgroup_memory(void);
+int sim_wrap(void); /* enum metal_sim_wrap */
+
 /* buffer.m */
 
 @interface SimBuffer : SimObject <MTLBuffer> {
 @public
-    char *_memory;
+    char *_memory;  /* what the device works on */
+    char *_host;    /* what contents gives; of wrapped memory only */
+    void *_wrapped; /* the caller's memory, or NULL */
     NSUInteger _length;
     BOOL _private;
-    BOOL _wrapped;
     BOOL _fromRunner;
 }
 - (id)initWithDevice:(SimDevice *)device
@@ -79,6 +91,8 @@ uint32_t sim_max_threads_of(const char *kernel);
              options:(MTLResourceOptions)options;
 - (id)initWithDevice:(SimDevice *)device wrapping:(void *)memory length:(NSUInteger)length;
 @end
+
+void sim_fill(char *to, uint8_t value, uint64_t length);
 
 /* program.m: sources compiled by the runner, in a subprocess */
 

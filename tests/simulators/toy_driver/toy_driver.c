@@ -42,14 +42,12 @@ enum gap {
 
 EXPORT int toy_present; /* devices counted */
 EXPORT int toy_log_length;
-EXPORT uint64_t toy_dispatch_work; /* its bound, read when a device is opened */
 
 static const oxb_host *host;
 
 static struct entry {
     char kernel[OXB_NAME_BYTES];
     uint32_t grid[3], threads, rows;
-    uint64_t work;
 } entries[MAX_LOG];
 
 /* What ran as dispatch `i`: the kernel, its grid and threadgroup, and its function constant. */
@@ -57,7 +55,6 @@ EXPORT const char *toy_kernel(int i) { return entries[i].kernel; }
 EXPORT uint32_t toy_grid(int i, int axis) { return entries[i].grid[axis]; }
 EXPORT uint32_t toy_threads(int i) { return entries[i].threads; }
 EXPORT uint32_t toy_rows(int i) { return entries[i].rows; }
-EXPORT uint64_t toy_work(int i) { return entries[i].work; }
 
 static oxb_status device_count(uint32_t *count) {
     *count = (uint32_t)toy_present;
@@ -88,8 +85,7 @@ static void device_info(void *device, oxb_device_info *info) {
 static void abilities(void *device, oxb_abilities *found) {
     (void)device;
     *found = (oxb_abilities){.fused_norm = 1u << OXB_DEVICE_FORMAT_Q1_G128,
-                             .int8_products = TOY_GAP == NO_INT8_BYTES,
-                             .dispatch_work = toy_dispatch_work};
+                             .int8_products = TOY_GAP == NO_INT8_BYTES};
 }
 
 static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *found) {
@@ -298,8 +294,7 @@ static oxb_status submit(void *device, const oxb_driver_dispatch *list, uint32_t
             struct entry *e = &entries[toy_log_length++];
             *e = (struct entry){.grid = {d->threadgroups.x, d->threadgroups.y, d->threadgroups.z},
                                 .threads = d->threads.x,
-                                .rows = p->rows,
-                                .work = d->work};
+                                .rows = p->rows};
             strcpy(e->kernel, p->name);
         }
         for (uint32_t group = 0; group < d->threadgroups.x; group++) p->run(p, d, group);

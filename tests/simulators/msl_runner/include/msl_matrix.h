@@ -3,20 +3,29 @@ namespace metal {
 MSL_FN uint msl_row(uint lane) { return ((lane >> 2) & 4) + ((lane >> 1) & 3); }
 MSL_FN uint msl_column(uint lane) { return ((lane >> 2) & 2) * 2 + (lane & 1) * 2; }
 
+/* What thread_elements() gives. Apple's is a vector of 64, of which a lane may use elements 0 and
+ * 1: no vector of two can be assigned to it. */
+template <class T>
+struct msl_elements {
+    T msl_own[2];
+    MSL_METHOD T &operator[](uint i) { return msl_own[i]; }
+    MSL_METHOD const T &operator[](uint i) const { return msl_own[i]; }
+};
+
 template <class T, int Columns, int Rows = Columns>
 struct simdgroup_matrix {
     static_assert(Columns == 8 && Rows == 8, "SIMD-group matrices are 8x8");
     static_assert(msl_is_float<T>, "SIMD-group matrices hold half, float or bfloat");
-    vec<T, 2> msl_pair;
+    msl_elements<T> msl_pair;
     simdgroup_matrix() = default;
     /* A diagonal matrix. */
     MSL_METHOD explicit simdgroup_matrix(T v) {
         const uint r = msl_row(msl_rt_lane()), c = msl_column(msl_rt_lane());
-        msl_pair = vec<T, 2>{r == c ? v : T(0), r == c + 1 ? v : T(0)};
+        msl_pair = {r == c ? v : T(0), r == c + 1 ? v : T(0)};
     }
     /* Not in Apple's specification; MLX relies on it, and on this order of lanes, on every GPU. */
-    MSL_METHOD vec<T, 2> &thread_elements() { return msl_pair; }
-    MSL_METHOD const vec<T, 2> &thread_elements() const { return msl_pair; }
+    MSL_METHOD msl_elements<T> &thread_elements() { return msl_pair; }
+    MSL_METHOD const msl_elements<T> &thread_elements() const { return msl_pair; }
 };
 typedef simdgroup_matrix<float, 8, 8> simdgroup_float8x8;
 typedef simdgroup_matrix<half, 8, 8> simdgroup_half8x8;
@@ -26,7 +35,7 @@ typedef simdgroup_matrix<bfloat, 8, 8> simdgroup_bfloat8x8;
 template <class T, int C, int R = C, class U>
 MSL_FN simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(U v) {
     simdgroup_matrix<T, C, R> m;
-    m.msl_pair = vec<T, 2>{T(v), T(v)};
+    m.msl_pair = {T(v), T(v)};
     return m;
 }
 
@@ -42,7 +51,7 @@ MSL_FN simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(U v) {
         static_assert(is_same_v<T, U>, "matrix and memory hold different types");      \
         msl_same_place(ulong(p), per_row, origin, transpose, site_line, site_column);  \
         const ulong2 at = msl_place(per_row, origin, transpose);                       \
-        d.msl_pair = vec<T, 2>{p[at.x], p[at.y]};                                      \
+        d.msl_pair = {p[at.x], p[at.y]};                                               \
     }                                                                                  \
     template <class T, class U>                                                        \
     MSL_FN void simdgroup_store(thread const simdgroup_matrix<T, 8, 8> &s, space U *p, \
@@ -51,8 +60,8 @@ MSL_FN simdgroup_matrix<T, C, R> make_filled_simdgroup_matrix(U v) {
         static_assert(is_same_v<T, U>, "matrix and memory hold different types");      \
         msl_same_place(ulong(p), per_row, origin, transpose, site_line, site_column);  \
         const ulong2 at = msl_place(per_row, origin, transpose);                       \
-        p[at.x] = s.msl_pair.x;                                                        \
-        p[at.y] = s.msl_pair.y;                                                        \
+        p[at.x] = s.msl_pair[0];                                                       \
+        p[at.y] = s.msl_pair[1];                                                       \
     }
 /* Where this lane's two elements are. */
 MSL_FN ulong2 msl_place(ulong per_row, ulong2 origin, bool transpose) {
@@ -83,7 +92,7 @@ MSL_FN void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8, 8> &d,
                                           const thread simdgroup_matrix<A, 8, 8> &a,
                                           const thread simdgroup_matrix<B, 8, 8> &b,
                                           const thread simdgroup_matrix<C, 8, 8> &c, MSL_SITE) {
-    float4 value = (float4)(a.msl_pair.x, a.msl_pair.y, b.msl_pair.x, b.msl_pair.y);
+    float4 value = (float4)(a.msl_pair[0], a.msl_pair[1], b.msl_pair[0], b.msl_pair[1]);
     MSL_MEET(MSL_MATRIX_MULTIPLY, value)
     float(&product)[64] = *(float(*)[64])x->result;
     if (!x->done) {
@@ -103,15 +112,14 @@ MSL_FN void simdgroup_multiply_accumulate(thread simdgroup_matrix<D, 8, 8> &d,
         x->done = 1;
     }
     const uint i = msl_row(msl_rt_lane()) * 8 + msl_column(msl_rt_lane());
-    d.msl_pair =
-        vec<D, 2>{D(product[i] + float(c.msl_pair.x)), D(product[i + 1] + float(c.msl_pair.y))};
+    d.msl_pair = {D(product[i] + float(c.msl_pair[0])), D(product[i + 1] + float(c.msl_pair[1]))};
 }
 template <class D, class A, class B>
 MSL_FN void simdgroup_multiply(thread simdgroup_matrix<D, 8, 8> &d,
                                const thread simdgroup_matrix<A, 8, 8> &a,
                                const thread simdgroup_matrix<B, 8, 8> &b, MSL_SITE) {
     simdgroup_matrix<D, 8, 8> zero;
-    zero.msl_pair = vec<D, 2>{D(0), D(0)};
+    zero.msl_pair = {D(0), D(0)};
     simdgroup_multiply_accumulate(d, a, b, zero, site_line, site_column);
 }
 } /* namespace metal */
