@@ -106,6 +106,7 @@ class Simulation:
         self.library.metal_sim_records(found, ctypes.c_uint64(count))
         records = [Record(r.seconds, r.dispatches, r.code) for r in found]
         return [r for r in records if r.dispatches != 0 or r.code != 0 or not work]
+
     def set_prelude(self, lines: str) -> None:
         self.library.metal_sim_set_prelude(lines.encode())
 
