@@ -19,7 +19,7 @@
 
 struct lookup_memory {
     float tables[OXB_LOOKUP_SPLITS][OXB_NIBBLES * OXB_ENTRIES]; // of each SIMD-group
-    float activations[OXB_LOOKUP_SPLITS][128];                  // of the current load
+    float4 activations[OXB_LOOKUP_SPLITS][128 / 4];             // of the current load
     float sums[OXB_LOOKUP_SPLITS][OXB_LOOKUP_ROWS * OXB_SIMD_WIDTH];
     float squares[OXB_LOOKUP_SPLITS]; // sums over the activations of each split
     float partial[OXB_MAX_SIMDGROUPS];
@@ -34,7 +34,7 @@ struct lookup_input {
 
 // Fill the tables: a lane computes one entry of several tables. Activations are multiplied by
 // levels, not selected by codes, so that 0 times infinity is NaN.
-inline void fill_tables(code_1bit, threadgroup const float *x, threadgroup float *tables,
+inline void fill_tables(code_1bit, threadgroup const float4 *x, threadgroup float *tables,
                         uint lane) {
     // An entry and its complement differ in sign only: a lane computes both, in an order without
     // bank conflicts.
@@ -45,14 +45,14 @@ inline void fill_tables(code_1bit, threadgroup const float *x, threadgroup float
     OXB_UNROLL
     for (uint i = 0; i < OXB_NIBBLES; i += 4u) {
         const uint nibble = i + lane / 8u;
-        const float4 four = ((threadgroup const float4 *)x)[nibble];
+        const float4 four = x[nibble];
         const float sum = fma(s3, four[3], fma(s2, four[2], fma(s1, four[1], s0 * four[0])));
         tables[nibble * OXB_ENTRIES + (e ^ flip)] = sum;
         tables[nibble * OXB_ENTRIES + (e ^ flip ^ 15u)] = -sum;
     }
 }
 
-inline void fill_tables(code_2bit, threadgroup const float *x, threadgroup float *tables,
+inline void fill_tables(code_2bit, threadgroup const float4 *x, threadgroup float *tables,
                         uint lane) {
     const uint e = lane % OXB_ENTRIES;
     const float low = code_2bit::level(e, 0), high = code_2bit::level(e, 1);
@@ -126,7 +126,8 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input
     const typename Format::code kind = {};
     const uint loads = uint(w.k / Format::weights_per_load);
     threadgroup float *tables = memory.tables[place.simdgroup];
-    threadgroup float *activations = memory.activations[place.simdgroup];
+    threadgroup float4 *fours = memory.activations[place.simdgroup];
+    threadgroup float *activations = (threadgroup float *)fours;
     ulong row[MATRICES * ROWS];
     OXB_UNROLL
     for (uint r = 0; r < MATRICES * ROWS; r++)
@@ -152,7 +153,7 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, lookup_input
                     NORM ? value * input.scale * input.inverse * now.weight[i] : value;
             }
             simdgroup_barrier(mem_flags::mem_threadgroup);
-            fill_tables(kind, activations, tables, place.lane);
+            fill_tables(kind, fours, tables, place.lane);
             simdgroup_barrier(mem_flags::mem_threadgroup);
             OXB_UNROLL
             for (uint r = 0; r < MATRICES * ROWS; r++) {

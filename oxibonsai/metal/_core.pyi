@@ -165,6 +165,9 @@ class Device:
     DeviceNotFoundError
         If there is no such device or variant, and the text lists those there are; or if the device
         cannot run the kernels, and the text says what it lacks.
+    CompilationError
+        If the environment variable ``OXIBONSAI_METALLIB`` asks for a metallib that is missing or
+        that Metal refuses.
     ValueError
         If `threads` is not in 1..1024.
 
@@ -346,8 +349,8 @@ class Device:
         Notes
         -----
         Of the drivers that ship, Metal alone captures, in a process that was started with
-        ``METAL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in
-        the file.
+        ``MTL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in the
+        file.
         """
 
 def probe_devices() -> FoundDevices:

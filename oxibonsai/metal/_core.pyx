@@ -327,6 +327,9 @@ cdef class Device:
     DeviceNotFoundError
         If there is no such device or variant, and the text lists those there are; or if the device
         cannot run the kernels, and the text says what it lacks.
+    CompilationError
+        If the environment variable ``OXIBONSAI_METALLIB`` asks for a metallib that is missing or
+        that Metal refuses.
     ValueError
         If `threads` is not in 1..1024.
 
@@ -586,8 +589,8 @@ cdef class Device:
         Notes
         -----
         Of the drivers that ship, Metal alone captures, in a process that was started with
-        ``METAL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in
-        the file.
+        ``MTL_CAPTURE_ENABLED=1``. Wait for the work inside the block: what runs later is not in the
+        file.
         """
         self._capture(os.fsencode(path))
         try:
@@ -648,6 +651,8 @@ def probe_devices():
             except _errors.DeviceNotFoundError as error:
                 if "OXIBONSAI_" not in str(error):  # a wrong variable, of which Device() tells
                     refused.append(RefusedDevice(driver, index, str(error)))
+            except _errors.CompilationError:
+                continue  # a metallib that the environment asks for, of which Device() tells
     named = _name_of_environment()
     if named is not None:
         with suppress(_errors.DeviceNotFoundError):  # Device() tells that it names none

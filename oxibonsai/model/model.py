@@ -94,6 +94,8 @@ class Model:
     ) -> Model:
         """Load a GGUF file of an architecture in ``oxibonsai.model.architectures``.
 
+        Weights past what a metal device recommends as working set log a warning with the numbers.
+
         Parameters
         ----------
         path : str or path-like

@@ -15,7 +15,7 @@ from oxibonsai.formats import CONVERTED, FORMATS, Format
 from oxibonsai.gguf import GGUFError, GGUFFile, TensorInfo
 from oxibonsai.metal import Buffer, BufferCreationError, Commands, MetalGraph, WeightHandle
 
-__all__ = ["Place", "Projection", "WeightLoader", "check_memory", "factor_name"]
+__all__ = ["Place", "Projection", "WeightLoader", "check_memory", "factor_name", "loaded_bytes"]
 
 Place: TypeAlias = Buffer | tuple[Buffer, int]
 """A buffer, or a buffer and an offset in bytes."""
@@ -72,6 +72,17 @@ def factor_name(matrix: str) -> str:
     return matrix.removesuffix(".weight") + ".scale"
 
 
+def loaded_bytes(file: GGUFFile) -> int:
+    """Return what the tensors of a file take once they are loaded, padding apart."""
+    return sum(
+        _rows(info)
+        * FORMATS["F32" if factor_name(name) in file.tensors else _loads_as(info)].row_bytes(
+            info.shape[-1]
+        )
+        for name, info in file.tensors.items()
+    )
+
+
 def check_memory(file: GGUFFile, limit: int) -> None:
     """Check that what tensors grow to when they are converted can fit.
 
@@ -90,13 +101,7 @@ def check_memory(file: GGUFFile, limit: int) -> None:
         If a file that has types without kernels takes more in memory.
     """
     grown = {info.type_name for info in file.tensors.values() if info.type_name in CONVERTED}
-    nbytes = sum(
-        _rows(info)
-        * FORMATS["F32" if factor_name(name) in file.tensors else _loads_as(info)].row_bytes(
-            info.shape[-1]
-        )
-        for name, info in file.tensors.items()
-    )
+    nbytes = loaded_bytes(file)
     if grown and nbytes > limit:
         raise BufferCreationError(
             f"{file.path}: {', '.join(sorted(grown))} have no kernels and are converted when they "

@@ -63,7 +63,9 @@ oxb_status oxb_device_open(const char *name, uint32_t index, const oxb_device_op
     oxb_status status = front_fail(OXB_DEVICE_NOT_FOUND, "this build has no driver");
     for (uint32_t i = 0; (driver = front_driver_at(i)); i++) {
         status = open_with(driver, index, options, device);
-        if (status == OXB_OK) break;
+        /* The next one only where there is none: a device that is there but whose kernels fail, as
+         * those of a metallib that was asked for, is not passed over. */
+        if (status != OXB_DEVICE_NOT_FOUND) break;
     }
     return status;
 }

@@ -158,9 +158,16 @@ oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, 
         metal_object_free(self, (void *)made);
         return status;
     }
+    metal_residency_add(self->residency, made);
     *contents = shared ? [made contents] : NULL;
     *buffer = (void *)made;
     return OXB_OK;
+}
+
+void metal_buffer_free(void *device, void *buffer) {
+    metal_device *self = device;
+    metal_residency_remove(self->residency, (id<MTLBuffer>)buffer);
+    metal_object_free(self, buffer);
 }
 
 /* Wrapped host memory */

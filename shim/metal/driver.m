@@ -87,7 +87,8 @@ static void device_close(void *device) {
     metal_device *self = device;
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
         for (unsigned i = 0; i < gpu_msl_family_count; i++) [self->families[i].library release];
-        [self->precompiled release];
+        [self->metallib release];
+        metal_residency_free(self->residency);
         metal_queue_release(self->queue);
         [self->device release];
         return OXB_OK;
@@ -119,7 +120,8 @@ static oxb_status open_device(uint32_t index, metal_device *self) {
         return metal_fail(OXB_DEVICE_NOT_FOUND, "no device \"metal:%u\": %lu present", index,
                           (unsigned long)[devices count]);
     self->device = [[devices objectAtIndex:index] retain]; /* +1 */
-    self->queue = metal_queue_new(self->device);
+    self->residency = metal_residency_new(self->device);
+    self->queue = metal_queue_new(self->device, self->residency);
     const char *name = metal_utf8([self->device name]);
     if (self->queue == NULL)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "device \"metal:%u\" (%s) gave no command queue",
@@ -131,8 +133,7 @@ static oxb_status open_device(uint32_t index, metal_device *self) {
     if (reason != nil)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "device \"metal:%u\" (%s) is not usable: %s", index,
                           name, metal_utf8(reason));
-    self->precompiled = metal_new_precompiled(self->device); /* +1 */
-    return OXB_OK;
+    return metal_load_metallib(self);
 }
 
 static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device) {
@@ -201,7 +202,7 @@ static const oxb_driver driver = {
     .weight_pack = gpu_weight_pack,
     .buffer_new = metal_buffer_new,
     .buffer_wrap = metal_buffer_wrap,
-    .buffer_free = metal_object_free,
+    .buffer_free = metal_buffer_free,
     .buffer_read = metal_buffer_read,
     .buffer_write = metal_buffer_write,
     .buffer_fill = metal_buffer_fill,

@@ -4,8 +4,7 @@
 #endif
 
 #include <dlfcn.h>
-#include <limits.h>
-#include <stdio.h>
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
@@ -15,6 +14,28 @@
 
 /* Libraries */
 
+/* Of MTLCompileOptions from macOS 15 on, where setFastMathEnabled: is deprecated; older SDKs
+ * declare neither the properties nor the values, which are those of Apple's MTLLibrary.h. */
+@protocol metal_math_options
+- (void)setMathMode:(NSInteger)mode;
+- (void)setMathFloatingPointFunctions:(NSInteger)functions;
+@end
+#define MATH_MODE_SAFE         0
+#define MATH_FUNCTIONS_PRECISE 1
+
+/* IEEE arithmetic: kernels depend on infinities, NaN and the order of additions. The defaults are
+ * the opposite. */
+static void be_careful(MTLCompileOptions *options) {
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wdeprecated-declarations"
+    [options setFastMathEnabled:NO];
+#pragma clang diagnostic pop
+    id<metal_math_options> newer = (id<metal_math_options>)options;
+    if ([options respondsToSelector:@selector(setMathMode:)]) [newer setMathMode:MATH_MODE_SAFE];
+    if ([options respondsToSelector:@selector(setMathFloatingPointFunctions:)])
+        [newer setMathFloatingPointFunctions:MATH_FUNCTIONS_PRECISE];
+}
+
 /* +1, or nil with the reason, +0. Never raises: other threads may be waiting for the result. */
 id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **reason) {
     id<MTLLibrary> library = nil;
@@ -22,11 +43,7 @@ id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **
         NSError *error = nil;
         MTLCompileOptions *options = [[[MTLCompileOptions alloc] init] autorelease];
         [options setLanguageVersion:MTLLanguageVersion2_4];
-#pragma clang diagnostic push
-#pragma clang diagnostic ignored \
-    "-Wdeprecated-declarations"          /* macOS 15 has another way to say it */
-        [options setFastMathEnabled:NO]; /* the default is YES */
-#pragma clang diagnostic pop
+        be_careful(options);
         library = [device newLibraryWithSource:source options:options error:&error]; /* +1 */
         if (library == nil) *reason = metal_why(error); /* with a library, an error is a warning */
     } @catch (NSException *exception) {
@@ -59,18 +76,37 @@ static id<MTLLibrary> family_library(metal_device *self, unsigned index, NSStrin
     return library;
 }
 
-/* +1: "oxibonsai.metallib" beside the library that holds this code, or nil: the sources are then
- * compiled instead. */
-id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device) {
+/* "oxibonsai.metallib" beside the library that holds this code, +0, or nil. */
+static NSString *metallib_beside(void) {
     Dl_info where;
-    char path[PATH_MAX];
     if (dladdr(&metal_host, &where) == 0 || where.dli_fname == NULL) return nil;
-    const char *slash = strrchr(where.dli_fname, '/');
-    int folder = slash != NULL ? (int)(slash + 1 - where.dli_fname) : 0;
-    int length = snprintf(path, sizeof path, "%.*soxibonsai.metallib", folder, where.dli_fname);
-    if (length < 0 || (size_t)length >= sizeof path || access(path, R_OK) != 0) return nil;
-    NSURL *url = [NSURL fileURLWithPath:metal_string(path)]; /* +0 */
-    return [device newLibraryWithURL:url error:NULL];        /* +1 */
+    NSString *folder = [metal_string(where.dli_fname) stringByDeletingLastPathComponent]; /* +0 */
+    return [folder stringByAppendingPathComponent:@"oxibonsai.metallib"];
+}
+
+/* The sources are the default: an offline compiler is one more that can be wrong, and nothing says
+ * that a file was made from these sources. */
+oxb_status metal_load_metallib(metal_device *self) {
+    const char *asked = getenv("OXIBONSAI_METALLIB");
+    if (asked == NULL || *asked == '\0' || strcmp(asked, "0") == 0) return OXB_OK;
+    NSString *path = strcmp(asked, "1") == 0 ? metallib_beside() : metal_string(asked);
+    NSString *reason = nil;
+    NSError *error = nil;
+    if (path == nil)
+        reason = @"the folder of the driver is not known";
+    else if (access([path fileSystemRepresentation], R_OK) != 0)
+        reason = metal_string(strerror(errno));
+    else
+        self->metallib = [self->device newLibraryWithURL:[NSURL fileURLWithPath:path]
+                                                   error:&error]; /* +1 */
+    if (self->metallib != nil) return OXB_OK;
+    if (reason == nil) reason = metal_why(error);
+    return metal_fail(OXB_COMPILATION_FAILED,
+                      "the environment variable OXIBONSAI_METALLIB is '%s', and %s cannot be used: "
+                      "%s; build the package with OXIBONSAI_BUILD_METALLIB=1, or unset the "
+                      "variable to compile the kernels from their sources",
+                      asked, path != nil ? metal_utf8(path) : "oxibonsai.metallib",
+                      metal_utf8(reason));
 }
 
 oxb_status metal_library_new(void *device, const char *source, size_t length, void **library) {
@@ -135,7 +171,7 @@ static const oxb_constant *constant_at(const oxb_constant *constants, uint32_t n
 /* +1, or nil with the reason, +0. */
 id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
                                    const oxb_constant *constants, uint32_t n, NSString **reason) {
-    id<MTLFunction> general = [[library newFunctionWithName:name] autorelease];
+    id<MTLFunction> general = [[library newFunctionWithName:name] autorelease]; /* +0 */
     if (general == nil || [general functionType] != MTLFunctionTypeKernel) {
         NSString *known = [[library functionNames] componentsJoinedByString:@", "]; /* +0 */
         *reason = metal_text("no kernel of that name: the library has %@", known);
@@ -163,6 +199,7 @@ id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
             return nil;
         }
     }
+    if ([declared count] == 0) return [general retain]; /* +1: there is nothing to specialise */
     NSError *error = nil;
     id<MTLFunction> made = [library newFunctionWithName:name
                                          constantValues:values
@@ -170,6 +207,11 @@ id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
     if (made == nil) *reason = metal_why(error);
     return made;
 }
+
+/* MTLArgument, and what belongs to it, is deprecated from macOS 13 on for MTLBinding, which macOS
+ * 12 lacks; both give the same. */
+#pragma clang diagnostic push
+#pragma clang diagnostic ignored "-Wdeprecated-declarations"
 
 /* List what the kernel takes; nil, or the reason why it cannot be given that, +0. Metal says of a
  * buffer's type how long one value of it is, and not whether there is one (a reference) or an array
@@ -239,6 +281,8 @@ metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> functi
     return pipeline;
 }
 
+#pragma clang diagnostic pop
+
 void metal_pipeline_free(void *device, void *pipeline) {
     (void)device;
     metal_pipeline *self = pipeline;
@@ -258,16 +302,13 @@ static id<MTLFunction> new_shipped_function(metal_device *self, const char *name
         const struct msl_family *family = gpu_msl_families + i;
         for (size_t f = 0; f < family->n_functions; f++) {
             if (strcmp(family->functions[f], name) != 0) continue;
-            NSString *unread = nil; /* whatever the metallib lacks, the source has */
-            id<MTLFunction> made = nil;
-            if (self->precompiled != nil)
-                made = metal_new_function(self->precompiled, metal_string(name), constants, n,
-                                          &unread); /* +1 */
-            id<MTLLibrary> library = made == nil ? family_library(self, i, reason) : nil;
-            if (library != nil)
-                made =
-                    metal_new_function(library, metal_string(name), constants, n, reason); /* +1 */
-            return made;
+            /* What the metallib lacks, the source has. */
+            id<MTLLibrary> library =
+                [[self->metallib functionNames] containsObject:metal_string(name)]
+                    ? self->metallib
+                    : family_library(self, i, reason);
+            if (library == nil) return nil;
+            return metal_new_function(library, metal_string(name), constants, n, reason); /* +1 */
         }
     }
     *reason = @"no kernel of that name ships with oxibonsai";

@@ -1,11 +1,13 @@
 /* Shared by the files of the driver "metal": Apple's Metal through Objective-C, with manual retain
  * and release. driver.m has the table and the devices, probe.m what a device must do to be
  * admitted, queue.m command buffers and their failures, submit.m submissions, pace.m how long they
- * take, kernels.m libraries and pipelines, buffers.m memory, capture.m captures.
+ * take, kernels.m libraries and pipelines, buffers.m memory, residency.m what keeps it there,
+ * capture.m captures.
  *
  * They build against Apple's frameworks, and on other systems against GNUstep and the simulated
  * Metal of tests/simulators/metal_sim, so they keep to what both compile: no literals or subscripts
- * of Objective-C objects, no modules, and nothing newer than macOS 12.
+ * of Objective-C objects, no modules, and nothing newer than macOS 12 but what is looked up at run
+ * time.
  *
  * A comment where a reference is made says who owns it: +1 is ours to release, +0 lives until the
  * autorelease pool is drained. Every entry point runs through metal_guarded(), which holds the pool
@@ -15,7 +17,8 @@
  * that one blit of ours is in flight at a time. submit_lock is held while a list is encoded and
  * waits for a place in the queue, so that no other list gets between the command buffers of one.
  * Completion handlers take none of the three, and no two of them are held at once. The locks of a
- * queue, a job and of the pace are leaves: Metal is not called with one held.
+ * queue, a job and of the pace are leaves: Metal is not called with one held. Those of residency.m
+ * are taken last, also where a completion handler frees a buffer, and held while the set is called.
  */
 #ifndef METAL_DRIVER_H
 #define METAL_DRIVER_H
@@ -49,6 +52,7 @@ typedef struct metal_family {
 } metal_family;
 
 typedef struct metal_queue metal_queue;
+typedef struct metal_residency metal_residency;
 
 /* What was measured of all pipelines; see pace.m. */
 typedef struct metal_pace {
@@ -60,7 +64,8 @@ typedef struct metal_pace {
 typedef struct metal_device {
     id<MTLDevice> device;       /* +1 */
     metal_queue *queue;         /* owned */
-    id<MTLLibrary> precompiled; /* +1; nil where there is no metallib beside this library */
+    metal_residency *residency; /* owned; NULL where there are no residency sets */
+    id<MTLLibrary> metallib;    /* +1; nil unless OXIBONSAI_METALLIB asks for one */
     uint32_t index;
     uint64_t max_threadgroup_memory;
     pthread_mutex_t library_lock;
@@ -98,7 +103,7 @@ NSString *metal_why(NSError *error);
 
 /* Run `body` inside an autorelease pool; an exception becomes the status `code`. */
 oxb_status metal_guarded(oxb_status code, oxb_status (^body)(void));
-/* Release a handle that is an Objective-C object: a buffer or a library. */
+/* Release a handle that is an Objective-C object, such as a library. */
 void metal_object_free(void *device, void *object);
 
 /* probe.m */
@@ -111,7 +116,7 @@ NSString *metal_probe(metal_device *self);
 /* queue.m */
 
 /* Owned by the caller, or NULL where Metal gives no queue; may raise. */
-metal_queue *metal_queue_new(id<MTLDevice> device);
+metal_queue *metal_queue_new(id<MTLDevice> device, metal_residency *residency);
 /* What is in flight keeps it alive. */
 void metal_queue_release(metal_queue *queue);
 /* A command buffer, +0, with what `encode` puts into it, or nil with the reason, +0: that of
@@ -152,8 +157,8 @@ id<MTLLibrary> metal_compile(id<MTLDevice> device, NSString *source, NSString **
 /* +1, or nil with the reason, +0. */
 id<MTLFunction> metal_new_function(id<MTLLibrary> library, NSString *name,
                                    const oxb_constant *constants, uint32_t n, NSString **reason);
-/* +1: "oxibonsai.metallib" beside the library that holds this code, or nil. */
-id<MTLLibrary> metal_new_precompiled(id<MTLDevice> device);
+/* Load the metallib that the environment asks for, where it does. */
+oxb_status metal_load_metallib(metal_device *self);
 /* Owned by the caller, or NULL with the reason, +0. */
 metal_pipeline *metal_make_pipeline(id<MTLDevice> device, id<MTLFunction> function, NSString *name,
                                     oxb_pipeline_info *info, NSString **reason);
@@ -168,6 +173,7 @@ void metal_pipeline_free(void *device, void *pipeline);
 
 oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                             void **contents);
+void metal_buffer_free(void *device, void *buffer);
 oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void **buffer);
 oxb_status metal_buffer_read(void *device, void *buffer, uint64_t offset, void *to,
                              uint64_t length);
@@ -175,6 +181,18 @@ oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const
                               uint64_t length);
 oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length,
                              uint8_t value);
+
+/* residency.m; none of these raises, and all take NULL. */
+
+/* Owned, or NULL where the system or the device has no residency sets. */
+metal_residency *metal_residency_new(id<MTLDevice> device);
+void metal_residency_free(metal_residency *residency);
+/* Make the set that of a queue. */
+void metal_residency_attach(metal_residency *residency, id<MTLCommandQueue> queue);
+void metal_residency_add(metal_residency *residency, id<MTLBuffer> buffer);
+void metal_residency_remove(metal_residency *residency, id<MTLBuffer> buffer);
+/* Before a submission. */
+void metal_residency_use(metal_residency *residency);
 
 /* capture.m */
 

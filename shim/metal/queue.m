@@ -23,14 +23,15 @@ struct metal_queue {
     bool replacing; /* one thread makes a new queue */
 };
 
-static id<MTLCommandQueue> new_queue(id<MTLDevice> device) {
+static id<MTLCommandQueue> new_queue(id<MTLDevice> device, metal_residency *residency) {
     id<MTLCommandQueue> queue = [device newCommandQueue]; /* +1 */
     [queue setLabel:@"oxibonsai"];
+    metal_residency_attach(residency, queue);
     return queue;
 }
 
-metal_queue *metal_queue_new(id<MTLDevice> device) {
-    id<MTLCommandQueue> queue = new_queue(device); /* +1 */
+metal_queue *metal_queue_new(id<MTLDevice> device, metal_residency *residency) {
+    id<MTLCommandQueue> queue = new_queue(device, residency); /* +1 */
     metal_queue *made = queue != nil ? calloc(1, sizeof *made) : NULL;
     if (made == NULL) {
         [queue release];
@@ -72,13 +73,14 @@ static NSString *raised(NSException *exception) {
 }
 
 /* Called with the lock held, which it gives up while it calls Metal; nil, or the reason, +0. */
-static NSString *replace_queue(metal_queue *q, id<MTLDevice> device) {
+static NSString *replace_queue(metal_device *self) {
+    metal_queue *q = self->queue;
     id<MTLCommandQueue> fresh = nil, old = nil;
     NSString *reason = nil;
     q->replacing = true;
     pthread_mutex_unlock(&q->lock);
     @try {
-        fresh = new_queue(device); /* +1 */
+        fresh = new_queue(self->device, self->residency); /* +1 */
         if (fresh == nil) reason = @"Metal gave no new command queue after an error";
     } @catch (NSException *exception) {
         reason = raised(exception);
@@ -98,8 +100,8 @@ static NSString *replace_queue(metal_queue *q, id<MTLDevice> device) {
 }
 
 /* Take a place in the flight: the queue, +1, or nil with the reason, +0. */
-static id<MTLCommandQueue> enter_flight(metal_queue *q, id<MTLDevice> device, double seconds,
-                                        NSString **reason) {
+static id<MTLCommandQueue> enter_flight(metal_device *self, double seconds, NSString **reason) {
+    metal_queue *q = self->queue;
     double deadline = clock_now() + seconds;
     id<MTLCommandQueue> queue = nil;
     pthread_mutex_lock(&q->lock);
@@ -111,7 +113,7 @@ static id<MTLCommandQueue> enter_flight(metal_queue *q, id<MTLDevice> device, do
                 *reason =
                     metal_text("the device did not finish what is in flight within %g s", seconds);
         } else if (q->failed) {
-            *reason = replace_queue(q, device);
+            *reason = replace_queue(self);
         } else {
             q->in_flight++;
             q->refs++;
@@ -134,7 +136,7 @@ static id<MTLCommandBuffer> command_buffer(id<MTLCommandQueue> queue, bool debug
 id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds,
                                   NSString * (^encode)(id<MTLCommandBuffer>), NSString **reason) {
     id<MTLCommandBuffer> commands = nil; /* +0: Metal keeps it once committed */
-    id<MTLCommandQueue> queue = enter_flight(self->queue, self->device, seconds, reason); /* +1 */
+    id<MTLCommandQueue> queue = enter_flight(self, seconds, reason); /* +1 */
     if (queue == nil) return nil;
     @try {
         commands = command_buffer(queue, self->debug);

@@ -142,6 +142,7 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
     if (j == NULL) return metal_fail(OXB_ENCODING_FAILED, "out of memory for %u dispatches", n);
     *j = (job){.list = list, .done = done, .context = context, .left = 1};
     pthread_mutex_init(&j->lock, NULL);
+    metal_residency_use(self->residency);
     uint32_t committed = 0;
     oxb_status status = OXB_OK;
     pthread_mutex_lock(&self->submit_lock);

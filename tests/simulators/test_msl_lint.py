@@ -81,6 +81,30 @@ REFUSED = {
         "const",
         kernel("x[i] = 1.0f;", f"{OUT}, constant float* x [[buffer(1)]]"),
     ),
+    # Alignment.
+    "threadgroup floats as float4": (
+        4,
+        "asks for an alignment of 16, and what it points to has 4",
+        kernel("threadgroup float t[8]; t[i] = 1; o[i] = ((threadgroup float4*)t)[1][0];"),
+    ),
+    "threadgroup parameter as float2": (
+        3,
+        "asks for an alignment of 8, and what it points to has 4",
+        kernel(
+            "threadgroup float t[8]; t[i] = 1; o[i] = h(t);",
+            before="inline float h(threadgroup const float* t) "
+            "{ return (*reinterpret_cast<threadgroup const float2*>(t + 2))[0]; }",
+        ),
+    ),
+    "threadgroup vector of a template": (
+        3,
+        "asks for an alignment of 16, and what it points to has 8",
+        kernel(
+            "threadgroup half4 t[8]; t[i] = half4(1); o[i] = h<uint4>(t);",
+            before="template <typename T> inline float h(threadgroup half4* t) "
+            "{ return ((threadgroup T*)t)[0][0]; }",
+        ),
+    ),
     # What the language lacks.
     "double": (4, "no double", kernel("double a = 1.0f; o[i] = a;")),
     "literal without f": (4, "'0.5'", kernel("o[i] = o[i] * 0.5;")),
@@ -314,6 +338,13 @@ REFUSED = {
 }
 
 ACCEPTED = {
+    "threadgroup float4 as floats": kernel(
+        "threadgroup float4 t[8]; ((threadgroup float*)t)[i] = 1; "
+        "o[i] = ((threadgroup const float2*)t)[1][0] + ((threadgroup packed_float4*)t)[0][1];"
+    ),
+    "device bytes as float4": kernel(
+        "o[i] = ((device const float4*)b)[1][0];", f"{OUT}, device const uchar* b [[buffer(1)]]"
+    ),
     "struct from device": kernel(
         "S s = p[i]; s.a += 1; p[i + 1u] = s;",
         "device S* p [[buffer(0)]], uint i [[thread_position_in_grid]]",

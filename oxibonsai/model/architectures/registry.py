@@ -9,7 +9,8 @@ from oxibonsai.metal import MetalGraph
 from oxibonsai.model.architectures.base import Architecture, ModelWeights, Variants
 from oxibonsai.model.architectures.expected import Expected, check_tensors
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.weights import WeightLoader, check_memory
+from oxibonsai.model.weights import WeightLoader, check_memory, loaded_bytes
+from oxibonsai.model.workingset import warn_of_working_set
 
 __all__ = ["Registry", "load_weights"]
 
@@ -118,6 +119,12 @@ def load_weights(
     expected = expected_tensors(architecture, config)
     check_tensors(file, architecture.name, expected)
     check_memory(file, graph.device.info.recommended_working_set)
+    warn_of_working_set(
+        graph.device,
+        loaded_bytes(file),
+        f"{file.path}: the weights take",
+        "a smaller model, or one in a format of fewer bits, or close what else the device holds",
+    )
     loader = WeightLoader(file, graph, expected.optional)
     try:
         # The largest first: their pages of the file are gone before the rest is on the device.

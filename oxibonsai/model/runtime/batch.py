@@ -25,7 +25,7 @@ from oxibonsai.model.runtime.batchsteps import (
     record,
     record_choice,
 )
-from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket
+from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket, warn_of_kv_cache
 from oxibonsai.model.runtime.pages import PAGE_SIZE, pages_of
 from oxibonsai.model.runtime.recordings import Recordings
 from oxibonsai.model.runtime.steps import Workspace, working_buffer
@@ -86,6 +86,9 @@ class BatchRunner:
                 f"keys of {n_pages} pages take {n_pages * self._page_bytes} bytes, the device's "
                 f"buffers hold {limit}: make the engine with fewer n_pages"
             )
+        warn_of_kv_cache(
+            model, 2 * n_pages * self._page_bytes, "max_seq, max_sequences or n_pages", kv_dtype
+        )
         self._table_size = pages_of(max_seq)
         self._text_size = max_seq + 1
         self._n_rows = _rounded(n_slots) + 1  # those that choose: the last of a chunk is one

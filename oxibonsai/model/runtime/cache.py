@@ -11,8 +11,17 @@ import numpy.typing as npt
 from oxibonsai.metal import Buffer, Device, DeviceInfo
 from oxibonsai.model.arguments import one_of
 from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.workingset import warn_of_working_set
 
-__all__ = ["KV_DTYPES", "KVCache", "KVDtype", "check_kv_dtype", "length_bucket"]
+__all__ = [
+    "KV_DTYPES",
+    "KVCache",
+    "KVDtype",
+    "check_kv_dtype",
+    "length_bucket",
+    "warn_of_kv_cache",
+]
 
 KVDtype: TypeAlias = Literal["f16", "f32", "q8"]
 KV_DTYPES: tuple[KVDtype, ...] = get_args(KVDtype)
@@ -35,6 +44,18 @@ def check_kv_dtype(kv_dtype: str, config: ModelConfig) -> None:
             f"kv_dtype = 'q8' needs a head_dim that is a multiple of 32, the model's is "
             f"{config.head_dim}: use 'f16'"
         )
+
+
+def warn_of_kv_cache(model: LoadedModel, nbytes: int, sizes: str, kv_dtype: KVDtype) -> None:
+    """Warn where a cache of nbytes goes past what the device recommends; `sizes` make it small."""
+    fewer = "" if kv_dtype == "q8" else ", or kv_dtype='q8'"
+    warn_of_working_set(
+        model.device,
+        nbytes,
+        f"{model.path}: the K/V cache takes",
+        f"a smaller {sizes}{fewer}",
+        crossing=True,
+    )
 
 
 class KVCache:

@@ -13,7 +13,7 @@ from oxibonsai.metal import Buffer, BufferCreationError, Commands
 from oxibonsai.model.choices import NO_TOKEN, Rule, ScoredToken
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.rope import rope_table
-from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket
+from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket, warn_of_kv_cache
 from oxibonsai.model.runtime.choosing import ChoiceBuffers
 from oxibonsai.model.runtime.profile import Profile, Run
 from oxibonsai.model.runtime.recordings import Recordings
@@ -98,6 +98,8 @@ class Decoder:
     def _allocate(self, capacity: int) -> tuple[KVCache, TextBuffers]:
         c = self.model.config
         device = self._device
+        nbytes = 2 * KVCache.nbytes_of(c, self.kv_dtype, capacity)
+        warn_of_kv_cache(self.model, nbytes, "max_seq", self.kv_dtype)
         cache = KVCache(device, c, self.kv_dtype, capacity)
         text = TextBuffers(
             rope=device.upload(

@@ -19,8 +19,13 @@ MODULES = [
     importlib.import_module(f"metal_sim.{path.stem}")
     for path in sorted(build.HERE.glob("scenarios_*.py"))
 ]
+
 # What is written to its own folder needs a driver of its own.
-METALLIB = ("a_broken_metallib_is_passed_over", "a_metallib_beside_the_driver_is_used")
+METALLIB = (
+    "a_metallib_beside_the_driver_waits_to_be_asked_for",
+    "a_metallib_that_is_asked_for_is_used",
+    "a_metallib_that_cannot_be_had_is_an_error_that_names_it",
+)
 
 MISUSE = {
     "double_commit": "double commit",
@@ -49,6 +54,14 @@ MISUSE = {
     "handler_after_commit": "handler after commit",
     "references_not_retained": "references not retained",
     "fast_math_left_on": "fast math",
+    "math_mode_left_fast": "fast math",
+    "math_functions_left_fast": "fast math",
+    "math_mode_on_an_old_system": "unknown selector",
+    "residency_set_on_an_old_system": "unknown selector",
+    "residency_set_of_an_intel_mac": "no residency sets",
+    "thirty_three_residency_sets": "over 32 residency sets",
+    "residency_of_another_device": "object of another device",
+    "buffer_in_no_committed_set": "buffer outside the residency set",
     "blit_of_odd_bytes": "blit range not a multiple of 4",
     "blit_past_the_end": "range outside the buffer",
     "wrap_of_a_part_of_a_page": "wrapped memory not whole pages",
@@ -75,6 +88,11 @@ def driver() -> Path:
         if os.environ.get("OXIBONSAI_REQUIRE_METAL_SIM") == "1":
             pytest.fail(str(error))
         pytest.skip(str(error))
+
+
+@pytest.mark.parametrize("macos", [12, 26])
+def test_the_driver_compiles_without_a_warning(driver: Path, macos: int) -> None:
+    build.check_driver(macos)
 
 
 @pytest.fixture(scope="session")

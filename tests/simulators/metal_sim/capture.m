@@ -39,7 +39,8 @@ void sim_trace(NSString *line) {
     return shared;
 }
 - (BOOL)supportsDestination:(MTLCaptureDestination)destination {
-    const char *enabled = getenv("METAL_CAPTURE_ENABLED");
+    const char *enabled = getenv("MTL_CAPTURE_ENABLED");
+    if (enabled == NULL) enabled = getenv("METAL_CAPTURE_ENABLED");
     return destination == MTLCaptureDestinationGPUTraceDocument && enabled != NULL &&
            strcmp(enabled, "1") == 0;
 }

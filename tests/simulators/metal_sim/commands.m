@@ -10,6 +10,10 @@
 + (const char *)simName {
     return "MTLCommandQueue";
 }
+- (void)dealloc {
+    [_sets release];
+    [super dealloc];
+}
 - (id<MTLCommandBuffer>)made:(MTLCommandBufferDescriptor *)descriptor {
     if (sim_fails("commandBuffer", NULL)) return nil;
     if (descriptor != nil && ![descriptor retainedReferences])

@@ -18,7 +18,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static SimDevice *devices[SIM_MAX_DEVICES];
 static uint32_t widths[SIM_MAX_DEVICES];
 static uint32_t device_count = 1, default_device, max_threads, queues_made;
-static NSMutableArray *kernel_names; /* in the order in which they were seen */
+static NSMutableArray *kernel_names; /* in the order in which they were seen since the reset */
 static uint64_t max_buffer_length;
 
 #define DEFAULT_MAX_BUFFER_LENGTH ((uint64_t)8 << 30)
@@ -64,6 +64,7 @@ void sim_devices_reset(void) {
     max_threads = 0;
     max_buffer_length = 0;
     queues_made = 0;
+    [kernel_names removeAllObjects];
     memset(widths, 0, sizeof widths);
 }
 
@@ -111,7 +112,7 @@ uint32_t sim_max_threads_of(const char *kernel) {
     return width != 0 ? width : MSL_SIMD_WIDTH;
 }
 - (BOOL)supportsFamily:(MTLGPUFamily)family {
-    return !sim_is_virtual() && family != MTLGPUFamilyMac2;
+    return sim_is_apples() && !sim_is_virtual() && family != MTLGPUFamilyMac2;
 }
 - (MTLSize)maxThreadsPerThreadgroup {
     return MTLSizeMake(1024, 1024, 1024);
@@ -120,7 +121,8 @@ uint32_t sim_max_threads_of(const char *kernel) {
     return YES;
 }
 - (uint64_t)recommendedMaxWorkingSetSize {
-    return [self maxBufferLength] * 2;
+    uint64_t bytes = sim_working_set();
+    return bytes != 0 ? bytes : [self maxBufferLength] * 2;
 }
 - (NSUInteger)maxBufferLength {
     return max_buffer_length != 0 ? max_buffer_length : DEFAULT_MAX_BUFFER_LENGTH;
@@ -184,10 +186,7 @@ uint32_t sim_max_threads_of(const char *kernel) {
 - (id<MTLLibrary>)newLibraryWithSource:(NSString *)source
                                options:(MTLCompileOptions *)options
                                  error:(NSError **)error {
-    if ([options fastMathEnabled])
-        sim_misuse("fast math", "the default of MTLCompileOptions was left on");
-    if ([options languageVersion] != MTLLanguageVersion2_4)
-        sim_misuse("language version", "%lx", (unsigned long)[options languageVersion]);
+    [options simCheck];
     sim_take_compile_time();
     if (sim_fails("newLibraryWithSource", error)) return nil;
     return [self libraryOf:source error:error];

@@ -90,6 +90,7 @@
         sim_misuse("offset past the buffer", "%lu in %lu bytes", (unsigned long)offset,
                    (unsigned long)own->_length);
     if (own != nil) [_commands hold:own];
+    if (own != nil) [_commands->_queue simCheckResident:own];
     _launch.buffers[index] = own != nil ? (struct msl_binding){own->_memory, own->_length, offset}
                                         : (struct msl_binding){NULL, 0, 0};
     _bytes[index] = NO;

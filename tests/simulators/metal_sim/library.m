@@ -1,25 +1,8 @@
-/* Compile options, libraries, functions and their constants. */
+/* Libraries, functions and their constants. */
 #include <stdlib.h>
 #include <string.h>
 
 #include "sim.h"
-
-@implementation MTLCompileOptions
-@synthesize fastMathEnabled = _fastMathEnabled, languageVersion = _languageVersion;
-+ (id)allocWithZone:(NSZone *)zone {
-    sim_made("MTLCompileOptions");
-    return [super allocWithZone:zone];
-}
-- (id)init {
-    self = [super init];
-    _fastMathEnabled = YES; /* as Apple's */
-    return self;
-}
-- (void)dealloc {
-    sim_gone("MTLCompileOptions");
-    [super dealloc];
-}
-@end
 
 static MTLDataType type_of(const char *name) {
     static const struct {
@@ -137,6 +120,7 @@ static MTLDataType type_of(const char *name) {
 - (id<MTLFunction>)newFunctionWithName:(NSString *)name
                         constantValues:(MTLFunctionConstantValues *)constantValues
                                  error:(NSError **)error {
+    sim_called("specialisation");
     if (sim_fails("newFunctionWithName:constantValues", error)) return nil;
     NSString *log = nil;
     const struct msl_kernel *kernel = sim_load_runtime(&log)->find(_program, [name UTF8String]);

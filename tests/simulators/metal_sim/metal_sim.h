@@ -24,6 +24,20 @@ METAL_SIM_API void metal_sim_set_default_device(uint32_t device);
  * declares max_total_threads_per_threadgroup has what it declares. */
 METAL_SIM_API void metal_sim_set_max_threads(uint32_t threads);
 
+/* The major version of macOS: 26, as at the start, or 12, which has neither math modes nor
+ * residency sets. */
+METAL_SIM_API void metal_sim_set_macos(uint32_t major);
+
+/* recommendedMaxWorkingSetSize; 0, as at the start, for twice the maximal length of a buffer. */
+METAL_SIM_API void metal_sim_set_working_set(uint64_t bytes);
+/* Whether devices are Apple's own GPUs, as at the start, or those of an Intel Mac, which have no
+ * residency sets: to ask them for one ends the process. */
+METAL_SIM_API void metal_sim_set_apples(int enabled);
+/* How long requestResidency takes. Called while the process exits, it ends it. */
+METAL_SIM_API void metal_sim_set_request_time(uint32_t microseconds);
+/* Whether a dispatch may use only what a residency set of its queue holds, wrapped memory apart. */
+METAL_SIM_API void metal_sim_require_residency(int enabled);
+
 /* What real devices and their drivers get wrong: faults.m. */
 
 /* Lines that the compiler puts behind `#include <metal_stdlib>` of every program, "" for none: a
@@ -101,7 +115,8 @@ METAL_SIM_API void metal_sim_forget_records(void);
 /* Objects alive by the name of their protocol or class, such as "MTLBuffer"; NULL for all. For
  * "MTLDevice" it counts references. Waits until the device has nothing to do, or hangs. */
 METAL_SIM_API int64_t metal_sim_live(const char *name);
-/* Objects made so far. */
+/* Objects made so far, or calls: of "specialisation" (a function with constant values), "residency
+ * commit", and a residency set's "addAllocation", "requestResidency" and so on. */
 METAL_SIM_API uint64_t metal_sim_made(const char *name);
 /* "MTLBuffer 3, MTLLibrary 1" of what is alive, into text[0..size). */
 METAL_SIM_API void metal_sim_live_text(char *text, uint64_t size);

@@ -9,6 +9,7 @@
 
 #define MAX_NAMES    32u
 #define MAX_FAILURES 16u
+#define NEWEST_MACOS 26u
 
 NSString *const MTLLibraryErrorDomain = @"MTLLibraryErrorDomain";
 NSString *const MTLCommandBufferErrorDomain = @"MTLCommandBufferErrorDomain";
@@ -23,6 +24,18 @@ void sim_misuse(const char *rule, const char *format, ...) {
     va_end(args);
     fprintf(stderr, "metal_sim: %s: %s\n", rule, text);
     abort();
+}
+
+static uint32_t macos = NEWEST_MACOS;
+
+uint32_t sim_macos(void) { return macos; }
+
+void metal_sim_set_macos(uint32_t major) { macos = major; }
+
+void sim_since(uint32_t version, const char *call) {
+    if (macos < version)
+        sim_misuse("unknown selector", "macOS %u has no %s, which came with %u", macos, call,
+                   version);
 }
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -52,6 +65,12 @@ void sim_made(const char *name) {
     unsigned i = count_of(name);
     counts[i].live++;
     counts[i].made++;
+    pthread_mutex_unlock(&lock);
+}
+
+void sim_called(const char *name) {
+    pthread_mutex_lock(&lock);
+    counts[count_of(name)].made++;
     pthread_mutex_unlock(&lock);
 }
 
@@ -173,9 +192,11 @@ void metal_sim_reset(void) {
     pthread_mutex_lock(&lock);
     memset(failures, 0, sizeof failures);
     pthread_mutex_unlock(&lock);
+    macos = NEWEST_MACOS;
     sim_devices_reset();
     sim_faults_reset();
     sim_worker_reset();
     sim_clock_reset();
     sim_handlers_reset();
+    sim_residency_reset();
 }

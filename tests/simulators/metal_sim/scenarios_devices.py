@@ -6,7 +6,7 @@ import os
 import tempfile
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -102,7 +102,6 @@ def every_step_of_opening_can_fail_and_leaves_nothing(sim: Simulation) -> None:
         "newCommandQueue": "queue",
         "newLibraryWithSource": "cannot compile",
         "newFunctionWithName": "no SIMD-group functions",
-        "newFunctionWithName:constantValues": "no SIMD-group functions",
         "newComputePipelineStateWithDescriptor": "no SIMD-group functions",
         "newBufferWithLength": "no buffer",
         "commandBuffer": "no command buffer",
@@ -136,7 +135,26 @@ def opening_and_closing_many_times_leaves_nothing(sim: Simulation) -> None:
         assert sim.live() == 0, sim.live_text()
 
 
+def every_macos_is_told_to_compile_careful_arithmetic(sim: Simulation) -> None:
+    # The simulated compiler ends the process where a system that can be told is not.
+    for version in (12, 14, 15, 26):
+        sim.set_macos(version)
+        with Device("metal") as device, closing(device.library(SOURCE)) as library:
+            library.pipeline("add").close()
+
+
 # Libraries and pipelines
+
+
+def a_kernel_without_constants_is_not_specialised(sim: Simulation) -> None:
+    before = sim.made("specialisation")
+    with adder() as one, closing(one.device.library(CONSTANTS)) as library:
+        one.device.pipeline("rmsnorm").close()
+        assert sim.made("specialisation") == before
+        with refused(CompilationError, "'add'", "no function constant 0"):
+            one.library.pipeline("add", constants={0: 1})
+        library.pipeline("set", constants={0: False, 1: 3, 2: 10, 3: 0.5}).close()
+        assert sim.made("specialisation") == before + 1
 
 
 def the_compilers_log_is_in_the_error(sim: Simulation) -> None:
@@ -167,7 +185,8 @@ def an_unknown_kernel_is_named_with_those_there_are(sim: Simulation) -> None:
 
 
 def a_failed_pipeline_gives_the_reason_and_leaves_nothing(sim: Simulation) -> None:
-    with adder() as one:
+    constants = {0: False, 1: 3, 2: 10, 3: 0.5}
+    with Device("metal") as device, closing(device.library(CONSTANTS)) as library:
         before = sim.live()
         for call in ("newFunctionWithName:constantValues", "newComputePipelineStateWithDescriptor"):
             for how, text in (
@@ -177,9 +196,9 @@ def a_failed_pipeline_gives_the_reason_and_leaves_nothing(sim: Simulation) -> No
             ):
                 sim.fail(call, how)
                 with refused(CompilationError, text):
-                    one.library.pipeline("add")
+                    library.pipeline("set", constants=constants)
                 assert sim.live() == before, f"{call}: {sim.live_text()}"
-        one.library.pipeline("add").close()
+        library.pipeline("set", constants=constants).close()
 
 
 def pipelines_report_their_own_limits(sim: Simulation) -> None:
@@ -258,49 +277,102 @@ def a_family_that_failed_to_compile_is_tried_again(sim: Simulation) -> None:
         device.pipeline("rmsnorm").close()
 
 
-def a_broken_metallib_is_passed_over(sim: Simulation) -> None:
-    place = Path(sim.path).with_name("oxibonsai.metallib")
-    place.write_bytes(b"MTLB no simulated one")
-    with Device("metal") as device:
-        device.pipeline("rmsnorm").close()
-        assert sim.live("MTLLibrary") == 1, "the source's"
+@contextmanager
+def environment(name: str, value: str) -> Iterator[None]:
+    os.environ[name] = value
+    try:
+        yield
+    finally:
+        del os.environ[name]
 
 
-def a_metallib_beside_the_driver_is_used(sim: Simulation) -> None:
+METALLIB = """simulated metallib
+#include <metal_stdlib>
+kernel void rmsnorm(device float *y [[buffer(0)]]) { y[0] = 1.0f; }
+"""
+
+
+def a_metallib_beside_the_driver_waits_to_be_asked_for(sim: Simulation) -> None:
+    Path(sim.path).with_name("oxibonsai.metallib").write_text(METALLIB)
+    for setting in (nullcontext(), environment("OXIBONSAI_METALLIB", "")):
+        with setting, Device("metal") as device:
+            assert sim.live("MTLLibrary") == 0
+            device.pipeline("rmsnorm").close()
+            assert sim.live("MTLLibrary") == 1, "the source's"
+    with environment("OXIBONSAI_METALLIB", "0"), Device("metal"):
+        assert sim.live("MTLLibrary") == 0
+
+
+def a_metallib_that_is_asked_for_is_used(sim: Simulation) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        elsewhere = Path(folder, "mine.metallib")
+        for value, place in (
+            ("1", Path(sim.path).with_name("oxibonsai.metallib")),
+            (str(elsewhere), elsewhere),
+        ):
+            place.write_text(METALLIB)
+            with environment("OXIBONSAI_METALLIB", value), Device("metal") as device:
+                with closing(device.pipeline("rmsnorm")) as pipeline:
+                    assert run(device, pipeline, [0.0]) == [1.0]
+                assert sim.live("MTLLibrary") == 1, "the metallib alone"
+                device.pipeline("residual_add").close()
+                assert sim.live("MTLLibrary") == 2, "what the metallib lacks comes from the source"
+
+
+def a_metallib_that_cannot_be_had_is_an_error_that_names_it(sim: Simulation) -> None:
     place = Path(sim.path).with_name("oxibonsai.metallib")
-    text = "kernel void rmsnorm(device float *y [[buffer(0)]]) { y[0] = 1.0f; }\n"
-    place.write_text(f"simulated metallib\n#include <metal_stdlib>\n{text}")
-    with Device("metal") as device:
-        with closing(device.pipeline("rmsnorm")) as pipeline:
-            assert run(device, pipeline, [0.0]) == [1.0]
-        assert sim.live("MTLLibrary") == 1, "the metallib alone"
-        device.pipeline("residual_add").close()
-        assert sim.live("MTLLibrary") == 2, "what the metallib lacks comes from the source"
+    place.unlink(missing_ok=True)
+    for name in ("metal", None):  # the default device does not fall back to the cpu
+        with (
+            environment("OXIBONSAI_METALLIB", "1"),
+            refused(CompilationError, "OXIBONSAI_METALLIB is '1'", str(place), "No such file"),
+        ):
+            Device(name)
+        place.write_bytes(b"MTLB no simulated one")
+        with environment("OXIBONSAI_METALLIB", "1"):
+            with refused(CompilationError, "OXIBONSAI_METALLIB", str(place), "not a metallib"):
+                Device(name)
+            assert [info.driver for info in metal.devices()] == ["cpu"]
+            assert sim.live() == 0, sim.live_text()
+        place.unlink()
+    with (
+        environment("OXIBONSAI_METALLIB", "/nowhere/a.metallib"),
+        refused(CompilationError, "/nowhere/a.metallib"),
+    ):
+        Device("metal")
+    with Device("metal"):
+        pass
 
 
 # Captures
 
 
 def a_capture_needs_the_environment_variable(sim: Simulation) -> None:
-    reasons = {"metal": "METAL_CAPTURE_ENABLED=1", "cpu": "the cpu device has no capture"}
-    for name, text in reasons.items():
-        with Device(name) as device, refused(EncodingError, text), device.capture("no.gputrace"):
+    reasons = {
+        "metal": ("MTL_CAPTURE_ENABLED=1", "METAL_CAPTURE_ENABLED=1"),
+        "cpu": ("the cpu device has no capture",),
+    }
+    for name, texts in reasons.items():
+        with Device(name) as device, refused(EncodingError, *texts), device.capture("no.gputrace"):
             pass
 
 
 def a_capture_names_the_kernels(sim: Simulation) -> None:
-    os.environ["METAL_CAPTURE_ENABLED"] = "1"
-    try:
-        with tempfile.TemporaryDirectory() as folder, adder() as one:
+    for name in ("MTL_CAPTURE_ENABLED", "METAL_CAPTURE_ENABLED"):
+        with (
+            environment(name, "1"),
+            tempfile.TemporaryDirectory() as folder,
+            adder() as one,
+            one.commands() as commands,
+        ):
             path = Path(folder, "one.gputrace")
-            with one.commands() as commands:
-                commands.replay()
-                with one.device.capture(path):
-                    commands.replay(2)
-                    other = one.device.capture(path.with_name("two.gputrace"))
-                    with refused(EncodingError, "a capture is running"), other:
-                        pass
-                commands.replay()
+            commands.replay()
+            with one.device.capture(path):
+                commands.replay(2)
+                other = one.device.capture(path.with_name("two.gputrace"))
+                with refused(EncodingError, "a capture is running"), other:
+                    pass
+            commands.replay()
             assert path.read_text() == "group add\ngroup add\n"
             with refused(EncodingError, "exists"), one.device.capture(path):
                 pass
@@ -308,8 +380,6 @@ def a_capture_names_the_kernels(sim: Simulation) -> None:
             with refused(EncodingError, "no reason"), one.device.capture(path):
                 pass
             assert one.added() == 4
-    finally:
-        del os.environ["METAL_CAPTURE_ENABLED"]
 
 
 def the_answer_is_the_same_in_every_thread(sim: Simulation) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +15,8 @@ from metal_sim.scenarios_devices import refused
 from metal_sim.session import WITH_ERROR, Simulation
 from oxibonsai import gguf, metal
 from oxibonsai.model import Model
+from oxibonsai.model.runtime.cache import KVDtype
+from oxibonsai.model.workingset import warn_of_working_set
 
 MODEL = Path(metal.__file__).resolve().parent.parent / "data" / "alice-q1_0.gguf"
 BOUND = 1e-6  # relative L2
@@ -104,3 +109,82 @@ def a_prompt_whose_batch_fails_is_taken_back(sim: Simulation) -> None:
                     session.forward(list(range(30)))
                 assert session.tokens == [1, 2, 3]
             assert list(session.generate(4)) == expected
+
+
+class Told(logging.Handler):
+    """The warnings of the package."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.texts: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.texts.append(record.getMessage())
+
+    def take(self) -> list[str]:
+        texts, self.texts = self.texts, []
+        return texts
+
+
+@contextmanager
+def told() -> Iterator[Told]:
+    handler, logger = Told(), logging.getLogger("oxibonsai.model")
+    logger.addHandler(handler)
+    propagate, logger.propagate = logger.propagate, False
+    try:
+        yield handler
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate
+
+
+def what_is_over_the_working_set_is_warned_of(sim: Simulation) -> None:
+    tiny = Tiny(hidden=256, inter=512, context=4096)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        told() as warnings,
+        metal.Device("metal") as device,
+    ):
+        path = write(Path(folder) / "tiny.gguf", tiny, random_tensors(tiny))
+        with Model.load(path, device) as model:
+            weights = device.stats.allocated_bytes
+            with model.engine(max_sequences=1, max_seq=64):
+                pass
+        assert warnings.take() == [], "there are 16 GiB"
+        sim.set_working_set(weights // 2)
+        with metal.Device("metal") as small, Model.load(path, small) as model:
+            (text,) = warnings.take()
+            for part in (
+                f"{path}: ",
+                "Simulated Metal 0",
+                f"recommends no more than {weights / 2e6:.1f} MB",
+                "a smaller model, or one in a format of fewer bits",
+            ):
+                assert part in text, text
+        sim.set_working_set(16 << 20)
+        with metal.Device("metal") as small, Model.load(path, small) as model:
+            assert warnings.take() == []
+            with model.engine(max_sequences=1, max_seq=64):
+                assert warnings.take() == []
+            kv_dtypes: tuple[KVDtype, ...] = ("f16", "q8")
+            for kv_dtype in kv_dtypes:
+                with model.engine(max_sequences=16, max_seq=2048, kv_dtype=kv_dtype):
+                    (text,) = warnings.take()
+                    assert "K/V cache" in text, text
+                    assert "max_sequences" in text, text
+                    assert ("kv_dtype='q8'" in text) == (kv_dtype == "f16"), text
+        sim.set_working_set(weights + 600_000)
+        with metal.Device("metal") as small, Model.load(path, small) as model:
+            assert warnings.take() == []
+            with model.session(4096) as session:
+                session.forward([1])
+                assert warnings.take() == []
+                session.forward([1] * 260)  # the cache grows from 256 positions to 512
+                (text,) = warnings.take()
+                assert "a smaller max_seq" in text, text
+                session.forward([1])
+                assert warnings.take() == []
+        # What the cpu says is all of its memory, no recommendation.
+        with metal.Device("cpu") as cpu:
+            warn_of_working_set(cpu, 1 << 62, "a test", "fewer tests")
+        assert warnings.take() == []

@@ -78,6 +78,9 @@ class Simulation:
     def fail(self, call: str, how: int = NO_REASON, *, skip: int = 0, times: int = 1) -> None:
         self.library.metal_sim_fail(call.encode(), skip, times, how)
 
+    def set_working_set(self, nbytes: int) -> None:
+        self.library.metal_sim_set_working_set(ctypes.c_uint64(nbytes))
+
     def set_max_buffer_length(self, length: int) -> None:
         self.library.metal_sim_set_max_buffer_length(ctypes.c_uint64(length))
 
@@ -103,6 +106,7 @@ class Simulation:
         self.library.metal_sim_records(found, ctypes.c_uint64(count))
         records = [Record(r.seconds, r.dispatches, r.code) for r in found]
         return [r for r in records if r.dispatches != 0 or r.code != 0 or not work]
+
     def set_prelude(self, lines: str) -> None:
         self.library.metal_sim_set_prelude(lines.encode())
 

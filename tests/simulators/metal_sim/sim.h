@@ -28,7 +28,14 @@ NSError *sim_error(NSString *domain, NSInteger code, NSString *text); /* +0 */
 + (const char *)simName;
 @end
 
+/* The major version of the system that is simulated. */
+uint32_t sim_macos(void);
+/* Abort where that is older than `version`: nothing answers `call` there. */
+void sim_since(uint32_t version, const char *call);
+
 void sim_made(const char *name);
+/* Count a call, for metal_sim_made(). */
+void sim_called(const char *name);
 void sim_gone(const char *name);
 
 /* A counted object of a device. */
@@ -106,6 +113,12 @@ const sim_runtime *sim_load_runtime(NSString **reason);
  * "INDEX:TYPE=VALUE"; `kernel` may be nil for all. NULL with the compiler's log. */
 const msl_library *sim_compile(NSString *source, NSArray *constants, NSString *kernel,
                                NSString **log);
+
+/* options.m */
+
+@interface MTLCompileOptions (Sim)
+- (void)simCheck;
+@end
 
 /* library.m */
 
@@ -191,8 +204,21 @@ typedef struct sim_work {
 @public
     int _inFlight;
     BOOL _ignoring; /* after an error; only the worker's thread uses it */
+    NSMutableArray *_sets;
 }
 @end
+
+/* residency.m */
+
+@interface SimQueue (Residency)
+/* Abort where residency is required and no set of the queue has the buffer. */
+- (void)simCheckResident:(SimBuffer *)buffer;
+@end
+
+/* Whether devices are Apple's own GPUs. */
+BOOL sim_is_apples(void);
+uint64_t sim_working_set(void); /* 0: not set */
+void sim_residency_reset(void);
 
 /* clock.m */
 

@@ -23,6 +23,12 @@ _CASTS = (
     "CXXReinterpretCastExpr",
     "CXXFunctionalCastExpr",
 )
+_GROUP_POINTER = re.compile(
+    r"(?=.*__local)(?:const |volatile |__local )*(?:unsigned )?(?P<element>bool|u?char|u?short|"
+    r"half|u?int|float|u?long)(?P<n>[234]?)(?: const| volatile| __local)* ?\*"
+    r"(?: __attribute__\(\(ext_vector_type\((?P<vector>\d)\)\)\))?"
+)
+_SIZES = {"bool": 1, "char": 1, "short": 2, "half": 2, "int": 4, "float": 4, "long": 8}
 _ASIDE = ("used", "referenced", "invalid", "implicit", "constexpr", "static", "inline")
 
 
@@ -48,6 +54,7 @@ class _Reader:
         self.file, self.line = "", 0
         self.errors: dict[str, None] = {}
         self.method_call: int | None = None  # depth of a call whose object is still to come
+        self.cast: _Node | None = None  # whose operand is still to come
 
     def places(self, text: str) -> list[tuple[str, int]]:
         found = []
@@ -106,7 +113,32 @@ def _declaration(reader: _Reader, node: _Node) -> None:
         reader.error(node, f"the type '{type_name}' does not exist in Metal")
 
 
+def _group_alignment(type_name: str) -> int | None:
+    """Return the alignment of what a pointer into threadgroup memory points to, if it is known."""
+    match = _GROUP_POINTER.fullmatch(type_name)
+    if not match:
+        return None
+    n = int(match["n"] or match["vector"] or 1)
+    return _SIZES[match["element"].removeprefix("u")] * (4 if n == 3 else n)
+
+
+def _cast_operand(reader: _Reader, cast: _Node, operand: _Node) -> None:
+    """Under a cast of a pointer. Threadgroup memory is as aligned as its declaration says.
+
+    Of device memory the caller says how it is aligned, so that its types do not tell.
+    """
+    to, of = _group_alignment(cast.types[0]), _group_alignment(operand.types[0])
+    if to is not None and of is not None and to > of:
+        reader.error(
+            cast,
+            f"this cast of a threadgroup pointer asks for an alignment of {to}, and what it points "
+            f"to has {of}: declare the memory with the more aligned type and cast the other way",
+        )
+
+
 def _cast(reader: _Reader, node: _Node) -> None:
+    if "<BitCast>" in node.rest and "__local" in node.types[0]:
+        reader.cast = node
     if _POINTER_TO_GENERIC.search(node.types[0]):
         reader.error(node, "a cast to a pointer or reference without an address space")
     elif (
@@ -145,6 +177,10 @@ def type_errors(dump: str) -> list[str]:
             continue
         implicit = "implicit" in node.rest.partition("'")[0].split()
         skipped = node.depth if implicit and node.kind.startswith("CXX") else None
+        if reader.cast is not None:
+            if node.depth > reader.cast.depth and node.types:
+                _cast_operand(reader, reader.cast, node)
+            reader.cast = None
         if reader.method_call is not None:
             if node.depth <= reader.method_call:
                 reader.method_call = None

@@ -215,11 +215,86 @@ static void references_not_retained(void) {
     [queue commandBufferWithDescriptor:descriptor];
 }
 
-static void fast_math_left_on(void) {
-    NSError *error = nil;
+/* Of macOS 15; older headers do not declare it. */
+@protocol math_options
+- (void)setMathMode:(NSInteger)mode;
+- (void)setMathFloatingPointFunctions:(NSInteger)functions;
+@end
+
+/* Options that lack nothing. */
+static MTLCompileOptions *careful_options(void) {
     MTLCompileOptions *options = [[[MTLCompileOptions alloc] init] autorelease];
     [options setLanguageVersion:MTLLanguageVersion2_4];
+    [options setFastMathEnabled:NO];
+    [(id<math_options>)options setMathMode:0];
+    [(id<math_options>)options setMathFloatingPointFunctions:1];
+    return options;
+}
+
+static void compile_with(MTLCompileOptions *options) {
+    NSError *error = nil;
     [device newLibraryWithSource:@"" options:options error:&error];
+}
+
+static void fast_math_left_on(void) {
+    MTLCompileOptions *options = careful_options();
+    [options setFastMathEnabled:YES];
+    compile_with(options);
+}
+
+static void math_mode_left_fast(void) {
+    MTLCompileOptions *options = careful_options();
+    [(id<math_options>)options setMathMode:2];
+    compile_with(options);
+}
+
+static void math_functions_left_fast(void) {
+    MTLCompileOptions *options = careful_options();
+    [(id<math_options>)options setMathFloatingPointFunctions:0];
+    compile_with(options);
+}
+
+static void math_mode_on_an_old_system(void) {
+    metal_sim_set_macos(14);
+    careful_options();
+}
+
+/* Of macOS 15 too. */
+@protocol residency
+- (id)newResidencySetWithDescriptor:(id)descriptor error:(NSError **)error;
+- (void)addResidencySet:(id)set;
+- (void)addAllocation:(id)allocation;
+@end
+
+static id<residency> new_set(void) {
+    id descriptor = [[NSClassFromString(@"MTLResidencySetDescriptor") alloc] init];
+    return [(id<residency>)device newResidencySetWithDescriptor:descriptor error:NULL];
+}
+
+static void residency_set_on_an_old_system(void) {
+    metal_sim_set_macos(14);
+    new_set();
+}
+
+static void residency_set_of_an_intel_mac(void) {
+    metal_sim_set_apples(0);
+    new_set();
+}
+
+static void thirty_three_residency_sets(void) {
+    for (int i = 0; i < 33; i++) [(id<residency>)queue addResidencySet:new_set()];
+}
+
+static void residency_of_another_device(void) {
+    [new_set() addAllocation:[other newBufferWithLength:16 options:MTLResourceStorageModeShared]];
+}
+
+static void buffer_in_no_committed_set(void) {
+    id<residency> set = new_set();
+    [(id<residency>)queue addResidencySet:set];
+    [set addAllocation:buffer];
+    metal_sim_require_residency(1);
+    ready();
 }
 
 static void blit_of_odd_bytes(void) {
@@ -284,6 +359,14 @@ static const struct {
              CASE(handler_after_commit),
              CASE(references_not_retained),
              CASE(fast_math_left_on),
+             CASE(math_mode_left_fast),
+             CASE(math_functions_left_fast),
+             CASE(math_mode_on_an_old_system),
+             CASE(residency_set_on_an_old_system),
+             CASE(residency_set_of_an_intel_mac),
+             CASE(thirty_three_residency_sets),
+             CASE(residency_of_another_device),
+             CASE(buffer_in_no_committed_set),
              CASE(blit_of_odd_bytes),
              CASE(blit_past_the_end),
              CASE(wrap_of_a_part_of_a_page)};
@@ -323,11 +406,8 @@ int main(void) {
         device = MTLCreateSystemDefaultDevice();
         other = [MTLCopyAllDevices() objectAtIndex:1];
         queue = [device newCommandQueue];
-        MTLCompileOptions *options = [[[MTLCompileOptions alloc] init] autorelease];
-        [options setLanguageVersion:MTLLanguageVersion2_4];
-        [options setFastMathEnabled:NO];
         library = [device newLibraryWithSource:[NSString stringWithUTF8String:source]
-                                       options:options
+                                       options:careful_options()
                                          error:&error];
         if (library == nil) {
             fprintf(stderr, "%s\n", [[error localizedDescription] UTF8String]);

@@ -5,6 +5,27 @@
 
 #import <Foundation/Foundation.h>
 
+/* The version of the SDK and of the deployment target: 12, or 26, where what Apple has deprecated
+ * since is marked, and what came since and the driver calls is declared. */
+#ifndef SIM_MACOS
+#define SIM_MACOS 12
+#endif
+#if SIM_MACOS >= 13
+#define SIM_DEPRECATED_13 __attribute__((deprecated))
+#else
+#define SIM_DEPRECATED_13
+#endif
+#if SIM_MACOS >= 14
+#define SIM_DEPRECATED_14 __attribute__((deprecated))
+#else
+#define SIM_DEPRECATED_14
+#endif
+#if SIM_MACOS >= 15
+#define SIM_DEPRECATED_15 __attribute__((deprecated))
+#else
+#define SIM_DEPRECATED_15
+#endif
+
 #pragma clang assume_nonnull begin
 
 typedef double CFTimeInterval;
@@ -50,19 +71,19 @@ typedef NS_ENUM(NSUInteger, MTLFunctionType) {
 
 typedef NS_ENUM(NSUInteger, MTLPipelineOption) {
     MTLPipelineOptionNone = 0,
-    MTLPipelineOptionArgumentInfo = 1
+    MTLPipelineOptionArgumentInfo SIM_DEPRECATED_13 = 1
 };
 
 typedef NS_ENUM(NSUInteger, MTLArgumentType) {
-    MTLArgumentTypeBuffer = 0,
-    MTLArgumentTypeThreadgroupMemory = 1,
-    MTLArgumentTypeTexture = 2
+    MTLArgumentTypeBuffer SIM_DEPRECATED_13 = 0,
+    MTLArgumentTypeThreadgroupMemory SIM_DEPRECATED_13 = 1,
+    MTLArgumentTypeTexture SIM_DEPRECATED_13 = 2
 };
 
 typedef NS_ENUM(NSUInteger, MTLArgumentAccess) {
-    MTLArgumentAccessReadOnly = 0,
-    MTLArgumentAccessReadWrite = 1,
-    MTLArgumentAccessWriteOnly = 2
+    MTLArgumentAccessReadOnly SIM_DEPRECATED_14 = 0,
+    MTLArgumentAccessReadWrite SIM_DEPRECATED_14 = 1,
+    MTLArgumentAccessWriteOnly SIM_DEPRECATED_14 = 2
 };
 
 typedef NS_ENUM(NSUInteger, MTLDispatchType) {
@@ -78,6 +99,19 @@ typedef NS_ENUM(NSUInteger, MTLCommandBufferStatus) {
     MTLCommandBufferStatusCompleted = 4,
     MTLCommandBufferStatusError = 5
 };
+
+#if SIM_MACOS >= 15
+typedef NS_ENUM(NSInteger, MTLMathMode) {
+    MTLMathModeSafe = 0,
+    MTLMathModeRelaxed = 1,
+    MTLMathModeFast = 2
+};
+
+typedef NS_ENUM(NSInteger, MTLMathFloatingPointFunctions) {
+    MTLMathFloatingPointFunctionsFast = 0,
+    MTLMathFloatingPointFunctionsPrecise = 1
+};
+#endif
 
 typedef NS_ENUM(NSUInteger, MTLCommandBufferError) {
     MTLCommandBufferErrorNone = 0,
@@ -120,12 +154,44 @@ typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
 - (void *)contents;
 @end
 
+#if SIM_MACOS >= 15
+@protocol MTLAllocation <NSObject>
+@property (readonly) NSUInteger allocatedSize;
+@end
+
+@interface MTLResidencySetDescriptor : NSObject {
+    NSString *_label;
+    NSUInteger _initialCapacity;
+}
+@property (nullable, copy, nonatomic) NSString *label;
+@property (nonatomic) NSUInteger initialCapacity;
+@end
+
+@protocol MTLResidencySet <NSObject>
+@property (readonly) id<MTLDevice> device;
+@property (nullable, readonly) NSString *label;
+@property (readonly) NSUInteger allocationCount;
+- (void)requestResidency;
+- (void)endResidency;
+- (void)addAllocation:(id<MTLAllocation>)allocation;
+- (void)removeAllocation:(id<MTLAllocation>)allocation;
+- (void)removeAllAllocations;
+- (BOOL)containsAllocation:(id<MTLAllocation>)anAllocation;
+- (void)commit;
+@end
+#endif
+
 @interface MTLCompileOptions : NSObject {
     BOOL _fastMathEnabled;
+    NSInteger _mathMode, _mathFloatingPointFunctions;
     MTLLanguageVersion _languageVersion;
 }
-@property (readwrite, nonatomic) BOOL fastMathEnabled;
+@property (readwrite, nonatomic) BOOL fastMathEnabled SIM_DEPRECATED_15;
 @property (readwrite, nonatomic) MTLLanguageVersion languageVersion;
+#if SIM_MACOS >= 15
+@property (readwrite, nonatomic) MTLMathMode mathMode;
+@property (readwrite, nonatomic) MTLMathFloatingPointFunctions mathFloatingPointFunctions;
+#endif
 @end
 
 @interface MTLFunctionConstant : NSObject {
@@ -164,6 +230,7 @@ typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
                                           error:(NSError *_Nullable *_Nullable)error;
 @end
 
+SIM_DEPRECATED_13
 @interface MTLArgument : NSObject {
     NSString *_name;
     MTLArgumentType _type;
@@ -182,7 +249,7 @@ typedef NS_ENUM(NSInteger, MTLCaptureDestination) {
 @interface MTLComputePipelineReflection : NSObject {
     NSArray *_arguments;
 }
-@property (readonly) NSArray<MTLArgument *> *arguments;
+@property (readonly) NSArray<MTLArgument *> *arguments SIM_DEPRECATED_13;
 @end
 
 typedef MTLComputePipelineReflection *_Nullable MTLAutoreleasedComputePipelineReflection;
@@ -266,6 +333,10 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
 - (nullable id<MTLCommandBuffer>)commandBuffer;
+#if SIM_MACOS >= 15
+- (void)addResidencySet:(id<MTLResidencySet>)residencySet;
+- (void)removeResidencySet:(id<MTLResidencySet>)residencySet;
+#endif
 - (nullable id<MTLCommandBuffer>)commandBufferWithDescriptor:
     (MTLCommandBufferDescriptor *)descriptor;
 @end
@@ -281,6 +352,11 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @property (readonly) NSUInteger currentAllocatedSize;
 - (BOOL)supportsFamily:(MTLGPUFamily)gpuFamily;
 - (nullable id<MTLCommandQueue>)newCommandQueue;
+#if SIM_MACOS >= 15
+- (nullable id<MTLResidencySet>)newResidencySetWithDescriptor:
+                                    (MTLResidencySetDescriptor *)descriptor
+                                                        error:(NSError *_Nullable *_Nullable)error;
+#endif
 - (nullable id<MTLBuffer>)newBufferWithLength:(NSUInteger)length
                                       options:(MTLResourceOptions)options;
 - (nullable id<MTLBuffer>)
