@@ -97,6 +97,14 @@ def test_repeating_text_is_much_faster_where_rows_cost_little():
     assert max(run.sizes) == 8
 
 
+def test_kernels_that_are_compiled_at_first_do_not_put_an_end_to_drafts():
+    """The first run of each size takes as long as a thousand steps, later ones do not."""
+    spec = Speculation(7, row_cost=0.25)
+    first = simulate(repeating(356), 100, flat, cold=1000, speculation=spec)
+    assert first.seconds - 1000 * len(set(first.sizes)) < 256 / 1.5
+    assert simulate(repeating(356), 100, flat, speculation=spec).seconds < 256 / 3
+
+
 def test_repeating_text_is_faster_where_four_rows_cost_as_much_as_two_single_steps():
     n = 512
     assert simulate(repeating(100 + n), 100, steps).seconds < n / 1.3

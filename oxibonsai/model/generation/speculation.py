@@ -208,9 +208,10 @@ class Speculation:
         cost = self._costs[n_rows]
         pays = cost.known and self._pays(n_rows, cost.seconds)
         cost.add(seconds, anew=self._is_due(n_rows))
-        # A moment in which the machine was busy must not count for more than it is.
-        taken = seconds if cost.cold else cost.seconds
+        # A moment in which the machine was busy must not count for more than it is, and neither must
+        # the first run of a size: where its kernels are compiled it takes seconds, but only once.
         plain = self._plain.value
+        taken = min(seconds, self._cold_seconds(n_rows)) if cost.cold else cost.seconds
         self._lost = max(self._lost + taken - n_tokens * plain, -_MOST_PROFIT * plain)
         if not cost.cold:
             if not pays and cost.tried_at and not self._pays(n_rows, cost.seconds):
@@ -273,7 +274,7 @@ class Speculation:
         own = self._costs[n_rows]
         least = plain * (1 + _CHEAPEST_ROW * (n_rows - 1))
         most = plain * (1 + self._row_cost * (n_rows - 1))
-        if own.known:
+        if own.known and not own.cold:
             # Twice as fast as once measured, on a machine that is no longer busy.
             return max(least, own.seconds / 2), own.seconds
         for n, cost in self._costs.items():
@@ -283,4 +284,10 @@ class Speculation:
                     most = min(most, cost.seconds * n_rows / n)
                 else:
                     most = min(most, cost.seconds)
-        return min(least, most), most + _COLD * plain
+        # The first run may take any time, for the kernels that it compiles; the second does not.
+        most = min(most, own.seconds) if own.cold else most + _COLD * plain
+        return min(least, most), most
+
+    def _cold_seconds(self, n_rows: int) -> float:
+        """Return what the first run of a size counts for at most."""
+        return self._plain.value * (1 + self._row_cost * (n_rows - 1) + _COLD)

@@ -6,6 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import fake_cuda
 import pytest
 from cases import run_python
 
