@@ -295,7 +295,8 @@ def quantize_q8(x: NDArray[Any]) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     steps = np.rint(x32[..., :-16]).astype(np.int64)
     last = np.clip(np.rint(x32[..., -16:] / 2), -127, 127)
     elements = np.concatenate([steps // 2, last], axis=-1).astype(np.int8)
-    each = (steps % 2).reshape(*steps.shape[:-1], -1, 16) << np.arange(16)
+    shape = (*steps.shape[:-1], steps.shape[-1] // 16, 16)  # of no rows too
+    each = (steps % 2).reshape(shape) << np.arange(16)
     unit_word = np.where(finite, bits >> 16, 0x7FC0)
     return elements, np.concatenate([each.sum(axis=-1), unit_word], axis=-1).astype(np.uint16)
 
@@ -305,7 +306,7 @@ def dequantize_q8(elements: NDArray[np.int8], words: NDArray[np.uint16]) -> F64:
     unit = (words[..., -1:].astype(np.uint32) << 16).view(np.float32).astype(np.float64)
     low = words[..., :-1, None] >> np.arange(16, dtype=np.uint16) & 1
     steps = 2 * elements.astype(np.float64)
-    steps[..., :-16] += low.reshape(*words.shape[:-1], -1)
+    steps[..., :-16] += low.reshape(*words.shape[:-1], 16 * (words.shape[-1] - 1))
     result: F64 = steps * unit
     return result
 
