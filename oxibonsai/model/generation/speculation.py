@@ -208,8 +208,8 @@ class Speculation:
         cost = self._costs[n_rows]
         pays = cost.known and self._pays(n_rows, cost.seconds)
         cost.add(seconds, anew=self._is_due(n_rows))
-        # A moment in which the machine was busy must not count for more than it is. Neither must the
-        # first run of a size: where its kernels are compiled it takes seconds, but only once.
+        # A moment in which the machine was busy must not count for more than it is. Neither must
+        # the first run of a size: where its kernels are compiled it takes seconds, but only once.
         plain = self._plain.value
         taken = min(seconds, self._cold_seconds(n_rows)) if cost.cold else cost.seconds
         self._lost = max(self._lost + taken - n_tokens * plain, -_MOST_PROFIT * plain)
