@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 
 from oxibonsai.model.generation.speculation import MAX_DRAFT, Speculation
+from oxibonsai.model.generation.speculative import SpeculativeSteps
 
 Cost = Callable[[int], float]
 
@@ -177,3 +178,57 @@ def test_index_is_left_alone_where_steps_are_as_short_as_its_look_ups():
     assert set(run.sizes) == {1}
     longer = simulate(repeating(2100), 100, lambda rows: 100 * short(rows), cold=1e-3)
     assert max(longer.sizes) == 8
+
+
+class Device:
+    """What SpeculativeSteps calls of a timeline: a given text, steps in flight and a clock."""
+
+    def __init__(self, text: Sequence[int], prompt: int) -> None:
+        self.text, self.cursor = text, prompt
+        self.seconds = 0.0
+        self.ends: list[float] = []  # when the steps ahead of the cursor will have run
+        self.sizes: list[int] = []
+
+    @property
+    def ahead(self) -> int:
+        return len(self.ends)
+
+    @property
+    def room(self) -> int:
+        return len(self.text) - self.cursor
+
+    def history(self) -> Sequence[int]:
+        return self.text[: self.cursor]
+
+    def submit(self, rows: int) -> float:
+        self.sizes.append(rows)
+        return (self.ends[-1] if self.ends else self.seconds) + flat(rows) * 1e-2
+
+    def take_choice(self, token: int, steps: int) -> None:
+        """Submit steps, and wait for that of the token."""
+        assert token == self.text[self.cursor]
+        while self.ahead < min(steps, self.room):
+            self.ends.append(self.submit(1))
+        self.seconds = max(self.seconds, self.ends.pop(0))
+        self.cursor += 1
+
+    def verify(self, token: int, draft: Sequence[int]) -> int:
+        assert not self.ahead
+        texts = zip(draft, self.text[self.cursor + 1 :], strict=False)
+        n = 1 + next((i for i, (a, b) in enumerate(texts) if a != b), len(draft))
+        self.seconds = self.submit(1 + len(draft))
+        self.ends = [self.seconds] * n
+        return n
+
+
+def test_drafts_run_on_a_device_with_steps_in_flight():
+    """A draft has to wait until nothing is in flight, and is wanted still when that is so."""
+    device = Device(repeating(100 + 400), 100)
+    steps = SpeculativeSteps(device, Speculation(7, row_cost=0.25), lambda: device.seconds)
+    steps.begin(400)
+    window = 1
+    while device.room:
+        ran_on = steps.take(device.text[device.cursor], window, device.room)
+        window = min(2 * window, 16) if ran_on else 1
+    assert max(device.sizes) == 8
+    assert device.seconds < 400 * 1e-2 / 2

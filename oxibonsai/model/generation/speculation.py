@@ -156,6 +156,7 @@ class Speculation:
         self._asleep_until = 0  # a count; nothing can pay before
         self._pending: list[int] = []  # tokens that came while asleep
         self._paying = False  # whether a size is known to pay
+        self._wanted = False  # whether the last look found a draft, which has not run yet
 
     def begin(self, tokens: Sequence[int], max_tokens: int) -> None:
         """Start at the end of a text, of which max_tokens are to come."""
@@ -181,13 +182,17 @@ class Speculation:
     def draft(self, most_rows: int) -> list[int]:
         """Return the tokens to verify behind the last one, in a step of at most most_rows.
 
-        There are none where a plain step is the better one.
+        There are none where a plain step is the better one. A draft that cannot run at once, for
+        steps in flight, is looked for again behind the next token.
         """
         if self._pending or not self._lookup.length or not self._plain.value:
+            self._wanted = False
             return []
-        if not self._paying and (self._count % _LOOK or self._sleeps()):
+        if not (self._paying or self._wanted) and (self._count % _LOOK or self._sleeps()):
             return []  # the time of a look counts where steps are short
-        return self._lookup.draft(self._best_size(most_rows) - 1)
+        found = self._lookup.draft(self._best_size(most_rows) - 1)
+        self._wanted = bool(found)
+        return found
 
     def _sleeps(self) -> bool:
         """Leave the index alone where no trial can be paid for yet, or the index itself cannot."""
@@ -205,6 +210,7 @@ class Speculation:
 
     def ran(self, n_rows: int, n_tokens: int, seconds: float) -> None:
         """Note that a verifying step of n_rows took so long and gave n_tokens."""
+        self._wanted = False
         cost = self._costs[n_rows]
         pays = cost.known and self._pays(n_rows, cost.seconds)
         cost.add(seconds, anew=self._is_due(n_rows))
