@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 
 from oxibonsai.model.generation.speculation import MAX_DRAFT, Speculation
 from oxibonsai.model.generation.speculative import SpeculativeSteps
+from oxibonsai.model.timeline import Timeline
 
 Cost = Callable[[int], float]
 
@@ -183,8 +185,8 @@ def test_index_is_left_alone_where_steps_are_as_short_as_its_look_ups():
 class Device:
     """What SpeculativeSteps calls of a timeline: a given text, steps in flight and a clock."""
 
-    def __init__(self, text: Sequence[int], prompt: int) -> None:
-        self.text, self.cursor = text, prompt
+    def __init__(self, text: Sequence[int], prompt: int, latency: float = 0.0) -> None:
+        self.text, self.cursor, self.latency = text, prompt, latency
         self.seconds = 0.0
         self.ends: list[float] = []  # when the steps ahead of the cursor will have run
         self.sizes: list[int] = []
@@ -202,7 +204,8 @@ class Device:
 
     def submit(self, rows: int) -> float:
         self.sizes.append(rows)
-        return (self.ends[-1] if self.ends else self.seconds) + flat(rows) * 1e-2
+        begin = self.ends[-1] if self.ends else self.seconds + self.latency
+        return begin + flat(rows) * 1e-2
 
     def take_choice(self, token: int, steps: int) -> None:
         """Submit steps, and wait for that of the token."""
@@ -221,14 +224,34 @@ class Device:
         return n
 
 
-def test_drafts_run_on_a_device_with_steps_in_flight():
-    """A draft has to wait until nothing is in flight, and is wanted still when that is so."""
-    device = Device(repeating(100 + 400), 100)
-    steps = SpeculativeSteps(device, Speculation(7, row_cost=0.25), lambda: device.seconds)
-    steps.begin(400)
+def generate(device: Device, speculation: Speculation) -> None:
+    """Run the steps of a generation to the end of the device's text."""
+    steps = SpeculativeSteps(cast(Timeline, device), speculation, lambda: device.seconds)
+    steps.begin(device.room)
     window = 1
     while device.room:
         ran_on = steps.take(device.text[device.cursor], window, device.room)
         window = min(2 * window, 16) if ran_on else 1
+
+
+def test_drafts_run_on_a_device_with_steps_in_flight():
+    """A draft has to wait until nothing is in flight, and is wanted still when that is so."""
+    device = Device(repeating(100 + 400), 100)
+    generate(device, Speculation(7, row_cost=0.25))
     assert max(device.sizes) == 8
     assert device.seconds < 400 * 1e-2 / 2
+
+
+def test_what_is_lost_by_an_empty_flight_counts_too():
+    """A step that is submitted behind a finished one takes a third longer."""
+    speculation = Speculation(7, row_cost=0.25)
+    for seed in range(8):
+        n = 256
+        device = Device(unrelated(100 + n, vocab=4, seed=seed), 100, latency=0.33e-2)
+        generate(device, speculation)
+        plain = Device(device.text, 100, latency=0.33e-2)
+        window = 1
+        while plain.room:
+            plain.take_choice(plain.text[plain.cursor], window)
+            window = min(2 * window, 16)
+        assert device.seconds < plain.seconds / 0.97

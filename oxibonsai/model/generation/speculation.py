@@ -28,6 +28,7 @@ _MOST_CREDIT = 2.0  # but no more than so many
 _MOST_PROFIT = 16.0  # plain steps of profit that later losses may use up
 _MARGIN = 1.05  # by which speculation must be faster
 _CHEAPEST_ROW = 0.02  # plain steps that a further row costs at least, where nothing is known
+_REFILL = 4  # plain steps behind a verifying one, of which each has more of the next in flight
 _COLD = 1.0  # plain steps that the first run of a size may cost for being recorded
 _LOOK = 8  # tokens between two looks for a trial, while no size is known to pay
 _INDEX_SECONDS = 2e-6  # that the index takes for a token
@@ -157,10 +158,12 @@ class Speculation:
         self._pending: list[int] = []  # tokens that came while asleep
         self._paying = False  # whether a size is known to pay
         self._wanted = False  # whether the last look found a draft, which has not run yet
+        self._refills = 0  # plain steps that come before as many are in flight as before
 
     def begin(self, tokens: Sequence[int], max_tokens: int) -> None:
         """Start at the end of a text, of which max_tokens are to come."""
-        self._credit = min(_MOST_CREDIT, _CREDIT * max_tokens)
+        trials = any(not c.known or c.cold for c in self._costs.values())
+        self._credit = min(_MOST_CREDIT, _CREDIT * max_tokens) if trials else 0.0
         self._pending.clear()
         self._lookup.follow(tokens)
 
@@ -206,11 +209,18 @@ class Speculation:
 
     def ran_plain(self, seconds: float) -> None:
         """Note what a step of one token took."""
+        if self._refills:
+            # What it takes longer because nothing was in flight is lost by the verifying step.
+            self._refills -= 1
+            plain = self._plain.value
+            self._lost += min(max(seconds - plain, 0.0), plain)
+            return
         self._plain.add(seconds)
 
     def ran(self, n_rows: int, n_tokens: int, seconds: float) -> None:
         """Note that a verifying step of n_rows took so long and gave n_tokens."""
         self._wanted = False
+        self._refills = _REFILL
         cost = self._costs[n_rows]
         pays = cost.known and self._pays(n_rows, cost.seconds)
         cost.add(seconds, anew=self._is_due(n_rows))
