@@ -108,6 +108,21 @@ def test_kernels_that_are_compiled_at_first_do_not_put_an_end_to_drafts():
     assert simulate(repeating(356), 100, flat, speculation=spec).seconds < 256 / 3
 
 
+def dear(rows: int) -> float:
+    """Rows that cost eight times what a device without host threads is taken for at first."""
+    return 1 + 2 * (rows - 1)
+
+
+@pytest.mark.parametrize("draft_tokens", [7, 31])
+@pytest.mark.parametrize("edits", [0.05, 0.7])
+@pytest.mark.parametrize("n", [300, 1000])
+def test_rows_that_cost_more_than_was_guessed_are_paid_for_once(draft_tokens, edits, n):
+    text = repeating(100 + n, edits=edits)
+    run = simulate(text, 100, dear, row_cost=0.25, cold=0, draft_tokens=draft_tokens)
+    # The guess is wrong for the first size that is tried, by no more than two runs of it.
+    assert run.seconds < n / 0.97 + 2 * dear(8)
+
+
 def test_repeating_text_is_faster_where_four_rows_cost_as_much_as_two_single_steps():
     n = 512
     assert simulate(repeating(100 + n), 100, steps).seconds < n / 1.3

@@ -30,6 +30,7 @@ _MARGIN = 1.05  # by which speculation must be faster
 _CHEAPEST_ROW = 0.02  # plain steps that a further row costs at least, where nothing is known
 _REFILL = 4  # plain steps behind a verifying one, of which each has more of the next in flight
 _COLD = 1.0  # plain steps that the first run of a size may cost for being recorded
+_COMPILED = 8.0  # times what the first run of a size may cost: above, it compiled its kernels
 _LOOK = 8  # tokens between two looks for a trial, while no size is known to pay
 _INDEX_SECONDS = 2e-6  # that the index takes for a token
 _LONG = 4096  # tokens of sleep where the index alone takes more than may be lost
@@ -108,6 +109,8 @@ class _Cost:
         self._seconds = _Median(5)
         self.known = False
         self._cold = False  # whether the only time known includes the recording
+        self.first = 0.0  # what the first run took, until the second,
+        self.counted = 0.0  # and how much of that was counted
         self.tried_at = 0  # tokens that had come then
         self.wait = _RETRY
 
@@ -224,10 +227,15 @@ class Speculation:
         cost = self._costs[n_rows]
         pays = cost.known and self._pays(n_rows, cost.seconds)
         cost.add(seconds, anew=self._is_due(n_rows))
-        # A moment in which the machine was busy must not count for more than it is. Neither must
-        # the first run of a size: where its kernels are compiled it takes seconds, but only once.
         plain = self._plain.value
-        taken = min(seconds, self._cold_seconds(n_rows)) if cost.cold else cost.seconds
+        if cost.cold:
+            cost.first, cost.counted = seconds, self._first_seconds(n_rows)
+            taken = cost.counted
+        else:
+            # A moment in which the machine was busy must not count for more than it is. What of the
+            # first run was no compilation shows now.
+            taken = cost.seconds + max(0.0, min(cost.first, cost.seconds) - cost.counted)
+            cost.first = cost.counted = 0.0
         self._lost = max(self._lost + taken - n_tokens * plain, -_MOST_PROFIT * plain)
         if not cost.cold:
             if not pays and cost.tried_at and not self._pays(n_rows, cost.seconds):
@@ -300,10 +308,12 @@ class Speculation:
                     most = min(most, cost.seconds * n_rows / n)
                 else:
                     most = min(most, cost.seconds)
-        # The first run may take any time, for the kernels that it compiles; the second does not.
-        most = min(most, own.seconds) if own.cold else most + _COLD * plain
+        most = self._first_seconds(n_rows) if own.cold else most + _COLD * plain
         return min(least, most), most
 
-    def _cold_seconds(self, n_rows: int) -> float:
-        """Return what the first run of a size counts for at most."""
-        return self._plain.value * (1 + self._row_cost * (n_rows - 1) + _COLD)
+    def _first_seconds(self, n_rows: int) -> float:
+        """Return what the first run of a size took, as far as is known without compilation."""
+        expected = self._plain.value * (1 + self._row_cost * (n_rows - 1) + _COLD)
+        seconds = self._costs[n_rows].seconds
+        # Kernels are compiled once, in seconds: text after text runs without it.
+        return seconds if seconds < _COMPILED * expected else expected
