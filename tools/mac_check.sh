@@ -150,8 +150,7 @@ demo() {
 times() { # name of the result, arguments
     local name="$1"
     shift
-    "$PY" benchmarks/report_times.py "$@" --device "$DEVICE" $SMALL >"$WORK/results/$name.part" &&
-        mv "$WORK/results/$name.part" "$WORK/results/$name.json"
+    "$PY" benchmarks/report_times.py "$@" --device "$DEVICE" --out "$WORK/results/$name.json" $SMALL
 }
 
 synthetic() {
