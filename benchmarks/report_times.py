@@ -4,10 +4,10 @@
     python benchmarks/report_times.py model FILE.gguf --device metal --chunk 128 --tokens 64
 
 `kernels` times what each operation records, in every device format and kind of K/V cache; a figure
-is the median of replays. Weights cycle through copies that are more than a cache holds. An operation
-that fails is named, and the others go on. `model` feeds a prompt and decodes. With --small both are
-over in seconds, to see that they run. --out has after each operation what is known so far, for a run
-that does not end.
+is the median of replays. Weights cycle through copies that are more than a cache holds. An
+operation that fails is named, and the others go on. `model` feeds a prompt and decodes. With
+--small both are over in seconds, to see that they run. The file of --out has after each operation
+what is known so far, for a run that does not end.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class Kernels:
         for name, group in groups:
             try:
                 yield from (row for row in group if row is not None)
-            except Exception as error:  # in what the group's operations share
+            except Exception as error:  # noqa: PERF203 # in what the group's operations share
                 self._fail(name, error)
 
 

@@ -195,8 +195,8 @@ class Scrubber:
     def text(self, value: str) -> str:
         for folder, to in self.folders:
             value = folder.sub(to, value)
-        for pattern, to in self.PATTERNS:
-            value = pattern.sub(to, value)
+        for pattern, left in self.PATTERNS:
+            value = pattern.sub(left, value)
         for pattern, to in self.words:
             value = pattern.sub(to, value)
         return value

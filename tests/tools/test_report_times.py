@@ -10,7 +10,8 @@ import sys
 import pytest
 from places import HELPERS, ROOT, TOOLS
 
-sys.path[:0] = [str(TOOLS), str(ROOT / "benchmarks")]
+sys.path.insert(0, str(TOOLS))
+sys.path.insert(0, str(ROOT / "benchmarks"))
 import mac_report
 import report_times
 from mac_report_schema import REPORT, problems
