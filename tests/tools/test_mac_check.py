@@ -127,9 +127,9 @@ def begin_hanging(checkout: Path, tmp_path: Path, text: str = "") -> subprocess.
     metallib_ends = 'case "$*" in *metallib.py*) exit 0 ;; esac'
     python.write_text(f"#!/bin/bash\n{metallib_ends}\n{text}\necho hanging\nexec sleep 60\n")
     python.chmod(0o755)
-    command = [checkout / "tools" / "mac_check.sh", "--rehearse", "--python", sys.executable]
+    script, report = str(checkout / "tools" / "mac_check.sh"), str(tmp_path / "report.md")
     process = subprocess.Popen(
-        [*command, "--only", "metallib,devices", tmp_path / "report.md"],
+        [script, "--rehearse", "--python", sys.executable, "--only", "metallib,devices", report],
         env=environment(tmp_path / "tools")
         | {"PYTEST_ADDOPTS": "-x", "OXIBONSAI_DEVICE": "no such device"},
         stdout=subprocess.PIPE,

@@ -44,8 +44,10 @@ def interpreters() -> list[Any]:
         )
         marks = []
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            marks.append(pytest.mark.skip(reason=f"{path} does not import the package: {last}"))
+            # A traceback has the error at its end, a launcher its message first.
+            error = re.search(r"^\w+Error: .*", done.stderr, re.MULTILINE)
+            why = error[0] if error else done.stderr.strip().partition("\n")[0]
+            marks.append(pytest.mark.skip(reason=f"{path} does not import the package: {why}"))
         found.append(pytest.param(path, id=version, marks=marks))
     return found
 
