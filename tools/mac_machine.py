@@ -130,7 +130,12 @@ class Scrubber:
     """
 
     PATTERNS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
-        (re.compile(r"([a-z][a-z+]*)://([^/\s'\"@]*@)?([^/\s'\"<>(),;\]@]+)([^\s'\"<>]*)"), _url),
+        (
+            re.compile(
+                r"(?i)(?<![a-z+])([a-z+]+)://([^/\s'\"@]*@)?([^/\s'\"<>(),;\]@]+)([^\s'\"<>]*)"
+            ),
+            _url,
+        ),
         (re.compile(r"(\bhost=['\"]?|\brepository located at )([\w.-]+)"), _host),
         # Between quotes to the closing one, whatever is in the names.
         (re.compile(r"(['\"])~/[^\n]*?\1(?!\w)"), r"\1~/PATH\1"),
@@ -141,7 +146,7 @@ class Scrubber:
         (re.compile(rf"/(Users|home)/{_NAME}+{_BELOW}"), r"/\1/USER"),
         (re.compile(r"(/private)?/var/folders/[^/\s]+/[^/\s]+"), "/TEMP"),
         (re.compile(r"pytest-of-[^/\s'\":]+"), "pytest-of-USER"),
-        (re.compile(rf"{BEGIN}[\w.+-]+@[\w-]+\.[\w.-]+{END}"), "ADDRESS"),
+        (re.compile(rf"{BEGIN}[\w.+-]{{1,99}}@[\w-]+\.[\w.-]+{END}"), "ADDRESS"),
         (re.compile(rf"{BEGIN}(?:[0-9a-fA-F]{{2}}:){{5}}[0-9a-fA-F]{{2}}{END}"), "ADDRESS"),
         (
             re.compile(
