@@ -1,4 +1,4 @@
-"""What a Mac is, by the system's own tools, and texts without anything private.
+"""What a Mac is, by the system's own tools, and texts without what is known to be private.
 
 Fields are taken one by one: what the tools print besides has serial numbers of the machine and of
 its displays, names of people and of networks.
