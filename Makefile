@@ -1,7 +1,8 @@
 # Everything runs from .venv, which is made on first use from $(PYTHON).
 #   make demo       generate text with the model that ships
 #   make test       the fast tests          make test-slow / test-peer / test-all  the rest
-#   make lint       ruff, mypy, import-linter, stubs, cython-lint, clang-format, layers, shellcheck, codespell
+#   make lint       ruff, mypy, import-linter, stubs, cython-lint, clang-format, layers, shellcheck,
+#                   GitHub's forms and workflows, codespell
 #   make format     bring the code into shape
 #   make cross      compile the C code for macOS with zig
 #   make sanitize   the tests under ASan + UBSan, those with threads under TSan, the simulated Metal

@@ -27,7 +27,10 @@ from embed_shaders import write_c, write_sources  # noqa: E402
 if sys.platform == "darwin":
     # Set before setup() reads it.
     asked = os.environ.get("MACOSX_DEPLOYMENT_TARGET")
-    os.environ["MACOSX_DEPLOYMENT_TARGET"] = macos_compiler.deployment_target(asked)
+    try:
+        os.environ["MACOSX_DEPLOYMENT_TARGET"] = macos_compiler.deployment_target(asked)
+    except ValueError as error:
+        sys.exit(f"error: {error}")
 
 SHIM = Path("shim")
 

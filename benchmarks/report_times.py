@@ -1,17 +1,20 @@
 """Times of a device by its own clock, as JSON, for the report of tools/mac_check.sh.
 
-    python benchmarks/report_times.py kernels --device metal [--small]
+    python benchmarks/report_times.py kernels --device metal [--small] [--out TIMES.json]
     python benchmarks/report_times.py model FILE.gguf --device metal --chunk 128 --tokens 64
 
 `kernels` times what each operation records, in every device format and kind of K/V cache; a figure
-is the median of replays. Weights cycle through copies that are more than a cache holds. `model`
-feeds a prompt and decodes. With --small both are over in seconds, to see that they run.
+is the median of replays. Weights cycle through copies that are more than a cache holds. An
+operation that fails is named, and the others go on. `model` feeds a prompt and decodes. With
+--small both are over in seconds, to see that they run. The file of --out has after each operation
+what is known so far, for a run that does not end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import statistics
 import sys
@@ -32,13 +35,15 @@ import embed_shaders
 from oxibonsai import formats, metal, quant
 from oxibonsai.metal import Buffer, Commands, Device, MetalGraph, WeightHandle
 from oxibonsai.model import Model
+from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.runtime.cache import KV_DTYPES, KVCache, KVDtype
 from oxibonsai.quant import QTensor
 
 # One file format for each device format.
 FORMATS = ("Q1_0", "TQ2_0_g128", "Q2_0", "F16", "BF16", "Q8_0", "F32")
-KV_BYTES = {"f16": 2, "f32": 4, "q8": 1}  # of an element
 VECTORS = (8, 32, 128)  # one tile of a product for few vectors, a full one, a chunk
-_KERNEL = re.compile(r"^\d+ (\w+)", re.MULTILINE)
+# Not the first line, which counts the dispatches.
+_KERNEL = re.compile(r"^\d+ (\w+):", re.MULTILINE)
 
 
 @dataclass(frozen=True)
@@ -56,8 +61,27 @@ class Sizes:
     probe: int = 256 << 20
     repeats: int = 64
 
+    @property
+    def config(self) -> ModelConfig:
+        """One layer in these sizes, whose K/V cache is timed."""
+        return ModelConfig(
+            n_layers=1,
+            hidden_size=self.hidden,
+            intermediate_size=self.intermediate,
+            n_heads=self.heads,
+            n_kv_heads=self.kv_heads,
+            head_dim=self.head_dim,
+            vocab_size=self.vocab,
+            context_length=self.max_seq,
+            rope_theta=1e6,
+            rms_eps=1e-6,
+        )
+
 
 SMALL = Sizes(256, 256, 1000, 4, 2, 64, 1024, 1 << 16, 1 << 20, 2)
+
+
+Row = dict[str, Any]
 
 
 class Kernels:
@@ -65,7 +89,16 @@ class Kernels:
 
     def __init__(self, graph: MetalGraph, sizes: Sizes) -> None:
         self.graph, self.device, self.sizes = graph, graph.device, sizes
-        self.bandwidth = self._copy_bandwidth()
+        self.failed: list[dict[str, str]] = []
+        self.bandwidth: float | None = None
+        try:
+            self.bandwidth = self._copy_bandwidth()
+        except Exception as error:
+            self._fail("the bandwidth of memory", error)
+
+    def _fail(self, name: str, error: Exception) -> None:
+        self.failed.append({"name": name, "error": f"{type(error).__name__}: {error}"})
+        print(f"{name}: {self.failed[-1]['error']}", file=sys.stderr, flush=True)
 
     def _buffer(self, nbytes: int) -> Buffer:
         buffer = self.device.buffer(nbytes, storage=self.device.working_storage)
@@ -84,18 +117,24 @@ class Kernels:
 
     def _row(
         self, name: str, shape: str, nbytes: int, times: int, record: Callable[[Commands], object]
-    ) -> dict[str, Any]:
-        with self.graph.commands() as commands:
-            record(commands)
-            seconds = median_seconds(commands) / times
-            kernels = sorted(set(_KERNEL.findall(commands.describe())))
+    ) -> Row | None:
+        """Return a row, or None where the operation fails."""
+        try:
+            with self.graph.commands() as commands:
+                record(commands)
+                seconds = median_seconds(commands) / times
+                kernels = sorted(set(_KERNEL.findall(commands.describe())))
+        except Exception as error:
+            self._fail(name, error)
+            return None
+        known = seconds > 0 and self.bandwidth
         return {
             "name": name,
             "shape": shape,
             "kernels": kernels,
             "seconds": seconds,
             "bytes": nbytes,
-            "share": nbytes / seconds / self.bandwidth if seconds > 0 else 0.0,
+            "share": nbytes / seconds / self.bandwidth if known else None,
         }
 
     def _weight(self, name: str, n_rows: int, k: int) -> QTensor:
@@ -104,7 +143,7 @@ class Kernels:
         values = np.random.default_rng(k).standard_normal((n_rows, k), np.float32)
         return quant.quantize(values / np.float32(k**0.5), name)
 
-    def products(self, name: str) -> Iterator[dict[str, Any]]:
+    def products(self, name: str) -> Iterator[Row | None]:
         """Yield what a matrix in a format takes part in: products, the SwiGLU's, a lookup."""
         n_rows, k = self.sizes.intermediate, self.sizes.hidden
         q = self._weight(name, n_rows, k)
@@ -149,7 +188,7 @@ class Kernels:
         for thing in (*handles, x, y, norm, tokens, state):
             thing.close()
 
-    def heads(self, kv_dtype: str) -> Iterator[dict[str, Any]]:
+    def heads(self, kv_dtype: KVDtype) -> Iterator[Row | None]:
         """Yield the operations on heads with a K/V cache of one kind."""
         s, repeats = self.sizes, self.sizes.repeats
         heads = {
@@ -161,15 +200,15 @@ class Kernels:
             "layer": 0,
         }
         width = (s.heads + 2 * s.kv_heads) * s.head_dim
-        element = KV_BYTES[kv_dtype]
-        cache = s.kv_heads * s.max_seq * (s.head_dim * element + (4 if kv_dtype == "q8" else 0))
+        cache = KVCache.nbytes_of(s.config, kv_dtype, s.max_seq)
+        position_bytes = 2 * KVCache.nbytes_of(s.config, kv_dtype, 1)  # of a key and a value
         k, v = self._buffer(cache), self._buffer(cache)
         qkv, out = (self._buffer(4 * max(VECTORS) * width) for _ in range(2))
         norm = self._upload(np.ones(s.head_dim, np.float32))
         rope = self._buffer(4 * s.head_dim * s.max_seq)
         kept = [k, v, qkv, out, norm, rope]
 
-        def row(name: str, nbytes: int, record: Callable[[Commands], object]) -> dict[str, Any]:
+        def row(name: str, nbytes: int, record: Callable[[Commands], object]) -> Row | None:
             def repeated(commands: Commands) -> None:
                 for _ in range(repeats):
                     record(commands)
@@ -177,21 +216,20 @@ class Kernels:
             shape = f"{s.heads} of {s.head_dim} over {s.kv_heads}"
             return self._row(f"{name} {kv_dtype}", shape, nbytes, repeats, repeated)
 
-        written = 2 * s.kv_heads * s.head_dim * element
         start = self._upload(np.array([s.max_seq // 2, 0, 0, 0], np.uint32))
         kept.append(start)
         turn = (qkv, norm, norm, rope)
         yield row("qk_norm_rope", 8 * width, lambda c: c.qk_norm_rope(*turn, start, **heads))
-        yield row("kv_store", written, lambda c: c.kv_store(qkv, k, v, start, **heads))
+        yield row("kv_store", position_bytes, lambda c: c.kv_store(qkv, k, v, start, **heads))
         to_cache = (*turn, k, v, start)
-        yield row("qkv_to_cache", written, lambda c: c.qkv_to_cache(*to_cache, **heads))
+        yield row("qkv_to_cache", position_bytes, lambda c: c.qkv_to_cache(*to_cache, **heads))
         for position in (100, s.max_seq // 4 - 24, s.max_seq - 96):
             state = self._upload(np.array([position, 0, 0, 0], np.uint32))
             kept.append(state)
             length = next(n for n in (256, s.max_seq // 4, s.max_seq) if n > position)
             yield row(
                 f"attention of 1 at {position}",
-                position * 2 * s.kv_heads * s.head_dim * element,
+                position * position_bytes,
                 lambda c, state=state, length=length: c.attention(
                     qkv, k, v, state, out, max_length=length, **heads
                 ),
@@ -199,13 +237,13 @@ class Kernels:
         n = VECTORS[1]
         yield row(
             f"attention of {n} at {s.max_seq // 2}",
-            (s.max_seq // 2 + n) * 2 * s.kv_heads * s.head_dim * element,
+            (s.max_seq // 2 + n) * position_bytes,
             lambda c: c.attention(qkv, k, v, start, out, n_tokens=n, **heads),
         )
         for buffer in kept:
             buffer.close()
 
-    def vectors(self) -> Iterator[dict[str, Any]]:
+    def vectors(self) -> Iterator[Row | None]:
         """Yield the operations on activations and on logits."""
         n, vocab, repeats = self.sizes.hidden, self.sizes.vocab, self.sizes.repeats
         x, y = self._buffer(4 * max(n, vocab)), self._buffer(4 * max(n, vocab))
@@ -214,7 +252,7 @@ class Kernels:
 
         def row(
             name: str, size: int, nbytes: int, times: int, record: Callable[[Commands], object]
-        ) -> dict[str, Any]:
+        ) -> Row | None:
             def repeated(commands: Commands) -> None:
                 for _ in range(times):
                     record(commands)
@@ -235,35 +273,45 @@ class Kernels:
         for buffer in (x, y, tokens, state, choices, settings):
             buffer.close()
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        for name in FORMATS:
-            yield from self.products(name)
-        for kv_dtype in KV_BYTES:
-            yield from self.heads(kv_dtype)
-        yield from self.vectors()
+    def rows(self) -> Iterator[Row]:
+        """Yield what could be timed; what could not is in `failed`."""
+        groups = [(f"the products of {name}", self.products(name)) for name in FORMATS]
+        groups += [(f"the heads in {kv_dtype}", self.heads(kv_dtype)) for kv_dtype in KV_DTYPES]
+        groups.append(("the vectors", self.vectors()))
+        for name, group in groups:
+            try:
+                yield from (row for row in group if row is not None)
+            except Exception as error:  # noqa: PERF203 # in what the group's operations share
+                self._fail(name, error)
 
 
-def kernels(device: Device, sizes: Sizes) -> dict[str, Any]:
-    with MetalGraph(device) as graph:
-        table = Kernels(graph, sizes)
-        found = []
-        for row in table.rows():
-            found.append(row)
-            print(f"{row['name']}: {1e6 * row['seconds']:.1f} us", file=sys.stderr, flush=True)
-    used = {kernel for row in found for kernel in row["kernels"]}
+def kernels(device: Device, sizes: Sizes, keep: Callable[[Row], None]) -> Row:
+    """Return the times of all operations, and give `keep` what is known after each."""
     # The cpu device has kernels of its own.
     shipped = {f for one in embed_shaders.families() for f in one.functions}
-    return {
+    untimed = set() if device.driver == "cpu" else shipped
+    found: Row = {
         "device": device.info._asdict(),
-        "untimed": [] if device.driver == "cpu" else sorted(shipped - used),
-        "bandwidth_bytes_per_second": table.bandwidth,
-        "kernels": found,
+        "untimed": sorted(untimed),
+        "bandwidth_bytes_per_second": None,
+        "kernels": [],
+        "failed": [],
     }
+    keep(found)
+    with MetalGraph(device) as graph:
+        table = Kernels(graph, sizes)
+        found |= {"bandwidth_bytes_per_second": table.bandwidth, "failed": table.failed}
+        for row in table.rows():
+            found["kernels"].append(row)
+            untimed.difference_update(row["kernels"])
+            found["untimed"] = sorted(untimed)
+            keep(found)
+            print(f"{row['name']}: {1e6 * row['seconds']:.1f} us", file=sys.stderr, flush=True)
+    keep(found)
+    return found
 
 
-def model(
-    path: Path, device: Device, *, prompt_tokens: int, chunk: int, tokens: int
-) -> dict[str, Any]:
+def model(path: Path, device: Device, *, prompt_tokens: int, chunk: int, tokens: int) -> Row:
     """Return the speeds of a prompt and of decoding, and the longest submission of each."""
     start = time.perf_counter()
     with Model.load(path, device=device) as loaded:
@@ -304,6 +352,13 @@ def model(
     }
 
 
+def written(found: Row, path: Path) -> None:
+    """Write a result whole: whoever reads the file meanwhile finds this one or the last one."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(found, indent=1) + "\n")
+    os.replace(part, path)
+
+
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -313,6 +368,7 @@ def main() -> None:
         one.add_argument("--device", default=None)
         one.add_argument("--driver", help="a driver's library to load first")
         one.add_argument("--small", action="store_true", help="sizes that take seconds")
+        one.add_argument("--out", type=Path, help="a file for the JSON, instead of stdout")
         if kind == "model":
             one.add_argument("file", type=Path)
             one.add_argument("--chunk", type=int, default=128)
@@ -321,9 +377,14 @@ def main() -> None:
     options = parser.parse_args()
     if options.driver:
         metal.load_driver(options.driver)
+
+    def keep(found: Row) -> None:
+        if options.out:
+            written(found, options.out)
+
     with Device(options.device) as device:
         if options.kind == "kernels":
-            found = kernels(device, SMALL if options.small else Sizes())
+            found = kernels(device, SMALL if options.small else Sizes(), keep)
         else:
             found = model(
                 options.file,
@@ -332,8 +393,11 @@ def main() -> None:
                 chunk=options.chunk,
                 tokens=min(options.tokens, 4 if options.small else 1 << 30),
             )
-    json.dump(found, sys.stdout, indent=1)
-    print()
+            keep(found)
+    if not options.out:
+        print(json.dumps(found, indent=1))
+    if found.get("failed"):
+        parser.exit(1, f"{len(found['failed'])} operations failed\n")
 
 
 if __name__ == "__main__":

@@ -1,17 +1,21 @@
 #!/usr/bin/env bash
-# The whole check of the metal driver on a Mac, from a bare checkout (macOS 12, Python 3.10 or newer,
-# xcode-select --install):
+# The whole check of the metal driver on a Mac, from a bare checkout (macOS 12, Python 3.10 or
+# newer, xcode-select --install):
 #
 #     tools/mac_check.sh [--python PYTHON] [--only STAGE,...] [--rehearse] REPORT.md
 #
-# Builds, compiles the shaders with Xcode's compiler where there is one, runs the suites on metal and
-# on the cpu, again under Metal's validation layers, times every kernel, prompts and decoding, and
-# writes one report to send back. It takes half an hour or more. Everything it makes is in build/mac and
-# among the build's own files; nothing outside the checkout changes. The report has no names, paths
-# or serial numbers. --rehearse runs every stage on the cpu device, small, wherever there is bash.
-# Stages: build metallib devices demo suites cpu validated kernels demo-model synthetic chunk-32
-# chunk-128 chunk-512 precompiled. Those named in --only run with what an earlier run has built; the
-# chunks need synthetic, and precompiled needs metallib.
+# Builds, compiles the shaders with Xcode's compiler where there is one, times every kernel, prompts
+# and decoding, runs the suites on metal and on the cpu, and again under Metal's validation layers,
+# and writes one report to send back, anew with each stage. How long it takes on a Mac is not known;
+# half an hour is a guess. It builds in place: the checkout's extension modules are replaced.
+# Whatever else it writes there is ignored by git, most of it in build/mac. Outside the checkout it
+# writes the report, temporary files, and what pip, rustc and Metal keep in their caches. The report
+# leaves out names, private paths and hosts, addresses and serial numbers as far as they are
+# recognized: read it before you send it.
+# --rehearse runs every stage on the cpu device, small, wherever there is bash.
+# Stages: build metallib devices demo kernels demo-model synthetic chunk-32 chunk-128 chunk-512
+# precompiled suites cpu validated. Those named in --only run with what an earlier run has built;
+# the chunks need synthetic, and precompiled needs metallib.
 #
 # For bash 3.2 and the tools of macOS: no arrays by name, no mapfile, no timeout.
 set -uo pipefail
@@ -19,7 +23,7 @@ START="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.." || exit 1
 
 usage() {
-    sed -n '2,14p' "$0" >&2
+    sed -n '2,18p' "$0" >&2
     exit 2
 }
 
@@ -46,13 +50,17 @@ fi
     exit 2
 }
 
+# What the person has set for other runs does not change this one.
+for name in ${!OXIBONSAI_*} ${!PYTEST_*}; do unset "$name"; done
+
 WORK="$PWD/build/mac"
 VENV="$WORK/venv"
 PY="$VENV/bin/python"
 rm -rf "$WORK/logs" "$WORK/stages.txt" "$WORK/results"
 mkdir -p "$WORK/logs" "$WORK/results" "$(dirname "$REPORT")" || exit 1
 : >"$WORK/stages.txt"
-export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHON PY VENV WORK REHEARSE
+export PYTHONPATH="$PWD" PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
+export PYTHON PY VENV WORK REHEARSE
 # Plugins of the machine's own may warn, and a warning is an error here.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 DEVICE=metal KEYWORD="metal:0" SHAPE=bonsai-1.7b JOBS=4 SMALL="" TESTS="tests"
@@ -60,7 +68,8 @@ if [ -n "$REHEARSE" ]; then
     # What the given Python has is seen in the new environment too, so that nothing is downloaded.
     PYTHONPATH="$PYTHONPATH:$("$PYTHON" -c \
         'import sys; print(*(p for p in sys.path if p.endswith("-packages")), sep=":")')"
-    DEVICE=cpu KEYWORD="cpu:0" SHAPE=tiny JOBS=2 SMALL=--small TESTS="tests/shim/ops/test_options.py"
+    DEVICE=cpu KEYWORD="cpu:0" SHAPE=tiny JOBS=2 SMALL=--small
+    TESTS="tests/shim/ops/test_options.py"
 fi
 export DEVICE KEYWORD SHAPE JOBS SMALL TESTS
 
@@ -71,8 +80,25 @@ fi
 
 wanted() { [ -z "$ONLY" ] || case "$ONLY" in *",$1,"*) true ;; *) false ;; esac; }
 
-running=""
-trap '[ -z "$running" ] || kill -KILL -- "-$running" 2>/dev/null; exit 130' INT TERM HUP
+# The report so far. The disk has it before what comes next, which may hang the Mac.
+report() {
+    "$PYTHON" tools/mac_report.py "$WORK" >"$WORK/report.part" &&
+        cat "$WORK/report.part" >"$REPORT" && sync
+}
+
+record() { # stage, status, seconds: the last line of a stage counts
+    printf '%s\t%s\t%d\n' "$1" "$2" "$3" >>"$WORK/stages.txt"
+}
+
+running="" now="" since=0
+interrupted() {
+    trap '' INT TERM HUP
+    [ -z "$running" ] || kill -KILL -- "-$running" 2>/dev/null
+    [ -z "$now" ] || record "$now" begun $((SECONDS - since))
+    report && echo "interrupted; the report so far: $REPORT"
+    exit 130
+}
+trap interrupted INT TERM HUP
 
 # Run a command in a process group of its own, and end it after so many seconds: with status 124, as
 # timeout would. What even SIGKILL does not end, because it waits in the kernel, is left behind.
@@ -102,20 +128,25 @@ limited() { # seconds, log, command...
 }
 
 stage() { # name, seconds allowed, command...
-    local name="$1" limit="${MAC_CHECK_LIMIT:-$2}" begin=$SECONDS status=0
+    local name="$1" limit="${MAC_CHECK_LIMIT:-$2}" status=0
     shift 2
     wanted "$name" || return 0
+    now="$name" since=$SECONDS
+    record "$name" begun 0
+    report 2>"$WORK/logs/report.log" || true
     echo "$name: at most $limit s"
+    since=$SECONDS
     limited "$limit" "$WORK/logs/$name.log" "$@" 2>/dev/null || status=$?
-    printf '%s\t%d\t%d\n' "$name" "$status" $((SECONDS - begin)) >>"$WORK/stages.txt"
-    echo "$name: status $status after $((SECONDS - begin)) s"
+    now=""
+    record "$name" "$status" $((SECONDS - since))
+    echo "$name: status $status after $((SECONDS - since)) s"
     [ "$status" -eq 0 ] || tail -n 15 "$WORK/logs/$name.log"
     return "$status"
 }
 
 skipped() { # name, why
     wanted "$1" || return 0
-    printf '%s\tskipped\t0\n' "$1" >>"$WORK/stages.txt"
+    record "$1" skipped 0
     echo "$2" | tee "$WORK/logs/$1.log"
 }
 
@@ -131,8 +162,9 @@ build() {
 # shellcheck disable=SC2086 # lists of words
 suite() { # name of the report, device, keyword
     export OXIBONSAI_REQUIRE_DEVICES="$2"
-    "$PY" -m pytest $TESTS -k "$3" -m "not slow and not peer and not simulated" -p no:cacheprovider \
-        -p xdist.plugin -n "$JOBS" --dist load -q --junitxml="$WORK/logs/$1.xml"
+    "$PY" -m pytest $TESTS -k "$3" -m "not slow and not peer and not simulated" \
+        -p no:cacheprovider -p xdist.plugin -n "$JOBS" --dist load -q \
+        --junitxml="$WORK/logs/$1.xml"
 }
 
 validated() {
@@ -150,8 +182,8 @@ demo() {
 times() { # name of the result, arguments
     local name="$1"
     shift
-    "$PY" benchmarks/report_times.py "$@" --device "$DEVICE" $SMALL >"$WORK/results/$name.part" &&
-        mv "$WORK/results/$name.part" "$WORK/results/$name.json"
+    "$PY" benchmarks/report_times.py "$@" --device "$DEVICE" $SMALL \
+        --out "$WORK/results/$name.json"
 }
 
 synthetic() {
@@ -170,18 +202,20 @@ if stage build 1200 bash -c build || ! wanted build; then
     if xcrun metal --version >/dev/null 2>&1; then
         stage metallib 600 "$PY" tools/metallib.py "$WORK/oxibonsai.metallib" || fails metallib
     else
-        skipped metallib "no offline Metal compiler: it comes with Xcode"
+        skipped metallib "no offline Metal compiler. $("$PYTHON" -c \
+            'import sys; sys.path.insert(0, "tools"); import metallib; print(metallib.HELP)')"
     fi
     stage devices 120 "$PY" -m oxibonsai devices || fails devices
     stage demo 300 bash -c demo || fails demo
     # Times before the long suites: a Mac without a fan is still cool.
     stage kernels 900 bash -c 'times kernels kernels' || fails kernels
-    stage demo-model 300 bash -c 'times demo-model model oxibonsai/data/alice-q1_0.gguf --chunk 32' ||
-        fails demo-model
+    stage demo-model 300 bash -c \
+        'times demo-model model oxibonsai/data/alice-q1_0.gguf --chunk 32' || fails demo-model
     if stage synthetic 300 bash -c synthetic; then
         for chunk in 32 128 512; do
             stage "chunk-$chunk" 300 bash -c \
-                "times chunk-$chunk model \"\$WORK/synthetic.gguf\" --chunk $chunk" || fails "chunk-$chunk"
+                "times chunk-$chunk model \"\$WORK/synthetic.gguf\" --chunk $chunk" ||
+                fails "chunk-$chunk"
         done
         rm -f "$WORK/synthetic.gguf"
     else
@@ -200,7 +234,7 @@ if stage build 1200 bash -c build || ! wanted build; then
 else
     fails build
 fi
-"$PYTHON" tools/mac_report.py "$WORK" >"$REPORT" || fails report
+report || fails report
 echo "report: $REPORT, $SECONDS s in all"
 if [ -n "$failed" ]; then
     echo "failed:$failed"

@@ -1,4 +1,4 @@
-"""What a Mac is, by the system's own tools, and texts without anything private.
+"""What a Mac is, by the system's own tools, and texts without what is known to be private.
 
 Fields are taken one by one: what the tools print besides has serial numbers of the machine and of
 its displays, names of people and of networks.
@@ -14,7 +14,7 @@ import platform
 import re
 import socket
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -92,18 +92,78 @@ def machine() -> dict[str, Any]:
 ORDINARY = ("", "root", "localhost", "runner", "mac", "metal", "python", "test")
 
 
-class Scrubber:
-    """Takes what is private out of texts: given words and folders, and what looks like it."""
+# Hosts that say nothing of the person: a build downloads from them, messages point to them.
+PUBLIC_HOSTS = (
+    *("pypi.org", "pythonhosted.org", "python.org", "github.com", "githubusercontent.com"),
+    *("apple.com", "huggingface.co", "pytest.org", "readthedocs.io", "localhost"),
+)
+# The edges of a word. An underscore ends one: /opt/jdoe_env names jdoe.
+BEGIN, END = r"(?<![^\W_])", r"(?![^\W_])"
+_NAME = r"[^/\s'\":]"
+# A blank inside a name, or before what certainly is no more of the path.
+_BLANK = r"[ \t](?!-\w|[/~]|CHECKOUT)"
+_NAME_WITH_BLANKS = rf"(?:{_NAME}|{_BLANK}|'(?=s\b))+"
+# What follows a folder: names with blanks as long as a slash comes, then one without.
+_BELOW = rf"(?:/(?:{_NAME_WITH_BLANKS}/)*[^/\s'\":,;)\]>]*)?"
+_OCTET = r"(?:25[0-5]|2[0-4]\d|1?\d?\d)"
 
-    PATTERNS = (
-        (re.compile(r"/(Users|home)/(?!Shared\b)[^/\s'\":]+"), r"/\1/USER"),
+
+def _url(found: re.Match[str]) -> str:
+    """Return a URL of a public host without the user's part, of any other without anything."""
+    scheme, _, host, rest = found.groups()
+    return f"{scheme}://{host}{rest}" if _is_public(host) else f"{scheme}://HOST"
+
+
+def _host(found: re.Match[str]) -> str:
+    return found[0] if _is_public(found[2]) else f"{found[1]}HOST"
+
+
+def _is_public(host: str) -> bool:
+    name = host.partition(":")[0].casefold()
+    return any(name == one or name.endswith(f".{one}") for one in PUBLIC_HOSTS)
+
+
+class Scrubber:
+    """Takes what is private out of texts: given words and folders, and what looks like it.
+
+    A text has to be whole: half of a name is not found. A clean text stays as it is.
+    """
+
+    PATTERNS: tuple[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]], ...] = (
+        (
+            re.compile(
+                r"(?i)(?<![a-z+])([a-z+]+)://([^/\s'\"@]*@)?([^/\s'\"<>(),;\]@]+)([^\s'\"<>]*)"
+            ),
+            _url,
+        ),
+        (re.compile(r"(\bhost=['\"]?|\brepository located at )([\w.-]+)"), _host),
+        # Between quotes to the closing one, whatever is in the names.
+        (re.compile(r"(['\"])~/[^\n]*?\1(?!\w)"), r"\1~/PATH\1"),
+        (re.compile(r"(['\"])/Volumes/[^\n]*?\1(?!\w)"), r"\1/Volumes/VOLUME\1"),
+        (re.compile(r"(['\"])/(Users|home)/[^\n]*?\1(?!\w)"), r"\1/\2/USER\1"),
+        (re.compile(rf"~(?=/{_NAME})(?!/PATH{END}){_BELOW}"), "~/PATH"),
+        (re.compile(rf"/Volumes/(?!VOLUME{END}){_NAME_WITH_BLANKS}{_BELOW}"), "/Volumes/VOLUME"),
+        (re.compile(rf"/(Users|home)/{_NAME}+{_BELOW}"), r"/\1/USER"),
         (re.compile(r"(/private)?/var/folders/[^/\s]+/[^/\s]+"), "/TEMP"),
         (re.compile(r"pytest-of-[^/\s'\":]+"), "pytest-of-USER"),
-        (re.compile(r"/Volumes/(?:[^/\n'\":]+(?=/)|[^/\s'\":]+)"), "/Volumes/VOLUME"),
-        (re.compile(r"\b[\w.+-]+@[\w-]+\.[\w.-]+\b"), "ADDRESS"),
-        (re.compile(r"\b(?:[0-9a-fA-F]{2}:){5}[0-9a-fA-F]{2}\b"), "ADDRESS"),
-        (re.compile(r"\b[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\b"), "UUID"),
-        (re.compile(r"(?i)\bserial(?:[ _-]?(?:number|no))?\b(\W{1,4})\w{6,}"), r"serial\1NUMBER"),
+        (re.compile(rf"{BEGIN}[\w.+-]{{1,99}}@[\w-]+\.[\w.-]+{END}"), "ADDRESS"),
+        (re.compile(rf"{BEGIN}(?:[0-9a-fA-F]{{2}}:){{5}}[0-9a-fA-F]{{2}}{END}"), "ADDRESS"),
+        (
+            re.compile(
+                rf"(?<![^\W_])(?<!\.)(?!127\.|0\.0\.0\.0)(?:{_OCTET}\.){{3}}{_OCTET}(?!\.?\d){END}"
+            ),
+            "ADDRESS",
+        ),
+        (
+            re.compile(
+                rf"{BEGIN}[0-9A-Fa-f]{{8}}-(?:[0-9A-Fa-f]{{4}}-){{3}}[0-9A-Fa-f]{{12}}{END}"
+            ),
+            "UUID",
+        ),
+        (
+            re.compile(rf"(?i){BEGIN}serial(?:[ _-]?(?:number|no))?{END}(\W{{1,4}})\w{{6,}}"),
+            r"serial\1NUMBER",
+        ),
     )
 
     def __init__(self, folders: dict[str, str], words: dict[str, str]) -> None:
@@ -115,7 +175,7 @@ class Scrubber:
             if len(name.rstrip("/")) > 1
         ]
         self.words = [
-            (re.compile(rf"(?<!\w){re.escape(word)}(?!\w)", re.IGNORECASE), to)
+            (re.compile(rf"{BEGIN}{re.escape(word)}{END}", re.IGNORECASE), to)
             for word, to in sorted(words.items(), key=lambda item: -len(item[0]))
             if len(word) > 1
         ]
@@ -140,8 +200,8 @@ class Scrubber:
     def text(self, value: str) -> str:
         for folder, to in self.folders:
             value = folder.sub(to, value)
-        for pattern, to in self.PATTERNS:
-            value = pattern.sub(to, value)
+        for pattern, left in self.PATTERNS:
+            value = pattern.sub(left, value)
         for pattern, to in self.words:
             value = pattern.sub(to, value)
         return value

@@ -4,9 +4,14 @@
     python tools/mac_report.py --machine            prints what the machine is, as JSON
     python tools/mac_report.py --read REPORT.md     prints the JSON of a report, checked
 
-A report goes to strangers. It takes single fields of what the system's tools print, and out of
-those and of the stages' text come names of people and machines, paths, addresses and serial
-numbers. This file needs nothing but Python: it also reports builds that failed.
+A report goes to strangers. It takes single fields of what the system's tools print. Out of those
+and of the stages' text come the user's, the owner's and the machine's names as the system has them,
+paths in home folders and on other volumes, hosts of URLs that are not generally known, mail, MAC
+and IPv4 addresses, and serial numbers. What a person has called a thing elsewhere stays: whoever
+sends a report reads it before.
+
+While a stage runs, and where a Mac hung in one, its outcome is "begun". This file needs nothing but
+Python: it also reports builds that failed.
 """
 
 from __future__ import annotations
@@ -17,6 +22,7 @@ import platform
 import re
 import sys
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +34,10 @@ from mac_report_schema import REPORT, problems  # noqa: E402
 VERSION = 1
 TAIL_LINES = 20  # of the log of a stage that failed
 TAIL_COLUMNS = 300
+MESSAGE_COLUMNS = 300
 MAX_FAILURES = 50
 LIMIT = 60_000  # characters: an issue on GitHub takes 65,536
-OUTCOMES = {"0": "passed", "124": "timed out", "skipped": "skipped"}
+OUTCOMES = {"0": "passed", "124": "timed out", "skipped": "skipped", "begun": "begun"}
 # Stages whose output belongs into the report also where they pass.
 SHOWN = ("devices",)
 # Stages whose failure is a result like others.
@@ -59,28 +66,29 @@ def counts(path: Path) -> dict[str, int] | None:
     return found if any(found.values()) else None
 
 
-def failures(stage: str, path: Path) -> list[dict[str, str]]:
+def failures(stage: str, path: Path, clean: Callable[[str], str]) -> list[dict[str, str]]:
     found = []
     for case in cases(path):
         for kind in ("failure", "error"):
             node = case.find(kind)
             if node is not None:
-                lines = (node.text or "").strip().splitlines()
+                lines = (node.text or "").strip().splitlines()[-8:]
                 found.append(
                     {
                         "stage": stage,
                         "test": f"{case.get('classname')}::{case.get('name')}",
-                        "message": (node.get("message") or "")[:300],
-                        "tail": "\n".join(lines[-8:])[-500:],
+                        "message": clean(node.get("message") or "")[:MESSAGE_COLUMNS],
+                        "tail": clean("\n".join(lines))[-500:],
                     }
                 )
     return found
 
 
-def stages(work: Path) -> list[dict[str, Any]]:
+def stages(work: Path, clean: Callable[[str], str]) -> list[dict[str, Any]]:
+    """Return the stages with what is known last of each: first that it has begun, then its end."""
     found = []
-    for line in text_of(work / "stages.txt").splitlines():
-        name, status, seconds = line.split("\t")
+    lines = [line.split("\t") for line in text_of(work / "stages.txt").splitlines()]
+    for name, (status, seconds) in {line[0]: line[1:] for line in lines if len(line) == 3}.items():
         outcome = OUTCOMES.get(status, "failed")
         log = text_of(work / "logs" / f"{name}.log").strip().splitlines()
         found.append(
@@ -91,7 +99,7 @@ def stages(work: Path) -> list[dict[str, Any]]:
                 "seconds": int(seconds),
                 "may_fail": name in MAY_FAIL,
                 "tests": counts(work / "logs" / f"{name}.xml"),
-                "tail": [x[:TAIL_COLUMNS] for x in log[-TAIL_LINES:]]
+                "tail": [clean(x)[:TAIL_COLUMNS] for x in log[-TAIL_LINES:]]
                 if outcome != "passed" or name in SHOWN
                 else [],
             }
@@ -109,11 +117,22 @@ def result(work: Path, name: str) -> Any:
 
 def collect(work: Path) -> dict[str, Any]:
     """Return the whole report as data, with nothing private left in any text."""
-    found = stages(work)
+    scrubber = Scrubber.of_this_machine(ROOT)
+    found = stages(work, scrubber.text)
     times = result(work, "kernels") or {}
     names = ["demo-model", *(s["name"] for s in found if s["name"].startswith("chunk-"))]
     models = [one for one in (result(work, name) for name in names) if one is not None]
-    bad = [one for name in SUITES for one in failures(name, work / "logs" / f"{name}.xml")]
+    bad = [
+        {
+            "stage": "kernels",
+            "test": one["name"],
+            "message": scrubber.text(one["error"])[:MESSAGE_COLUMNS],
+            "tail": "",
+        }
+        for one in times.get("failed") or []
+    ]
+    for name in SUITES:
+        bad += failures(name, work / "logs" / f"{name}.xml", scrubber.text)
     report = {
         "version": VERSION,
         "commit": output("git", "-C", str(ROOT), "describe", "--always", "--dirty") or None,
@@ -128,7 +147,7 @@ def collect(work: Path) -> dict[str, Any]:
         "untimed": times.get("untimed") or [],
         "models": models,
     }
-    clean = Scrubber.of_this_machine(ROOT).everywhere(rounded(report))
+    clean = scrubber.everywhere(rounded(report))
     assert isinstance(clean, dict)
     return fitted(clean)
 
@@ -217,7 +236,7 @@ def markdown(report: dict[str, Any]) -> str:
                 one["shape"],
                 f"{1e6 * one['seconds']:.1f}",
                 one["bytes"],
-                f"{one['share']:.0%}",
+                "" if one["share"] is None else f"{one['share']:.0%}",
                 ", ".join(one["kernels"]),
             ]
             for one in report["kernels"]

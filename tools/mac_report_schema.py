@@ -26,7 +26,7 @@ KERNEL = {
     "kernels": [str],
     "seconds": NUMBER,
     "bytes": int,
-    "share": NUMBER,
+    "share": NUMBER_OR_NULL,
 }
 MODEL = {
     "model": str,

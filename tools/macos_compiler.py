@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -46,9 +47,15 @@ SDK_VARIABLES = ("SDKROOT", "CONDA_BUILD_SYSROOT")
 def deployment_target(asked: str | None) -> str:
     """Return the oldest macOS to build for: what was asked for, or 12.0 where that is older.
 
-    Pythons from python.org carry 10.9 to 10.15, for which the Metal calls of the driver are
-    unguarded.
+    Raise ValueError where that is no version. Pythons from python.org carry 10.9 to 10.15, for
+    which the Metal calls of the driver are unguarded.
     """
+
+    if asked and not re.fullmatch(r"[0-9]+(\.[0-9]+){0,2}", asked):
+        raise ValueError(
+            f"MACOSX_DEPLOYMENT_TARGET is {asked!r}, which is no version of macOS: give one such "
+            f"as {MACOS_MINIMUM}, or unset it"
+        )
 
     def numbers(version: str) -> list[int]:
         return [int(part) for part in version.split(".")]

@@ -22,8 +22,11 @@ HELP = (
     "Xcode has it (the command line tools alone do not); from Xcode 26 on it is a download of its "
     "own: xcodebuild -downloadComponent MetalToolchain"
 )
-# What xcrun and Xcode's place holder for the tool print where there is none.
-MISSING = ("unable to find utility", "missing Metal Toolchain", "not a developer tool")
+# What xcrun and Xcode's place holder for the tool print where there is none. The first stands also
+# before an invalid active developer path, as after an update of macOS.
+MISSING = ("xcrun: error", "missing Metal Toolchain", "not a developer tool")
+LICENCE = ("Xcode license", "Xcode/iOS license")
+ACCEPT = "nobody has agreed to Xcode's licence: sudo xcodebuild -license accept"
 
 
 class Wish(Enum):
@@ -53,15 +56,21 @@ def wish(environ: Mapping[str, str]) -> Wish:
     return found
 
 
+class NoCompiler(MetallibError):
+    """There is no offline compiler, or it may not be used: no source is to blame."""
+
+
 def _run(command: Sequence[str], what: str) -> None:
     try:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace")
     except OSError as error:
-        raise MetallibError(f"{what}: no {command[0]} ({error.strerror}). {HELP}") from error
+        raise NoCompiler(f"{what}: no {command[0]} ({error.strerror}). {HELP}") from error
     if done.returncode:
         text = (done.stdout + done.stderr).strip()
+        if any(sign in text for sign in LICENCE):
+            raise NoCompiler(f"{what}: {ACCEPT}\n{text}")
         if any(sign in text for sign in MISSING):
-            raise MetallibError(f"{what}: there is no offline Metal compiler. {HELP}\n{text}")
+            raise NoCompiler(f"{what}: there is no offline Metal compiler. {HELP}\n{text}")
         raise MetallibError(f"{what}: Apple's compiler refused it:\n{text}")
 
 
@@ -77,10 +86,10 @@ def make(sources: Sequence[Path], library: Path, target: str) -> None:
         command = [*XCRUN, *METAL, f"-mmacosx-version-min={target}"]
         try:
             _run([*command, "-c", str(source), "-o", objects[-1]], source.name)
+        except NoCompiler:
+            raise  # the other sources would say it again
         except MetallibError as error:
             errors.append(str(error))
-            if HELP in errors[-1]:
-                break  # the others would say it again
     if errors:
         raise MetallibError("\n".join(errors))
     _run([*XCRUN, "metallib", *objects, "-o", str(library)], library.name)

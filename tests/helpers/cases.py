@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -142,6 +143,16 @@ def contents(buffer: metal.Buffer, dtype: Any = np.float32) -> NDArray[Any]:
     return out
 
 
+def without_notices(stderr: str, environment: Mapping[str, str]) -> str:
+    """Return what a process printed without what Metal's validation layers say of themselves.
+
+    In every process that they are asked for, with the date and the process before it.
+    """
+    if not {"MTL_DEBUG_LAYER", "MTL_SHADER_VALIDATION"} & environment.keys():
+        return stderr
+    return re.sub(r"^(.*\] )?Metal (API|GPU) Validation Enabled\n", "", stderr, flags=re.MULTILINE)
+
+
 def run_python(
     code: str, *arguments: str, env: dict[str, str] | None = None, timeout: float = 120
 ) -> subprocess.CompletedProcess[str]:
@@ -149,15 +160,17 @@ def run_python(
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join(map(str, (ROOT, TESTS / "helpers", SIMULATORS)))
     }
+    environment |= env or {}
     command: Sequence[str] = [sys.executable, "-X", "faulthandler", "-c", textwrap.dedent(code)]
     done = subprocess.run(
         [*command, *arguments],
-        env=environment | (env or {}),
+        env=environment,
         capture_output=True,
         text=True,
         timeout=timeout,
     )
     assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    done.stderr = without_notices(done.stderr, environment)
     assert done.stderr == "", done.stderr
     return done
 

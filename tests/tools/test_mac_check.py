@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -15,6 +16,7 @@ from places import ROOT, TOOLS
 
 sys.path.insert(0, str(TOOLS))
 import mac_report
+import metallib
 
 SCRIPT = TOOLS / "mac_check.sh"
 STAGES = [
@@ -118,6 +120,60 @@ def test_a_stage_that_hangs_is_ended_with_what_it_started(checkout, tmp_path):
     assert not (tmp_path / "alive").exists(), "a child of the stage is still running"
 
 
+def begin_hanging(checkout: Path, tmp_path: Path, text: str = "") -> subprocess.Popen[str]:
+    """Begin a run whose stage "devices" does not end, and wait until it is in it."""
+    python = checkout / "build" / "mac" / "venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    metallib_ends = 'case "$*" in *metallib.py*) exit 0 ;; esac'
+    python.write_text(f"#!/bin/bash\n{metallib_ends}\n{text}\necho hanging\nexec sleep 60\n")
+    python.chmod(0o755)
+    script, report = str(checkout / "tools" / "mac_check.sh"), str(tmp_path / "report.md")
+    process = subprocess.Popen(
+        [script, "--rehearse", "--python", sys.executable, "--only", "metallib,devices", report],
+        env=environment(tmp_path / "tools")
+        | {"PYTEST_ADDOPTS": "-x", "OXIBONSAI_DEVICE": "no such device"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    log = checkout / "build" / "mac" / "logs" / "devices.log"
+    end = time.monotonic() + 60
+    while not (log.exists() and "hanging" in log.read_text()):
+        if process.poll() is not None or time.monotonic() > end:
+            process.terminate()
+            pytest.fail(process.communicate(timeout=60)[0])
+        time.sleep(0.05)
+    return process
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_run_that_does_not_end_leaves_a_report_of_where_it_was(checkout, tmp_path, number):
+    """A Mac that hangs is like SIGKILL: nothing runs after it."""
+    with begin_hanging(checkout, tmp_path) as process:
+        time.sleep(1.2)
+        process.send_signal(number)
+        text, _ = process.communicate(timeout=60)
+    stages = mac_report.read((tmp_path / "report.md").read_text())["stages"]
+    outcomes = {stage["name"]: stage["outcome"] for stage in stages}
+    assert outcomes == {"metallib": "passed", "devices": "begun"}
+    if number == signal.SIGKILL:
+        return
+    assert process.returncode == 130
+    assert f"interrupted; the report so far: {tmp_path / 'report.md'}" in text
+    assert stages[-1]["tail"] == ["hanging"]
+    assert stages[-1]["seconds"] >= 1
+
+
+def test_what_the_person_has_set_changes_no_stage(checkout, tmp_path):
+    with begin_hanging(checkout, tmp_path, "env") as process:
+        process.send_signal(signal.SIGTERM)
+        process.communicate(timeout=60)
+    log = (checkout / "build" / "mac" / "logs" / "devices.log").read_text()
+    assert "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1" in log
+    assert "PYTEST_ADDOPTS" not in log
+    assert "no such device" not in log
+
+
 def test_without_xcode_the_metallib_is_left_out(checkout, tmp_path):
     env = environment(tmp_path / "tools")
     (tmp_path / "tools" / "xcrun").write_text("#!/bin/sh\nexit 72\n")
@@ -127,7 +183,7 @@ def test_without_xcode_the_metallib_is_left_out(checkout, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     stages = mac_report.read((tmp_path / "report.md").read_text())["stages"]
     assert [(stage["name"], stage["outcome"], stage["tail"]) for stage in stages] == [
-        ("metallib", "skipped", ["no offline Metal compiler: it comes with Xcode"]),
+        ("metallib", "skipped", [f"no offline Metal compiler. {metallib.HELP}"]),
         ("precompiled", "skipped", ["no metallib was made"]),
     ]
 

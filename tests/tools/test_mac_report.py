@@ -211,9 +211,92 @@ def test_nothing_private_goes_into_the_report(mac, tmp_path):
     assert str(Path.home()) not in text
     # What a reader needs is still there.
     assert "CHECKOUT/shim/metal/submit.m:12 on HOST" in text
-    assert "/Users/USER/models/x.gguf" in text
-    assert "/Volumes/VOLUME/models" in text
+    assert "no /Users/USER" in text
+    assert "/Volumes/VOLUME: " in text
     assert "ImpactingInteractivity" in text
+
+
+@pytest.fixture
+def scrubber(mac) -> mac_machine.Scrubber:
+    return mac_machine.Scrubber.of_this_machine(mac / "work" / "oxibonsai")
+
+
+# A text, and what is left of it. HOME is the home folder.
+SCRUBBED = {
+    "clang -IHOME/clients/acme/venv/include -c x.m": "clang -I~/PATH -c x.m",
+    "HOME/work/oxibonsai/shim/a.m:3 HOME/Acme Corp/b.py:4": "CHECKOUT/shim/a.m:3 ~/PATH:4",
+    "no '/Users/bob/Acme Corp/Secret plan' there": "no '/Users/USER' there",
+    "'HOME/Acme Corp plan'": "'~/PATH'",
+    "already ~/clients/acme": "already ~/PATH",
+    "HOME: full": "~: full",
+    "/Users/Shared/acme/x.gguf": "/Users/USER",
+    "/Volumes/Acme Backup: no space left": "/Volumes/VOLUME: no space left",
+    "/Volumes/Acme Backup": "/Volumes/VOLUME",
+    "/Volumes/Jane's Disk/models/m.gguf is short": "/Volumes/VOLUME is short",
+    "'/Volumes/Jane's Disk/my models'": "'/Volumes/VOLUME'",
+    "cc -I/Volumes/Acme/inc -c CHECKOUT/x.m": "cc -I/Volumes/VOLUME -c CHECKOUT/x.m",
+    "Looking in indexes: https://pypi.acme-internal.example/simple": (
+        "Looking in indexes: https://HOST"
+    ),
+    "https://pypi.org/simple, https://x:tok3n@pypi.acme.example:8443/s": (
+        "https://pypi.org/simple, https://HOST"
+    ),
+    "https://jd:tok3n@files.pythonhosted.org/p.whl": "https://files.pythonhosted.org/p.whl",
+    "https://github.com.acme.example/x": "https://HOST",
+    "see https://github.com/ggml-org/llama.cpp": "see https://github.com/ggml-org/llama.cpp",
+    "HTTPSConnectionPool(host='pypi.acme.example', port=443)": (
+        "HTTPSConnectionPool(host='HOST', port=443)"
+    ),
+    "HTTPSConnectionPool(host='pypi.org', port=443)": (
+        "HTTPSConnectionPool(host='pypi.org', port=443)"
+    ),
+    "connect to 10.0.17.4:3128, node_192.168.1.20_a": "connect to ADDRESS:3128, node_ADDRESS_a",
+    "127.0.0.1 Apple clang (clang-1600.0.26.6) 3.12.1, 1.2.3.4.5": (
+        "127.0.0.1 Apple clang (clang-1600.0.26.6) 3.12.1, 1.2.3.4.5"
+    ),
+    "/opt/jdoe_env and env_jdoe/bin": "/opt/USER_env and env_USER/bin",
+    "jdoery is another word": "jdoery is another word",
+}
+
+
+@pytest.mark.parametrize("text", SCRUBBED)
+def test_what_is_private_leaves_a_text(mac, scrubber, text):
+    left = SCRUBBED[text]
+    assert scrubber.text(text.replace("HOME", str(mac))) == left
+    assert scrubber.text(left) == left, "once more changes nothing"
+
+
+def test_a_name_at_the_place_where_a_text_is_cut_is_found(mac, tmp_path):
+    work = tmp_path / "work"
+    (work / "logs").mkdir(parents=True)
+    (work / "stages.txt").write_text("suites\t1\t3\n")
+    name = "Jane Q Doe"
+    line = "x" * (mac_report.TAIL_COLUMNS - 7) + f" {name} and more"
+    message = "y" * (mac_report.MESSAGE_COLUMNS - 7) + f" {name}"
+    end = f"{name}\n" + "z" * 495  # of which the last 500 stay
+    (work / "logs" / "suites.log").write_text(line)
+    (work / "logs" / "suites.xml").write_text(
+        f'<testsuite><testcase classname="a" name="b"><failure message="{message}">{end}</failure>'
+        "</testcase></testsuite>"
+    )
+    text = mac_report.markdown(mac_report.collect(work))
+    assert "Jane" not in text
+    assert "Doe" not in text
+    assert "x USER" in text
+
+
+def test_a_stage_that_never_ended_is_reported_as_begun(mac, tmp_path):
+    work = tmp_path / "work"
+    (work / "logs").mkdir(parents=True)
+    (work / "stages.txt").write_text("demo\tbegun\t0\ndemo\t0\t9\nsuites\tbegun\t0\nhalf")
+    (work / "logs" / "suites.log").write_text("the last test\n")
+    report = mac_report.collect(work)
+    assert [(s["name"], s["outcome"], s["seconds"]) for s in report["stages"]] == [
+        ("demo", "passed", 9),
+        ("suites", "begun", 0),
+    ]
+    assert report["stages"][1]["tail"] == ["the last test"]
+    assert "| suites | begun | 0 |" in mac_report.markdown(report)
 
 
 def test_a_build_that_failed_is_reported_too(mac, tmp_path):
@@ -264,7 +347,7 @@ def test_a_report_full_of_failures_fits_an_issue(mac, tmp_path):
         (lambda r: r.update(extra=1), "report.extra is unknown"),
         (lambda r: r.update(version=True), "report.version is bool, not int"),
         (lambda r: r["stages"][0].update(seconds="3"), r"stages\[0\].seconds is str, not int"),
-        (lambda r: r["kernels"][0].update(share=None), r"kernels\[0\].share is NoneType, not int"),
+        (lambda r: r["kernels"][0].update(bytes=None), r"kernels\[0\].bytes is NoneType, not int"),
         (lambda r: r.update(models={}), "report.models is dict, not a list"),
         (lambda r: r["machine"].update(chip=[1]), "report.machine.chip is list"),
     ],

@@ -237,6 +237,20 @@ def test_the_deployment_target_is_raised_and_never_lowered(asked, target):
     assert macos_compiler.deployment_target(asked) == target
 
 
+@pytest.mark.parametrize("asked", ["x", "12.x", "12.", "-12", "12.0.0.1"])
+def test_a_deployment_target_that_is_no_version_ends_the_build_by_name(monkeypatch, asked):
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.setattr(setuptools, "setup", lambda **options: pytest.fail("it goes on"))
+    monkeypatch.setattr(sys, "argv", ["setup.py", "build_ext"])
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("MACOSX_DEPLOYMENT_TARGET", asked)
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_path(str(ROOT / "setup.py"))
+    assert str(caught.value).startswith(
+        f"error: MACOSX_DEPLOYMENT_TARGET is '{asked}', which is no version of macOS: give one"
+    )
+
+
 XCRUN = r"""
 log="$(dirname "$0")/log"
 echo "$*" >>"$log"
@@ -328,6 +342,7 @@ def test_a_refused_shader_is_a_warning_where_a_metallib_is_only_asked_for(
         'xcrun: error: unable to find utility "metal", not a developer tool or in PATH',
         "error: cannot execute tool 'metal' due to missing Metal Toolchain; use: xcodebuild "
         "-downloadComponent MetalToolchain",
+        NO_TOOLS,
     ],
 )
 def test_a_missing_compiler_fails_the_build_once_with_the_way_to_get_it(
@@ -338,6 +353,26 @@ def test_a_missing_compiler_fails_the_build_once_with_the_way_to_get_it(
     monkeypatch.setenv("OXIBONSAI_REQUIRE_METALLIB", "1")
     with pytest.raises(CompileError, match="xcodebuild -downloadComponent MetalToolchain"):
         command.compile_shaders()
+    assert len(xcrun.read_text().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "You have not agreed to the Xcode license agreements. Please run 'sudo xcodebuild'",
+        "Agreeing to the Xcode/iOS license requires admin privileges, please re-run as root",
+    ],
+)
+def test_a_licence_that_nobody_has_agreed_to_is_no_fault_of_a_shader(
+    command, xcrun, monkeypatch, text
+):
+    place(command)
+    monkeypatch.setenv("NO_METAL", text)
+    monkeypatch.setenv("OXIBONSAI_REQUIRE_METALLIB", "1")
+    with pytest.raises(CompileError, match="sudo xcodebuild -license accept") as caught:
+        command.compile_shaders()
+    assert "refused" not in str(caught.value)
+    assert text in str(caught.value)
     assert len(xcrun.read_text().splitlines()) == 1
 
 

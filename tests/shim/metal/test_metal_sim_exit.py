@@ -4,37 +4,51 @@ from __future__ import annotations
 
 import functools
 import os
+import re
 import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from metal_sim import build, exits
 from places import HELPERS, ROOT, SIMULATORS
 from tiny_models import chain, write_chain
 
-VERSIONS = range(10, 20)  # of Python 3
 SECONDS = 300  # for one process: the first of its kind compiles kernels
 EXITS = 200
 
 
+def supported() -> list[str]:
+    """Return the versions of Python that the package is for, as pyproject.toml has them."""
+    text = (ROOT / "pyproject.toml").read_text()
+    return re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text)
+
+
 @functools.cache
-def interpreters() -> dict[str, str]:
-    """Return the Pythons on the PATH that have the package built, this one first."""
-    found = {f"3.{sys.version_info.minor}": sys.executable}
-    for minor in VERSIONS:
-        path = shutil.which(f"python3.{minor}")
-        if path is None or f"3.{minor}" in found:
+def interpreters() -> list[Any]:
+    """Return the supported Pythons on the PATH, this one first; a skip for those without it."""
+    own = f"3.{sys.version_info.minor}"
+    found = [pytest.param(sys.executable, id=own)]
+    for version in supported():
+        path = shutil.which(f"python{version}")
+        if path is None or version == own:
             continue
         done = subprocess.run(
             [path, "-c", "import oxibonsai.metal, oxibonsai.model"],
             env=environment(),
             capture_output=True,
+            text=True,
         )
-        if done.returncode == 0:
-            found[f"3.{minor}"] = path
+        marks = []
+        if done.returncode != 0:
+            # A traceback has the error at its end, a launcher its message first.
+            error = re.search(r"^\w+Error: .*", done.stderr, re.MULTILINE)
+            why = error[0] if error else done.stderr.strip().partition("\n")[0]
+            marks.append(pytest.mark.skip(reason=f"{path} does not import the package: {why}"))
+        found.append(pytest.param(path, id=version, marks=marks))
     return found
 
 
@@ -73,6 +87,25 @@ def end(python: str, driver: Path, model: Path, name: str, number: int = 0) -> s
     return f"{name} {number}: exit status {done.returncode}\n{done.stderr}"
 
 
+def test_a_python_without_the_package_is_a_skip_that_says_why(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    versions = supported()
+    assert {"3.10", "3.14"} <= set(versions)
+    other = "3.12" if sys.version_info.minor != 12 else "3.13"
+    python = tmp_path / f"python{other}"
+    python.write_text("#!/bin/sh\necho \"ModuleNotFoundError: No module named 'x'\" >&2\nexit 1\n")
+    python.chmod(0o755)
+    (tmp_path / "python3.99").symlink_to(python)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    own, skipped = interpreters.__wrapped__()
+    assert own.values == (sys.executable,)
+    assert (skipped.id, skipped.values) == (other, (str(python),))
+    assert skipped.marks[0].kwargs["reason"] == (
+        f"{python} does not import the package: ModuleNotFoundError: No module named 'x'"
+    )
+
+
 @pytest.mark.parametrize("name", exits.ENDINGS)
 def test_a_process_ends_well(driver: Path, model: Path, name: str) -> None:
     problem = end(sys.executable, driver, model, name)
@@ -80,9 +113,8 @@ def test_a_process_ends_well(driver: Path, model: Path, name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("version", interpreters())
-def test_two_hundred_processes_end_well(driver: Path, model: Path, version: str) -> None:
-    python = interpreters()[version]
+@pytest.mark.parametrize("python", interpreters())
+def test_two_hundred_processes_end_well(driver: Path, model: Path, python: str) -> None:
     names = list(exits.ENDINGS)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = pool.map(
