@@ -9,6 +9,7 @@
 
 #include "simd.h"
 #include "cache.h"
+#include "q8.h"
 
 // Queries of a threadgroup: 1, 2 or 4; 1 for a long head. The constants select template instances,
 // as in rows.h.
@@ -16,7 +17,8 @@ constant uint queries_constant [[function_constant(0)]];
 constant uint attention_queries =
     is_function_constant_defined(queries_constant) ? queries_constant : 1u;
 // Elements of a head that a lane reads at once: 4 where head_dim and the addresses of the caches
-// are multiples of 4 elements, else 2.
+// are multiples of 4 elements, else 2. Of q8 it is always 4: there 16 says that head_dim is 128 and
+// that the addresses are multiples of 16, so that the low bits of a position are one load.
 constant uint width_constant [[function_constant(1)]];
 constant uint attention_width = is_function_constant_defined(width_constant) ? width_constant : 2u;
 // Whether head_dim is above 128.
@@ -44,33 +46,72 @@ struct attention_memory {
 // How a head is read. Cache and Query are vectors of WIDTH elements of the caches (of T) and of a
 // query; SLICES of them for each lane cover a head. To hide latency, a team loads the keys of
 // ROUNDS positions, and a SIMD-group the values of VALUES positions, before it uses them.
-// HAS_UNITS: whether the elements are those of q8, with words behind them.
+// HAS_UNITS: whether the elements are those of q8, with words behind them. HEAD_DIM: 0 where the
+// compiler does not know it.
 template <typename Element, typename Vector, typename QueryVector, uint W, bool LONG,
-          bool UNITS = false>
+          bool UNITS = false, uint KNOWN = 0>
 struct attention_form {
     typedef Element T;
     typedef Vector Cache;
     typedef QueryVector Query;
     enum { WIDTH = W };
     enum { HAS_UNITS = UNITS };
+    enum { HEAD_DIM = KNOWN };
     enum { SLICES = (LONG ? 512 : 128) / (32 * W) };
     enum { ROUNDS = LONG ? 1 : 4 };
     enum { VALUES = LONG ? 2 : 8 };
 };
 
-// `words` of q8, in units of 32 bits, which a position has n / 32 of: the bits of the four elements
-// from i on of position p. The last 16 elements have none: the unit is in their place.
-inline uint low_bits_of(device const uint *words, uint p, uint n, uint i) {
-    const uint word = words[ulong(p) * (n / 32u) + i / 32u];
-    return i + 16u < n ? word >> (i % 32u) : 0u;
+// What a lane needs of the low bits of q8, for vectors of four elements from i on.
+struct low_bits {
+    uint word;  // of a position's words of 32 bits
+    uint shift; // of the four bits in it
+    uint mask;  // 0 for the last 16 elements, whose bits are the unit instead
+};
+
+inline low_bits low_bits_of(uint n, uint i) {
+    low_bits low;
+    low.word = min(i, n - 1u) / OXB_WORD_ELEMENTS;
+    low.shift = i % OXB_WORD_ELEMENTS;
+    low.mask = i + 16u < n ? 15u : 0u;
+    return low;
 }
 
-// Element e of four; of q8 in halves of its units.
-template <typename Form>
-inline float element_of(typename Form::Cache from, uint bits, uint e) {
-    if (Form::HAS_UNITS) return float(from[e]) + ((bits >> e & 1u) != 0u ? 0.5f : 0.0f);
-    return float(from[e]);
+// The words of position p, of which each lane of a team needs one for each of its STEPS vectors.
+template <typename Form, uint STEPS>
+inline void load_words(device const uint *words, uint p, uint n, thread uint *to) {
+    if (!Form::HAS_UNITS) {
+        OXB_UNROLL
+        for (uint s = 0; s < STEPS; s++) to[s] = 0u;
+        return;
+    }
+    if (Form::HEAD_DIM == 128) {
+        const uint4 all = ((device const uint4 *)words)[p];
+        OXB_UNROLL
+        for (uint s = 0; s < STEPS; s++) to[s] = all[s % 4u];
+        return;
+    }
+    const uint each = n / OXB_WORD_ELEMENTS;
+    OXB_UNROLL
+    for (uint s = 0; s < STEPS; s++) to[s] = words[p * each + min(s, each - 1u)];
 }
+
+// Elements as floats, of q8 in units of two steps.
+template <typename Form, bool UNITS>
+struct elements_of {
+    static typename Form::Query get(typename Form::Cache from, uint, low_bits) {
+        typename Form::Query to;
+        OXB_UNROLL
+        for (uint e = 0; e < Form::WIDTH; e++) to[e] = float(from[e]);
+        return to;
+    }
+};
+template <typename Form>
+struct elements_of<Form, true> {
+    static float4 get(char4 from, uint word, low_bits low) {
+        return q8_elements(from, word >> low.shift & low.mask);
+    }
+};
 
 // While all scores are -inf their weights are 0, not NaN: a later score may be finite.
 inline float base_of(float largest) { return largest == -INFINITY ? 0.0f : largest; }
@@ -85,7 +126,7 @@ inline void score_block(device const typename Form::T *k, device const uint *wor
     const uint team = lane / OXB_TEAM, member = lane % OXB_TEAM;
     for (uint start = 0; start < count; start += OXB_TEAMS * Form::ROUNDS) {
         typename Form::Cache keys[Form::ROUNDS][OXB_TEAMS * Form::SLICES];
-        uint bits[Form::ROUNDS][OXB_TEAMS * Form::SLICES];
+        uint bits[Form::ROUNDS][OXB_TEAMS * Form::SLICES]; // as words
         float sums[Form::ROUNDS][QUERIES];
         OXB_UNROLL
         for (uint r = 0; r < Form::ROUNDS; r++) {
@@ -94,8 +135,8 @@ inline void score_block(device const typename Form::T *k, device const uint *wor
             for (uint s = 0; s < steps; s++) {
                 const uint i = min(Form::WIDTH * (member + s * OXB_TEAM), n - Form::WIDTH);
                 keys[r][s] = *(device const typename Form::Cache *)(k + ulong(p) * n + i);
-                bits[r][s] = Form::HAS_UNITS ? low_bits_of(words, p, n, i) : 0u;
             }
+            load_words<Form, OXB_TEAMS * Form::SLICES>(words, p, n, bits[r]);
             OXB_UNROLL
             for (uint q = 0; q < QUERIES; q++) sums[r][q] = 0.0f;
         }
@@ -103,6 +144,11 @@ inline void score_block(device const typename Form::T *k, device const uint *wor
         for (uint s = 0; s < steps; s++) {
             const uint i = Form::WIDTH * (member + s * OXB_TEAM);
             if (i < n) {
+                typename Form::Query own[Form::ROUNDS];
+                OXB_UNROLL
+                for (uint r = 0; r < Form::ROUNDS; r++)
+                    own[r] = elements_of < Form,
+                    Form::HAS_UNITS != 0 > ::get(keys[r][s], bits[r][s], low_bits_of(n, i));
                 OXB_UNROLL
                 for (uint q = 0; q < QUERIES; q++) {
                     const typename Form::Query query =
@@ -111,8 +157,7 @@ inline void score_block(device const typename Form::T *k, device const uint *wor
                     for (uint r = 0; r < Form::ROUNDS; r++) {
                         OXB_UNROLL
                         for (uint e = 0; e < Form::WIDTH; e++)
-                            sums[r][q] = fma(query[e], element_of<Form>(keys[r][s], bits[r][s], e),
-                                             sums[r][q]);
+                            sums[r][q] = fma(query[e], own[r][e], sums[r][q]);
                     }
                 }
             }
@@ -148,11 +193,20 @@ inline void add_values(device const typename Form::T *v, device const uint *word
             for (uint s = 0; s < Form::SLICES; s++) {
                 const uint i = min(Form::WIDTH * (lane + s * OXB_SIMD_WIDTH), n - Form::WIDTH);
                 values[j][s] = *(device const typename Form::Cache *)(v + ulong(p) * n + i);
-                bits[j][s] = Form::HAS_UNITS ? low_bits_of(words, p, n, i) : 0u;
+                bits[j][s] = Form::HAS_UNITS
+                                 ? words[p * (n / OXB_WORD_ELEMENTS) + low_bits_of(n, i).word]
+                                 : 0u;
             }
         }
         OXB_UNROLL
         for (uint j = 0; j < Form::VALUES; j++) {
+            typename Form::Query own[Form::SLICES];
+            OXB_UNROLL
+            for (uint s = 0; s < Form::SLICES; s++)
+                own[s] = elements_of < Form,
+                Form::HAS_UNITS !=
+                    0 > ::get(values[j][s], bits[j][s],
+                              low_bits_of(n, Form::WIDTH * (lane + s * OXB_SIMD_WIDTH)));
             OXB_UNROLL
             for (uint q = 0; q < QUERIES; q++) {
                 if (start + j < counts[q]) {
@@ -162,7 +216,7 @@ inline void add_values(device const typename Form::T *v, device const uint *word
                         OXB_UNROLL
                         for (uint e = 0; e < Form::WIDTH; e++) {
                             thread float *sum = sums + (q * Form::SLICES + s) * Form::WIDTH + e;
-                            *sum = fma(weight, element_of<Form>(values[j][s], bits[j][s], e), *sum);
+                            *sum = fma(weight, own[s][e], *sum);
                         }
                     }
                 }
@@ -193,7 +247,7 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
                    uint3 tile, thread_place place, threadgroup attention_memory &memory) {
     const uint elements = QUERIES * Form::SLICES * Form::WIDTH; // of a lane
     threadgroup float *queries = (threadgroup float *)memory.queries;
-    const uint n = args.head_dim;
+    const uint n = Form::HEAD_DIM != 0 ? uint(Form::HEAD_DIM) : args.head_dim;
     const uint thread_index = place.simdgroup * OXB_SIMD_WIDTH + place.lane;
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
     const uint first_head = tile.x * args.heads;
@@ -206,6 +260,8 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
     const sequence_place sequence = place_of(in.state, args.batch, first_token);
     uint seen[QUERIES];
     uint longest = 0;
+    const uint columns = Form::SLICES * Form::WIDTH;    // of a head, at most
+    float turned[QUERIES * Form::SLICES * Form::WIDTH]; // elements of a lane
     OXB_UNROLL
     for (uint q = 0; q < QUERIES; q++) {
         const uint later = q / args.heads;
@@ -216,7 +272,16 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
         device const float *from = in.qkv +
                                    min(first_token + later, args.n_tokens - 1u) * token_stride +
                                    ulong(first_head + q % args.heads) * n;
-        for (uint i = thread_index; i < n; i += n_threads) queries[q * n + i] = from[i];
+        if (Form::HAS_UNITS) { // a lane has a column of 32 elements in turn, to be transformed
+            OXB_UNROLL
+            for (uint c = 0; c < columns; c++) {
+                const uint own = place.simdgroup + c * place.simdgroups;
+                if (own < n / OXB_SIMD_WIDTH)
+                    turned[q * columns + c] = from[n / OXB_SIMD_WIDTH * place.lane + own];
+            }
+        } else {
+            for (uint i = thread_index; i < n; i += n_threads) queries[q * n + i] = from[i];
+        }
     }
 
     // The blocks of this split; the last takes all that are left.
@@ -238,15 +303,19 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
         return;
     }
 
-    threadgroup_barrier(mem_flags::mem_threadgroup);
-    if (Form::HAS_UNITS) { // as the keys are turned
-        for (uint q = place.simdgroup; q < QUERIES; q += place.simdgroups) {
-            const uint each = n / OXB_SIMD_WIDTH;
-            threadgroup float *own = queries + q * n + each * place.lane;
-            for (uint i = 0; i < each; i++) own[i] = hadamard(own[i], place.lane) * (1.0f / 32);
+    if (Form::HAS_UNITS) { // as the keys are
+        OXB_UNROLL
+        for (uint q = 0; q < QUERIES; q++) {
+            OXB_UNROLL
+            for (uint c = 0; c < columns; c++) {
+                const uint own = place.simdgroup + c * place.simdgroups;
+                if (own < n / OXB_SIMD_WIDTH)
+                    queries[q * n + n / OXB_SIMD_WIDTH * place.lane + own] =
+                        hadamard(turned[q * columns + c], place.lane) * (1.0f / 32);
+            }
         }
-        threadgroup_barrier(mem_flags::mem_threadgroup);
     }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
 
     float largest[QUERIES], total[QUERIES];
     float sums[QUERIES * Form::SLICES * Form::WIDTH];

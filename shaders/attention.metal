@@ -55,7 +55,9 @@ attention(device const float *qkv [[buffer(0)]], device const T *k_cache [[buffe
 OXB_KERNEL("attention_f16", attention<half, packed_half2, half4>)
 OXB_KERNEL("attention_f32", attention<float, packed_float2, float4>)
 
-// The same over caches of 8 bits, with a head_dim that is a multiple of 32.
+// The same over caches of 8 bits, with a head_dim that is a multiple of 32. The bound leaves a
+// thread 128 registers on an NVIDIA GPU, which then has four of the threadgroups to a processor.
+[[max_total_threads_per_threadgroup(512)]]
 kernel void attention_q8(
     device const float *qkv [[buffer(0)]], device const char *k_cache [[buffer(1)]],
     device const char *v_cache [[buffer(2)]], device const oxb_decode_state *state [[buffer(3)]],
@@ -67,8 +69,12 @@ kernel void attention_q8(
     const thread_place place = {lane, simdgroup, simdgroups};
     const attention_operands<char> in = {qkv, k_cache, v_cache, state, pages, out};
     typedef attention_form<char, char4, float4, 4, false, true> wide;
+    typedef attention_form<char, char4, float4, 4, false, true, 128> wide_128;
     typedef attention_form<char, char4, float4, 4, true, true> wide_long;
-    attend_tile<wide, wide_long>(in, args, tile, place, memory);
+    if (attention_width == 16u)
+        attend_tile<wide_128, wide_long>(in, args, tile, place, memory);
+    else
+        attend_tile<wide, wide_long>(in, args, tile, place, memory);
 }
 
 // A threadgroup per head of a token. The sums of each split are relative to its largest score; the

@@ -31,7 +31,7 @@ inline float hadamard(float x, uint lane) {
     OXB_UNROLL
     for (uint apart = 1; apart < OXB_SIMD_WIDTH; apart *= 2u) {
         const float other = simd_shuffle_xor(x, ushort(apart));
-        x = (lane & apart) != 0u ? other - x : x + other;
+        x = fma((lane & apart) != 0u ? -1.0f : 1.0f, x, other);
     }
     return x;
 }

@@ -107,41 +107,89 @@ struct plain_cache {
 
 // Caches of 8 bits: see oxb_cache. A lane has the n / 32 elements of a head after each other.
 struct q8_cache {
-    // Element i of a row, transformed with those of the other lanes where TURNED.
-    template <bool TURNED>
-    static float element(device const float *from, uint i, uint lane) {
-        return TURNED ? hadamard(from[i], lane) : from[i];
+    enum { EACH = OXB_MAX_HEAD_DIM / 32 }; // elements of a lane, at most
+    enum { GROUP = 4 };                    // of them that are worked on at once
+
+    // The bits of the unit, as a float, of a row with this largest magnitude: infinite where an
+    // element is not finite.
+    static uint unit_of(float largest) {
+        const uint up = as_type<uint>(largest / 255.0f) + 0xffffu;
+        return isfinite(largest) ? up & 0xffff0000u : 0x7fc00000u;
     }
-    template <bool TURNED>
-    static void store_row(device const float *from, device char *page, uint page_size, ulong slot,
-                          uint n, uint lane) {
-        const uint each = n / OXB_SIMD_WIDTH, first = each * lane, words = n / 16u;
-        float largest = 0.0f; // infinite where an element is not finite
-        for (uint i = first; i < first + each; i++) {
-            const float x = element<TURNED>(from, i, lane);
-            largest = isfinite(x) ? max(largest, fabs(x)) : INFINITY;
-        }
-        largest = simd_max(largest);
-        const uint up = (as_type<uint>(largest / 255.0f) + 0xffffu) >> 16;
-        const uint unit_word = isfinite(largest) ? up : 0x7fc0u;
-        const float unit = as_type<float>(unit_word << 16);
-        device char *to = page + slot * n;
-        uint bits = 0; // of the lane's elements
-        for (uint i = first; i < first + each; i++) {
-            const float x = unit > 0.0f ? element<TURNED>(from, i, lane) / unit : 0.0f;
-            const int steps =
-                i < n - 16u ? int(rint(x)) : 2 * int(clamp(rint(x * 0.5f), -127.0f, 127.0f));
-            to[i] = char(steps >> 1);
-            bits |= uint(steps & 1) << (i - first);
-        }
-        // A lane has a word, whose bits several lanes know.
+    // The low bits of the 16 elements from 16 * lane on, from those of each lane's own elements.
+    static uint word_of(uint bits, uint each, uint n, uint lane) {
         uint word = 0;
+        OXB_ROLLED
         for (uint i = 0; i < 16u; i++) {
             const uint at = min(16u * lane + i, n - 1u);
             word |= (simd_shuffle(bits, ushort(at / each)) >> (at % each) & 1u) << i;
         }
+        return word;
+    }
+    // The same where n / 32 is a power of two: neighbours share the word that has their own bits.
+    static uint shared_word_of(uint bits, uint each, uint lane) {
+        uint word = bits << each * lane % 16u;
+        OXB_ROLLED
+        for (uint apart = 1; apart * each < 16u; apart *= 2u)
+            word |= simd_shuffle_xor(word, ushort(apart));
+        return word;
+    }
+    // Store a row, transformed where TURNED.
+    template <bool TURNED>
+    static void store_row(device const float *from, device char *page, uint page_size, ulong slot,
+                          uint n, uint lane) {
+        const uint each = n / OXB_SIMD_WIDTH, first = each * lane, words = n / 16u;
+        float own[EACH];
+        OXB_UNROLL
+        for (uint g = 0; g < EACH; g += GROUP) {
+            if (g >= each) break;
+            OXB_UNROLL
+            for (uint j = g; j < g + GROUP; j++) own[j] = j < each ? from[first + j] : 0.0f;
+        }
+        float largest = 0.0f; // infinite where an element is not finite
+        OXB_UNROLL
+        for (uint g = 0; g < EACH; g += GROUP) {
+            if (g >= each) break;
+            OXB_UNROLL
+            for (uint j = g; j < g + GROUP; j++) {
+                if (TURNED) own[j] = hadamard(own[j], lane);
+                largest = isfinite(own[j]) ? max(largest, fabs(own[j])) : INFINITY;
+            }
+        }
+        const uint unit_bits = unit_of(simd_max(largest));
+        const float unit = as_type<float>(unit_bits);
+        // A quotient is x * (1 / unit), corrected once by its remainder. That gives the bits of a
+        // division, as the reciprocal is rounded correctly, unless something overflows or loses
+        // bits: hence the scale, a power of two. Where bits are lost nevertheless, the quotient is
+        // so small that it is rounded to 0.
+        const uint exponent = unit < 1e-18f ? 100u : unit > 1e18f ? uint(-100) : 0u;
+        const float scale = as_type<float>((127u + exponent) << 23);
+        const float scaled = unit * scale, inverse = 1.0f / scaled;
+        device char *to = page + slot * n + first;
+        uint bits = 0; // of the lane's elements
+        OXB_UNROLL
+        for (uint g = 0; g < EACH; g += GROUP) {
+            if (g >= each) break;
+            OXB_UNROLL
+            for (uint j = g; j < g + GROUP; j++) {
+                const float x = own[j] * scale, about = x * inverse;
+                const float quotient = fma(fma(-about, scaled, x), inverse, about);
+                const bool has_bit = first + j + 16u < n;
+                const float most = has_bit ? 255.0f : 127.0f;
+                const float rounded = rint(has_bit ? quotient : quotient * 0.5f);
+                const int whole = unit > 0.0f ? int(clamp(rounded, -most, most)) : 0;
+                if (j < each) to[j] = char(has_bit ? whole >> 1 : whole);
+                bits |= (has_bit ? uint(whole & 1) : 0u) << j;
+            }
+        }
         device ushort *to_words = (device ushort *)(page + ulong(page_size) * n) + slot * words;
-        if (lane < words) to_words[lane] = ushort(lane + 1u < words ? word : unit_word);
+        if ((each & (each - 1u)) == 0u) {
+            const uint word = shared_word_of(bits, each, lane), at = first / 16u;
+            if (first % 16u == 0u) to_words[at] = ushort(at + 1u < words ? word : unit_bits >> 16);
+        } else {
+            const uint word = word_of(bits, each, n, lane);
+            if (lane < words) to_words[lane] = ushort(lane + 1u < words ? word : unit_bits >> 16);
+        }
     }
     static void store_key(device const float *from, device char *page, uint page_size, ulong slot,
                           uint n, uint lane) {

@@ -100,8 +100,9 @@ static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
     tile->size[1] = queries / heads;
     tile->constants[0].value.u32 = queries;
     tile->constants[1].value.u32 = s->head_dim > 128;
-    if (s->kv_format == OXB_KV_Q8) { /* always four elements at once */
-        tile->n_constants = 2;
+    if (s->kv_format == OXB_KV_Q8) { /* four elements at once, and 16 bytes of low bits */
+        tile->constants[2].value.u32 =
+            shape->cache_alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
         return;
     }
     const uint64_t four = s->kv_format == OXB_KV_F16 ? 8 : 16; /* bytes of four elements */

@@ -194,12 +194,15 @@ typedef struct oxb_feed_forward {
     uint64_t n_vectors;
 } oxb_feed_forward;
 
-/* Elements of the caches of keys and values. In 8 bits, max|x| / 127 of a key or value in float32
- * comes with it. */
+/* Elements of the caches of keys and values. OXB_KV_Q8 has 9 bits for each element of a head but
+ * the last 16, which have 8, and a unit for each key or value: a bfloat16, max|x| / 255 rounded up,
+ * in the place of the last 16 bits. Keys are held after a Walsh-Hadamard transform. */
 typedef enum oxb_kv_format { OXB_KV_F32 = 0, OXB_KV_F16 = 1, OXB_KV_Q8 = 2 } oxb_kv_format;
 
 /* The heads of the tokens in flight, and the caches. A cache is [page][layer][key-value head], each
- * of page_size positions by head_dim elements, in 8 bits with the float32 [page_size] after them.
+ * of page_size positions by head_dim elements. A head of OXB_KV_Q8 has 8 bits of each element
+ * there, and behind them [page_size][head_dim / 16] words of 16 bits: the low bits of a position's
+ * elements, and the unit last (struct oxb_cache in oxb_args.h).
  * Element state.pages + p / page_size of `pages` is the page of position p of a sequence. */
 typedef struct oxb_attention_shape {
     uint32_t n_heads;

@@ -9,8 +9,10 @@ from cases import activations, relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from op_runs import Heads
+from op_runs import SENTINEL, Heads, run
 from paged_runs import attention, caches_of, queries, states_of, store, text
+
+from oxibonsai import metal
 
 TINY = np.float32(1e-45)  # the smallest subnormal
 N = 32
@@ -191,3 +193,48 @@ def test_an_element_far_larger_than_the_others_leaves_them_their_accuracy(device
         expected = reference.attention(qkv[:, :4], *each)
         errors.append(relative_error(attended(device, heads, each, qkv), expected))
     assert errors[1] < 3 * errors[0]
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 128), (2, 2, 128), (2, 1, 96)])
+def test_bits_do_not_depend_on_where_the_caches_lie(device, shape):
+    heads = Heads(*shape, 301, 0, "q8")
+    rows, qkv = text(heads, 301), queries(heads, 3)
+    caches = caches_of(heads)
+    for cache, part in zip(caches, rows, strict=True):
+        cache.write([0], 0, part)
+    states, _ = states_of([298], [[]])
+    expected = attention(device, heads, caches, qkv, states)
+    for start in (4, 8, 16):
+
+        def record(commands, qkv_, k, v, state, out, start=start):
+            commands.attention(
+                qkv_, (k, start), (v, 16), state, out, n_tokens=len(qkv), **heads.shape
+            )
+
+        moved = [
+            np.concatenate([np.full(by, 0xFF, np.uint8), np.ravel(cache.raw).view(np.uint8)])
+            for by, cache in zip((start, 16), caches, strict=True)
+        ]
+        out = np.full((len(qkv), heads.n_heads, heads.head_dim), SENTINEL)
+        y = run(device, record, qkv, *moved, states, out)[4]
+        np.testing.assert_array_equal(y, expected)
+
+
+@pytest.mark.parametrize("head_dim", [16, 36, 80])
+def test_a_head_that_is_no_multiple_of_32_is_refused(device, head_dim):
+    heads = Heads(2, 1, head_dim, 64, 0, "q8")
+    message = f"head_dim = {head_dim} must be a multiple of 32 for caches of q8: use f16"
+    with device.commands() as c:
+        qkv = device.upload(np.zeros((1, heads.n_qkv, head_dim), np.float32))
+        k, v = (device.upload(np.zeros(2 * 64 * head_dim, np.int8)) for _ in range(2))
+        rope, out = (device.upload(np.zeros((64, heads.n_qkv * head_dim))) for _ in range(2))
+        state = device.upload(np.zeros(4, np.uint32))
+        given = {"n_tokens": 1, **heads.shape}
+        for record in (
+            lambda: c.kv_store(qkv, k, v, state, **given),
+            lambda: c.qkv_to_cache(qkv, None, None, rope, k, v, state, **given),
+            lambda: c.attention(qkv, k, v, state, out, **given),
+        ):
+            with pytest.raises(metal.EncodingError, match=message):
+                record()
+        assert len(c) == 0
