@@ -12,7 +12,6 @@ import numpy as np
 
 from oxibonsai import __version__
 from oxibonsai.model import Model
-from oxibonsai.model.chunks import choose_chunk
 from oxibonsai.model.engine import MAX_SEQUENCES
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVDtype
@@ -103,8 +102,7 @@ def measure(
             f"{limit}"
         )
     device = model.device
-    chunk = choose_chunk(model, chunk)
-    found = {
+    found: dict[str, Any] = {
         "oxibonsai": __version__,
         "model": {
             "name": model.name,
@@ -118,7 +116,6 @@ def measure(
             "tokens": tokens,
             "repeat": repeat,
             "kv_dtype": kv_dtype,
-            "chunk": chunk,
             "activations": model.activations,
             "sampled": SAMPLED,
             "contexts": list(contexts),
@@ -127,6 +124,8 @@ def measure(
     }
     with model.session(prompt_tokens + tokens, kv_dtype, chunk=chunk) as session:
         found |= _prompt_and_generation(session, prompt_tokens, tokens, repeat)
+        # Without one that is given: what the last runs had, now that the device's rate is known.
+        chunk = found["settings"]["chunk"] = session.chunk
     if contexts:
         found["contexts"] = _contexts(model, contexts, tokens, repeat, kv_dtype)
     if batches:

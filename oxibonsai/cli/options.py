@@ -46,7 +46,8 @@ def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> Non
         "--chunk",
         type=int,
         metavar="N",
-        help="prompt tokens that run at once (128, or fewer where the device is slow)",
+        help="prompt tokens that run at once (128, and after the first chunk 64 or 32 where 128 "
+        "take the device more than a second)",
     )
     parser.add_argument(
         "--activations",

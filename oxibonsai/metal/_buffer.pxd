@@ -7,7 +7,6 @@ cdef class Buffer:
     cdef readonly Device device
     cdef readonly str storage
     cdef readonly bint read_only
-    cdef object owner  # of wrapped memory; the shim holds a reference of its own
     cdef Py_ssize_t exports
     cdef Py_ssize_t shape[1]
     cdef Py_ssize_t strides[1]

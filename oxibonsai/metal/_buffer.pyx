@@ -151,7 +151,6 @@ cdef class Buffer:
         buffer.handle = handle
         buffer.storage = storage
         buffer.read_only = host.read_only
-        buffer.owner = host
         buffer.strides[0] = 1
         return buffer
 
@@ -187,7 +186,6 @@ cdef class Buffer:
         self.handle = NULL
         with nogil:
             api.buffer_release(handle)
-        self.owner = None
         drain_owners()
 
     def __enter__(self):

@@ -143,8 +143,8 @@ class Device:
     ----------
     name : str, optional
         ``"metal"``, ``"cuda"``, ``"cpu"``, or with an index ``"cuda:1"``. Left out, the environment
-        variable ``OXIBONSAI_DEVICE`` names it, else the first driver with a device is taken: metal,
-        cuda, cpu.
+        variable ``OXIBONSAI_DEVICE`` names it, else the first device that is not refused is taken,
+        of metal, cuda, cpu.
     threads : int, optional
         Threads of the cpu device, the caller's included, 1 to 1024. Left out, the environment
         variable ``OXIBONSAI_THREADS``, else the processors this process may run on (on macOS the
@@ -367,7 +367,7 @@ def probe_devices() -> FoundDevices:
     Notes
     -----
     A device is refused if it lacks something that the kernels are built on, such as SIMD-groups of
-    32 threads, or computes it wrongly. ``Device()`` then takes the next driver.
+    32 threads, or computes it wrongly. ``Device()`` then takes the next one.
     """
 
 def devices() -> list[DeviceInfo]:

@@ -49,6 +49,8 @@ cdef extern from *:
     static atomic_int asked; /* whether a pending call will come */
 
     static int ask_first(void) { return !atomic_exchange(&asked, 1); }
+    static _Thread_local int draining;
+
     static void ask_again(void) { (void)atomic_exchange(&asked, 0); }
     """
     cdef struct held_owner:
@@ -57,6 +59,7 @@ cdef extern from *:
     held_owner *held_after(held_owner *held) nogil
     bint ask_first() nogil
     void ask_again() nogil
+    bint draining
 
 cdef extern from "Python.h":
     int Py_AddPendingCall(int (*call)(void *) noexcept, void *context) nogil
@@ -86,13 +89,21 @@ cdef void release_owner(void *held) noexcept nogil:
 
 
 cdef void drain_owners() noexcept:
-    cdef held_owner *held = <held_owner *>handoff_take(&_released)
+    global draining
+    cdef held_owner *held
     cdef held_owner *after
+    # An owner that goes may be what holds the next one. The call inside its end leaves that to the
+    # one outside: a chain of them must not take the stack.
+    if draining:
+        return
+    draining = True
+    held = <held_owner *>handoff_take(&_released)
     while held:
         after = held_after(held)
         Py_DECREF(<object>held.owner)
         free(held)
-        held = after
+        held = after if after else <held_owner *>handoff_take(&_released)
+    draining = False
 
 
 cdef int _drain_when_asked(void *unused) noexcept:

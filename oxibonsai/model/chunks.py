@@ -6,7 +6,7 @@ from oxibonsai.model.arguments import integer_in
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime import statefile
 
-__all__ = ["DEFAULT_CHUNK", "check_chunk", "choose_chunk"]
+__all__ = ["DEFAULT_CHUNK", "ChunkSize", "check_chunk"]
 
 DEFAULT_CHUNK = 128
 _SMALLER = (64, 32)
@@ -19,29 +19,43 @@ def check_chunk(chunk: int) -> int:
     return integer_in("chunk", chunk, 1, statefile.MAX_CHUNK)
 
 
-def choose_chunk(model: LoadedModel, chunk: int | None, *, multiple_of: int = 1) -> int:
-    """Return the size of a chunk that is given, or else one that suits the device.
+class ChunkSize:
+    """The size of the chunks of prompts: as given, or one that suits the device, for each chunk.
+
+    A size that is chosen is 128; where that would take more than a second, by the rate that the
+    device has measured so far, the largest of 64 and 32 that does not, or the smallest.
 
     Parameters
     ----------
     model : LoadedModel
         Whose prompts are cut.
-    chunk : int or None
-        As given, 1 to 4096. None: 128; where that would take more than a second, by the rate that
-        the device has measured so far, the largest of 64 and 32 that does not, or the smallest.
-    multiple_of : int
-        What a size that is chosen has to be a multiple of, 1 to 64.
+    given : int or None
+        1 to 4096; None: to be chosen.
+    deterministic : bool
+        Whether bits must not depend on a measurement: the size that is chosen is always 128.
 
-    Returns
-    -------
-    int
-        The size.
+    Attributes
+    ----------
+    given : int or None
+        As given.
+    most : int
+        The most tokens that a chunk can have.
     """
-    if chunk is not None:
-        return check_chunk(chunk)
-    rate = model.device.stats.work_per_second
-    if rate == 0:
-        return DEFAULT_CHUNK
-    sizes = [size for size in (DEFAULT_CHUNK, *_SMALLER) if size % multiple_of == 0]
-    most = _SECONDS * rate / model.weights.work_per_token
-    return next((size for size in sizes if size <= most), sizes[-1])
+
+    def __init__(
+        self, model: LoadedModel, given: int | None, *, deterministic: bool = False
+    ) -> None:
+        self.given = None if given is None else check_chunk(given)
+        self.most = DEFAULT_CHUNK if self.given is None else self.given
+        self._model = model
+        self._deterministic = deterministic
+
+    def next(self) -> int:
+        """Return the size of the next chunk."""
+        if self.given is not None or self._deterministic:
+            return self.most
+        rate = self._model.device.stats.work_per_second
+        if rate == 0:
+            return DEFAULT_CHUNK
+        fits = _SECONDS * rate / self._model.weights.work_per_token
+        return next((size for size in (DEFAULT_CHUNK, *_SMALLER) if size <= fits), _SMALLER[-1])

@@ -14,7 +14,7 @@ from oxibonsai.gguf import GGUFError, GGUFFile, Strings
 from oxibonsai.metal import Device, MetalGraph
 from oxibonsai.model.architectures import ARCHITECTURES, ModelWeights, load_weights
 from oxibonsai.model.arguments import flag, function, integer_in, one_of, token_ids
-from oxibonsai.model.chunks import choose_chunk
+from oxibonsai.model.chunks import check_chunk
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.engine import Engine
 from oxibonsai.model.generation.filedefaults import FileSampling
@@ -210,8 +210,9 @@ class Model:
             of 32.
         chunk : int, optional
             Tokens of a prompt that run in one submission, 1 to 4096. Another size rounds in other
-            places; 1 gives the bits of generation. Left out, 128; where that would take more than
-            a second at the rate that the device has measured so far, 64 or 32.
+            places; 1 gives the bits of generation. Left out, each chunk has 128 tokens, or 64 or 32
+            where 128 would take more than a second at the rate that the device has measured so far;
+            always 128 where deterministic.
         profile : bool
             Whether `Session.profile` keeps, and the logger ``oxibonsai.model`` tells at level INFO,
             where the time of each step goes.
@@ -265,7 +266,7 @@ class Model:
             As of session().
         chunk : int, optional
             Tokens of a prompt that run in one step, beside a token of each running text; 1 to 4096.
-            Left out, as of session(), but 64 at the least where deterministic.
+            Left out, as of session().
         deterministic : bool
             Whether a text does not depend on what else runs: with the same K/V elements it is then
             that of a session with the same chunk.
@@ -313,7 +314,8 @@ class Model:
         path : str or path-like
             The file.
         max_seq, chunk : int, optional
-            As of session(); those of the saved session where left out.
+            As of session(); those of the saved session where left out. A chunk that it was not
+            given is chosen.
         profile : bool
             As of session().
 
@@ -371,7 +373,7 @@ class Model:
         """
         self._check_open()
         check_kv_dtype(kv_dtype, self.config)
-        chunk = choose_chunk(self, chunk)
+        chunk = None if chunk is None else check_chunk(chunk)
         function("progress", progress)
         if window is None:
             window = min(_DEFAULT_MAX_SEQ, self._most_positions(kv_dtype))

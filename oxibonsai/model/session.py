@@ -18,7 +18,7 @@ from oxibonsai.model.arguments import (
     token_ids,
 )
 from oxibonsai.model.choices import NO_TOKEN
-from oxibonsai.model.chunks import check_chunk, choose_chunk
+from oxibonsai.model.chunks import ChunkSize, check_chunk
 from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.forms import GenerationForms
 from oxibonsai.model.generation.scoring import Perplexity, log_probabilities
@@ -100,7 +100,7 @@ class Session(GenerationForms):
     kv_dtype : {"f16", "f32", "q8"}
         Elements of the KV cache.
     chunk : int, optional
-        Tokens of a prompt that run in one submission; chosen for the device where left out.
+        Tokens of a prompt that run in one submission; chosen before each where left out.
     profile : bool
         Whether `profile` keeps what runs.
     deterministic : bool
@@ -110,8 +110,6 @@ class Session(GenerationForms):
     ----------
     model : Model
         As given, as are max_seq, kv_dtype and deterministic.
-    chunk : int
-        As given or chosen.
     """
 
     def __init__(
@@ -131,16 +129,20 @@ class Session(GenerationForms):
                 f"max_seq = {max_seq} must lie in 1..{limit}, the model's context_length"
             )
         check_kv_dtype(kv_dtype, model.config)
-        chunk = choose_chunk(model, chunk)
         profile = flag("profile", profile)
         self.deterministic = flag("deterministic", deterministic)
+        self._chunks = ChunkSize(model, chunk, deterministic=self.deterministic)
         decoder = Decoder(model, max_seq, kv_dtype, profile, deterministic=self.deterministic)
         super().__init__(Timeline(decoder, max_seq), model)
         self.model: SessionModel = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
-        self.chunk = chunk
         self._decoder = decoder
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of the next chunk of a prompt: as given, or what would be chosen now."""
+        return self._chunks.next()
 
     @property
     def position(self) -> int:
@@ -331,7 +333,7 @@ class Session(GenerationForms):
     def _feeding(
         self, fed: list[int], chunk: int | None, *, all_rows: bool
     ) -> AbstractContextManager[Iterator[tuple[int, int]]]:
-        size = self.chunk if chunk is None else check_chunk(chunk)
+        size = self._chunks.next if chunk is None else check_chunk(chunk)
         return self._timeline.feeding(fed, size, all_rows=all_rows)
 
     def _check(self, ids: Sequence[int], progress: Progress | None) -> list[int]:
@@ -378,7 +380,7 @@ class Session(GenerationForms):
             self.model,
             self.max_seq,
             self.kv_dtype,
-            self.chunk,
+            self._chunks.given,
             self.profile is not None,
             deterministic=self.deterministic,
         )
@@ -407,7 +409,13 @@ class Session(GenerationForms):
             If it cannot be written; an existing file is unchanged then.
         """
         self._timeline.settle()
-        statefile.save(path, self._timeline, self._decoder, chunk=self.chunk)
+        statefile.save(
+            path,
+            self._timeline,
+            self._decoder,
+            chunk=self._chunks.most,
+            chunk_given=self._chunks.given is not None,
+        )
 
     @classmethod
     def restore(
@@ -428,7 +436,8 @@ class Session(GenerationForms):
         path : str or path-like
             The file.
         max_seq, chunk : int, optional
-            As of ``Model.session``; those of the saved session where left out.
+            As of ``Model.session``; those of the saved session where left out. A chunk that it was
+            not given is chosen.
         profile : bool
             As of ``Model.session``.
 

@@ -31,7 +31,7 @@ The invariant, between any two calls:
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol
@@ -229,7 +229,7 @@ class Timeline:
 
     @contextmanager
     def feeding(
-        self, ids: Sequence[int], chunk: int, *, all_rows: bool
+        self, ids: Sequence[int], chunk: int | Callable[[], int], *, all_rows: bool
     ) -> Iterator[Iterator[tuple[int, int]]]:
         """Feed tokens in the body of a with statement; any exception there takes all of them back.
 
@@ -237,8 +237,8 @@ class Timeline:
         ----------
         ids : sequence of int
             Tokens that fit, of the vocabulary.
-        chunk : int
-            Tokens that run in one submission.
+        chunk : int or callable
+            Tokens that run in one submission, or what returns them before each one.
         all_rows : bool
             Whether the runner makes logits of every token; else of the last alone.
 
@@ -253,8 +253,10 @@ class Timeline:
         self._runner.reserve(before + len(ids))
 
         def chunks() -> Iterator[tuple[int, int]]:
-            for start in range(0, len(ids), chunk):
-                stop = min(start + chunk, len(ids))
+            stop = 0
+            while stop < len(ids):
+                start, size = stop, chunk if isinstance(chunk, int) else chunk()
+                stop = min(start + size, len(ids))
                 rows = stop - start if all_rows else int(stop == len(ids))
                 self._runner.feed(ids[start:stop], rows)
                 yield start, stop

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import logging
+import weakref
 
 from oxibonsai.metal import Device
 
 __all__ = ["warn_of_working_set"]
 
 _log = logging.getLogger("oxibonsai.model")
+_warned: weakref.WeakSet[Device] = weakref.WeakSet()  # since they went past
 
 
 def warn_of_working_set(
-    device: Device, nbytes: int, what: str, remedy: str, *, crossing: bool = False
+    device: Device,
+    nbytes: int,
+    what: str,
+    remedy: str,
+    *,
+    replaced: int = 0,
+    crossing: bool = False,
 ) -> None:
     """Log a warning where nbytes more go past what Metal recommends to use at a time.
 
@@ -29,15 +37,21 @@ def warn_of_working_set(
         What takes it.
     remedy : str
         What takes less.
+    replaced : int
+        Bytes that the device has allocated and that are released once the new ones are filled.
     crossing : bool
-        Whether to say nothing where the device is past it already: that was warned of.
+        Whether to say nothing where a warning was given since the device went past it.
     """
     if device.driver != "metal":
         return
-    info, used = device.info, device.stats.allocated_bytes
+    info, allocated = device.info, device.stats.allocated_bytes
     limit = info.recommended_working_set
-    if nbytes + used <= limit or (crossing and used > limit):
+    if allocated <= limit:
+        _warned.discard(device)
+    used = allocated - replaced
+    if nbytes + used <= limit or (crossing and device in _warned):
         return
+    _warned.add(device)
     _log.warning(
         "%s %s, and %s are in use: %s (%s:%d) recommends no more than %s, past which steps are "
         "slow or fail; use %s",

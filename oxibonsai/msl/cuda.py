@@ -57,7 +57,7 @@ from .tokens import (
 )
 
 # The first line of a translation; the driver compiles no source without it.
-MARK = "// Translated from Metal Shading Language for shim/cuda/prelude, version 1"
+MARK = "// Translated from Metal Shading Language for shim/cuda/prelude, version 2"
 
 _COMMENT = re.compile(r'//[^\n]*|/\*.*?\*/|"(?:\\.|[^"\\\n])*"|\'(?:\\.|[^\'\\\n])*\'', re.S)
 _INCLUDE = re.compile(r"\s*#\s*include\s*<([^>]*)")

@@ -11,6 +11,7 @@
 #define CUDA_DRIVER_H
 
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -220,6 +221,7 @@ typedef struct cuda_device {
     int limits[CUDA_MAX_SHARED_MEMORY + 1]; /* by attribute, those up to that one */
     bool integrated;
     bool uses_host_pointer;
+    atomic_bool serial_graphs; /* no early starts: the driver refused a graph with them */
 
     pthread_mutex_t copy_lock;
     char *stages[CUDA_STAGES]; /* pinned, made on first use */

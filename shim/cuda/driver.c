@@ -148,6 +148,7 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     if (!self)
         return cuda_fail(OXB_DEVICE_NOT_FOUND, "out of memory opening device \"cuda:%u\"", index);
     self->index = index;
+    atomic_init(&self->serial_graphs, false);
     pthread_mutex_init(&self->copy_lock, NULL);
     pthread_mutex_init(&self->registry_lock, NULL);
     pthread_mutex_init(&self->flight_lock, NULL);

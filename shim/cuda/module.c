@@ -9,7 +9,7 @@
 #include "gpu/msl_sources.h"
 
 /* Written by oxibonsai/msl/cuda.py. */
-#define MARK          "// Translated from Metal Shading Language for shim/cuda/prelude, version 1\n"
+#define MARK          "// Translated from Metal Shading Language for shim/cuda/prelude, version 2\n"
 #define TABLE_VERSION 1u
 
 typedef struct library {

@@ -101,12 +101,14 @@ static void fill_parameters(const oxb_driver_dispatch *d, cuda_address args, ent
 /* Entries wait by themselves from compute capability 9.0 on, which every NVRTC that is loaded
  * compiles for (prelude_entry.h). */
 static bool starts_early(const cuda_device *self) {
-    return self->arch >= 90 && cuda.GraphAddDependencies != NULL;
+    return self->arch >= 90 && cuda.GraphAddDependencies != NULL &&
+           !atomic_load(&self->serial_graphs);
 }
 
-/* Launch the list, or put it into `graph` where there is one. */
+/* Launch the list, or put it into `graph` where there is one; `early` lets each kernel start before
+ * the one before it has ended. */
 static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver_dispatch *list,
-                            uint32_t n, cuda_graph graph, const char **call) {
+                            uint32_t n, cuda_graph graph, bool early, const char **call) {
     cuda_address args = r->args;
     cuda_graph_node node = NULL;
     for (uint32_t i = 0; i < n; i++) {
@@ -124,11 +126,10 @@ static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver
                 parameters.pointers, NULL};
             cuda_graph_node before =
                 node; /* serial: each dispatch sees what the earlier ones wrote */
-            const bool early = before && starts_early(self);
             *call = "cuGraphAddKernelNode";
             result = cuda.GraphAddKernelNode(&node, graph, before && !early ? &before : NULL,
                                              before && !early, &kernel);
-            if (result == CUDA_OK && early) {
+            if (result == CUDA_OK && before && early) {
                 const cuda_edge edge = CUDA_EARLY_START;
                 *call = "cuGraphAddDependencies";
                 result = cuda.GraphAddDependencies(graph, &before, &node, &edge, 1);
@@ -143,19 +144,30 @@ static cuda_result run_list(cuda_device *self, const replay *r, const oxb_driver
     return CUDA_OK;
 }
 
-static cuda_result make_graph(cuda_device *self, replay *r, const oxb_driver_dispatch *list,
-                              uint32_t n, const char **call) {
+static cuda_result build_graph(cuda_device *self, replay *r, const oxb_driver_dispatch *list,
+                               uint32_t n, bool early, const char **call) {
     cuda_graph graph = NULL;
     *call = "cuGraphCreate";
     cuda_result result = cuda.GraphCreate(&graph, 0);
     if (result != CUDA_OK) return result;
-    result = run_list(self, r, list, n, graph, call);
+    result = run_list(self, r, list, n, graph, early, call);
     if (result == CUDA_OK) {
         *call = "cuGraphInstantiate";
         result = cuda.GraphInstantiate(&r->graph, graph, 0);
         if (result != CUDA_OK) r->graph = NULL;
     }
     (void)cuda.GraphDestroy(graph);
+    return result;
+}
+
+static cuda_result make_graph(cuda_device *self, replay *r, const oxb_driver_dispatch *list,
+                              uint32_t n, const char **call) {
+    const bool early = starts_early(self) && n > 1;
+    cuda_result result = build_graph(self, r, list, n, early, call);
+    if (result == CUDA_OK || !early) return result;
+    /* A driver may have the call and no such edges on this GPU. */
+    result = build_graph(self, r, list, n, false, call);
+    if (result == CUDA_OK) atomic_store(&self->serial_graphs, true);
     return result;
 }
 
@@ -200,7 +212,7 @@ static cuda_result fly(cuda_device *self, const replay *r, const oxb_driver_disp
         *call = "cuGraphLaunch";
         result = cuda.GraphLaunch(r->graph, self->stream);
     } else {
-        result = run_list(self, r, list, n, NULL, call);
+        result = run_list(self, r, list, n, NULL, false, call);
     }
     if (result == CUDA_OK) {
         *call = "cuEventRecord";

@@ -53,6 +53,17 @@ static oxb_status open_with(const oxb_driver *driver, uint32_t index,
     return OXB_OK;
 }
 
+/* The first device of a driver that can be had, from `index` on. */
+static oxb_status open_first(const oxb_driver *driver, uint32_t index,
+                             const oxb_device_options *options, oxb_device **device) {
+    uint32_t count = 0;
+    oxb_status status = open_with(driver, index, options, device);
+    while (status == OXB_DEVICE_NOT_FOUND && driver->device_count(&count) == OXB_OK &&
+           ++index < count)
+        status = open_with(driver, index, options, device);
+    return status;
+}
+
 oxb_status oxb_device_open(const char *name, uint32_t index, const oxb_device_options *options,
                            oxb_device **device) {
     const oxb_driver *driver;
@@ -62,7 +73,7 @@ oxb_status oxb_device_open(const char *name, uint32_t index, const oxb_device_op
     }
     oxb_status status = front_fail(OXB_DEVICE_NOT_FOUND, "this build has no driver");
     for (uint32_t i = 0; (driver = front_driver_at(i)); i++) {
-        status = open_with(driver, index, options, device);
+        status = open_first(driver, index, options, device);
         /* The next one only where there is none: a device that is there but whose kernels fail, as
          * those of a metallib that was asked for, is not passed over. */
         if (status != OXB_DEVICE_NOT_FOUND) break;

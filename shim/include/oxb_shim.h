@@ -251,7 +251,8 @@ typedef struct oxb_sample {
      * list, before a driver of the same name. The library is never unloaded. */                   \
     X(oxb_status, driver_load, (const char *path))                                                 \
     X(oxb_status, device_count, (const char *driver, uint32_t *count))                             \
-    /* driver NULL: the first driver that opens a device. options may be NULL. */                  \
+    /* driver NULL: the first device that opens, from `index` on, of the first driver that has     \
+     * one. options may be NULL. */                                                                \
     X(oxb_status, device_open,                                                                     \
       (const char *driver, uint32_t index, const oxb_device_options *options,                      \
        oxb_device **device))                                                                       \

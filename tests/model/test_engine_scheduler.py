@@ -133,6 +133,31 @@ def test_a_filling_prompt_gives_way_to_an_older_sequence_and_goes_on_where_it_wa
     assert pool.n_used == 0
 
 
+def test_the_size_of_a_chunk_is_asked_for_before_each() -> None:
+    sizes = iter([128, 64, 64, 32, 32, 32, 128, 128])
+    scheduler = Scheduler(PagePool(64), 2, 128, next_chunk=lambda: next(sizes))
+    scheduler.add(sequence(400, 1))
+    chunks = [(p.chunk.start, p.chunk.stop) for p in run(scheduler) if p.chunk is not None]
+    starts = [0, 128, 192, 256, 288, 320, 352, 384]
+    assert chunks == list(zip(starts, [*starts[1:], 400], strict=True))
+
+
+def test_a_step_is_no_repetition_where_the_size_of_chunks_changes() -> None:
+    sizes = [64]
+    scheduler = Scheduler(PagePool(64), 2, 64, next_chunk=lambda: sizes[0])
+    scheduler.add(sequence(400, 1))
+    plan = scheduler.plan()
+    assert plan is not None
+    plan = scheduler.repeat(plan)
+    assert plan is not None
+    sizes[0] = 32
+    assert scheduler.repeat(plan) is None
+    plan = scheduler.plan()
+    assert plan is not None
+    assert plan.chunk is not None
+    assert (plan.chunk.start, plan.chunk.stop) == (128, 160)
+
+
 def choose_plan(scheduler: Scheduler) -> Plan:
     plan = scheduler.plan()
     assert plan is not None

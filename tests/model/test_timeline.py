@@ -335,6 +335,20 @@ def test_full_text_takes_no_token_and_says_how_full_it_is():
         assert timeline.position == timeline.cursor == MAX_SEQ
 
 
+def test_sizes_of_chunks_are_asked_for_before_each():
+    runner = ListRunner()
+    timeline = Timeline(runner, MAX_SEQ)
+    ends, sizes = [], iter([4, 1, 3, 8])
+
+    def size():
+        ends.append(runner.position)
+        return next(sizes)
+
+    with timeline.feeding([1] * 10, size, all_rows=False) as batches:
+        assert list(batches) == [(0, 4), (4, 5), (5, 8), (8, 10)]
+    assert ends == [0, 4, 5, 8]
+
+
 def test_choices_in_flight_are_dropped_with_what_is_held():
     runner = ListRunner()
     timeline = Timeline(runner, MAX_SEQ)

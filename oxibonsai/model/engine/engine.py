@@ -27,7 +27,7 @@ from oxibonsai.model.arguments import (
     token_ids,
 )
 from oxibonsai.model.choices import MAX_BEST
-from oxibonsai.model.chunks import choose_chunk
+from oxibonsai.model.chunks import ChunkSize
 from oxibonsai.model.engine.request import Outbox, Request, check_timeout
 from oxibonsai.model.engine.scheduler import Scheduler
 from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
@@ -110,7 +110,7 @@ class Engine:
     kv_dtype : {"f16", "f32", "q8"}
         Elements of the K/V cache.
     chunk : int, optional
-        Tokens of a prompt in a step; chosen for the device where left out.
+        Tokens of a prompt in a step; chosen for each step where left out.
     deterministic : bool
         Whether a text does not depend on what else runs.
     max_waiting : int
@@ -118,7 +118,7 @@ class Engine:
 
     Attributes
     ----------
-    model, max_sequences, max_seq, n_pages, kv_dtype, chunk, deterministic, max_waiting
+    model, max_sequences, max_seq, n_pages, kv_dtype, deterministic, max_waiting
         As given or chosen.
     """
 
@@ -140,11 +140,11 @@ class Engine:
         self.max_seq = integer_in("max_seq", max_seq, 1, context, "the model's context_length")
         self.max_waiting = integer_in("max_waiting", max_waiting, 1, 2**31)
         self.deterministic = flag("deterministic", deterministic)
-        multiple_of = PAGE_SIZE if self.deterministic else 1
-        self.chunk = choose_chunk(model, chunk, multiple_of=multiple_of)
+        self._chunks = ChunkSize(model, chunk, deterministic=self.deterministic)
+        most = self._chunks.most
         check_kv_dtype(kv_dtype, model.config)
         self.kv_dtype = kv_dtype
-        if self.deterministic and self.chunk != 1 and self.chunk % PAGE_SIZE:
+        if self.deterministic and most != 1 and most % PAGE_SIZE:
             raise ValueError(
                 f"chunk = {chunk}: with deterministic=True it must be 1 or a multiple of "
                 f"{PAGE_SIZE}, the size of a page"
@@ -156,7 +156,11 @@ class Engine:
         self._text_of = _text_of(model)  # before there is anything to release
         pool = PagePool(self.n_pages)
         self._scheduler = Scheduler(
-            pool, self.max_sequences, self.chunk, deterministic=self.deterministic
+            pool,
+            self.max_sequences,
+            most,
+            next_chunk=self._chunks.next,
+            deterministic=self.deterministic,
         )
         runner = BatchRunner(
             model,
@@ -164,7 +168,7 @@ class Engine:
             self.max_seq,
             self.n_pages,
             kv_dtype,
-            self.chunk,
+            most,
             deterministic=self.deterministic,
         )
         # A device that runs on the host's threads has finished a step when submit() returns.
@@ -174,6 +178,11 @@ class Engine:
         self._pid = os.getpid()
         # Without a reference to the engine: it stops when the last one goes, and at exit.
         self._finalizer = weakref.finalize(self, _stop, self._worker, self._pid)
+
+    @property
+    def chunk(self) -> int:
+        """Tokens of a prompt in the next step: as given, or what would be chosen now."""
+        return self._chunks.next()
 
     def submit(
         self,

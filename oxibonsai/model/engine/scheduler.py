@@ -16,6 +16,7 @@ The invariant, between any two calls:
 from __future__ import annotations
 
 from bisect import insort
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -123,18 +124,27 @@ class Scheduler:
     max_sequences : int
         Sequences that fill or run at a time.
     chunk : int
-        Tokens of a prompt in one step.
+        The most tokens of a prompt in one step.
+    next_chunk : callable, optional
+        Returns how many the next step should have; `chunk` where left out.
     deterministic : bool
         Whether only pages are shared whose bits do not depend on how their text came about: those
         of prompts.
     """
 
     def __init__(
-        self, pool: PagePool, max_sequences: int, chunk: int, *, deterministic: bool = False
+        self,
+        pool: PagePool,
+        max_sequences: int,
+        chunk: int,
+        *,
+        next_chunk: Callable[[], int] | None = None,
+        deterministic: bool = False,
     ) -> None:
         self._pool = pool
         self._max_sequences = max_sequences
         self._chunk = chunk
+        self._chunk_size = next_chunk or (lambda: chunk)
         self._deterministic = deterministic
         self._waiting: list[Sequence] = []
         self._aside: list[Sequence] = []
@@ -382,7 +392,8 @@ class Scheduler:
         if sequence is None:
             return None
         start = sequence.position
-        stop = min((start // self._chunk + 1) * self._chunk, sequence.n_prompt)
+        size = self._chunk_size()
+        stop = min((start // size + 1) * size, sequence.n_prompt)
         return Chunk(sequence, start, stop)
 
     def _take_ahead(self) -> None:

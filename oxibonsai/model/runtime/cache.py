@@ -46,14 +46,20 @@ def check_kv_dtype(kv_dtype: str, config: ModelConfig) -> None:
         )
 
 
-def warn_of_kv_cache(model: LoadedModel, nbytes: int, sizes: str, kv_dtype: KVDtype) -> None:
-    """Warn where a cache of nbytes goes past what the device recommends; `sizes` make it small."""
+def warn_of_kv_cache(
+    model: LoadedModel, nbytes: int, sizes: str, kv_dtype: KVDtype, *, replaced: int = 0
+) -> None:
+    """Warn where a cache of nbytes goes past what the device recommends.
+
+    Smaller `sizes` make it smaller; `replaced` bytes are those of the cache that it replaces.
+    """
     fewer = "" if kv_dtype == "q8" else ", or kv_dtype='q8'"
     warn_of_working_set(
         model.device,
         nbytes,
         f"{model.path}: the K/V cache takes",
         f"a smaller {sizes}{fewer}",
+        replaced=replaced,
         crossing=True,
     )
 

@@ -95,11 +95,12 @@ class Decoder:
                 f"{limit}: make the session with a smaller max_seq"
             )
 
-    def _allocate(self, capacity: int) -> tuple[KVCache, TextBuffers]:
+    def _allocate(self, capacity: int, replaced: int = 0) -> tuple[KVCache, TextBuffers]:
+        """Return new buffers, in the place of a cache for `replaced` positions."""
         c = self.model.config
         device = self._device
-        nbytes = 2 * KVCache.nbytes_of(c, self.kv_dtype, capacity)
-        warn_of_kv_cache(self.model, nbytes, "max_seq", self.kv_dtype)
+        nbytes, old = (2 * KVCache.nbytes_of(c, self.kv_dtype, n) for n in (capacity, replaced))
+        warn_of_kv_cache(self.model, nbytes, "max_seq", self.kv_dtype, replaced=old)
         cache = KVCache(device, c, self.kv_dtype, capacity)
         text = TextBuffers(
             rope=device.upload(
@@ -125,7 +126,7 @@ class Decoder:
         if n_positions <= self.cache.capacity:
             return
         self.finish()
-        cache, text = self._allocate(length_bucket(n_positions, self.max_seq))
+        cache, text = self._allocate(length_bucket(n_positions, self.max_seq), self.cache.capacity)
         cache.copy_from(self.cache, max(self.position, 0))
         tokens = np.empty(self.cache.capacity + 1, np.uint32)
         text.tokens.write(self._text.tokens.read(tokens))

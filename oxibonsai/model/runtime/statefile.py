@@ -42,8 +42,10 @@ class SessionState:
         Tokens of the text.
     kv_dtype : str
         Of the keys and values.
-    max_seq, chunk : int
+    max_seq : int
         Of the session that was saved.
+    chunk : int or None
+        As given to it; None where it chose.
     deterministic : bool
         As of the session that was saved.
     fresh : bool
@@ -55,7 +57,7 @@ class SessionState:
     n_tokens: int
     kv_dtype: KVDtype
     max_seq: int
-    chunk: int
+    chunk: int | None
     deterministic: bool
     fresh: bool
     data_start: int
@@ -89,7 +91,14 @@ def _entries(arrays: dict[str, tuple[str, list[int], int]]) -> dict[str, Any]:
     return entries
 
 
-def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, chunk: int) -> None:
+def save(
+    path: str | os.PathLike[str],
+    timeline: Timeline,
+    decoder: Decoder,
+    *,
+    chunk: int,
+    chunk_given: bool,
+) -> None:
     """Write a settled text with its keys and values, to a regular file all of it or nothing."""
     path = os.fspath(path)  # no number of an open file, which open() would take
     model, n = decoder.model, timeline.position
@@ -102,6 +111,7 @@ def save(path: str | os.PathLike[str], timeline: Timeline, decoder: Decoder, *, 
             "name": model.name,
             "max_seq": str(decoder.max_seq),
             "chunk": str(chunk),
+            "chunk_given": str(int(chunk_given)),
             "deterministic": str(int(decoder.deterministic)),
         }
     }
@@ -153,6 +163,7 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
             raise KeyError("format")
         version, fingerprint = about["version"], about["model"]
         max_seq, chunk = int(about["max_seq"]), int(about["chunk"])
+        chunk_given = about.get("chunk_given", "1") == "1"  # older files do not say
         deterministic = about.get("deterministic", "0") == "1"
         (n_tokens,) = header["tokens"]["shape"]
         dtype = header["k"]["dtype"]
@@ -186,7 +197,15 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
     whole = 8 + length + sum(nbytes for _, _, nbytes in arrays.values())
     if size != whole:
         raise refuse(f"{size} bytes where {whole} are needed: the file is cut short or too long")
-    return SessionState(n_tokens, kv_dtype, max_seq, chunk, deterministic, fresh, 8 + length)
+    return SessionState(
+        n_tokens,
+        kv_dtype,
+        max_seq,
+        chunk if chunk_given else None,
+        deterministic,
+        fresh,
+        8 + length,
+    )
 
 
 def load(

@@ -6,7 +6,6 @@ import shutil
 import sys
 from pathlib import Path
 
-import fake_cuda
 import pytest
 from cases import run_python
 
@@ -189,52 +188,26 @@ print(fake.alive())
     assert not {name for name in silent if not any(word in name for word in frees)}
 
 
-def test_a_list_runs_as_launches_and_then_as_a_graph(run):
+def test_source_of_an_older_translation_is_refused(run):
     lines = run(
         """
-with Device("cuda") as device, device.commands() as commands:
-    x, y = device.buffer(64), device.buffer(64, storage="private")
-    for n in (16, 8, 4):
-        commands.add((x, 4) if n == 4 else x, y, n)
-    for _ in range(4):
-        commands.replay()
-        print(fake.launches, fake.nodes, fake.execs, fake.graph_launches)
-    last = fake.last()
-    print(last["kernel"], last["grid"], last["block"])
-    print(last["parameters"][0] - x.address, last["parameters"][2])
-    print(f"{commands.device_time:.6f}")
-    commands.reset()
-    print(fake.execs)
+from oxibonsai.msl import cuda
+with Device("cuda") as device:
+    source = cuda.translate(
+        "kernel void k(device float *y [[buffer(0)]]) { y[0] = 1.0f; }", "k.metal"
+    )
+    cuda.translate = lambda source, name: source
+    device.library(source)
+    for version in (1, 3):
+        other = source.replace("version 2", f"version {version}", 1)
+        assert other != source
+        try:
+            device.library(other)
+        except metal.CompilationError as error:
+            print("is not that" in str(error))
 """
     )
-    assert lines[:4] == ["3 0 0 0", "3 3 1 1", "3 3 1 2", "3 3 1 3"]
-    assert lines[4] == "msl_entry_residual_add (1, 1, 1) (256, 1, 1)"
-    assert lines[5] == "4 4"
-    assert lines[6:] == ["0.002500", "0"]
-
-
-GRAPH = """
-with Device("cuda") as device, device.commands() as commands:
-    x, y = device.buffer(64), device.buffer(64, storage="private")
-    for n in (16, 8, 4):
-        commands.add(x, y, n)
-    for _ in range(2):
-        commands.replay()
-print(fake.serial_edges, fake.early_edges)
-"""
-
-
-def test_kernels_of_a_graph_start_early(run):
-    assert run(GRAPH) == ["0 2"]
-
-
-def test_kernels_that_do_not_wait_by_themselves_start_in_series(run):
-    assert run("fake.major = 8" + GRAPH) == ["2 0"]
-
-
-def test_without_edges_for_an_early_start_kernels_start_in_series(run, tmp_path):
-    older = fake_cuda.build(tmp_path, "-DFAKE_NO_EDGES")
-    assert run(GRAPH, **{fake_cuda.ENVIRONMENT: str(older)}) == ["2 0"]
+    assert lines == ["True", "True"]
 
 
 def test_every_misuse_is_refused_and_none_is_launched(run):

@@ -79,6 +79,23 @@ def test_a_device_that_is_refused_names_the_reason_and_gives_way(fault, monkeypa
         Device("fault:1")
 
 
+@pytest.mark.parametrize("refused", [0, 1, 2, 3])
+def test_the_default_is_the_first_device_that_is_not_refused(fault, monkeypatch, capsys, refused):
+    monkeypatch.delenv("OXIBONSAI_DEVICE", raising=False)
+    fault.present, fault.refused = 3, refused
+    found = metal.probe_devices()
+    assert [d.index for d in found.refused if d.driver == "fault"] == list(range(refused))
+    first = found.usable[0]
+    assert (first.driver == "fault") == (refused < 3)
+    with Device() as device:
+        assert (device.driver, device.index) == (first.driver, first.index)
+    assert main(["devices"]) == 0
+    assert capsys.readouterr().out.startswith(f"{first.driver}:{first.index}  ")
+    if refused:
+        with pytest.raises(DeviceNotFoundError, match="fault device 0 has SIMD width 64"):
+            Device("fault")
+
+
 def test_device_that_the_environment_names_comes_first(fault, monkeypatch, capsys):
     monkeypatch.delenv("OXIBONSAI_DEVICE", raising=False)
     assert metal.devices()[0].driver == "fault"

@@ -16,7 +16,7 @@ from oxibonsai import metal
 
 SOURCE = Path(__file__).resolve().parent / "fault_driver.c"
 COUNTERS = ("submissions", "reached", "dispatches", "unchecked")
-SWITCHES = ("count_fails", "open_fails", "compile_fails", "mode", "fill")
+SWITCHES = ("refused", "count_fails", "open_fails", "compile_fails", "mode", "fill")
 
 
 def build(folder: Path, *flags: str) -> Path:

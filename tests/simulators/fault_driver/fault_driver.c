@@ -18,6 +18,7 @@
 enum mode { RUN = 0, FAIL = 1, FAIL_SILENTLY = 2, HOLD = 3, REFUSE = 4 };
 
 EXPORT int fault_present;     /* devices counted */
+EXPORT int fault_refused;     /* of those, how many are refused, the first ones */
 EXPORT int fault_count_fails; /* device_count itself fails */
 EXPORT int fault_open_fails;
 EXPORT int fault_buffer_fails; /* buffers still to be made before one fails; negative: none does */
@@ -69,11 +70,13 @@ static oxb_status device_count(uint32_t *count) {
 
 static oxb_status device_open(uint32_t index, const oxb_device_options *options, void **device) {
     (void)options;
-    if (fault_open_fails) {
+    if (fault_open_fails || index < (uint32_t)fault_refused) {
         return host->fail(OXB_DEVICE_NOT_FOUND,
                           "fault device %u has SIMD width 64, the kernels need 32", index);
     }
-    *device = malloc(1);
+    uint32_t *made = malloc(sizeof *made);
+    *made = index;
+    *device = made;
     fault_devices_live++;
     return OXB_OK;
 }
@@ -84,8 +87,8 @@ static void device_close(void *device) {
 }
 
 static void device_info(void *device, oxb_device_info *info) {
-    (void)device;
     memset(info, 0, sizeof *info);
+    info->index = *(const uint32_t *)device;
     strcpy(info->name, "Fault");
     strcpy(info->driver, "fault");
     strcpy(info->variant, "none");

@@ -1,0 +1,43 @@
+"""What is chosen where nothing is given: the device where some are refused, and the chunk."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from itertools import pairwise
+
+from metal_sim.scenarios_prompts import of_8b_shape, set_rate
+from metal_sim.session import Simulation
+from oxibonsai import metal
+from oxibonsai.cli import main
+
+
+def the_default_is_the_first_device_that_is_not_refused(sim: Simulation) -> None:
+    sim.set_devices(3)
+    for refused in range(4):
+        for index in range(refused):
+            sim.set_simd_width(index, 64)
+        first = metal.devices()[0]
+        expected = ("metal", refused) if refused < 3 else ("cpu", 0)
+        assert (first.driver, first.index) == expected
+        with metal.Device() as device:
+            assert (device.driver, device.index) == expected
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            assert main(["devices"]) == 0
+        assert out.getvalue().startswith("{}:{}  ".format(*expected)), out.getvalue()
+
+
+def a_prompt_is_cut_by_the_rate_from_its_second_chunk_on(sim: Simulation) -> None:
+    ids = [i % 1000 for i in range(512)]
+    for rate, sizes in ((0.16e12, {32, 64}), (4e12, {128})):
+        with metal.Device("metal") as device, of_8b_shape(device) as model:
+            set_rate(sim, rate)
+            sim.set_dry(1)
+            ends = [0]
+            with model.session(max_seq=600) as session:
+                session.forward(ids, logits=None, progress=lambda n, _, to=ends: to.append(n))
+                assert session.chunk in sizes
+            found = [stop - start for start, stop in pairwise(ends[:-1])]
+            assert found[0] == 128, "the rate is not known yet"
+            assert set(found[1:]) <= sizes, found
+        sim.reset()
