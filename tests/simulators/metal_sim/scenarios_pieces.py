@@ -154,7 +154,9 @@ def attention_of_a_prompt_has_the_bits_of_one_dispatch(sim: Simulation) -> None:
     with compared(sim, 1) as both:
         for kv_dtype in ("f16", "f32", "q8"):
             for n_heads, n_kv_heads, head_dim in ((4, 2, 32), (3, 3, 36), (2, 1, 160)):
-                heads = Heads(n_heads, n_kv_heads, head_dim, 96, 1, kv_dtype)
+                # A head of 8 bits is whole blocks of 32.
+                width = 64 if kv_dtype == "q8" and head_dim % 32 != 0 else head_dim
+                heads = Heads(n_heads, n_kv_heads, width, 96, 1, kv_dtype)
                 for n_tokens, start in ((1, 70), (2, 0), (21, 70), (21, 85)):  # past max_seq
                     caches = caches_of(heads)
                     rows = text(heads, min(start + n_tokens, heads.max_seq))
@@ -181,7 +183,8 @@ def attention_of_a_batch_has_the_bits_of_one_dispatch(sim: Simulation) -> None:
     positions[4], pages[4] = IDLE, []
     qkv = queries(heads, len(lengths))
     states, tables = states_of(positions, pages)
-    unit = heads.n_heads * heads.head_dim * 2 * 300  # multiply-adds of a token
+    # Multiply-adds of a token, each of the weight of two queries that share 2 bytes.
+    unit = heads.n_heads * heads.head_dim * 2 * 300 * 6
     for work, pieces in ((1, 5), (2 * unit, 3), (4 * unit, 2), (5 * unit, 1)):
         with compared(sim, work) as both:
             of = attention_of(heads, caches, qkv, states, tables, batch=True, max_length=300)
