@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 
 import numpy as np
 
 from metal_sim.kernels import ARGS, Adder, N, adder
 from metal_sim.scenarios_devices import refused
 from metal_sim.session import (
+    IGNORED,
     INTERACTIVITY,
     NO_REASON,
+    OUT_OF_MEMORY,
     PAGE_FAULT,
     RAISE,
     TIMEOUT,
+    VICTIM,
     Record,
     Simulation,
 )
@@ -131,12 +134,45 @@ def what_was_ended_for_its_time_goes_in_shorter_parts_the_next_time(sim: Simulat
             sim.forget_records()
             commands.replay()
             assert max(r.seconds for r in sim.records()) < max(1.5 * PART, 1.01 * 20 * 0.01)
-            sim.end(PAGE_FAULT)  # at once
-            with refused(ExecutionError, "Address Fault"):
-                commands.replay()
+
+
+def what_was_ended_without_times_goes_in_shorter_parts_each_time(sim: Simulation) -> None:
+    """On a device that is 80 times slower than guessed, where the first retries fail too."""
+    threads = round(0.005 / GUESS / 256) * 256
+    sim.set_failed_times(0)
+    for code in (INTERACTIVITY, TIMEOUT):
+        with adder() as one, grids(one, 8, threads) as commands, dry(sim):
+            sim.set_budget(BUDGET, code)
+            sim.set_cost("add", 80 * GUESS)  # 0.4 s for a dispatch
+            lengths = []
+            for _ in range(4):
+                sim.forget_records()
+                with suppress(ExecutionError):
+                    commands.replay()
+                first = sim.records()[0]
+                if first.code == 0:
+                    break
+                lengths.append(first.dispatches)
+            assert lengths
+            assert lengths == sorted({*lengths}, reverse=True), "shorter each time"
             sim.forget_records()
             commands.replay()
-            assert max(r.seconds for r in sim.records()) < max(1.5 * PART, 1.01 * 20 * 0.01)
+            assert {r.dispatches for r in sim.records()} == {1}
+
+
+def other_errors_do_not_change_the_pace(sim: Simulation) -> None:
+    with adder() as one, commands_of(one, 41) as commands:
+        teach(sim, one, 0.021)
+        for times in (1, 0):
+            sim.set_failed_times(times)
+            for code in (PAGE_FAULT, OUT_OF_MEMORY, VICTIM, IGNORED):
+                for dispatch in (0, 3):
+                    sim.end(code, dispatch=dispatch)
+                    with refused(ExecutionError, "MTLCommandBufferErrorDomain"):
+                        commands.replay()
+        sim.forget_records()
+        commands.replay()
+        assert [r.dispatches for r in sim.records()] == [4] * 10 + [1]
 
 
 def a_lower_pace_is_taken_on_slowly_and_a_higher_one_at_once(sim: Simulation) -> None:
