@@ -11,9 +11,9 @@
  * some. Wrapped memory is the caller's, and so is how it is paged. Where a system or a device has
  * no sets, or Metal fails here, work goes on without.
  *
- * Apple does not say that a set is for several threads at once, and a request may take long. So one
- * thread at a time is in a set, without a lock, and nobody waits for it: what others want they
- * leave in the fields of the residency, and that thread does it before it goes.
+ * A set is not taken to be for several threads at once, and a request may take long. So one thread
+ * at a time is in a set, without a lock, and nobody waits for it: what others want they leave in
+ * the fields of the residency, and that thread does it before it goes.
  *
  * Locks: keeper_lock guards the list of residencies and the room on GPUs, and is taken before
  * `lock`, which guards the fields of one residency. Metal is not called with one of them held. */
@@ -181,31 +181,30 @@ static void add_those(metal_residency *r, visit *v) {
     [v->joining setArray:left_out];
 }
 
-/* NO after Metal has raised. Queues still have the set, which then is not to hold memory. */
+/* NO after Metal has raised. */
 static BOOL visit_set(metal_residency *r, visit *v) {
-    BOOL well = YES;
-    @autoreleasepool {
-        @try {
-            remove_those(r, v);
-            add_those(r, v);
-            if (v->commits && v->changed) {
-                [r->set commit];
-                v->changed = false;
-            }
-            if (v->ends) [r->set endResidency];
-            if (v->asks) [r->set requestResidency];
-        } @catch (NSException *exception) {
-            well = NO;
-        } @
-        try {
-            if (!well) {
-                [r->set removeAllAllocations];
-                [r->set commit];
-            }
-        } @catch (NSException *exception) {
+    @try {
+        remove_those(r, v);
+        add_those(r, v);
+        if (v->commits && v->changed) {
+            [r->set commit];
+            v->changed = false;
         }
+        if (v->ends) [r->set endResidency];
+        if (v->asks) [r->set requestResidency];
+    } @catch (NSException *exception) {
+        return NO;
     }
-    return well;
+    return YES;
+}
+
+/* Queues may still have the set, which then is not to hold memory. */
+static void empty_set(id<metal_residency_set> set) {
+    @try {
+        [set removeAllAllocations];
+        [set commit];
+    } @catch (NSException *exception) {
+    }
 }
 
 /* With the lock held: what is to be done now. */
@@ -247,7 +246,10 @@ static void settle(metal_residency *r) {
             visit v = begin_visit(r);
             pthread_mutex_unlock(&r->lock);
             BOOL well = visit_set(r, &v);
-            if (!well) give_room(r, r->bytes);
+            if (!well) {
+                empty_set(r->set);
+                give_room(r, r->bytes);
+            }
             pthread_mutex_lock(&r->lock);
             end_visit(r, &v, well);
             pthread_mutex_unlock(&r->lock);
@@ -256,6 +258,7 @@ static void settle(metal_residency *r) {
         }
         pthread_mutex_lock(&r->lock);
     }
+    if (!r->inside) r->commits = false; /* there is nothing to commit */
 }
 
 /* The keeper */
@@ -423,10 +426,9 @@ void metal_residency_free(metal_residency *r) {
     @autoreleasepool {
         @try {
             if (ends) [set endResidency];
-            [set removeAllAllocations];
-            [set commit];
         } @catch (NSException *exception) {
         }
+        empty_set(set);
         [set release];
         [r->joining release];
         [r->leaving release];

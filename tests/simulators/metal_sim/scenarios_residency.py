@@ -66,6 +66,10 @@ def buffers_are_committed_once_before_the_next_submission(sim: Simulation) -> No
         assert calls(sim, "requestResidency")[0] > before[2]
         commands.replay(3)
         assert calls(sim, "residency commit")[0] == before[0] + 1
+        more += [one.device.buffer(100) for _ in range(3)]
+        assert calls(sim, "residency commit")[0] == before[0] + 1
+        commands.replay()
+        assert calls(sim, "residency commit")[0] == before[0] + 2
         for buffer in more:
             buffer.close()
 
