@@ -330,6 +330,8 @@ cdef class Device:
     CompilationError
         If the environment variable ``OXIBONSAI_METALLIB`` asks for a metallib that is missing or
         that Metal refuses.
+    EncodingError
+        If the environment variable ``OXIBONSAI_METAL_DEBUG`` has another value than 0 and 1.
     ValueError
         If `threads` is not in 1..1024.
 

@@ -25,8 +25,9 @@ static oxb_status blitting(metal_device *self, oxb_status (^body)(void)) {
 }
 
 /* nil, or the reason, +0. */
-static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncoder>)) {
-    return metal_run(self, @"oxibonsai copy", METAL_BLIT_SECONDS,
+static NSString *run_blit(metal_device *self, double seconds, unsigned again,
+                          void (^encode)(id<MTLBlitCommandEncoder>)) {
+    return metal_run(self, @"oxibonsai copy", seconds, again,
                      ^NSString *(id<MTLCommandBuffer> commands) {
                          id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder]; /* +0 */
                          if (encoder == nil) return @"Metal gave no encoder for a copy";
@@ -38,6 +39,12 @@ static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncode
                          }
                          return nil;
                      });
+}
+
+/* What is ignored because of an error of other work runs again: a copy or fill that has not run
+ * leaves what it copies or fills as it was. nil, or the reason, +0. */
+static NSString *blit(metal_device *self, void (^encode)(id<MTLBlitCommandEncoder>)) {
+    return run_blit(self, METAL_BLIT_SECONDS, 1u << METAL_IGNORED, encode);
 }
 
 static oxb_status blit_failed(NSString *reason, const char *what, uint64_t offset,
@@ -196,7 +203,7 @@ static NSString *wrap_pages(metal_device *self, void *memory, uint64_t length,
 
 /* Let the device read what the host writes into a wrapped page, and write to it: it may have been
  * given a copy, while the buffer's contents are the host's. nil, or why memory is not to be
- * wrapped, +0. With blit_lock held. *busy: the device may still write to the page. */
+ * wrapped, +0. *busy: the device may still write to the page. */
 static NSString *try_page(metal_device *self, unsigned char *bytes, NSUInteger page, bool *busy) {
     const NSUInteger half = page / 2;
     id<MTLBuffer> wrapped = nil;
@@ -208,10 +215,15 @@ static NSString *try_page(metal_device *self, unsigned char *bytes, NSUInteger p
     [wrapped autorelease];
     for (NSUInteger i = 0; i < half; i++) bytes[i] = (unsigned char)(i * 7 + 1);
     *busy = true;
-    reason = blit(self, ^(id<MTLBlitCommandEncoder> encoder) {
-        [encoder copyFromBuffer:wrapped sourceOffset:0 toBuffer:seen destinationOffset:0 size:half];
-        [encoder fillBuffer:wrapped range:NSMakeRange(half, half) value:PATTERN];
-    });
+    reason =
+        run_blit(self, METAL_PROBE_SECONDS, METAL_ANY_ERROR, ^(id<MTLBlitCommandEncoder> encoder) {
+            [encoder copyFromBuffer:wrapped
+                       sourceOffset:0
+                           toBuffer:seen
+                  destinationOffset:0
+                               size:half];
+            [encoder fillBuffer:wrapped range:NSMakeRange(half, half) value:PATTERN];
+        });
     if (reason != nil) return reason;
     *busy = false;
     bool shared = memcmp([seen contents], bytes, half) == 0;
@@ -219,41 +231,30 @@ static NSString *try_page(metal_device *self, unsigned char *bytes, NSUInteger p
     return shared ? nil : @"it does not share memory with the host";
 }
 
-static NSString *try_mapping(metal_device *self) {
+NSString *metal_try_mapping(metal_device *self) {
     const NSUInteger page = (NSUInteger)vm_page_size;
     NSString *reason = nil;
     bool busy = false;
     void *memory = NULL;
     if (posix_memalign(&memory, page, page) != 0) return @"out of memory";
     memset(memory, 0, page);
-    @try {
-        @autoreleasepool { /* the buffer goes before its memory */
+    @autoreleasepool { /* the buffer goes before its memory */
+        @try {
             reason = [try_page(self, memory, page, &busy) retain];
+        } @catch (NSException *exception) {
+            reason =
+                [metal_text("Metal raised %@: %@", [exception name], [exception reason]) retain];
         }
-    } @finally {
-        if (!busy) free(memory);
     }
+    if (!busy) free(memory);
     return [reason autorelease];
-}
-
-/* The device is tried when memory is wrapped for the first time; nil, or the reason, +0. */
-static NSString *maps_memory(metal_device *self) {
-    NSString *reason = nil;
-    pthread_mutex_lock(&self->blit_lock);
-    @try {
-        if (!self->maps_memory) reason = try_mapping(self);
-        self->maps_memory = reason == nil;
-    } @finally {
-        pthread_mutex_unlock(&self->blit_lock);
-    }
-    return reason;
 }
 
 oxb_status metal_buffer_wrap(void *device, void *memory, uint64_t length, void **buffer) {
     metal_device *self = device;
     return metal_guarded(OXB_BUFFER_CREATION_FAILED, ^oxb_status {
         id<MTLBuffer> made = nil;
-        NSString *reason = maps_memory(self);
+        NSString *reason = self->unmapped;
         if (reason == nil) reason = wrap_pages(self, memory, length, &made);
         if (reason != nil)
             return metal_fail(OXB_BUFFER_CREATION_FAILED,

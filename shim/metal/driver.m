@@ -88,6 +88,7 @@ static void device_close(void *device) {
     metal_guarded(OXB_EXECUTION_FAILED, ^oxb_status {
         for (unsigned i = 0; i < gpu_msl_family_count; i++) [self->families[i].library release];
         [self->metallib release];
+        [self->unmapped release];
         metal_residency_free(self->residency);
         metal_queue_release(self->queue);
         [self->device release];
@@ -101,12 +102,13 @@ static void device_close(void *device) {
     free(self);
 }
 
-/* Read OXIBONSAI_METAL_DEBUG. */
+/* Read OXIBONSAI_METAL_DEBUG. A value that it does not have is not of a missing device, which the
+ * default device passes over. */
 static oxb_status read_debug(bool *debug) {
     const char *value = getenv("OXIBONSAI_METAL_DEBUG");
     *debug = value != NULL && strcmp(value, "1") == 0;
     if (*debug || value == NULL || value[0] == '\0' || strcmp(value, "0") == 0) return OXB_OK;
-    return metal_fail(OXB_DEVICE_NOT_FOUND,
+    return metal_fail(OXB_ENCODING_FAILED,
                       "the environment variable OXIBONSAI_METAL_DEBUG is '%.64s': set 1 to have "
                       "failed command buffers name their kernels, 0 for speed, or unset it",
                       value);
@@ -133,6 +135,7 @@ static oxb_status open_device(uint32_t index, metal_device *self) {
     if (reason != nil)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "device \"metal:%u\" (%s) is not usable: %s", index,
                           name, metal_utf8(reason));
+    self->unmapped = [metal_try_mapping(self) retain]; /* +1 */
     return metal_load_metallib(self);
 }
 

@@ -18,7 +18,7 @@
  * waits for a place in the queue, so that no other list gets between the command buffers of one.
  * Completion handlers take none of the three, and no two of them are held at once. The locks of a
  * queue, a job and of the pace are leaves: Metal is not called with one held. Those of residency.m
- * are taken last, also where a completion handler frees a buffer, and held while the set is called.
+ * are taken last, also where a completion handler frees a buffer.
  */
 #ifndef METAL_DRIVER_H
 #define METAL_DRIVER_H
@@ -39,6 +39,10 @@
 #endif
 
 #define METAL_SIMD_WIDTH 32u
+
+#ifndef METAL_PROBE_SECONDS
+#define METAL_PROBE_SECONDS 30.0 /* for what is tried while a device is opened */
+#endif
 
 #ifdef OXB_DRIVER_LIBRARY
 #define METAL_EXPORT __attribute__((visibility("default")))
@@ -74,7 +78,7 @@ typedef struct metal_device {
     pthread_mutex_t submit_lock;
     metal_pace pace;
     bool debug;              /* OXIBONSAI_METAL_DEBUG */
-    bool maps_memory;        /* it has been seen to share wrapped memory; guarded by blit_lock */
+    NSString *unmapped;      /* +1; why no memory can be wrapped, or nil */
     metal_family families[]; /* as gpu_msl_families; guarded by library_lock */
 } metal_device;
 
@@ -131,8 +135,24 @@ NSString *metal_commit(metal_device *self, id<MTLCommandBuffer> commands,
                        void (^finished)(id<MTLCommandBuffer>, NSString *));
 /* nil where a finished command buffer completed, else the reason with what to do, +0. */
 NSString *metal_failure(id<MTLCommandBuffer> commands);
-/* Encode, commit and wait until completion; nil, or the reason, +0. */
-NSString *metal_run(metal_device *self, NSString *label, double seconds,
+
+/* How a command buffer ended, for what is done about it. */
+typedef enum metal_end {
+    METAL_COMPLETED,
+    METAL_TOO_LONG, /* macOS ended it for the time that it took */
+    METAL_IGNORED,  /* it was not run because of an earlier error of the device */
+    METAL_FAILED,   /* otherwise */
+    METAL_NO_END    /* it was not committed, or is still running */
+} metal_end;
+
+/* An error that Metal gives may be another program's, and pass. */
+#define METAL_ANY_ERROR (1u << METAL_TOO_LONG | 1u << METAL_IGNORED | 1u << METAL_FAILED)
+
+/* Of a finished command buffer. */
+metal_end metal_end_of(id<MTLCommandBuffer> commands);
+/* Encode, commit and wait until completion; nil, or the reason, +0. What ends in one of `again`, a
+ * bit for each, is encoded and run a second time. */
+NSString *metal_run(metal_device *self, NSString *label, double seconds, unsigned again,
                     NSString * (^encode)(id<MTLCommandBuffer>));
 
 /* submit.m */
@@ -145,9 +165,9 @@ oxb_status metal_submit(void *device, const oxb_driver_dispatch *list, uint32_t 
 /* How many of the n dispatches go into one command buffer, 1 at the least; `whole` at the start of
  * a list, which stays whole up to twice the time of a part. */
 uint32_t metal_pace_cut(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, bool whole);
-/* Take in how long a command buffer of n dispatches took until it completed or failed. */
+/* Take in how long a command buffer of n dispatches took until it ended; 0: not known. */
 void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, double seconds,
-                      bool completed);
+                      metal_end end);
 double metal_work_rate(void *device);
 
 /* kernels.m */
@@ -171,6 +191,8 @@ void metal_pipeline_free(void *device, void *pipeline);
 
 /* buffers.m */
 
+/* While the device is opened: nil, or why it cannot work on wrapped host memory, +0. */
+NSString *metal_try_mapping(metal_device *self);
 oxb_status metal_buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                             void **contents);
 void metal_buffer_free(void *device, void *buffer);
@@ -182,7 +204,7 @@ oxb_status metal_buffer_write(void *device, void *buffer, uint64_t offset, const
 oxb_status metal_buffer_fill(void *device, void *buffer, uint64_t offset, uint64_t length,
                              uint8_t value);
 
-/* residency.m; none of these raises, and all take NULL. */
+/* residency.m; none of these raises or waits for another thread's call, and all take NULL. */
 
 /* Owned, or NULL where the system or the device has no residency sets. */
 metal_residency *metal_residency_new(id<MTLDevice> device);

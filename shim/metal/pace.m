@@ -25,8 +25,10 @@
  * to predict too much costs some microseconds for a part, too little may cost the work. */
 #define MOST_CHANGE 16.0
 #define DOWNWARDS   0.25
-/* What macOS ended, and so took too long, would have taken this many times as long or more. */
-#define AT_LEAST 2.0
+/* What macOS ended took too long. It may have no times, and would have taken this long or longer,
+ * and this many times the prediction, so that what is tried again is cut into shorter parts. */
+#define ENDED_SECONDS 0.6
+#define AT_LEAST      2.0
 /* Dispatches of at least this many multiply-adds are of many vectors, and bound by arithmetic: the
  * work rate is theirs. Older command buffers fade from it. */
 #define MANY_VECTORS 2e8
@@ -84,9 +86,10 @@ static void measure_rate(metal_pace *pace, const oxb_driver_dispatch *list, uint
 }
 
 void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_t n, double seconds,
-                      bool completed) {
+                      metal_end end) {
     double predicted = 0, largest = 0;
-    if (!completed) seconds *= AT_LEAST;
+    /* Other errors say nothing of the time that the work takes. */
+    if (end != METAL_COMPLETED && end != METAL_TOO_LONG) return;
     pthread_mutex_lock(&pace->lock);
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
@@ -95,12 +98,10 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
         if (p->share > largest) largest = p->share;
         predicted += DISPATCH_SECONDS + share;
     }
+    if (end == METAL_TOO_LONG) seconds = fmax(seconds, fmax(ENDED_SECONDS, AT_LEAST * predicted));
     bool says = seconds >= LEAST_SECONDS && largest > 0;
     double change = says ? log(fmin(fmax(seconds / predicted, 1 / MOST_CHANGE), MOST_CHANGE)) : 0;
-    if (change < 0) {
-        says = completed; /* what failed at once says nothing */
-        change *= DOWNWARDS;
-    }
+    if (change < 0) change *= DOWNWARDS;
     for (uint32_t i = 0; i < n; i++) {
         metal_pipeline *p = list[i].pipeline;
         double share = p->share;
@@ -108,7 +109,8 @@ void metal_pace_learn(metal_pace *pace, const oxb_driver_dispatch *list, uint32_
         if (!says || share <= 0) continue;
         /* The largest share is the likeliest to be wrong by the whole factor. */
         p->pace = pace_of(pace, p) * exp(change * share / largest);
-        p->measured += seconds * share / predicted;
+        /* A pace that was only seen to be too fast stays in doubt. */
+        if (end == METAL_COMPLETED) p->measured += seconds * share / predicted;
     }
     if (says) measure_rate(pace, list, n, seconds);
     pthread_mutex_unlock(&pace->lock);

@@ -3,10 +3,6 @@
 
 #include "metal.h"
 
-#ifndef METAL_PROBE_SECONDS
-#define METAL_PROBE_SECONDS 30.0
-#endif
-
 #define WIDTH   METAL_SIMD_WIDTH
 #define PLACES  256u  /* floats of a part's results, at the most */
 #define THREADS 256u  /* of a threadgroup */
@@ -185,20 +181,22 @@ static NSString *run_parts(metal_device *self, metal_pipeline *const *pipelines)
         [[self->device newBufferWithLength:PARTS * stride
                                    options:MTLResourceStorageModeShared] autorelease];
     if (results == nil) return @"Metal gave no buffer";
-    NSString *reason = metal_run(
-        self, @"oxibonsai probe", METAL_PROBE_SECONDS, ^NSString *(id<MTLCommandBuffer> commands) {
-            id<MTLComputeCommandEncoder> encoder = [commands computeCommandEncoder]; /* +0 */
-            if (encoder == nil) return @"Metal gave no encoder";
-            [encoder setLabel:@"probe"];
-            for (unsigned i = 0; i < PARTS; i++) {
-                [encoder setComputePipelineState:pipelines[i]->state];
-                [encoder setBuffer:results offset:i * stride atIndex:0];
-                [encoder dispatchThreadgroups:MTLSizeMake(1, 1, 1)
-                        threadsPerThreadgroup:MTLSizeMake(parts[i].threads, 1, 1)];
-            }
-            [encoder endEncoding];
-            return nil;
-        });
+    NSString *reason =
+        metal_run(self, @"oxibonsai probe", METAL_PROBE_SECONDS, METAL_ANY_ERROR,
+                  ^NSString *(id<MTLCommandBuffer> commands) {
+                      id<MTLComputeCommandEncoder> encoder =
+                          [commands computeCommandEncoder]; /* +0 */
+                      if (encoder == nil) return @"Metal gave no encoder";
+                      [encoder setLabel:@"probe"];
+                      for (unsigned i = 0; i < PARTS; i++) {
+                          [encoder setComputePipelineState:pipelines[i]->state];
+                          [encoder setBuffer:results offset:i * stride atIndex:0];
+                          [encoder dispatchThreadgroups:MTLSizeMake(1, 1, 1)
+                                  threadsPerThreadgroup:MTLSizeMake(parts[i].threads, 1, 1)];
+                      }
+                      [encoder endEncoding];
+                      return nil;
+                  });
     if (reason != nil) return metal_text("it does not run kernels: %@", reason);
     for (unsigned i = 0; i < PARTS; i++) {
         reason = parts[i].check((const float *)[results contents] + i * PLACES);

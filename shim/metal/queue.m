@@ -181,14 +181,36 @@ NSString *metal_commit(metal_device *self, id<MTLCommandBuffer> commands,
 /* MTLCommandBufferErrorAccessRevoked of MTLCommandBuffer.h, which older SDKs call Blacklisted. */
 #define SUBMISSIONS_IGNORED 4
 
+static bool says(NSError *error, NSString *words) {
+    return [metal_why(error) rangeOfString:words].location != NSNotFound;
+}
+
+metal_end metal_end_of(id<MTLCommandBuffer> commands) {
+    NSError *error = [commands error]; /* +0 */
+    if ([commands status] == MTLCommandBufferStatusCompleted && error == nil)
+        return METAL_COMPLETED;
+    if (![[error domain] isEqualToString:MTLCommandBufferErrorDomain]) return METAL_FAILED;
+    switch ([error code]) {
+    case MTLCommandBufferErrorInternal:
+        return says(error, @"Interactivity") ? METAL_TOO_LONG : METAL_FAILED;
+    case MTLCommandBufferErrorTimeout: return METAL_TOO_LONG;
+    case SUBMISSIONS_IGNORED: return METAL_IGNORED;
+    default: return METAL_FAILED;
+    }
+}
+
 /* What a failure means and what to do, or "". */
 static NSString *advice(NSError *error) {
     if (![[error domain] isEqualToString:MTLCommandBufferErrorDomain]) return @"";
     switch ([error code]) {
     case MTLCommandBufferErrorInternal:
-        if ([metal_why(error) rangeOfString:@"Interactivity"].location == NSNotFound) return @"";
-        return @": macOS ended work that kept the display waiting; lower the chunk of the session "
-               @"or engine, or the threads of a dispatch of your own";
+        if (says(error, @"Interactivity"))
+            return @": macOS ended work that kept the display waiting; lower the chunk of the "
+                   @"session or engine, or the threads of a dispatch of your own";
+        /* In full: "Discarded (victim of GPU error/recovery) (00000005:...InnocentVictim)". */
+        if (says(error, @"ictim"))
+            return @": an error of another program's work on this device ended it; submit it again";
+        return @"";
     case MTLCommandBufferErrorTimeout:
         return @": macOS ended work that took too long; lower the chunk of the session or engine, "
                @"or the threads of a dispatch of your own";
@@ -245,7 +267,7 @@ typedef struct outcome {
     /* Guarded by lock. */
     bool left; /* waiter or handler has released it: after a timeout the handler still runs */
     bool done;
-    bool ok;
+    metal_end end;
     char text[1024];
 } outcome;
 
@@ -260,9 +282,10 @@ static void leave_outcome(outcome *o) {
     free(o);
 }
 
-NSString *metal_run(metal_device *self, NSString *label, double seconds,
-                    NSString * (^encode)(id<MTLCommandBuffer>)) {
+static NSString *run_once(metal_device *self, NSString *label, double seconds,
+                          NSString * (^encode)(id<MTLCommandBuffer>), metal_end *end) {
     NSString *reason = nil;
+    *end = METAL_NO_END;
     outcome *o = calloc(1, sizeof *o);
     if (o == NULL) return @"out of memory";
     pthread_mutex_init(&o->lock, NULL);
@@ -270,9 +293,9 @@ NSString *metal_run(metal_device *self, NSString *label, double seconds,
     id<MTLCommandBuffer> commands = metal_encode(self, label, seconds, encode, &reason);
     if (commands != nil)
         reason = metal_commit(self, commands, ^(id<MTLCommandBuffer> finished, NSString *failure) {
-            (void)finished;
+            metal_end ended = metal_end_of(finished);
             pthread_mutex_lock(&o->lock);
-            o->ok = failure == nil;
+            o->end = ended;
             snprintf(o->text, sizeof o->text, "%s", failure != nil ? metal_utf8(failure) : "");
             o->done = true;
             pthread_cond_signal(&o->finished);
@@ -289,8 +312,17 @@ NSString *metal_run(metal_device *self, NSString *label, double seconds,
     }
     if (!o->done)
         reason = metal_text("the device did not finish within %g s", seconds);
-    else if (!o->ok)
+    else if (o->end != METAL_COMPLETED)
         reason = metal_string(o->text);
+    if (o->done) *end = o->end;
     leave_outcome(o);
     return reason;
+}
+
+NSString *metal_run(metal_device *self, NSString *label, double seconds, unsigned again,
+                    NSString * (^encode)(id<MTLCommandBuffer>)) {
+    metal_end end;
+    NSString *reason = run_once(self, label, seconds, encode, &end);
+    if (reason == nil || !(again >> end & 1)) return reason;
+    return run_once(self, label, seconds, encode, &end);
 }

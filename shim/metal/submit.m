@@ -98,7 +98,8 @@ static NSString *encode_part(id<MTLCommandBuffer> commands, const oxb_driver_dis
 static void part_finished(metal_device *self, job *j, uint32_t first, uint32_t n,
                           id<MTLCommandBuffer> commands, NSString *failure) {
     oxb_times times = {[commands GPUStartTime], [commands GPUEndTime]};
-    metal_pace_learn(&self->pace, j->list + first, n, times.end - times.start, failure == nil);
+    metal_pace_learn(&self->pace, j->list + first, n, times.end - times.start,
+                     metal_end_of(commands));
     if (failure != nil) fail_job(j, OXB_EXECUTION_FAILED, failure);
     pthread_mutex_lock(&j->lock);
     if (j->times.start <= 0 || (times.start > 0 && times.start < j->times.start))

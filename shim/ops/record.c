@@ -110,8 +110,9 @@ uint64_t ops_piece_of(const oxb_commands *commands, oxb_op op, const oxb_op_shap
     one.extent[axis] = 1;
     uint64_t whole = tile->size[axis];
     while (whole % grain) whole += tile->size[axis];
-    return ops_piece(ops_work(op, &one), front_commands_device(commands)->abilities.dispatch_work,
-                     shape->extent[axis], whole);
+    return ops_piece(ops_work(op, &one, tile),
+                     front_commands_device(commands)->abilities.dispatch_work, shape->extent[axis],
+                     whole);
 }
 
 /* Record one dispatch, of the extent of `shape`, with the operands bound from element `start` of
@@ -146,7 +147,7 @@ static oxb_status record_piece(oxb_commands *commands, oxb_pipeline *pipeline,
                                      .n_bindings = r->n_operands,
                                      .threadgroups = {tiles[0], tiles[1], tiles[2]},
                                      .threads = {tile->threads, 1, 1},
-                                     .work = ops_work(r->op, shape)};
+                                     .work = ops_work(r->op, shape, r->tile)};
     return front_record_dispatch(commands, pipeline, &dispatch);
 }
 

@@ -16,19 +16,23 @@ SOURCE = """
 #include "ops/work.h"
 uint64_t product(uint64_t n_rows, uint64_t k, uint64_t n_vectors) {
     const oxb_op_shape shape = {.extent = {n_rows, n_vectors, 1}, .n_rows = n_rows, .k = k};
-    return ops_work(OXB_OP_GEMM, &shape);
+    return ops_work(OXB_OP_GEMM, &shape, NULL);
 }
-uint64_t attention(uint64_t n_heads, uint64_t n_tokens, uint32_t max_length, uint32_t head_dim) {
-    const oxb_attention_shape heads = {.max_length = max_length, .head_dim = head_dim};
+uint64_t attention(uint64_t n_heads, uint64_t n_tokens, uint32_t max_length, uint32_t head_dim,
+                   uint32_t format, uint32_t tile_heads, uint32_t tile_tokens) {
+    const oxb_attention_shape heads = {
+        .max_length = max_length, .head_dim = head_dim, .kv_format = format};
+    const oxb_tile tile = {.size = {tile_heads, tile_tokens, 1}};
     const oxb_op_shape shape = {.extent = {n_heads, n_tokens, 64}, .attention = &heads};
-    return ops_work(OXB_OP_ATTENTION, &shape);
+    return ops_work(OXB_OP_ATTENTION, &shape, &tile);
 }
 uint64_t elements(uint64_t x, uint64_t y, uint64_t each) {
     const oxb_op_shape shape = {.extent = {x, y, 1}, .elements = each};
-    return ops_work(OXB_OP_RMSNORM, &shape);
+    return ops_work(OXB_OP_RMSNORM, &shape, NULL);
 }
 """
 MOST = 2**64 - 1
+F32, F16, Q8 = range(3)  # of enum oxb_kv_format
 
 
 @pytest.fixture(scope="module")
@@ -66,8 +70,17 @@ def test_where_64_bits_end(work):
     assert work.product(*u64(2**31, 2**31, 3)) == 3 * 2**62
     assert work.product(*u64(2**31, 2**31, 4)) == MOST
     assert work.elements(*u64(7, 5, 0)) == 35
-    assert work.attention(*u64(4096, 2**24), 2**24, 512) == MOST
-    assert work.attention(*u64(32, 128), 4096, 128) == 32 * 128 * 4096 * 128 * 2
+    assert work.attention(*u64(4096, 2**24), 2**24, 512, F16, 4, 1) == MOST
+
+
+@pytest.mark.parametrize(
+    ("kv_format", "heads", "tokens", "weight"),
+    [(F16, 4, 1, 4), (F16, 2, 2, 4), (F16, 1, 1, 11), (F32, 1, 1, 21), (F32, 2, 1, 11),
+     (Q8, 1, 1, 6), (Q8, 4, 1, 3), (F16, 2**32 - 1, 2**32 - 1, 2)],
+)  # fmt: skip
+def test_attention_counts_the_loads_that_its_queries_share(work, kv_format, heads, tokens, weight):
+    of = work.attention(*u64(32, 128), 4096, 128, kv_format, heads, tokens)
+    assert of == 32 * 128 * 4096 * 128 * 2 * weight
 
 
 number = st.one_of(st.integers(1, 300), st.integers(1, 2**40), st.integers(1, MOST))

@@ -11,7 +11,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /* Guarded by lock. */
-static BOOL on, dry;
+static BOOL on, dry, no_failed_times;
 static double time_now, default_cost, blit_cost, budget;
 static int budget_code;
 static struct {
@@ -75,6 +75,19 @@ void metal_sim_set_dry(int enabled) {
     pthread_mutex_unlock(&lock);
 }
 
+void metal_sim_set_failed_times(int enabled) {
+    pthread_mutex_lock(&lock);
+    no_failed_times = enabled == 0;
+    pthread_mutex_unlock(&lock);
+}
+
+BOOL sim_failed_times(void) {
+    pthread_mutex_lock(&lock);
+    BOOL has = !no_failed_times;
+    pthread_mutex_unlock(&lock);
+    return has;
+}
+
 uint64_t metal_sim_records(struct metal_sim_record *out, uint64_t room) {
     sim_drain();
     pthread_mutex_lock(&lock);
@@ -94,7 +107,7 @@ void metal_sim_forget_records(void) {
 void sim_clock_reset(void) {
     metal_sim_forget_records();
     pthread_mutex_lock(&lock);
-    on = dry = NO;
+    on = dry = no_failed_times = NO;
     default_cost = blit_cost = budget = 0;
     n_costs = 0;
     ends_after = -1;
@@ -173,7 +186,11 @@ static const struct {
     {SIM_IGNORED, "Ignored (for causing prior/excessive GPU errors) "
                   "(00000004:kIOGPUCommandBufferCallbackErrorSubmissionsIgnored)"},
     {8, "Insufficient Memory (00000008:kIOGPUCommandBufferCallbackErrorOutOfMemory)"},
+    {METAL_SIM_VICTIM, "Discarded (victim of GPU error/recovery) "
+                       "(00000005:kIOGPUCommandBufferCallbackErrorInnocentVictim)"},
 };
+
+int sim_error_code(int code) { return code == METAL_SIM_VICTIM ? 1 : code; }
 
 NSString *sim_reason(int code) {
     for (unsigned i = 0; i < sizeof reasons / sizeof reasons[0]; i++) {

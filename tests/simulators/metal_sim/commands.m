@@ -170,7 +170,9 @@
             : code == 3 ? MTLCommandEncoderErrorStateFaulted
                         : MTLCommandEncoderErrorStateAffected;
     if (_encoders != nil) [info setObject:_encoders forKey:MTLCommandBufferEncoderInfoErrorKey];
-    return [NSError errorWithDomain:MTLCommandBufferErrorDomain code:code userInfo:info];
+    return [NSError errorWithDomain:MTLCommandBufferErrorDomain
+                               code:sim_error_code(code)
+                           userInfo:info];
 }
 /* On the worker's thread. */
 - (void)execute {
@@ -198,6 +200,7 @@
     if (run.code != 0) _queue->_ignoring = YES;
     _start = run.start;
     _end = sim_finish(&run, failed);
+    if (failed && !sim_failed_times()) _start = _end = 0;
     _error = [error retain];
     __atomic_store_n(&_status,
                      failed ? MTLCommandBufferStatusError : MTLCommandBufferStatusCompleted,

@@ -95,11 +95,19 @@ def pause(rng: random.Random) -> None:
 
 
 def check_that_the_exit_waits_for_none() -> None:
-    """Run the package's exit function, which waits 2 s for what does not end."""
+    """Run the package's exit function, which waits 2 s for what does not end.
+
+    A loaded machine may delay it, though not five times in a row.
+    """
     core: Any = metal._core
-    begin = time.monotonic()
-    core._at_exit()
-    assert time.monotonic() - begin < 1.5, "the exit waits for what it need not"
+    shortest = 2.0
+    for _ in range(5):
+        begin = time.monotonic()
+        core._at_exit()
+        shortest = min(shortest, time.monotonic() - begin)
+        if shortest < 1.5:
+            return
+    raise AssertionError(f"the exit waits {shortest:.1f} s for what it need not")
 
 
 # Work of the main thread

@@ -90,6 +90,11 @@ METAL_SIM_API void metal_sim_set_blit_cost(double seconds);
 METAL_SIM_API void metal_sim_set_budget(double seconds, int code);
 /* End the command buffer after the next `skip` so, at a dispatch of it, or else at its last. */
 METAL_SIM_API void metal_sim_end(uint32_t skip, int code, uint32_t dispatch);
+/* A code for metal_sim_end() of what MTLCommandBufferError has no value for: "victim of GPU
+ * error/recovery", which has code 1. */
+#define METAL_SIM_VICTIM 105
+/* Whether command buffers that failed have GPU times, as at the start. */
+METAL_SIM_API void metal_sim_set_failed_times(int enabled);
 /* Dispatches are checked and take their time, but do nothing. */
 METAL_SIM_API void metal_sim_set_dry(int enabled);
 

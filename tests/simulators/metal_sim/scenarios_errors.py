@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 
 import numpy as np
@@ -18,9 +20,11 @@ from metal_sim.session import (
     PAGE_FAULT,
     RAISE,
     TIMEOUT,
+    VICTIM,
+    WITH_ERROR,
     Simulation,
 )
-from oxibonsai.metal import Commands, Device, DeviceNotFoundError, EncodingError, ExecutionError
+from oxibonsai.metal import Commands, Device, EncodingError, ExecutionError
 
 CHUNK = "lower the chunk of the session or engine"
 
@@ -45,12 +49,14 @@ def each_error_says_what_to_do(sim: Simulation) -> None:
         TIMEOUT: ("Caused GPU Timeout Error", CHUNK),
         PAGE_FAULT: ("Caused GPU Address Fault Error", "check the arguments"),
         OUT_OF_MEMORY: ("Insufficient Memory", "lower max_seq"),
+        VICTIM: ("victim of GPU error/recovery", "another program", "submit it again"),
         11: ("Internal Error", "open another"),
     }
     with adder() as one, one.commands() as commands:
         for i, (code, texts) in enumerate(cases.items()):
             sim.end(code)
-            with refused(ExecutionError, *texts, f"(MTLCommandBufferErrorDomain {code})"):
+            number = 1 if code == VICTIM else code
+            with refused(ExecutionError, *texts, f"(MTLCommandBufferErrorDomain {number})"):
                 commands.replay()
             commands.replay()
             assert one.added() == i + 1
@@ -121,6 +127,37 @@ def copies_work_after_an_error_and_their_errors_renew_the_queue(sim: Simulation)
             assert np.array_equal(private.read(np.zeros(10, np.uint8)), data)
         commands.replay()
         assert one.added() == 1
+
+
+def a_copy_that_is_ignored_for_an_error_of_others_is_made_again(sim: Simulation) -> None:
+    data, found = np.arange(10, dtype=np.uint8), np.zeros(10, np.uint8)
+    with (
+        adder() as one,
+        one.commands() as commands,
+        one.device.buffer(10, storage="private") as private,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        for call in (
+            lambda: private.write(data),
+            lambda: private.read(found),
+            lambda: private.fill(7),
+        ):
+            with sim.hang():
+                sim.end(INTERACTIVITY)
+                commands.submit()
+                made = sim.made("MTLCommandBuffer")
+                copy = pool.submit(call)
+                while sim.made("MTLCommandBuffer") == made:
+                    time.sleep(0.001)
+                time.sleep(0.02)  # it is committed
+            copy.result(30)
+            assert "Interactivity" in error_of(commands)
+        assert np.array_equal(found, data)
+        assert np.array_equal(private.read(found), np.full(10, 7))
+        sim.end(IGNORED)
+        sim.fail("execute", WITH_ERROR, skip=1)
+        with refused(ExecutionError, "read 10 bytes", "injected failure"):
+            private.read(found)  # once more, and no further
 
 
 def a_queue_that_cannot_be_renewed_is_an_error_and_tried_again(sim: Simulation) -> None:
@@ -206,5 +243,6 @@ def without_the_debug_variable_there_is_one_encoder_without_a_name(sim: Simulati
 
 
 def another_value_of_the_debug_variable_is_refused(sim: Simulation) -> None:
-    with debugging("yes"), refused(DeviceNotFoundError, "OXIBONSAI_METAL_DEBUG is 'yes'"):
-        Device("metal")
+    for name in ("metal", None):  # nor is another device the default one for it
+        with debugging("yes"), refused(EncodingError, "OXIBONSAI_METAL_DEBUG is 'yes'"):
+            Device(name)

@@ -11,11 +11,14 @@ import numpy as np
 from metal_sim.kernels import ARGS, Adder, N, adder
 from metal_sim.scenarios_devices import refused
 from metal_sim.session import (
+    IGNORED,
     INTERACTIVITY,
     NO_REASON,
+    OUT_OF_MEMORY,
     PAGE_FAULT,
     RAISE,
     TIMEOUT,
+    VICTIM,
     Record,
     Simulation,
 )
@@ -131,12 +134,39 @@ def what_was_ended_for_its_time_goes_in_shorter_parts_the_next_time(sim: Simulat
             sim.forget_records()
             commands.replay()
             assert max(r.seconds for r in sim.records()) < max(1.5 * PART, 1.01 * 20 * 0.01)
-            sim.end(PAGE_FAULT)  # at once
-            with refused(ExecutionError, "Address Fault"):
+
+
+def what_was_ended_without_times_goes_in_shorter_parts_the_next_time(sim: Simulation) -> None:
+    """Dispatches of 0.4 s, of which two exceed the budget, and which the driver guesses shorter."""
+    sim.set_failed_times(0)
+    for code in (INTERACTIVITY, TIMEOUT):
+        for guessed, n in ((0.005, 8), (0.0025, 16), (0.01, 4)):
+            threads = round(guessed / GUESS / 256) * 256
+            with adder() as one, grids(one, n, threads) as commands, dry(sim):
+                sim.set_budget(BUDGET, code)
+                sim.set_cost("add", 0.4 / threads)
+                sim.forget_records()
+                with refused(ExecutionError, "lower the chunk"):
+                    commands.replay()
+                assert [r.code for r in sim.records()] == [code]
+                sim.forget_records()
                 commands.replay()
-            sim.forget_records()
-            commands.replay()
-            assert max(r.seconds for r in sim.records()) < max(1.5 * PART, 1.01 * 20 * 0.01)
+                assert [r.dispatches for r in sim.records()] == [1] * n
+
+
+def other_errors_do_not_change_the_pace(sim: Simulation) -> None:
+    with adder() as one, commands_of(one, 41) as commands:
+        teach(sim, one, 0.021)
+        for times in (1, 0):
+            sim.set_failed_times(times)
+            for code in (PAGE_FAULT, OUT_OF_MEMORY, VICTIM, IGNORED):
+                for dispatch in (0, 3):
+                    sim.end(code, dispatch=dispatch)
+                    with refused(ExecutionError, "MTLCommandBufferErrorDomain"):
+                        commands.replay()
+        sim.forget_records()
+        commands.replay()
+        assert [r.dispatches for r in sim.records()] == [4] * 10 + [1]
 
 
 def a_lower_pace_is_taken_on_slowly_and_a_higher_one_at_once(sim: Simulation) -> None:

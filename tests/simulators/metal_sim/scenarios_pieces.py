@@ -182,7 +182,8 @@ def attention_of_a_batch_has_the_bits_of_one_dispatch(sim: Simulation) -> None:
     positions[4], pages[4] = IDLE, []
     qkv = queries(heads, len(lengths))
     states, tables = states_of(positions, pages)
-    unit = heads.n_heads * heads.head_dim * 2 * 300  # multiply-adds of a token
+    # Multiply-adds of a token, each of the weight of two queries that share 2 bytes.
+    unit = heads.n_heads * heads.head_dim * 2 * 300 * 6
     for work, pieces in ((1, 5), (2 * unit, 3), (4 * unit, 2), (5 * unit, 1)):
         with compared(sim, work) as both:
             of = attention_of(heads, caches, qkv, states, tables, batch=True, max_length=300)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import runpy
 import tempfile
@@ -83,13 +84,15 @@ BUDGET = 0.6  # seconds
 
 
 @contextmanager
-def of_8b_shape(device: metal.Device) -> Iterator[Model]:
-    """Load a few layers of the true widths."""
-    main = runpy.run_path(str(ROOT / "tools" / "synthetic_model.py"))["main"]
+def of_8b_shape(device: metal.Device, layers: int = 6, **fields: int) -> Iterator[Model]:
+    """Load a few layers of the true widths, but for these fields of the shape."""
+    tool = runpy.run_path(str(ROOT / "tools" / "synthetic_model.py"))
+    tool["SHAPES"]["8b"] = dataclasses.replace(tool["SHAPES"]["bonsai-8b"], **fields)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "8b.gguf"
+        options = ["--shape", "8b", "--layers", str(layers), "--vocab", "1024"]
         with redirect_stdout(io.StringIO()):
-            main(["--shape", "bonsai-8b", "--layers", "6", "--vocab", "1024", "--out", str(path)])
+            tool["main"]([*options, "--out", str(path)])
         with Model.load(path, device) as model:
             yield model
 
@@ -118,6 +121,36 @@ def a_long_prompt_of_true_widths_stays_in_the_budget(sim: Simulation) -> None:
                 for token in range(3):
                     assert len(records_of(sim, session, [token])) == 1
         sim.reset()
+
+
+CONTEXT = 32768
+ATTENTION_THREADS = 128  # of a threadgroup
+
+
+def attention_that_is_ten_times_slower_stays_in_the_budget(sim: Simulation) -> None:
+    """At a long context, whether four queries share the loads or each has its own."""
+    for head_dim, queries in ((128, 4), (256, 1)):
+        for rate in (M1, GUESSED_RATE):
+            with (
+                metal.Device("metal") as device,
+                of_8b_shape(device, 2, kv_heads=2, head_dim=head_dim) as model,
+                model.session(chunk=128, max_seq=CONTEXT) as session,
+            ):
+                set_rate(sim, rate)
+                sim.set_dry(1)
+                sim.set_budget(BUDGET)
+                longest = 0.0
+                for end in range(128, CONTEXT, 128):
+                    work = queries * end * 2 * head_dim / ATTENTION_THREADS
+                    sim.set_cost("attention_f16", 10 * work / rate)
+                    sim.forget_records()
+                    # All logits, so that the last layer has as many queries as the others.
+                    session.forward([i % 1000 for i in range(128)], logits="all")
+                    parts = sim.records()
+                    longest = max(longest, sum(r.seconds for r in parts))
+                    assert max(r.seconds for r in parts) < BUDGET
+                assert longest > BUDGET, "a chunk as one command buffer would be ended"
+            sim.reset()
 
 
 def on_a_very_slow_device_a_lower_chunk_helps_as_the_error_says(sim: Simulation) -> None:

@@ -85,30 +85,46 @@ def one_wrap_that_fails_is_refused_alone(sim: Simulation) -> None:
         del memory
 
 
-def a_trial_of_wrapping_that_fails_is_made_again(sim: Simulation) -> None:
-    with mmap.mmap(-1, mmap.PAGESIZE) as pages, adder() as one:
+def a_device_that_fails_the_trial_of_wrapping_refuses_nothing_else(sim: Simulation) -> None:
+    with mmap.mmap(-1, mmap.PAGESIZE) as pages:
         memory = np.frombuffer(pages, np.float32)[:N]
-        for call, how in (
-            ("newBufferWithBytesNoCopy", WITH_ERROR),
-            ("newBufferWithLength", WITH_ERROR),
-            ("commandBuffer", NO_REASON),
-            ("blitCommandEncoder", WITH_ERROR),
-            ("execute", WITH_ERROR),
+        # The second call of each is the trial's, after the probe's.
+        for call, how, skip, text in (
+            ("newBufferWithBytesNoCopy", WITH_ERROR, 0, "Metal gave no buffer"),
+            ("newBufferWithBytesNoCopy", RAISE, 0, "SimException"),
+            ("newBufferWithLength", WITH_ERROR, 1, "Metal gave no buffer"),
+            ("commandBuffer", NO_REASON, 1, "no command buffer"),
+            ("commandBuffer", RAISE, 1, "SimException"),
+            ("blitCommandEncoder", WITH_ERROR, 0, "no encoder"),
         ):
-            before = sim.live()
-            sim.fail(call, how)
-            with refused(BufferCreationError, "copy=True"):
-                one.device.upload(memory, copy=False)
-            assert sim.live() == before, f"{call}: {sim.live_text()}"
-        for call in ("newBufferWithBytesNoCopy", "commandBuffer"):
-            sim.fail(call, RAISE)
-            with refused(BufferCreationError, f"SimException: injected failure of {call}"):
-                one.device.upload(memory, copy=False)
-            assert sim.live() == before, f"{call}: {sim.live_text()}"
-        before = sim.made("MTLCommandBuffer")
-        for _ in range(2):
-            one.device.upload(memory, copy=False).close()
-        assert sim.made("MTLCommandBuffer") == before + 1, "a device is tried once"
+            sim.fail(call, how, skip=skip)
+            with adder() as one, one.commands() as commands:
+                before = sim.live()
+                for _ in range(2):
+                    with refused(BufferCreationError, "without a copy", text, "copy=True"):
+                        one.device.upload(memory, copy=False)
+                assert sim.live() == before, f"{call}: {sim.live_text()}"
+                commands.replay()
+                assert one.added() == 1
+        sim.fail("execute", WITH_ERROR, skip=1, times=2)
+        with adder() as one, refused(BufferCreationError, "injected failure of execute"):
+            one.device.upload(memory, copy=False)
+        sim.fail("execute", WITH_ERROR, skip=1)  # An error that passes is tried once more.
+        with adder() as one:
+            add_to(one, memory)
+        del memory
+
+
+def wrapping_waits_for_nothing_that_is_in_flight(sim: Simulation) -> None:
+    with mmap.mmap(-1, mmap.PAGESIZE) as pages, adder() as one, one.commands() as commands:
+        memory = np.frombuffer(pages, np.float32)[:N]
+        made = sim.made("MTLCommandBuffer")
+        with sim.hang():
+            commands.submit()
+            with one.device.upload(memory, copy=False):
+                assert one.device.stats.in_flight == 1
+        commands.wait(30)
+        assert sim.made("MTLCommandBuffer") == made + 1
         del memory
 
 

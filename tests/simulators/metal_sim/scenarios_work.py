@@ -225,7 +225,7 @@ def a_hang_ends_in_an_execution_error_and_the_late_write_is_harmless(sim: Simula
 
 
 def what_a_hung_device_still_uses_stays_alive(sim: Simulation) -> None:
-    with sim.hang(skip=1):  # The first is the probe of the device.
+    with sim.hang(skip=2):  # The first are the probe of the device and its trial of wrapping.
         with adder() as one, one.commands() as commands:
             commands.submit()
             with refused(ExecutionError, "did not finish within 0 s"):

@@ -31,6 +31,7 @@ WRAPS, WRAPS_EMPTY, WRAPS_OTHER, WRAPS_COPY = range(4)
 SECONDS = 300  # for one scenario
 # Errors that macOS gives of a command buffer.
 INTERACTIVITY, TIMEOUT, PAGE_FAULT, IGNORED, OUT_OF_MEMORY = 1, 2, 3, 4, 8
+VICTIM = 105  # the simulation's own number
 
 
 class Record(NamedTuple):

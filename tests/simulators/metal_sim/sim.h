@@ -237,6 +237,8 @@ BOOL sim_step(sim_run *run, const sim_work *work);
 /* Keep a record; the end on the clock. */
 double sim_finish(sim_run *run, BOOL failed);
 NSString *sim_reason(int code); /* +0: macOS's text */
+int sim_error_code(int code);   /* of MTLCommandBufferError */
+BOOL sim_failed_times(void);
 void sim_clock_reset(void);
 uint32_t sim_clock_pending(void);
 
