@@ -275,9 +275,10 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
         if (Form::HAS_UNITS) { // a lane has a column of 32 elements in turn, to be transformed
             OXB_UNROLL
             for (uint c = 0; c < columns; c++) {
-                const uint own = place.simdgroup + c * place.simdgroups;
-                if (own < n / OXB_SIMD_WIDTH)
-                    turned[q * columns + c] = from[n / OXB_SIMD_WIDTH * place.lane + own];
+                // Past a SIMD-group's last column this reads the head's last, and it is not used.
+                const uint own =
+                    min(place.simdgroup + c * place.simdgroups, n / OXB_SIMD_WIDTH - 1u);
+                turned[q * columns + c] = from[n / OXB_SIMD_WIDTH * place.lane + own];
             }
         } else {
             for (uint i = thread_index; i < n; i += n_threads) queries[q * n + i] = from[i];

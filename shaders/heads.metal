@@ -141,15 +141,13 @@ struct q8_cache {
         const uint each = n / OXB_SIMD_WIDTH, first = each * lane, words = n / 16u;
         float own[EACH];
         OXB_UNROLL
-        for (uint g = 0; g < EACH; g += GROUP) {
-            if (g >= each) break;
+        for (uint g = 0; g < EACH && g < each; g += GROUP) {
             OXB_UNROLL
             for (uint j = g; j < g + GROUP; j++) own[j] = j < each ? from[first + j] : 0.0f;
         }
         float largest = 0.0f; // infinite where an element is not finite
         OXB_UNROLL
-        for (uint g = 0; g < EACH; g += GROUP) {
-            if (g >= each) break;
+        for (uint g = 0; g < EACH && g < each; g += GROUP) {
             OXB_UNROLL
             for (uint j = g; j < g + GROUP; j++) {
                 if (TURNED) own[j] = hadamard(own[j], lane);
@@ -168,8 +166,7 @@ struct q8_cache {
         device char *to = page + slot * n + first;
         uint bits = 0; // of the lane's elements
         OXB_UNROLL
-        for (uint g = 0; g < EACH; g += GROUP) {
-            if (g >= each) break;
+        for (uint g = 0; g < EACH && g < each; g += GROUP) {
             OXB_UNROLL
             for (uint j = g; j < g + GROUP; j++) {
                 const float x = own[j] * scale, about = x * inverse;

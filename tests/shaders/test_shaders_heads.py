@@ -176,6 +176,19 @@ def test_odd_heads_are_rounded_to_8_bits_as_defined(order):
         np.testing.assert_array_equal(got, e.raw)
 
 
+@every_order
+@pytest.mark.parametrize("head_dim", [96, 160, 224])
+def test_words_of_q8_are_as_defined_where_lanes_do_not_share_them_evenly(order, head_dim):
+    heads = Heads(2, 2, head_dim, 3)
+    qkv = activations(heads.n_qkv * head_dim, seed=head_dim).reshape(-1, head_dim)
+    for position in (0, 2):
+        expected, after = kv_store(heads, "q8", qkv, position, order)
+        expected[0].store(0, 0, position, qkv[2:4])
+        expected[1].store(0, 0, position, qkv[4:])
+        for got, e in zip(after, expected, strict=True):
+            np.testing.assert_array_equal(got, e.raw)
+
+
 def attention_args(heads, n_tokens=1, splits=1, tile_heads=1, tokens=1):
     """Return what comes after struct oxb_cache."""
     scale = heads.head_dim**-0.5
