@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import os
 import shutil
 import signal
 import subprocess
@@ -77,17 +76,6 @@ def scenarios() -> list[tuple[str, str]]:
         and function.__module__ == module.__name__
         and list(inspect.signature(function).parameters) == ["sim"]
     ]
-
-
-@pytest.fixture(scope="session")
-def driver() -> Path:
-    """The driver built against the simulated Metal."""
-    try:
-        return build.build()
-    except build.Unavailable as error:
-        if os.environ.get("OXIBONSAI_REQUIRE_METAL_SIM") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
 
 
 @pytest.mark.parametrize("macos", [12, 26])

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from metal_sim import build, exits
+from metal_sim import exits
 from places import HELPERS, ROOT, SIMULATORS
 from tiny_models import chain, write_chain
 
@@ -55,16 +55,6 @@ def interpreters() -> list[Any]:
 def environment() -> dict[str, str]:
     kept = {k: v for k, v in os.environ.items() if not k.startswith("OXIBONSAI_")}
     return kept | {"PYTHONPATH": os.pathsep.join(map(str, (SIMULATORS, HELPERS, ROOT)))}
-
-
-@pytest.fixture(scope="session")
-def driver() -> Path:
-    try:
-        return build.build()
-    except build.Unavailable as error:
-        if os.environ.get("OXIBONSAI_REQUIRE_METAL_SIM") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")

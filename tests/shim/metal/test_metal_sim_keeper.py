@@ -7,8 +7,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-from metal_sim import build
 from metal_sim.session import HELPERS, ROOT, SIMULATORS
 
 # Residency is asked for every 50 ms, and takes 40 of them.
@@ -45,16 +43,6 @@ import ctypes
 for left_open in (one, commands):  # beyond the end of the interpreter
     ctypes.pythonapi.Py_IncRef(ctypes.py_object(left_open))
 """
-
-
-@pytest.fixture(scope="module")
-def driver() -> Path:
-    try:
-        return build.build()
-    except build.Unavailable as error:
-        if os.environ.get("OXIBONSAI_REQUIRE_METAL_SIM") == "1":
-            pytest.fail(str(error))
-        pytest.skip(str(error))
 
 
 def run(driver: Path, script: str) -> None:
