@@ -21,13 +21,13 @@ typedef struct product {
 } product;
 
 /* What the vectors of a product are; GEMV's are float32. */
-typedef enum vectors { FLOAT_VECTORS, INT8_VECTORS, HALF_VECTORS } vectors;
+typedef enum vector_form { FLOAT_VECTORS, INT8_VECTORS, HALF_VECTORS } vector_form;
 
 /* How the vectors reach the product. */
 typedef struct inputs {
     int by_gemv;             /* else by GEMM */
     int fused_norm;          /* the kernel normalises x: operands weight, x, norm, y */
-    vectors of;              /* GEMM */
+    vector_form of;          /* GEMM */
     uint64_t norm_bytes;     /* of the norm of x in the scratch buffer; 0: none */
     uint64_t prepared_bytes; /* of the vectors there; 0: they stay float32 */
 } inputs;

@@ -169,9 +169,9 @@ SIMD_INLINE attend_rows whole_rows(attend_scratch *s, attend_rows rows, uint64_t
 SIMD_INLINE attend_rows rows_of(const cpu_attend *a, const void *cache, uint64_t page,
                                 uint64_t place, uint64_t n, unsigned kv_format) {
     const char *head = (const char *)cache + page * a->page_stride;
-    const uint16_t *words = (const uint16_t *)(const void *)(head + a->page_size * n);
+    const uint16_t *units = (const uint16_t *)(const void *)(head + a->page_size * n);
     return (attend_rows){row_at(head, place * n, kv_format),
-                         kv_format == OXB_KV_Q8 ? words + place * (n / WIDE) : NULL};
+                         kv_format == OXB_KV_Q8 ? units + place * (n / WIDE) : NULL};
 }
 
 /* A block of positions. */
