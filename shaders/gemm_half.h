@@ -59,8 +59,8 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
     for (uint c = 0; c < copies; c++) {
         const uint at = place.simdgroup + c * place.simdgroups;
         const uint eight = min(input.first_eight + at / 2u, n_eights - 1u);
-        from[c] = input.vectors + half_tile(eight, uint(w.k)) + at % 2u * OXB_SIMD_WIDTH +
-                  place.lane;
+        from[c] =
+            input.vectors + half_tile(eight, uint(w.k)) + at % 2u * OXB_SIMD_WIDTH + place.lane;
         coming[c] = *from[c];
     }
     uint next_words[2 * TILES];
@@ -111,9 +111,9 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
                         uint rows[4];
                         OXB_UNROLL
                         for (uint i = 0; i < 4u; i++)
-                            rows[i] = matrix_weights(kind, words[2u * t + i % 2u],
-                                                     2u * step + i / 2u, factors[2u * t + i % 2u],
-                                                     held);
+                            rows[i] =
+                                matrix_weights(kind, words[2u * t + i % 2u], 2u * step + i / 2u,
+                                               factors[2u * t + i % 2u], held);
                         OXB_UNROLL
                         for (uint e = 0; e < EIGHTS; e++)
                             matrix_add(sums[t][e], rows, tiles[e][2u * half_step],
@@ -170,8 +170,8 @@ inline void half_output(weight_bytes w, device const uchar *halves, device float
     matrix_sums sums[TILES][EIGHTS];
     multiply_half<Format, typename Output::rows, TILES, EIGHTS, ROWS>(w, input, place, memory,
                                                                       sums);
-    const uint first = input.first + place.simdgroup % ROWS * rows_of_simdgroup +
-                       matrix_row(place.lane);
+    const uint first =
+        input.first + place.simdgroup % ROWS * rows_of_simdgroup + matrix_row(place.lane);
     const uint first_vector =
         8u * (input.first_eight + place.simdgroup / ROWS * EIGHTS) + 2u * matrix_quad(place.lane);
     OXB_UNROLL

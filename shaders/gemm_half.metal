@@ -19,21 +19,14 @@ gemm_half(device const uchar *weight [[buffer(0)]], device const uchar *halves [
           device float *y [[buffer(2)]], constant oxb_gemm_args &args [[buffer(3)]],
           uint2 tile [[threadgroup_position_in_grid]],
           uint simdgroup [[simdgroup_index_in_threadgroup]],
-          uint simdgroups [[simdgroups_per_threadgroup]],
-          uint lane [[thread_index_in_simdgroup]]) {
+          uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup half_memory memory;
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     const thread_place place = {lane, simdgroup, simdgroups};
     switch (half_shape) {
-    case 444:
-        half_output<Format, Output, 4, 4, 4>(w, halves, y, args, tile, place, memory);
-        break;
-    case 242:
-        half_output<Format, Output, 2, 4, 2>(w, halves, y, args, tile, place, memory);
-        break;
-    default:
-        half_output<Format, Output, 4, 4, 2>(w, halves, y, args, tile, place, memory);
-        break;
+    case 444: half_output<Format, Output, 4, 4, 4>(w, halves, y, args, tile, place, memory); break;
+    case 242: half_output<Format, Output, 2, 4, 2>(w, halves, y, args, tile, place, memory); break;
+    default: half_output<Format, Output, 4, 4, 2>(w, halves, y, args, tile, place, memory); break;
     }
 }
 

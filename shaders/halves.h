@@ -1,12 +1,12 @@
 // Vectors as halves: where the tiles of shaders/matrix.h lie in memory.
 //
-// As two halves. A block is the activations that meet one 16-byte load of codes: 128 for 1-bit, 64 for 2-bit
-// codes. Of each block x * 2^shift is rounded to a half, and what is left, times 2^11, to another:
-// 22 bits of each activation down to 2^-28 of the largest of the block, and below that to within
-// 2^-50 of the largest, so that beside an outlier of more than 2^31 times the others that meets
-// codes of level 0 alone the bound of a GEMV is not kept. The shift brings the largest
-// to 2^14 or above, where neither half overflows; it is 126 at the most, so that 2^-shift is
-// normal. Zero and not zero stay apart: the least of what is left is the least half.
+// As two halves. A block is the activations that meet one 16-byte load of codes: 128 for 1-bit, 64
+// for 2-bit codes. Of each block x * 2^shift is rounded to a half, and what is left, times 2^11, to
+// another: 22 bits of each activation down to 2^-28 of the largest of the block, and below that to
+// within 2^-50 of the largest, so that beside an outlier of more than 2^31 times the others that
+// meets codes of level 0 alone the bound of a GEMV is not kept. The shift brings the largest to
+// 2^14 or above, where neither half overflows; it is 126 at the most, so that 2^-shift is normal.
+// Zero and not zero stay apart: the least of what is left is the least half.
 //
 // A step is the tile of 16 elements of eight vectors that one product of matrices takes. Word q of
 // a row's load meets quad q: pair p of step s is code 2 s + p of the word and the one half a word
@@ -37,8 +37,8 @@ inline uint halves_element(uint step, uint quad, uint i, uint size) {
     return quad * word + 2u * step + i / 2u + i % 2u * (word / 2u);
 }
 
-// The shift that brings the largest of some numbers, of which `most` has the bits, to 2^14 or above.
-// Beside infinity and NaN the largest exponent keeps finite numbers finite.
+// The shift that brings the largest of some numbers, of which `most` has the bits, to 2^14 or
+// above. Beside infinity and NaN the largest exponent keeps finite numbers finite.
 inline int halves_shift(uint most) { return min(141 - int(min(most >> 23u, 254u)), 126); }
 
 inline float halves_power(int exponent) { return as_type<float>(uint(127 + exponent) << 23u); }

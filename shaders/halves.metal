@@ -147,17 +147,17 @@ inline void round_vector(Source source, bool there, uint vector, constant oxb_ha
         matrix_store(tiles + tile * OXB_SIMD_WIDTH, vector % 8u, quad, steps[0], steps[1]);
     }
     const uint n_eights = (args.n_vectors + 7u) / 8u;
-    device float *units =
-        (device float *)((device uint4 *)halves + half_tile(n_eights, args.k));
+    device float *units = (device float *)((device uint4 *)halves + half_tile(n_eights, args.k));
     if (thread_index == 0) units[vector] = halves_power(-shift);
 }
 
 // A threadgroup per vector of whole eights.
-kernel void round_half(
-    device const float *x [[buffer(0)]], device uchar *halves [[buffer(1)]],
-    constant oxb_halve_args &args [[buffer(2)]], uint vector [[threadgroup_position_in_grid]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+kernel void round_half(device const float *x [[buffer(0)]], device uchar *halves [[buffer(1)]],
+                       constant oxb_halve_args &args [[buffer(2)]],
+                       uint vector [[threadgroup_position_in_grid]],
+                       uint simdgroup [[simdgroup_index_in_threadgroup]],
+                       uint simdgroups [[simdgroups_per_threadgroup]],
+                       uint lane [[thread_index_in_simdgroup]]) {
     threadgroup float partial[OXB_MAX_SIMDGROUPS];
     const thread_place place = {lane, simdgroup, simdgroups};
     const bool there = vector < args.n_vectors;

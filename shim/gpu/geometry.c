@@ -27,6 +27,8 @@
 #define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
 #define HALVES_THREADGROUPS  120u /* fill the largest GPUs: these are larger than others */
 #define HALF_VECTORS         3u   /* the fewest that are faster on matrix units */
+#define HALF_CORES           132u /* of the largest GPUs: shaders/gemm_half.h */
+#define ROUNDED_VECTORS      64u  /* the fewest that fill its tiles */
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
@@ -79,6 +81,28 @@ static void fit_halves(const oxb_op_shape *shape, oxb_tile *tile) {
     tile->size[1] = 8 * wide;
     tile->constants[0].value.u32 = 10 * tiles + wide;
     tile->constants[1].value.u32 = rows;
+}
+
+/* The tile whose threadgroups fill the chip in the fewest rounds: a larger one reads vectors less
+ * often, and has rows that wait for no other in its last round. */
+static void fit_half(const oxb_op_shape *shape, oxb_tile *tile) {
+    static const struct {
+        uint32_t shape, rows, vectors, simdgroups;
+    } tiles[] = {{444, 256, 64, 8}, {442, 128, 64, 4}, {242, 64, 64, 4}};
+    const uint64_t matrices = shape->n_rows / shape->extent[0];
+    uint64_t least = UINT64_MAX;
+    for (unsigned i = 0; i < sizeof tiles / sizeof tiles[0]; i++) {
+        const uint64_t across = (shape->n_rows + tiles[i].rows - 1) / tiles[i].rows;
+        const uint64_t down = (shape->extent[1] + tiles[i].vectors - 1) / tiles[i].vectors;
+        const uint64_t rounds = (across * down + HALF_CORES - 1) / HALF_CORES;
+        const uint64_t time = rounds * tiles[i].rows;
+        if (time >= least) continue;
+        least = time;
+        tile->size[0] = (uint32_t)(tiles[i].rows / matrices);
+        tile->size[1] = tiles[i].vectors;
+        tile->threads = SIMD * tiles[i].simdgroups;
+        tile->constants[0].value.u32 = tiles[i].shape;
+    }
 }
 
 static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
@@ -168,6 +192,11 @@ static const struct variant {
      {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,
       .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
      fit_halves},
+    {OXB_OP_ROUND_HALF, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
+    {OXB_OP_GEMM_HALF,
+     CODED,
+     {SIZE(128, 64, ALL, SIMD * 4), .n_constants = 1, .constants = {CONSTANT(0, 442)}},
+     fit_half},
 };
 
 void gpu_abilities(void *device, oxb_abilities *abilities) {
@@ -176,7 +205,9 @@ void gpu_abilities(void *device, oxb_abilities *abilities) {
                                  .fused_cache_store = 1,
                                  .gemv_vectors = GEMV_VECTORS,
                                  .half_products = CODED,
-                                 .half_vectors = HALF_VECTORS};
+                                 .half_vectors = HALF_VECTORS,
+                                 .rounded_products = CODED,
+                                 .rounded_vectors = ROUNDED_VECTORS};
 }
 
 oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {
