@@ -69,9 +69,9 @@ def the_text_after_a_prompt_in_parts_is_that_after_a_whole_one(sim: Simulation) 
 # Multiply-adds of a thread in batches of 512 of the 8B shape. A cost has no length of rows or of a
 # text in it: this is the mean of both matrices of a name, and attention to the whole text.
 BATCHES = {
-    "gemm_q1_g128_halves": 65536,
-    "gemm_q1_g128_residual_halves": 131072,
-    "fused_gate_up_swiglu_gemm_q1_g128_halves": 65536,
+    "gemm_q1_g128_half": 131072,
+    "gemm_q1_g128_residual_half": 262144,
+    "fused_gate_up_swiglu_gemm_q1_g128_half": 131072,
     "attention_f16": 32768,
 }
 VECTORS = {
