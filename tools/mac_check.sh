@@ -4,8 +4,8 @@
 #
 #     tools/mac_check.sh [--python PYTHON] [--only STAGE,...] [--rehearse] REPORT.md
 #
-# Builds, compiles the shaders with Xcode's compiler where there is one, times every kernel, prompts
-# and decoding, runs the suites on metal and on the cpu, and again under Metal's validation layers,
+# Builds, compiles the shaders with Xcode's compiler where there is one, times every kernel and its
+# variants, prompts and decoding, runs the suites on metal and on the cpu, and again under Metal's validation layers,
 # and writes one report to send back, anew with each stage. How long it takes on a Mac is not known;
 # half an hour is a guess. It builds in place: the checkout's extension modules are replaced.
 # Whatever else it writes there is ignored by git, most of it in build/mac. Outside the checkout it

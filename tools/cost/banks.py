@@ -24,12 +24,24 @@ class Access:
     kernel: str
     what: str
     address: Callable[[int], int]
-    """The word of a lane, of four bytes."""
+    """The first word of a lane, of four bytes."""
+    words: int = 1
+    """Of each lane; as many lanes go together as have 32 words."""
 
     @property
     def turns(self) -> int:
-        """Turns that it takes; 1 is without a conflict."""
-        return conflict([self.address(lane) for lane in range(32)])
+        """Turns that it takes; without a conflict as many as a lane has words."""
+        lanes = BANKS // self.words
+        return sum(
+            conflict(
+                [
+                    self.address(lane) + word
+                    for lane in range(first, first + lanes)
+                    for word in range(self.words)
+                ]
+            )
+            for first in range(0, 32, lanes)
+        )
 
 
 def _entry(lane: int) -> int:
@@ -43,21 +55,26 @@ def _halves(lane: int) -> int:
     return lane // 4 + 2 * (lane % 4) * (64 + 4)
 
 
-# Codes of 32 rows, as any may be: a fixed shuffle of all 16.
-_CODES = [(7 * lane + lane // 16) % 16 for lane in range(32)]
+def _matrix(stride: int) -> Callable[[int], int]:
+    """Return where a lane of Metal reads its two elements of an 8 x 8 matrix of floats."""
+
+    def address(lane: int) -> int:
+        row = (lane >> 2 & 4) + (lane >> 1 & 3)
+        return row * stride + 2 * ((lane >> 2 & 2) + (lane & 1))
+
+    return address
+
+
+# Codes of 32 rows, as any may be.
+_CODES = [lane * (11 * lane + 37) // 3 % 256 for lane in range(32)]
 
 ACCESSES = (
-    Access("look-up, 1 bit", "an entry of four tables is stored", _entry),
+    Access("look-up, 1 bit", "an entry of each of four tables is stored", _entry),
     Access("look-up, 1 bit", "its complement is stored", lambda lane: _entry(lane) ^ 15),
     Access("look-up, 2 bits", "two tables are stored", lambda lane: lane),
-    Access("look-up", "32 rows look up any entries", lambda lane: _CODES[lane]),
-    Access("look-up", "activations are stored", lambda lane: lane),
-    Access("float32 GEMM, 1 bit", "weights of 32 rows are stored", lambda lane: 36 * lane),
-    Access(
-        "float32 GEMM, 2 bits",
-        "weights of 16 rows are stored",
-        lambda lane: 36 * (lane // 2) + 16 * (lane % 2),
-    ),
-    Access("float32 GEMM", "vectors are stored", lambda lane: lane),
+    Access("look-up", "32 rows look up any entries", lambda lane: _CODES[lane] % 16),
+    Access("look-up with tables of 256", "the same", lambda lane: _CODES[lane]),
+    Access("float32 GEMM", "an 8 x 8 matrix is read, stride 36", _matrix(36), 2),
+    Access("float32 GEMM", "an 8 x 8 matrix is read, stride 40", _matrix(40), 2),
     Access("halves", "sums are stored", _halves),
 )

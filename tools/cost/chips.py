@@ -197,7 +197,6 @@ CHIPS: dict[str, Chip] = {
 }
 
 
-def apple_with(name: str, cores: int) -> Chip | None:
-    """Return the chip that a report names, such as "Apple M4 Pro", with its number of cores."""
-    known = CHIPS.get(name.removeprefix("Apple "))
-    return None if known is None else replace(known, cores=cores)
+def apple_with(chip: Chip, cores: int) -> Chip:
+    """Return a chip with another number of cores, as its smaller versions have."""
+    return replace(chip, cores=cores)

@@ -146,3 +146,21 @@ def halves_on_apple(fmt: CodedFormat, tiles: int, wide: int, halves: int) -> Loo
     pipes = _sum(rows, sums, loads, _ROUND)
     pipes["multiplications"] = products * 512.0
     return Loop(pipes, 24 + 8 * tiles * wide * halves, 17_440, "by hand")
+
+
+def floats_on_apple(fmt: CodedFormat, eights: int) -> Loop:
+    """Return a round of the product on matrices of floats: 16 rows, 8 EIGHTS vectors, 32 elements.
+
+    A threadgroup of four SIMD-groups puts 64 rows of weights and the vectors into threadgroup
+    memory, weights of 1 bit as halves.
+    """
+    products = 4.0 * 2 * eights
+    reads = 4.0 * (2 + eights)  # of 8 x 8 floats, 256 bytes
+    level = {"alu": 2.0, "slow": 1.0} if fmt.bits == 1 else {"alu": 2.0, "slow": 2.0}
+    weights = _sum(_times(16.0, level), {"memory": 2.0, "shared": 2.0})
+    weights["shared_cycles"] = 8.0 if fmt.bits == 1 else 16.0
+    vectors = {"memory": 2.0 * eights, "shared": 2.0 * eights, "shared_cycles": 2.0 * eights}
+    own = {"shared": reads, "shared_cycles": 2.0 * reads, "alu": 2.0 * products / 4}
+    pipes = _sum(weights, vectors, own, _ROUND)
+    pipes["multiplications"] = products * 512.0
+    return Loop(pipes, 48 + 16 * eights, 15_360, "by hand")

@@ -101,7 +101,7 @@ def best(
 
 
 def default_rows(product: Product) -> int:
-    """Return the rows of a lane of the look-up that shim/gpu/geometry.c chooses."""
+    """Return the rows of a lane of the look-up that the measured GEMVs had."""
     rows = 1
     while rows < (2 if product.swiglu else 4) and product.n_rows // (64 * rows) >= 256:
         rows *= 2
@@ -139,6 +139,16 @@ def gemm(chip: Chip, product: Product, fmt: CodedFormat, n_vectors: int, halves:
     nbytes = fmt.nbytes(product.matrix_rows, product.k)
     nbytes += n_vectors * (2 * halves * product.k + 4 * product.n_rows)
     return Work(loop, threadgroups, 8, blocks / (8 // rows), nbytes, waits=1)
+
+
+def float_gemm(product: Product, fmt: CodedFormat, n_vectors: int) -> Work:
+    """Return the dispatch of a product with several vectors on matrices of floats, on Apple."""
+    eights = 4 if n_vectors > 16 else 2 if n_vectors > 8 else 1
+    threadgroups = math.ceil(product.matrix_rows / 64) * math.ceil(n_vectors / (8 * eights))
+    nbytes = fmt.nbytes(product.matrix_rows, product.k)
+    nbytes += 4 * n_vectors * (product.k + product.n_rows)
+    loop = counts.floats_on_apple(fmt, eights)
+    return Work(loop, threadgroups, 4, product.k / 32, nbytes, waits=1)
 
 
 def one_half(loop: Loop) -> Loop:

@@ -13,6 +13,7 @@ from cost.kernels import (
     best,
     decode_attention,
     default_rows,
+    float_gemm,
     gemm,
     gemv,
     prompt_attention,
@@ -175,7 +176,8 @@ def prompt(
     chunk
         Tokens of a chunk.
     halves
-        Halves that stand for an activation: 2, or 1 where rounding is allowed.
+        Halves that stand for an activation: 2, or 1 where rounding is allowed; 0 multiplies
+        matrices of floats, as Apple's chips can.
     """
     parts: list[Part] = []
 
@@ -185,6 +187,9 @@ def prompt(
     for start in range(0, tokens, chunk):
         for layer in shape.layers:
             for product in layer.products:
+                if halves == 0:
+                    add(product.name, layer.n, float_gemm(product, fmt, chunk))
+                    continue
                 add(product.name, layer.n, gemm(chip, product, fmt, chunk, halves))
                 add("halves", layer.n, small(chip, 8.0 * chunk * product.k))
             if layer.heads is None:

@@ -18,7 +18,7 @@ from cost.kernels import (
     variants_of,
 )
 from cost.measured import ATTENTION, GEMVS, SPEEDS, Speed
-from cost.models import SHAPES, Part, decode, prompt, seconds_of
+from cost.models import SHAPES, Part, Shape, decode, prompt, seconds_of
 
 PRODUCTS = [
     Product("", n_rows, k)
@@ -77,6 +77,7 @@ def _instructions(name: str, fmt: CodedFormat, rows: int, loop: Loop, chip: Chip
         f"{SIMD_WIDTH * pipes['total'] / weights:.2f}",
         f"{weights / need[most]:.0f}",
         most,
+        loop.source,
     ]
 
 
@@ -92,14 +93,14 @@ def instructions(family: str) -> str:
             loop = gemv(chip, product, fmt, name).loop
             rows.append(_instructions(name, fmt, rows_of_round, loop, chip))
     header = ["variant", "format", "instructions", "arithmetic", "slow", "shuffles"]
-    header += ["threadgroup memory", "a weight", "weights a clock and core", "limit"]
+    header += ["threadgroup memory", "a weight", "weights a clock and core", "limit", "counted"]
     return table(header, rows)
 
 
 def conflicts() -> str:
     """Return the turns that accesses to threadgroup memory take."""
-    rows = [[one.kernel, one.what, str(one.turns)] for one in ACCESSES]
-    return table(["kernel", "32 lanes at once", "turns"], rows)
+    rows = [[one.kernel, one.what, str(one.words), str(one.turns)] for one in ACCESSES]
+    return table(["kernel", "32 lanes at once", "words of a lane", "turns"], rows)
 
 
 def measured_gemvs() -> str:
@@ -182,6 +183,12 @@ def variants(fmt: CodedFormat, chips_of: list[Chip], products: list[Product]) ->
     return table(["chip", "matrix", *names], rows)
 
 
+def _prompt_speed(chip: Chip, shape: Shape, halves: int) -> str:
+    if halves == 0 and chip.family == "nvidia":
+        return ""
+    return f"{512 / seconds_of(prompt(chip, shape, Q1, 512, 128, halves)):.0f}"
+
+
 def predictions() -> str:
     """Return tokens a second of whole models on every chip."""
     rows = []
@@ -202,14 +209,11 @@ def predictions() -> str:
                     f"{far:.0f}",
                     f"{limit:.0f}",
                     f"{ternary:.0f}",
-                    *(
-                        f"{512 / seconds_of(prompt(chip, shape, Q1, 512, 128, n)):.0f}"
-                        for n in (2, 1)
-                    ),
+                    *(_prompt_speed(chip, shape, halves) for halves in (2, 1, 0)),
                 ]
             )
     header = ["chip", "model", *counts.SET_ROWS, "fastest of each", "at 8,192", "bytes alone"]
-    header += ["ternary", "prompt, two halves", "prompt, one half"]
+    header += ["ternary", "prompt, two halves", "prompt, one half", "prompt, floats"]
     return table(header, rows)
 
 
