@@ -64,12 +64,12 @@ KERNELS = [
         Kernel("slices", f"gemv_{fmt}{form}_slices", (10 * tiles + SLICES_BLOCKS,))
         for fmt in CODED
         for form in ("", "_norm")
-        for tiles in (1, 2, 4, 8)
+        for tiles in (1, 2, 3, 4, 6, 8)
     ),
     *(
         Kernel("slices", f"fused_gate_up_swiglu_{fmt}_norm_slices", (10 * tiles + SLICES_BLOCKS,))
         for fmt in CODED
-        for tiles in (1, 2, 4)
+        for tiles in (1, 2, 3, 4)
     ),
 ]
 

@@ -53,6 +53,8 @@ class Work:
     """Latencies of memory that nothing hides, beside one for each round."""
     near_waits: float = 0.0
     """The same, of the last level of cache."""
+    early: bool = False
+    """Whether the first round's weights are asked for while the dispatch before still runs."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ def estimate(chip: Chip, work: Work) -> Estimate:
     turns = on_core / together * work.rounds
     seconds = {
         busiest: turns * busy,
-        "latency": turns * max(chip.latency, alone),
+        "latency": max((turns - work.early) * chip.latency, turns * alone),
         "memory": work.nbytes / chip.read,
     }
     bound = max(seconds, key=lambda name: seconds[name])

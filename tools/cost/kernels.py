@@ -54,7 +54,7 @@ def variants_of(chip: Chip, product: Product) -> list[str]:
     rows = (1, 2) if product.swiglu else (1, 2, 4)
     if chip.family == "apple":
         return [f"{kind}-{n}" for kind in counts.SET_ROWS for n in rows]
-    tiles = (1, 2, 4) if product.swiglu else (1, 2, 4, 8)
+    tiles = (1, 2, 3, 4) if product.swiglu else (1, 2, 3, 4, 6, 8)
     slices = [f"slices-{n}" for n in tiles] if product.n_rows % 16 == 0 else []
     return [*(f"lookup-{n}" for n in rows), *slices]
 
@@ -72,7 +72,8 @@ def gemv(chip: Chip, product: Product, fmt: CodedFormat, variant: str) -> Work:
         loop = counts.slices_as_designed(fmt, n * matrices, SLICES_BLOCKS, product.norm)
     if kind == "slices":
         rounds = math.ceil(product.k / (fmt.load_weights * SLICES_BLOCKS * SLICES_SIMDGROUPS))
-        return Work(loop, math.ceil(product.n_rows / (16 * n)), SLICES_SIMDGROUPS, rounds, nbytes)
+        threadgroups = math.ceil(product.n_rows / (16 * n))
+        return Work(loop, threadgroups, SLICES_SIMDGROUPS, rounds, nbytes, early=True)
     rounds = math.ceil(product.k / fmt.load_weights / SPLITS)
     threadgroups = math.ceil(product.n_rows / (counts.SET_ROWS[kind] * n))
     return Work(loop, threadgroups, SPLITS, rounds, nbytes)
