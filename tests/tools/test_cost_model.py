@@ -62,32 +62,37 @@ DISASSEMBLY = """
 
 def test_the_shortest_way_round_the_heaviest_loop_is_counted():
     code = sass.Code.parse(DISASSEMBLY)
-    assert [len(one) for one in code.loops()] == [10, 2]
-    assert sass.count(code.main_loop()) == {
+    assert code.back_edges() == [(1, 2), (3, 18)]
+    assert sass.count(code.main_loop("mma")) == {
         **{"alu": 1, "control": 3, "fma": 1, "memory": 1, "mma": 1, "shared": 2},
         **{"shared_cycles": 5, "total": 10, "uniform": 1},
     }
 
 
-def test_a_code_without_a_loop_is_refused():
-    with pytest.raises(ValueError, match="no loop"):
-        sass.Code.parse("/*0000*/ MOV R1, R2 ;\n/*0010*/ EXIT ;").main_loop()
+def test_a_code_without_the_loop_is_refused():
+    with pytest.raises(ValueError, match="no loop with the pipe 'mma'"):
+        sass.Code.parse(DISASSEMBLY.replace("HMMA", "FADD")).main_loop("mma")
 
 
-def test_of_nested_loops_the_outer_one_is_no_main_loop():
-    text = "\n".join(
-        [
-            ".L_x_0:",
-            *("/*0000*/ MOV R1, R2 ;",) * 3,
-            ".L_x_1:",
-            *("/*0000*/ FADD R1, R1, R2 ;",) * 9,
-            "/*0010*/ @P0 BRA `(.L_x_1) ;",
-            "/*0020*/ @P1 BRA `(.L_x_0) ;",
-            "/*0030*/ EXIT ;",
-        ]
-    )
-    loop = sass.Code.parse(text).main_loop()
-    assert [one.opcode for one in loop] == ["FADD"] * 9 + ["BRA"]
+def test_a_loop_within_is_not_entered_however_short_it_is():
+    text = """
+    .L_x_0:
+    /*0000*/ MOV R1, R2 ;
+    /*0010*/ @P1 BRA `(.L_x_2) ;
+    .L_x_1:
+    /*0020*/ FADD R1, R1, R2 ;
+    /*0030*/ @P0 BRA `(.L_x_1) ;
+    /*0040*/ BRA `(.L_x_3) ;
+    .L_x_2:
+    /*0050*/ FMUL R1, R1, R2 ;
+    /*0060*/ FMUL R1, R1, R2 ;
+    /*0070*/ FMUL R1, R1, R2 ;
+    /*0080*/ FMUL R1, R1, R2 ;
+    .L_x_3:
+    /*0090*/ @P2 BRA `(.L_x_0) ;
+    /*00a0*/ EXIT ;"""
+    loop = sass.Code.parse(text.replace("\n    ", "\n")).main_loop("fma")
+    assert [one.opcode for one in loop] == ["MOV", "BRA", *["FMUL"] * 4, "BRA"]
 
 
 @pytest.mark.parametrize(
@@ -146,8 +151,7 @@ COUNTED_ANEW = [
 def test_the_code_is_the_one_that_was_counted(compiler, kernel):
     """Another compiler may choose other instructions, but not many: a tenth of them."""
     if kernel.name not in compiler.kernels:
-        assert not counts.is_counted(kernel)
-        return
+        pytest.skip(f"there is no {kernel.name}")
     cubin, log = compiler.cubin(kernel)
     stored = counts.store()["kernels"][kernel.key]
     message = "python tools/cost_model.py --count, then --update"

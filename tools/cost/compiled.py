@@ -29,6 +29,17 @@ class Kernel:
     constants: tuple[int, ...]
 
     @property
+    def pipe(self) -> str:
+        """A pipe that the main loop uses, and what is left for rare rows does not."""
+        return {
+            "gemv": "shared",
+            "swiglu": "shared",
+            "shuffle": "shuffle",
+            "select": "fma",
+            "gemm": "shuffle",
+        }.get(self.family, "mma")
+
+    @property
     def key(self) -> str:
         """The name in the store."""
         return " ".join([self.name, *map(str, self.constants)])
@@ -37,8 +48,6 @@ class Kernel:
 FORMS = {"gemv": "", "shuffle": "_shuffle", "select": "_select"}
 """Files of the GEMVs in shaders/, and the ends of their kernels' names."""
 CODED = ("q1_g128", "q2_g128", "q2_g64")
-SLICES_BLOCKS = 2
-"""Blocks that a SIMD-group of the slices takes in a round (shaders/slices.h)."""
 KERNELS = [
     *(
         Kernel(family, f"gemv_{fmt}{form}{end}", (rows,))
@@ -61,13 +70,13 @@ KERNELS = [
         for wide in (1, 2)
     ),
     *(
-        Kernel("slices", f"gemv_{fmt}{form}_slices", (10 * tiles + SLICES_BLOCKS,))
+        Kernel("slices", f"gemv_{fmt}{form}_slices", (tiles,))
         for fmt in CODED
         for form in ("", "_norm")
         for tiles in (1, 2, 3, 4, 6, 8)
     ),
     *(
-        Kernel("slices", f"fused_gate_up_swiglu_{fmt}_norm_slices", (10 * tiles + SLICES_BLOCKS,))
+        Kernel("slices", f"fused_gate_up_swiglu_{fmt}_norm_slices", (tiles,))
         for fmt in CODED
         for tiles in (1, 2, 3, 4)
     ),
@@ -131,19 +140,23 @@ def counted(compiler: Compiler, kernel: Kernel, nvdisasm: str) -> dict[str, Any]
         "registers": registers,
         "group_memory": memory,
         "length": length_of(cubin),
-        "pipes": sass.count(code.main_loop()),
+        "pipes": sass.count(code.main_loop(kernel.pipe)),
     }
 
 
 def update(nvdisasm: str | None = None) -> int:
-    """Count the kernels that are there and write the store; return how many there are."""
+    """Count the kernels that are there, keep what is known of others, and return how many."""
     tool = nvdisasm or shutil.which("nvdisasm")
     if tool is None:
         raise FileNotFoundError("no nvdisasm: it comes with the CUDA toolkit, and with triton")
     compiler = Compiler()
-    found = {
-        one.key: counted(compiler, one, tool) for one in KERNELS if one.name in compiler.kernels
-    }
+    known = json.loads(STORE.read_text())["kernels"] if STORE.exists() else {}
+    found = {}
+    for one in KERNELS:
+        if one.name in compiler.kernels:
+            found[one.key] = counted(compiler, one, tool)
+        elif one.key in known:
+            found[one.key] = known[one.key]
     lines = ",\n".join(f"{json.dumps(key)}: {json.dumps(one)}" for key, one in found.items())
     source = json.dumps(f"NVRTC {compiler.version}, sm_{ARCHITECTURE}")
     STORE.write_text(f'{{"source": {source},\n"kernels": {{\n{lines}\n}}}}\n')

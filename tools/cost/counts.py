@@ -119,7 +119,7 @@ def on_apple(variant: str, fmt: CodedFormat, rows: int, norm: bool = False) -> L
     return Loop(pipes, 48 + 12 * rows, memory, "by hand")
 
 
-def slices_as_designed(fmt: CodedFormat, tiles: int, blocks: int, norm: bool) -> Loop:
+def slices_as_designed(fmt: CodedFormat, tiles: int, norm: bool) -> Loop:
     """Return a round of the GEMV on int8 matrix units where its code is not counted.
 
     What a load of codes takes for each tile of 16 rows, and what the tiles share: the slices of its
@@ -129,8 +129,8 @@ def slices_as_designed(fmt: CodedFormat, tiles: int, blocks: int, norm: bool) ->
     prepare = {"alu": 0.6 * shared, "shared": 10.0, "shared_cycles": 10.0, "mma": products}
     own = {"fma": 16.0, "memory": 8.0} if norm else {}
     tile = {"alu": 0.5 * each, "fma": 6.0, "memory": 3.0, "mma": products}
-    pipes = _times(blocks, _sum(_times(tiles, tile), prepare, own))
-    pipes["total"] = blocks * (each * tiles + shared + sum(own.values()))
+    pipes = _sum(_times(tiles, tile), prepare, own)
+    pipes["total"] = each * tiles + shared + sum(own.values())
     pipes["multiplications"] = pipes["mma"] * _AS_HALVES["IMMA"]
     return Loop(pipes, 128, 26_816, "by design")
 

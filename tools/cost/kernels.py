@@ -7,13 +7,15 @@ from dataclasses import dataclass, replace
 
 from cost import counts
 from cost.chips import Chip
-from cost.compiled import SLICES_BLOCKS, Kernel
+from cost.compiled import Kernel
 from cost.estimate import Estimate, Loop, Work, estimate
-from cost.formats import CodedFormat
+from cost.formats import FORMATS, CodedFormat
 
 SPLITS = 8
 """SIMD-groups of a threadgroup, which divide k (shaders/lookup.h)."""
 SLICES_SIMDGROUPS = 8
+FIRST = FORMATS["Q1_0"]
+"""A format that every variant takes."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +42,6 @@ class Product:
 def _kernel(product: Product, fmt: CodedFormat, kind: str, number: int) -> Kernel:
     """Return the kernel of a variant on NVIDIA's cards."""
     end = "" if kind == "lookup" else f"_{kind}"
-    if kind == "slices":
-        number = 10 * number + SLICES_BLOCKS
     if product.swiglu:
         family = "swiglu" if kind == "lookup" else kind
         return Kernel(family, f"fused_gate_up_swiglu_{fmt.name}_norm{end}", (number,))
@@ -56,7 +56,8 @@ def variants_of(chip: Chip, product: Product) -> list[str]:
         return [f"{kind}-{n}" for kind in counts.SET_ROWS for n in rows]
     tiles = (1, 2, 3, 4) if product.swiglu else (1, 2, 3, 4, 6, 8)
     slices = [f"slices-{n}" for n in tiles] if product.n_rows % 16 == 0 else []
-    return [*(f"lookup-{n}" for n in rows), *slices]
+    kinds = [k for k in counts.SET_ROWS if counts.is_counted(_kernel(product, FIRST, k, 1))]
+    return [*(f"{kind}-{n}" for kind in kinds for n in rows), *slices]
 
 
 def gemv(chip: Chip, product: Product, fmt: CodedFormat, variant: str) -> Work:
@@ -69,9 +70,9 @@ def gemv(chip: Chip, product: Product, fmt: CodedFormat, variant: str) -> Work:
     elif counts.is_counted(kernel):
         loop = counts.from_code(kernel)
     else:
-        loop = counts.slices_as_designed(fmt, n * matrices, SLICES_BLOCKS, product.norm)
+        loop = counts.slices_as_designed(fmt, n * matrices, product.norm)
     if kind == "slices":
-        rounds = math.ceil(product.k / (fmt.load_weights * SLICES_BLOCKS * SLICES_SIMDGROUPS))
+        rounds = math.ceil(product.k / (fmt.load_weights * SLICES_SIMDGROUPS))
         threadgroups = math.ceil(product.n_rows / (16 * n))
         return Work(loop, threadgroups, SLICES_SIMDGROUPS, rounds, nbytes, early=True)
     rounds = math.ceil(product.k / fmt.load_weights / SPLITS)

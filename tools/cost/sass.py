@@ -1,16 +1,15 @@
 """Instructions of a kernel's main loop, counted in NVIDIA's machine code.
 
-`nvdisasm` prints the code; the loops are found in it, and of the heaviest the shortest way round is
-counted: what the loop does for finite scales, without the paths by the definition, which are
-longer. Each instruction belongs to the pipe that executes it.
+`nvdisasm` prints the code; the loops are found in it, and of the heaviest the shortest way round
+that enters no other loop is counted: what the loop does for finite scales, without the paths by the
+definition, which are longer or loops. Each instruction belongs to the pipe that executes it.
 """
 
 from __future__ import annotations
 
-import heapq
 import re
 import subprocess
-from collections import Counter
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -113,45 +112,46 @@ class Code:
             after.append(at + 1)
         return after
 
-    def way(self, start: int, end: int) -> list[int] | None:
-        """Return the shortest way from one instruction to another, within [start, end]."""
-        best, queue = {start: 1}, [(1, start, [start])]
+    def back_edges(self) -> list[tuple[int, int]]:
+        """Return first and last instruction of each loop."""
+        return [
+            (target, at)
+            for at in range(len(self.instructions))
+            for target in self.next_of(at)
+            if target < at
+        ]
+
+    def way_round(self, first: int, last: int) -> list[int] | None:
+        """Return the shortest way round a loop that enters no loop within it, if there is one."""
+        inner = [
+            range(a, b + 1)
+            for a, b in self.back_edges()
+            if first <= a and b <= last and (a, b) != (first, last)
+        ]
+        queue = deque([first])
+        before = {first: first}
         while queue:
-            length, at, path = heapq.heappop(queue)
-            if at == end:
-                return path
+            at = queue.popleft()
+            if at == last:
+                path = [last]
+                while path[-1] != first:
+                    path.append(before[path[-1]])
+                return path[::-1]
             for after in self.next_of(at):
-                inside = start <= after <= end
-                if inside and length + 1 < best.get(after, len(self.instructions) + 1):
-                    best[after] = length + 1
-                    heapq.heappush(queue, (length + 1, after, [*path, after]))
+                inside = first < after <= last and not any(after in one for one in inner)
+                if inside and after not in before:
+                    before[after] = at
+                    queue.append(after)
         return None
 
-    def loops(self) -> list[list[int]]:
-        """Return the shortest way round each loop, the longest first."""
-        found = []
-        for at in range(len(self.instructions)):
-            for target in self.next_of(at):
-                if target <= at:
-                    path = self.way(target, at)
-                    if path and len(path) > 1:
-                        found.append(path)
-        return sorted(found, key=len, reverse=True)
-
-    def main_loop(self) -> list[Instruction]:
-        """Return the longest way round a loop that has no other loop within it."""
-        loops = self.loops()
-        inner = [
-            one
-            for one in loops
-            if not any(
-                o is not one and one[0] <= o[0] and o[-1] <= one[-1] and len(o) > len(one) // 2
-                for o in loops
-            )
-        ]
-        if not inner:
-            raise ValueError("the code has no loop")
-        return [self.instructions[i] for i in inner[0]]
+    def main_loop(self, pipe: str) -> list[Instruction]:
+        """Return the longest such way round a loop on which a pipe is used."""
+        ways = [self.way_round(first, last) for first, last in self.back_edges()]
+        loops = [[self.instructions[at] for at in way] for way in ways if way]
+        loops = [one for one in loops if any(pipe_of(i.opcode) == pipe for i in one)]
+        if not loops:
+            raise ValueError(f"the code has no loop with the pipe {pipe!r}")
+        return max(loops, key=len)
 
 
 def count(instructions: list[Instruction]) -> dict[str, int]:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from cost import counts
 from cost.banks import ACCESSES
 from cost.chips import CHIPS, SIMD_WIDTH, Chip
-from cost.compiled import SLICES_BLOCKS
 from cost.estimate import Loop, Work, estimate
 from cost.formats import FORMATS, CodedFormat
 from cost.kernels import (
@@ -89,7 +88,7 @@ def instructions(family: str) -> str:
     for fmt in FORMATS.values():
         for name in variants_of(chip, product):
             kind, _, number = name.partition("-")
-            rows_of_round = counts.SET_ROWS.get(kind, 16 * SLICES_BLOCKS) * int(number)
+            rows_of_round = counts.SET_ROWS.get(kind, 16) * int(number)
             loop = gemv(chip, product, fmt, name).loop
             rows.append(_instructions(name, fmt, rows_of_round, loop, chip))
     header = ["variant", "format", "instructions", "arithmetic", "slow", "shuffles"]
