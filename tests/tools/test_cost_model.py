@@ -142,8 +142,9 @@ def compiler() -> compiled.Compiler:
 COUNTED_ANEW = [
     one
     for one in compiled.KERNELS
-    if one.name in ("gemv_q1_g128", "gemv_q1_g128_norm_slices", "gemm_q2_g64_halves")
-    and one.constants[0] in (2, 22)
+    if one.name
+    in ("gemv_q1_g128", "gemv_q1_g128_norm_slices", "gemm_q1_g128_half", "gemm_q2_g64_halves")
+    and one.constants[0] in (2, 22, 444)
 ]
 
 

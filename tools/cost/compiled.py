@@ -47,6 +47,10 @@ class Kernel:
 
 FORMS = {"gemv": "", "shuffle": "_shuffle", "select": "_select"}
 """Files of the GEMVs in shaders/, and the ends of their kernels' names."""
+SLICES_TILES = (1, 2, 3, 4, 6)
+"""Tiles of 16 rows of a SIMD-group in the slices; a SwiGLU has twice as many (shaders/slices.h)."""
+HALF_SHAPES = (444, 442, 242)
+"""Tiles, eights of vectors and SIMD-groups over the rows (shaders/gemm_half.h)."""
 CODED = ("q1_g128", "q2_g128", "q2_g64")
 KERNELS = [
     *(
@@ -73,14 +77,21 @@ KERNELS = [
         Kernel("slices", f"gemv_{fmt}{form}_slices", (tiles,))
         for fmt in CODED
         for form in ("", "_norm")
-        for tiles in (1, 2, 3, 4, 6, 8)
+        for tiles in SLICES_TILES
     ),
     *(
         Kernel("slices", f"fused_gate_up_swiglu_{fmt}_norm_slices", (tiles,))
         for fmt in CODED
-        for tiles in (1, 2, 3, 4)
+        for tiles in SLICES_TILES[:3]
     ),
+    *(Kernel("gemm_half", f"gemm_{fmt}_half", (n,)) for fmt in CODED for n in HALF_SHAPES),
+    Kernel("attention_prompt", "attention_f16_prompt", (128,)),
+    Kernel("attention_step", "attention_f16_step", (128, 16)),
 ]
+
+
+PROMPT, STEP = KERNELS[-2:]
+"""Attention on matrix units, of a prompt and of one token."""
 
 
 class Compiler:

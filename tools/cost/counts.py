@@ -19,8 +19,8 @@ from cost.formats import CodedFormat
 
 SET_ROWS = {"lookup": 32, "shuffle": 32, "select": 8}
 """Rows of a SIMD-group for each that a variant's name counts: of "lookup-2" 64."""
-LOOKUP_MEMORY = 24_736
-"""Bytes of threadgroup memory of a look-up: tables, activations and sums of 8 SIMD-groups."""
+GROUP_MEMORY = {"lookup": 24_736, "shuffle": 4260, "select": 1188}
+"""Bytes of threadgroup memory: tables, activations and sums of 8 SIMD-groups, or sums alone."""
 NIBBLES = 32
 """Of a load: each is looked up by itself."""
 
@@ -95,7 +95,7 @@ def on_apple(variant: str, fmt: CodedFormat, rows: int, norm: bool = False) -> L
     norm
         Whether the kernel includes the norm of its input.
     """
-    weights = fmt.load_weights
+    weights, memory = fmt.load_weights, GROUP_MEMORY[variant]
     if variant == "select":
         # Four lanes share a row. For 1 bit a mask, a selection of 1 or -1, a multiplication with
         # addition; for 2 bits a mask, the exponent, the level, and the same.
@@ -106,7 +106,7 @@ def on_apple(variant: str, fmt: CodedFormat, rows: int, norm: bool = False) -> L
         own = {"memory": lane_weights / 4}
         if norm:
             own = {"memory": lane_weights / 2, "alu": 4.0 * lane_weights}
-        return Loop(_sum(_times(rows, row), own, _ROUND), 40 + 4 * rows, 0, "by hand")
+        return Loop(_sum(_times(rows, row), own, _ROUND), 40 + 4 * rows, memory, "by hand")
     shuffled = variant == "shuffle"
     if shuffled:  # of two nibbles: a shift, a mask and the second one's 16, in halves of a word
         look_up = {"slow": 0.5, "alu": 2.0, "shuffle": 1.0}
@@ -115,7 +115,6 @@ def on_apple(variant: str, fmt: CodedFormat, rows: int, norm: bool = False) -> L
     row = _sum(_times(NIBBLES, look_up), _ROW)
     own = {"memory": weights / 32, "alu": 4.0 * weights / 32} if norm else {}
     pipes = _sum(_times(rows, row), _tables(fmt, shuffled), _ROUND, own)
-    memory = 8 * 32 * 4 * rows if shuffled else LOOKUP_MEMORY
     return Loop(pipes, 48 + 12 * rows, memory, "by hand")
 
 
@@ -146,6 +145,14 @@ def halves_on_apple(fmt: CodedFormat, tiles: int, wide: int, halves: int) -> Loo
     pipes = _sum(rows, sums, loads, _ROUND)
     pipes["multiplications"] = products * 512.0
     return Loop(pipes, 24 + 8 * tiles * wide * halves, 17_440, "by hand")
+
+
+def prompt_on_apple(head_dim: int) -> Loop:
+    """Return a round of a prompt's attention on matrices of halves: 16 queries, 16 positions."""
+    products = 2.0 * 2 * 2 * head_dim / 8
+    pipes = _sum({"alu": 150.0, "slow": 24.0, "shuffle": 16.0, "memory": head_dim / 4}, _ROUND)
+    pipes["multiplications"] = products * 512.0
+    return Loop(pipes, 160, 0, "by hand")
 
 
 def floats_on_apple(fmt: CodedFormat, eights: int) -> Loop:

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from cost import counts
 from cost.chips import Chip
-from cost.compiled import Kernel
+from cost.compiled import PROMPT, SLICES_TILES, STEP, Kernel
 from cost.estimate import Estimate, Loop, Work, estimate
 from cost.formats import FORMATS, CodedFormat
 
-SPLITS = 8
-"""SIMD-groups of a threadgroup, which divide k (shaders/lookup.h)."""
-SLICES_SIMDGROUPS = 8
 FIRST = FORMATS["Q1_0"]
 """A format that every variant takes."""
 
@@ -51,19 +48,23 @@ def _kernel(product: Product, fmt: CodedFormat, kind: str, number: int) -> Kerne
 
 def variants_of(chip: Chip, product: Product) -> list[str]:
     """Return the names of the variants of a GEMV on a chip."""
-    rows = (1, 2) if product.swiglu else (1, 2, 4)
     if chip.family == "apple":
-        return [f"{kind}-{n}" for kind in counts.SET_ROWS for n in rows]
-    tiles = (1, 2, 3, 4) if product.swiglu else (1, 2, 3, 4, 6, 8)
-    slices = [f"slices-{n}" for n in tiles] if product.n_rows % 16 == 0 else []
+        return [f"{kind}-{n}" for kind in counts.SET_ROWS for n in (1, 2, 4)]
+    rows = (1, 2) if product.swiglu else (1, 2, 4)
     kinds = [k for k in counts.SET_ROWS if counts.is_counted(_kernel(product, FIRST, k, 1))]
+    tiles = SLICES_TILES[:3] if product.swiglu else SLICES_TILES
+    slices = [f"slices-{n}x{m}" for n in tiles for m in (8, 16)] if product.n_rows % 16 == 0 else []
     return [*(f"{kind}-{n}" for kind in kinds for n in rows), *slices]
 
 
 def gemv(chip: Chip, product: Product, fmt: CodedFormat, variant: str) -> Work:
-    """Return the dispatch of a GEMV or SwiGLU by one variant, such as "lookup-2"."""
-    kind, _, number = variant.partition("-")
-    n, nbytes, matrices = int(number), product.nbytes(fmt), product.matrix_rows // product.n_rows
+    """Return the dispatch of a GEMV or SwiGLU by one variant.
+
+    A name such as "lookup-2" has the rows of a lane, "slices-3x8" tiles and SIMD-groups.
+    """
+    kind, _, numbers = variant.partition("-")
+    n, simdgroups = (int(x) for x in (numbers if "x" in numbers else f"{numbers}x8").split("x"))
+    nbytes, matrices = product.nbytes(fmt), product.matrix_rows // product.n_rows
     kernel = _kernel(product, fmt, kind, n)
     if chip.family == "apple":
         loop = counts.on_apple(kind, fmt, n * matrices, product.norm)
@@ -71,13 +72,9 @@ def gemv(chip: Chip, product: Product, fmt: CodedFormat, variant: str) -> Work:
         loop = counts.from_code(kernel)
     else:
         loop = counts.slices_as_designed(fmt, n * matrices, product.norm)
-    if kind == "slices":
-        rounds = math.ceil(product.k / (fmt.load_weights * SLICES_SIMDGROUPS))
-        threadgroups = math.ceil(product.n_rows / (16 * n))
-        return Work(loop, threadgroups, SLICES_SIMDGROUPS, rounds, nbytes, early=True)
-    rounds = math.ceil(product.k / fmt.load_weights / SPLITS)
-    threadgroups = math.ceil(product.n_rows / (counts.SET_ROWS[kind] * n))
-    return Work(loop, threadgroups, SPLITS, rounds, nbytes)
+    rounds = math.ceil(product.k / fmt.load_weights / simdgroups)
+    threadgroups = math.ceil(product.n_rows / (counts.SET_ROWS.get(kind, 16) * n))
+    return Work(loop, threadgroups, simdgroups, rounds, nbytes, early=kind == "slices")
 
 
 def best(
@@ -126,14 +123,14 @@ def halves_tile(product: Product, fmt: CodedFormat, n_vectors: int) -> tuple[int
 
 def gemm(chip: Chip, product: Product, fmt: CodedFormat, n_vectors: int, halves: int = 2) -> Work:
     """Return the dispatch of a product with several vectors, given as one or two halves each."""
+    if halves == 1 and chip.family == "nvidia":
+        return _half_gemm(chip, product, fmt, n_vectors)
     tiles, wide, rows = halves_tile(product, fmt, n_vectors)
     if chip.family == "apple":
         loop = counts.halves_on_apple(fmt, tiles, wide, halves)
     else:
         name = f"gemm_{fmt.name}_halves"
         loop = counts.from_code(Kernel("gemm_halves", name, (10 * tiles + wide, 1)))
-        if halves == 1:
-            loop = one_half(loop)
     threadgroups = math.ceil(product.matrix_rows / (16 * tiles * rows)) * math.ceil(
         n_vectors / (8 * wide)
     )
@@ -141,6 +138,18 @@ def gemm(chip: Chip, product: Product, fmt: CodedFormat, n_vectors: int, halves:
     nbytes = fmt.nbytes(product.matrix_rows, product.k)
     nbytes += n_vectors * (2 * halves * product.k + 4 * product.n_rows)
     return Work(loop, threadgroups, 8, blocks / (8 // rows), nbytes, waits=1)
+
+
+def _half_gemm(chip: Chip, product: Product, fmt: CodedFormat, n_vectors: int) -> Work:
+    """Return the fastest dispatch by shaders/gemm_half.h: 64 vectors by 256, 128 or 64 rows."""
+    nbytes = fmt.nbytes(product.matrix_rows, product.k)
+    nbytes += n_vectors * (2 * product.k + 4 * product.n_rows)
+    works = []
+    for rows, simdgroups, shape in ((256, 8, 444), (128, 4, 442), (64, 4, 242)):
+        loop = counts.from_code(Kernel("gemm_half", f"gemm_{fmt.name}_half", (shape,)))
+        groups = math.ceil(product.matrix_rows / rows) * math.ceil(n_vectors / 64)
+        works.append(Work(loop, groups, simdgroups, product.k / fmt.load_weights, nbytes, waits=1))
+    return min(works, key=lambda work: estimate(chip, work).seconds)
 
 
 def float_gemm(product: Product, fmt: CodedFormat, n_vectors: int) -> Work:
@@ -151,16 +160,6 @@ def float_gemm(product: Product, fmt: CodedFormat, n_vectors: int) -> Work:
     nbytes += 4 * n_vectors * (product.k + product.n_rows)
     loop = counts.floats_on_apple(fmt, eights)
     return Work(loop, threadgroups, 4, product.k / 32, nbytes, waits=1)
-
-
-def one_half(loop: Loop) -> Loop:
-    """Return what is left of a round on two halves where there is one: half of the products."""
-    pipes = dict(loop.pipes)
-    products = pipes["mma"] / 2
-    pipes |= {"mma": products, "multiplications": pipes["multiplications"] / 2}
-    # A scale and an addition of each sum fall away, and half of the loads of vectors.
-    pipes["total"] -= products + pipes.get("fma", 0.0) / 3 + pipes["memory"] / 4
-    return replace(loop, pipes=pipes, source=f"{loop.source}, one half by hand")
 
 
 @dataclass(frozen=True)
@@ -229,12 +228,34 @@ def decode_attention(chip: Chip, heads: Heads, positions: int) -> tuple[Work, Wo
     return main, small(chip, 8.0 * splits * heads.n_heads * heads.head_dim, near_waits=5)
 
 
-def prompt_attention(chip: Chip, heads: Heads, tokens: int, before: int = 0) -> Work:
-    """Return attention of a prompt's tokens, by the kernel without matrix units."""
-    groups = heads.n_heads // heads.queries * tokens
-    blocks = (before + tokens / 2) / 32
+def step_attention(chip: Chip, heads: Heads, positions: int) -> list[Work]:
+    """Return attention of one token on matrix units, and what adds up its splits."""
+    loop = counts.from_code(STEP) if chip.family == "nvidia" else _block_of_attention(chip, heads)
+    groups = heads.n_heads // min(8, heads.n_heads // heads.n_kv_heads)
+    most = 8
+    while most < 64 and 2 * most * groups <= chip.cores:
+        most *= 2
+    splits = 1 if positions <= 256 else min(most, math.ceil(positions / 128))
+    rounds = math.ceil(positions / splits / 8 / 16)
+    nbytes = positions * heads.position_bytes
+    main = Work(loop, groups * splits, 8, rounds, nbytes, near_waits=5)
+    rest = small(chip, 4.0 * splits * heads.n_heads * heads.head_dim, near_waits=3)
+    return [main] if splits == 1 else [main, rest]
+
+
+def prompt_attention(
+    chip: Chip, heads: Heads, tokens: int, before: int = 0, *, half: bool = False
+) -> Work:
+    """Return attention of a prompt's tokens, by lanes, or by matrices of halves."""
+    positions = before + tokens / 2
     nbytes = (before + tokens) * heads.position_bytes
-    return Work(_block_of_attention(chip, heads), groups, 4, blocks / 4, nbytes, waits=5)
+    if half and heads.head_dim <= 128:  # 16 queries of a SIMD-group, 16 positions a round
+        on_nvidia = chip.family == "nvidia"
+        loop = counts.from_code(PROMPT) if on_nvidia else counts.prompt_on_apple(heads.head_dim)
+        groups = math.ceil(tokens * heads.n_heads / 64)
+        return Work(loop, groups, 4, positions / 16, nbytes, waits=2, near_waits=2)
+    groups = heads.n_heads // heads.queries * tokens
+    return Work(_block_of_attention(chip, heads), groups, 4, positions / 32 / 4, nbytes, waits=5)
 
 
 def small(chip: Chip, nbytes: float, near_waits: float = 1.0, threadgroups: int = 0) -> Work:

@@ -18,6 +18,7 @@ from cost.kernels import (
     gemv,
     prompt_attention,
     small,
+    step_attention,
 )
 
 QKV, OUTPUT, GATE_UP, DOWN = "q, k, v", "attention's output", "gate and up", "down"
@@ -133,7 +134,8 @@ def decode(
         How many positions attention reads.
     variant
         The kind of GEMV, of which the fastest is taken for each shape; None is any. Look-up on
-        NVIDIA has the rows that the driver chooses, as in what was measured.
+        NVIDIA has the rows that the driver chooses; look-up goes with attention by lanes, as in
+        what was measured, others with attention on matrix units.
     """
     parts: list[Part] = []
 
@@ -147,10 +149,13 @@ def decode(
         if layer.heads is None:
             add("recurrent state", layer.n, small(chip, layer.state_bytes, 5.0, 48))
             continue
-        main, combine = decode_attention(chip, layer.heads, positions)
         add("heads to cache", layer.n, small(chip, 4.0 * layer.products[0].n_rows, 3.0))
-        add("attention", layer.n, main)
-        add("splits", layer.n, combine)
+        if variant == "lookup" or layer.heads.head_dim > 128:
+            works = list(decode_attention(chip, layer.heads, positions))
+        else:
+            works = step_attention(chip, layer.heads, positions)
+        for name, work in zip(("attention", "splits"), works, strict=False):
+            add(name, layer.n, work)
     head = _product(chip, shape.head, fmt, variant)
     parts.append(head)
     add("choice", 1, small(chip, 4.0 * shape.head.n_rows, 3.0))
@@ -197,7 +202,8 @@ def prompt(
                 add("recurrent state", layer.n, small(chip, state, 5.0, 48))
                 continue
             add("heads to cache", layer.n, small(chip, 8.0 * chunk * layer.products[0].n_rows, 3.0))
-            add("attention", layer.n, prompt_attention(chip, layer.heads, chunk, start))
+            attention = prompt_attention(chip, layer.heads, chunk, start, half=halves == 1)
+            add("attention", layer.n, attention)
     return parts
 
 

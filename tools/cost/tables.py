@@ -88,7 +88,9 @@ def instructions(family: str) -> str:
     for fmt in FORMATS.values():
         for name in variants_of(chip, product):
             kind, _, number = name.partition("-")
-            rows_of_round = counts.SET_ROWS.get(kind, 16) * int(number)
+            if number.endswith("x16"):  # the code of x8
+                continue
+            rows_of_round = counts.SET_ROWS.get(kind, 16) * int(number.split("x")[0])
             loop = gemv(chip, product, fmt, name).loop
             rows.append(_instructions(name, fmt, rows_of_round, loop, chip))
     header = ["variant", "format", "instructions", "arithmetic", "slow", "shuffles"]
@@ -185,7 +187,8 @@ def variants(fmt: CodedFormat, chips_of: list[Chip], products: list[Product]) ->
 def _prompt_speed(chip: Chip, shape: Shape, halves: int) -> str:
     if halves == 0 and chip.family == "nvidia":
         return ""
-    return f"{512 / seconds_of(prompt(chip, shape, Q1, 512, 128, halves)):.0f}"
+    chunk = 512 if halves == 1 and chip.family == "nvidia" else 128
+    return f"{512 / seconds_of(prompt(chip, shape, Q1, 512, chunk, halves)):.0f}"
 
 
 def predictions() -> str:
