@@ -6,7 +6,9 @@
 //   weight(w, row, j)     one weight
 //
 // Infinite and NaN scales and weights give what IEEE arithmetic on the definition gives. Indices
-// that can pass 2^32 are 64 bits wide: a matrix can hold more weights than that.
+// that can pass 2^32 are 64 bits wide: a matrix can hold more weights than that. Of scales and of
+// 16-byte loads of codes it holds fewer, which the host checks: 64-bit arithmetic is slow on
+// Apple's GPUs, where it would take a third of the time of a look-up's shifts.
 #ifndef OXB_FORMATS_MSL_H
 #define OXB_FORMATS_MSL_H
 
@@ -42,51 +44,48 @@ struct coded_format {
     typedef Code code;
 
     // The index of a row's scale, and of a row's 16-byte load of codes.
-    static ulong scale_index(weight_bytes w, ulong row, uint scale_group) {
-        return w.column != 0u ? ulong(scale_group) * w.column + row
-                              : row * (w.k / GROUP_SIZE) + scale_group;
+    static uint scale_index(weight_bytes w, uint row, uint scale_group) {
+        return w.column != 0u ? scale_group * w.column + row
+                              : row * (uint(w.k) / GROUP_SIZE) + scale_group;
     }
 
-    static ulong load_index(weight_bytes w, ulong row, uint load) {
-        return w.column != 0u ? ulong(load) * w.column + row
-                              : row * (w.k / weights_per_load) + load;
+    static uint load_index(weight_bytes w, uint row, uint load) {
+        return w.column != 0u ? load * w.column + row
+                              : row * (uint(w.k) / weights_per_load) + load;
     }
 
-    static half load_scale(weight_bytes w, ulong row, uint load) {
+    static half load_scale(weight_bytes w, uint row, uint load) {
         return ((device const half *)w.bytes)[scale_index(w, row, load / loads_per_group)];
     }
 
-    static uint4 load_codes(weight_bytes w, ulong row, uint load) {
+    static uint4 load_codes(weight_bytes w, uint row, uint load) {
         return ((device const uint4 *)(w.bytes + w.codes_offset))[load_index(w, row, load)];
     }
 
     // Word `quad` of a load.
-    static uint load_word(weight_bytes w, ulong row, uint load, uint quad) {
+    static uint load_word(weight_bytes w, uint row, uint load, uint quad) {
+        return ((device const uint *)((device const uint4 *)(w.bytes + w.codes_offset) +
+                                      load_index(w, row, load)))[quad];
+    }
+
+    static half scale(weight_bytes w, uint row, uint j) {
+        return ((device const half *)w.bytes)[scale_index(w, row, j / GROUP_SIZE)];
+    }
+
+    static uint word(weight_bytes w, uint row, uint j) {
         const uint words = OXB_LOAD_BYTES / 4u;
-        return ((device const uint *)(w.bytes +
-                                      w.codes_offset))[load_index(w, row, load) * words + quad];
+        return load_word(w, row, j / weights_per_load, j / lane_weights % words);
     }
 
-    static half scale(weight_bytes w, ulong row, ulong j) {
-        return ((device const half *)w.bytes)[scale_index(w, row, uint(j / GROUP_SIZE))];
-    }
-
-    static uint word(weight_bytes w, ulong row, ulong j) {
-        const uint words = OXB_LOAD_BYTES / 4u;
-        const ulong load = load_index(w, row, uint(j / weights_per_load));
-        return ((device const uint *)(w.bytes +
-                                      w.codes_offset))[load * words + j / lane_weights % words];
-    }
-
-    static void values(weight_bytes w, ulong row, ulong j, thread float *to) {
+    static void values(weight_bytes w, uint row, uint j, thread float *to) {
         const float d = float(scale(w, row, j));
         const uint codes = word(w, row, j);
         OXB_UNROLL
         for (uint i = 0; i < lane_weights; i++) to[i] = Code::level(codes, i) * d;
     }
 
-    static float weight(weight_bytes w, ulong row, ulong j) {
-        return Code::level(word(w, row, j), uint(j % lane_weights)) * float(scale(w, row, j));
+    static float weight(weight_bytes w, uint row, uint j) {
+        return Code::level(word(w, row, j), j % lane_weights) * float(scale(w, row, j));
     }
 };
 
