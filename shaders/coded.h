@@ -7,8 +7,8 @@
 // and a function multiply_codes() for a coded_memory of it, which computes, for each split of k,
 //
 //   memory.sums[split][r * rows + i]   the split's share of the product of the vector and row
-//                                      m * n_rows + first + i + rows * q of w, for r = m * ROWS + q,
-//                                      in matrix m of MATRICES
+//                                      m * n_rows + first + i + rows * q of w, for r = m * ROWS +
+//                                      q, in matrix m of MATRICES
 //   memory.squares[split]              with a norm, the sum of the squares of its share of x
 //
 // in which a row past n_rows repeats the last one, whose sum must not be used. It ends with a

@@ -7,8 +7,8 @@
 // A threadgroup computes ROWS sets of rows.
 template <typename Form, typename Format, bool RESIDUAL, bool NORM, uint ROWS>
 inline void gemv_sets(weight_bytes w, device const float *x, device const float *norm,
-                        device float *y, constant oxb_gemv_args &args, uint tile,
-                        thread_place place, threadgroup coded_memory<Form, OXB_GEMV_SETS> &memory) {
+                      device float *y, constant oxb_gemv_args &args, uint tile, thread_place place,
+                      threadgroup coded_memory<Form, OXB_GEMV_SETS> &memory) {
     const uint n = ROWS * Form::rows;
     const uint first = tile * n;
     const float factor = multiply_vector<Format, 1, ROWS, NORM>(w, args.n_rows, first, x, norm,
@@ -25,11 +25,16 @@ inline void gemv_sets(weight_bytes w, device const float *x, device const float 
 template <typename Form, typename Format, bool RESIDUAL, bool NORM>
 inline void gemv_coded_rows(device const uchar *weight, device const float *x,
                             device const float *norm, device float *y, constant oxb_gemv_args &args,
-                            uint tile, thread_place place, threadgroup coded_memory<Form, OXB_GEMV_SETS> &memory) {
+                            uint tile, thread_place place,
+                            threadgroup coded_memory<Form, OXB_GEMV_SETS> &memory) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     switch (rows_at_once) {
-    case 1: gemv_sets<Form, Format, RESIDUAL, NORM, 1>(w, x, norm, y, args, tile, place, memory); break;
-    case 4: gemv_sets<Form, Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, tile, place, memory); break;
+    case 1:
+        gemv_sets<Form, Format, RESIDUAL, NORM, 1>(w, x, norm, y, args, tile, place, memory);
+        break;
+    case 4:
+        gemv_sets<Form, Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, tile, place, memory);
+        break;
     default:
         gemv_sets<Form, Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, tile, place, memory);
         break;
@@ -48,8 +53,8 @@ template <typename Form, typename Format, bool RESIDUAL>
     const thread_place place = {lane, simdgroup, simdgroups};
     const ulong vector = tile.y;
     x += vector * args.k;
-    gemv_coded_rows<Form, Format, RESIDUAL, false>(weight, x, x, y + vector * args.y_stride, args, tile.x,
-                                             place, memory);
+    gemv_coded_rows<Form, Format, RESIDUAL, false>(weight, x, x, y + vector * args.y_stride, args,
+                                                   tile.x, place, memory);
 }
 
 template <typename Form, typename Format>
@@ -62,8 +67,8 @@ template <typename Form, typename Format>
     threadgroup coded_memory<Form, OXB_GEMV_SETS> memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     const ulong vector = tile.y;
-    gemv_coded_rows<Form, Format, false, true>(weight, x + vector * args.k, norm,
-                                         y + vector * args.y_stride, args, tile.x, place, memory);
+    gemv_coded_rows<Form, Format, false, true>(
+        weight, x + vector * args.k, norm, y + vector * args.y_stride, args, tile.x, place, memory);
 }
 
 #endif

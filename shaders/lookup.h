@@ -35,8 +35,7 @@ inline void share(thread const float *values, uint lane, lookup_tables tables) {
 
 // A lane computes one entry of several tables. Activations are multiplied by levels, not selected
 // by codes, so that 0 times infinity is NaN.
-inline void fill_tables(code_1bit, thread const float *values, uint lane,
-                        lookup_tables tables) {
+inline void fill_tables(code_1bit, thread const float *values, uint lane, lookup_tables tables) {
     share<4>(values, lane, tables);
     // An entry and its complement differ in sign only: a lane computes both, in an order without
     // bank conflicts.
@@ -58,8 +57,7 @@ inline void fill_tables(code_1bit, thread const float *values, uint lane,
     simdgroup_barrier(mem_flags::mem_threadgroup);
 }
 
-inline void fill_tables(code_2bit, thread const float *values, uint lane,
-                        lookup_tables tables) {
+inline void fill_tables(code_2bit, thread const float *values, uint lane, lookup_tables tables) {
     share<2>(values, lane, tables);
     const uint e = lane % OXB_ENTRIES;
     const float low = code_2bit::level(e, 0), high = code_2bit::level(e, 1);

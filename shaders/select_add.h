@@ -94,10 +94,10 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, coded_input 
             OXB_UNROLL
             for (uint r = 0; r < MATRICES * ROWS; r++) {
                 const float scale = float(now.scales[r]);
-                sums[r] += is_finite(now.scales[r])
-                               ? scale * add_selected<Format>(now.codes[r], values)
-                               : add_by_definition<Format, NORM>(now.codes[r], scale, input, j,
-                                                                 0.0f);
+                sums[r] +=
+                    is_finite(now.scales[r])
+                        ? scale * add_selected<Format>(now.codes[r], values)
+                        : add_by_definition<Format, NORM>(now.codes[r], scale, input, j, 0.0f);
             }
         }
         OXB_UNROLL

@@ -1,7 +1,7 @@
 // Tables in registers (tables.h): a register of a SIMD-group holds the tables of two nibbles, and a
-// shuffle is a look-up, so that no threadgroup memory and no barrier is needed. Table i of a word is
-// that of its nibble i in lanes 0..15, and that of nibble i + 4 in lanes 16..31. The sums have the
-// same bits as those of lookup.h.
+// shuffle is a look-up, so that no threadgroup memory and no barrier is needed. Table i of a word
+// is that of its nibble i in lanes 0..15, and that of nibble i + 4 in lanes 16..31. The sums have
+// the same bits as those of lookup.h.
 #ifndef OXB_SHUFFLE_H
 #define OXB_SHUFFLE_H
 
@@ -33,9 +33,8 @@ inline void fill_tables(code_1bit, thread const float *values, uint lane,
         const float pair = fma(sign, values[word], simd_shuffle_xor(values[word], 1));
         OXB_UNROLL
         for (uint i = 0; i < 4u; i++)
-            tables.entries[4u * word + i] =
-                fma(s2, simd_shuffle(pair, ushort(high + 4u * i)),
-                    s0 * simd_shuffle(pair, ushort(low + 4u * i)));
+            tables.entries[4u * word + i] = fma(s2, simd_shuffle(pair, ushort(high + 4u * i)),
+                                                s0 * simd_shuffle(pair, ushort(low + 4u * i)));
     }
 }
 

@@ -7,8 +7,9 @@
 // A threadgroup computes ROWS sets of rows of the output.
 template <typename Form, typename Format, bool NORM, uint ROWS>
 inline void swiglu_sets(weight_bytes w, device const float *x, device const float *norm,
-                          device float *s, constant oxb_gemv_args &args, uint tile,
-                          thread_place place, threadgroup coded_memory<Form, OXB_SWIGLU_SETS> &memory) {
+                        device float *s, constant oxb_gemv_args &args, uint tile,
+                        thread_place place,
+                        threadgroup coded_memory<Form, OXB_SWIGLU_SETS> &memory) {
     const uint n = ROWS * Form::rows;
     const uint first = tile * n;
     const float factor = multiply_vector<Format, 2, ROWS, NORM>(w, args.n_rows, first, x, norm,
@@ -44,8 +45,8 @@ template <typename Form, typename Format>
     const thread_place place = {lane, simdgroup, simdgroups};
     const ulong vector = tile.y;
     x += vector * args.k;
-    swiglu_coded_rows<Form, Format, false>(weight, x, x, s + vector * args.y_stride, args, tile.x, place,
-                                     memory);
+    swiglu_coded_rows<Form, Format, false>(weight, x, x, s + vector * args.y_stride, args, tile.x,
+                                           place, memory);
 }
 
 template <typename Form, typename Format>
@@ -58,8 +59,8 @@ template <typename Form, typename Format>
     threadgroup coded_memory<Form, OXB_SWIGLU_SETS> memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     const ulong vector = tile.y;
-    swiglu_coded_rows<Form, Format, true>(weight, x + vector * args.k, norm, s + vector * args.y_stride,
-                                    args, tile.x, place, memory);
+    swiglu_coded_rows<Form, Format, true>(weight, x + vector * args.k, norm,
+                                          s + vector * args.y_stride, args, tile.x, place, memory);
 }
 
 #endif

@@ -50,7 +50,9 @@ inline float add_load_by_definition(uint4 codes, float scale, coded_input input,
     OXB_ROLLED
     for (uint word = 0; word < 4u; word++) {
         const uint j = load * Format::weights_per_load + word * Format::lane_weights;
-        sum = add_by_definition<Format, NORM>(codes[word], scale, input, j, sum);
+        sum = add_by_definition<Format, NORM>(codes.x, scale, input, j, sum);
+        // An index that is no constant would take the codes out of registers.
+        codes = uint4(codes.y, codes.z, codes.w, 0u);
     }
     return sum;
 }
@@ -87,9 +89,10 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, coded_input 
                 const float scale = float(now.scales[r]);
                 // Every lane looks up, whatever its scale: the lanes may hold the tables.
                 const float sum = look_up(now.codes[r], tables);
-                sums[r] += is_finite(now.scales[r]) ? scale * sum
-                                                    : add_load_by_definition<Format, NORM>(
-                                                          now.codes[r], scale, input, load);
+                sums[r] +=
+                    is_finite(now.scales[r])
+                        ? scale * sum
+                        : add_load_by_definition<Format, NORM>(now.codes[r], scale, input, load);
             }
         }
         OXB_UNROLL
