@@ -13,7 +13,7 @@ struct lookup_tables {
     threadgroup float4 *activations;
 };
 
-struct lookup {
+struct lookup_form {
     enum { rows = 32 };
     typedef lookup_memory memory;
     typedef lookup_tables tables;

@@ -9,7 +9,7 @@
 
 struct select_memory {};
 
-struct select_add {
+struct select_form {
     enum { rows = 8 };
     typedef select_memory memory;
 };
@@ -72,11 +72,12 @@ inline float add_selected(uint codes, thread const float *values) {
 
 template <typename Format, uint MATRICES, uint ROWS, bool NORM, uint SETS>
 inline void multiply_codes(weight_bytes w, uint n_rows, uint first, coded_input input,
-                           thread_place place, threadgroup coded_memory<select_add, SETS> &memory) {
+                           thread_place place,
+                           threadgroup coded_memory<select_form, SETS> &memory) {
     const uint loads = uint(w.k) / Format::weights_per_load;
     const uint quad = place.lane % OXB_ROW_LANES, mine = place.lane / OXB_ROW_LANES;
     uint row[MATRICES * ROWS];
-    rows_of_lane<MATRICES, ROWS, select_add::rows>(first + mine, n_rows, row);
+    rows_of_lane<MATRICES, ROWS, select_form::rows>(first + mine, n_rows, row);
     for (uint split = place.simdgroup; split < OXB_SPLITS; split += place.simdgroups) {
         float sums[MATRICES * ROWS];
         float squares = 0.0f;
@@ -104,7 +105,7 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, coded_input 
         for (uint r = 0; r < MATRICES * ROWS; r++) {
             sums[r] += simd_shuffle_xor(sums[r], 1);
             sums[r] += simd_shuffle_xor(sums[r], 2);
-            if (quad == 0) memory.sums[split][r * select_add::rows + mine] = sums[r];
+            if (quad == 0) memory.sums[split][r * select_form::rows + mine] = sums[r];
         }
         if (NORM) {
             squares += simd_shuffle_xor(squares, 1);

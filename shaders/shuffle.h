@@ -13,7 +13,7 @@ struct shuffle_tables {
     float entries[OXB_TABLES]; // 4 of each word
 };
 
-struct shuffle {
+struct shuffle_form {
     enum { rows = 32 };
     typedef shuffle_memory memory;
     typedef shuffle_tables tables;
