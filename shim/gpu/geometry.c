@@ -9,7 +9,8 @@
     {                                            \
         at, OXB_CONSTANT_U32, { .u32 = (value) } \
     }
-#define SIZE(x, y, z, n_threads) .size = {x, y, z}, .threads = (n_threads), .suffix = ""
+#define BOX(x, y, z, n_threads)  .size = {x, y, z}, .threads = (n_threads)
+#define SIZE(x, y, z, n_threads) BOX(x, y, z, n_threads), .suffix = ""
 #define ROWS_CONSTANT(rows)      .n_constants = 1, .constants = {CONSTANT(0, rows)} /* rows.h */
 
 /* At most 256 threads, which every pipeline takes; sample_choose declares that it has more, for one
@@ -20,8 +21,9 @@
 #define SWIGLU_ROWS          2u
 #define SWIGLU_SIMDGROUPS    4u
 #define GEMV_VECTORS         4u   /* more are faster on matrix units */
-#define LOOKUP_SIMDGROUPS    8u   /* shaders/lookup.h */
-#define LOOKUP_THREADGROUPS  256u /* fill the largest GPUs: from there on, more rows to a lane */
+#define CODED_SIMDGROUPS     8u   /* shaders/coded.h: one for each split of k */
+#define CODED_THREADGROUPS   256u /* fill NVIDIA's largest: from there on, more rows to a lane */
+#define CORE_THREADGROUPS    4u   /* fill one of Apple's cores */
 #define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
 #define GEMM_SIMDGROUPS      4u
 #define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
@@ -42,12 +44,14 @@
 
 _Static_assert(OXB_DEVICE_FORMAT_COUNT <= 32, "a mask has a bit for every device format");
 
-/* Every lane computes rows of its own from tables that a SIMD-group shares: more rows to a lane
- * share the tables, fewer make threadgroups enough to fill the chip. */
-static gpu_fitness fit_lookup(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
-    (void)traits;
-    const int few = shape->extent[0] / tile->size[0] < LOOKUP_THREADGROUPS;
-    return few && tile->size[0] > SIMD ? GPU_TAKEN : GPU_FAVOURED;
+/* A lane's rows share what a SIMD-group prepares for all of them, so that more of them cost less;
+ * fewer make threadgroups enough to fill the chip. */
+static gpu_fitness fit_coded(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint64_t fill =
+        traits->has & GPU_APPLE ? CORE_THREADGROUPS * traits->cores : CODED_THREADGROUPS;
+    return tile->constants[0].value.u32 > 1 && shape->extent[0] / tile->size[0] < fill
+               ? GPU_TAKEN
+               : GPU_FAVOURED;
 }
 
 /* Matrices of 8 vectors that share the weights of a threadgroup: no more than there are. */
@@ -110,10 +114,18 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
 
 /* Rows of the table, for the traits that prefer them. */
 #define EVERY (GPU_APPLE | GPU_NVIDIA)
-#define LOOKUP(op, rows)                                                                           \
-    {op,        CODED, "lookup-" #rows,                                                            \
-     EVERY,     0,     {SIZE(SIMD * rows, 1, ALL, SIMD * LOOKUP_SIMDGROUPS), ROWS_CONSTANT(rows)}, \
-     fit_lookup}
+/* A form of shaders/coded.h; `set` is what its lanes compute at once. */
+#define CODED_FORM(op, prefer, form, tail, set, rows)                                           \
+    {op,                                                                                        \
+     CODED,                                                                                     \
+     form "-" #rows,                                                                            \
+     prefer,                                                                                    \
+     0,                                                                                         \
+     {BOX(set * rows, 1, ALL, SIMD * CODED_SIMDGROUPS), .suffix = (tail), ROWS_CONSTANT(rows)}, \
+     fit_coded}
+#define LOOKUP(op, prefer, rows)  CODED_FORM(op, prefer, "lookup", "", SIMD, rows)
+#define SHUFFLE(op, prefer, rows) CODED_FORM(op, prefer, "shuffle", "_shuffle", SIMD, rows)
+#define SELECT(op, rows)          CODED_FORM(op, 0, "select", "_select", SIMD / 4, rows)
 #define DENSE(op, prefer, rows, simdgroups)                                     \
     {op,                                                                        \
      ANY & ~CODED,                                                              \
@@ -129,14 +141,27 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
 #define ONE(op, ...) {op, ANY, "", EVERY, 0, {__VA_ARGS__}, NULL}
 
 const gpu_variant gpu_table[] = {
-    LOOKUP(OXB_OP_GEMV, 4), /* shaders/lookup.h */
-    LOOKUP(OXB_OP_GEMV, 2),
-    LOOKUP(OXB_OP_GEMV, 1),
+    LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 4),
+    LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 2),
+    LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 1),
+    SHUFFLE(OXB_OP_GEMV, GPU_APPLE, 4),
+    SHUFFLE(OXB_OP_GEMV, GPU_APPLE, 2),
+    SHUFFLE(OXB_OP_GEMV, GPU_APPLE, 1),
+    SELECT(OXB_OP_GEMV, 4),
+    SELECT(OXB_OP_GEMV, 2),
+    SELECT(OXB_OP_GEMV, 1),
     DENSE(OXB_OP_GEMV, EVERY, 4, GEMV_SIMDGROUPS), /* shaders/rows.h */
     DENSE(OXB_OP_GEMV, 0, 2, GEMV_SIMDGROUPS),
     DENSE(OXB_OP_GEMV, 0, 1, GEMV_SIMDGROUPS),
-    LOOKUP(OXB_OP_SWIGLU, 2),
-    LOOKUP(OXB_OP_SWIGLU, 1),
+    LOOKUP(OXB_OP_SWIGLU, 0, 4), /* of gate and of up */
+    LOOKUP(OXB_OP_SWIGLU, GPU_NVIDIA, 2),
+    LOOKUP(OXB_OP_SWIGLU, GPU_NVIDIA, 1),
+    SHUFFLE(OXB_OP_SWIGLU, 0, 4),
+    SHUFFLE(OXB_OP_SWIGLU, GPU_APPLE, 2),
+    SHUFFLE(OXB_OP_SWIGLU, GPU_APPLE, 1),
+    SELECT(OXB_OP_SWIGLU, 4),
+    SELECT(OXB_OP_SWIGLU, 2),
+    SELECT(OXB_OP_SWIGLU, 1),
     DENSE(OXB_OP_SWIGLU, EVERY, 2, SWIGLU_SIMDGROUPS),
     DENSE(OXB_OP_SWIGLU, 0, 1, SWIGLU_SIMDGROUPS),
     GEMM(OXB_OP_GEMM, GEMM_ROWS, 4),

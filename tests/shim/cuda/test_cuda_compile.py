@@ -69,7 +69,9 @@ def test_every_kernel_waits_for_the_one_before_ahead_of_any_access(family):
 # SIMD-groups over the rows; queries, width, length of a head.
 CONSTANTS: dict[str, list[tuple[int, ...]]] = {
     "gemv": [(1,), (4,)],
-    "swiglu": [(1,), (2,)],
+    "swiglu": [(1,), (4,)],
+    "shuffle": [(1,), (4,)],
+    "select": [(1,), (4,)],
     "gemm": [(1,), (4,)],
     "gemm_halves": [(21, 1), (41, 4), (22, 1), (42, 4)],
     "attention": [(1, 2, 1), (1, 4, 1), (4, 2, 0), (4, 4, 0), (1, 16, 0), (4, 16, 0)],
