@@ -1,7 +1,7 @@
 // Attention on matrix units: blocks of 16 positions of a cache of halves, by 16 rows of queries.
 //
-// A SIMD-group loads keys and values from the cache into registers as they lie (matrix_rows.h). The
-// scores of a block are laid out over the lanes as the next product wants its rows, so weights
+// A SIMD-group loads keys and values from the cache into registers as they lie (matrix_memory.h).
+// The scores of a block are laid out over the lanes as the next product wants its rows, so weights
 // never leave a lane. A product takes every column of a block for every row: positions that a query
 // does not see have weight 0, but 0 times infinity is NaN. So whoever uses this computes a query
 // whose result is not finite again, with attend_by_definition().

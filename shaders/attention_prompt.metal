@@ -6,7 +6,7 @@ using namespace metal;
 #include "simd.h"
 #include "formats.h"
 #include "matrix.h"
-#include "matrix_rows.h"
+#include "matrix_memory.h"
 #include "cache.h"
 #include "attention_operands.h"
 #include "attention_matrix.h"

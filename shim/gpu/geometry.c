@@ -30,9 +30,16 @@
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
-#define ATTENTION_SPLIT      128u  /* positions of a split, at the least: shaders/attention.h */
-#define ATTENTION_SPLITS     64u   /* the most, enough for any length */
-#define ATTENTION_QUERIES    4u    /* of a threadgroup: shaders/attention.h */
+#define ATTENTION_SPLIT      128u /* positions of a split, at the least: shaders/attention.h */
+#define ATTENTION_SPLITS     64u  /* the most, enough for any length */
+#define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
+#define STEP_QUERIES         8u   /* the same and its SIMD-groups: shaders/attention_step.metal */
+#define STEP_SIMDGROUPS      8u
+#define STEP_ALONE           256u /* positions that are not split */
+#define STEP_GRAIN           128u /* positions that a split is a multiple of */
+#define PROMPT_QUERIES       64u  /* the same: shaders/attention_prompt.metal */
+#define PROMPT_SIMDGROUPS    4u
+#define PROMPT_TOKENS        16u   /* that fill the rows of a product; fewer are taken one by one */
 #define CHOOSE_THREADS       896u  /* with 1024, registers spill */
 #define NORM_THREADS         1024u /* of halve_norm: its vectors are few, and wait for memory */
 
@@ -98,14 +105,58 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     tile->constants[0].value.u32 = queries;
     tile->constants[1].value.u32 = s->head_dim > 128;
     if (s->kv_format == OXB_KV_Q8) { /* four elements at once, and 16 bytes of low bits */
-        tile->constants[2].value.u32 =
-            shape->cache_alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
+        tile->constants[2].value.u32 = shape->alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
         return GPU_FAVOURED;
     }
     const uint64_t four = s->kv_format == OXB_KV_F16 ? 8 : 16; /* bytes of four elements */
-    const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
+    const int wide = shape->alignment % four == 0 && s->head_dim % 4 == 0;
     tile->constants[2].value.u32 = wide ? 4 : 2;
     return GPU_FAVOURED;
+}
+
+/* What both kernels on matrix units want. */
+static int takes_matrices(const oxb_op_shape *shape) {
+    const oxb_attention_shape *s = shape->attention;
+    return s->kv_format == OXB_KV_F16 && (s->head_dim == 64 || s->head_dim == 128) &&
+           shape->alignment % 16 == 0;
+}
+
+/* The most heads of a key-value head, `most` or fewer, that divide their number evenly. */
+static uint32_t heads_of(const oxb_attention_shape *s, uint32_t most) {
+    const uint32_t ratio = s->n_heads / s->n_kv_heads;
+    uint32_t heads = ratio < most ? ratio : most;
+    while (ratio % heads) heads--;
+    return heads;
+}
+
+static gpu_fitness fit_prompt(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    (void)traits;
+    const oxb_attention_shape *s = shape->attention;
+    if (!takes_matrices(shape) || s->batch || shape->same_bits || !shape->halves)
+        return GPU_REFUSED;
+    tile->size[0] = heads_of(s, PROMPT_QUERIES / PROMPT_TOKENS);
+    tile->size[1] = PROMPT_QUERIES / tile->size[0];
+    tile->splits = 1;
+    tile->constants[0].value.u32 = s->head_dim;
+    return s->n_tokens < PROMPT_TOKENS ? GPU_TAKEN : GPU_FAVOURED;
+}
+
+/* Every token by itself, with its own splits: as many as fill the device with those of one token,
+ * whatever is in flight beside it, for bits must not depend on that. */
+static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const oxb_attention_shape *s = shape->attention;
+    if (!takes_matrices(shape)) return GPU_REFUSED;
+    const uint32_t length = s->max_length ? s->max_length : s->max_seq;
+    tile->size[0] = heads_of(s, STEP_QUERIES);
+    const uint64_t tiles = s->n_heads / tile->size[0];
+    uint32_t most = 8;
+    while (most < ATTENTION_SPLITS && 2 * most * tiles <= traits->cores) most *= 2;
+    const uint32_t splits = length <= STEP_ALONE ? 1 : (length - 1) / STEP_GRAIN + 1;
+    tile->splits = splits < most ? splits : most;
+    tile->constants[0].value.u32 = s->head_dim;
+    tile->constants[1].value.u32 = most;
+    const int alone = s->batch || shape->same_bits || s->n_tokens < PROMPT_TOKENS;
+    return alone ? GPU_FAVOURED : GPU_TAKEN;
 }
 
 /* Rows of the table, for the traits that prefer them. */
@@ -155,7 +206,29 @@ const gpu_variant gpu_table[] = {
      fit_halves},
     {OXB_OP_ATTENTION,
      ANY,
-     "",
+     "prompt",
+     EVERY,
+     0,
+     {.size = {1, 1, 1},
+      .threads = SIMD * PROMPT_SIMDGROUPS,
+      .suffix = "_prompt",
+      .n_constants = 1,
+      .constants = {CONSTANT(0, 128)}},
+     fit_prompt},
+    {OXB_OP_ATTENTION,
+     ANY,
+     "step",
+     EVERY,
+     0,
+     {.size = {1, 1, 1},
+      .threads = SIMD * STEP_SIMDGROUPS,
+      .suffix = "_step",
+      .n_constants = 2,
+      .constants = {CONSTANT(0, 128), CONSTANT(1, 16)}},
+     fit_step},
+    {OXB_OP_ATTENTION,
+     ANY,
+     "lanes",
      EVERY,
      0,
      {SIZE(1, 1, 1, SIMD *ATTENTION_SIMDGROUPS), .n_constants = 3,

@@ -8,8 +8,8 @@
 // The order of elements, and of vectors, is the device's own: one that makes a lane's part of a
 // tile of what the lane has loaded. What a row of a matrix is multiplied by has its elements in the
 // order of matrix_along_element().
-#ifndef OXB_MATRIX_ROWS_H
-#define OXB_MATRIX_ROWS_H
+#ifndef OXB_MATRIX_MEMORY_H
+#define OXB_MATRIX_MEMORY_H
 
 // The first halves of two words, and the second ones.
 inline uint matrix_firsts(uint a, uint b) { return (a & 0xffffu) | b << 16u; }
