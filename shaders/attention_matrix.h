@@ -10,6 +10,14 @@
 
 #define OXB_MATRIX_BLOCK 16u // positions; no block crosses two pages
 
+// Elements of a head: 64 or 128.
+constant uint head_dim_constant [[function_constant(0)]];
+constant uint head_dim_of_kernel =
+    is_function_constant_defined(head_dim_constant) ? head_dim_constant : 128u;
+// Whether keys and values are asked for ahead of their use: where there are registers for both.
+constant uint ahead_constant [[function_constant(1)]];
+constant uint loads_ahead = is_function_constant_defined(ahead_constant) ? ahead_constant : 1u;
+
 // Where a block is read.
 struct block_place {
     ulong at;   // elements from the head's first in page 0
@@ -43,12 +51,11 @@ inline void load_keys(device const half *from, uint count, uint lane,
     }
 }
 
-// Of the values, elements `first` to `end`, which are multiples of 64.
 template <uint N>
-inline void load_values(device const half *from, uint count, uint lane, uint first, uint end,
+inline void load_values(device const half *from, uint count, uint lane,
                         thread uint4 (&values)[N / 16u]) {
     OXB_UNROLL
-    for (uint i = first / 16u; i < end / 16u; i++) {
+    for (uint i = 0; i < N / 16u; i++) {
         const uint row = min(matrix_across_row(lane, i), count - 1u);
         values[i] = *(device const uint4 *)(from + row * N + 8u * matrix_across_unit(lane, i));
     }

@@ -12,11 +12,6 @@ using namespace metal;
 #include "attention_matrix.h"
 #include "instantiate.h"
 
-// Elements of a head: 64 or 128.
-constant uint head_dim_constant [[function_constant(0)]];
-constant uint head_dim_of_kernel =
-    is_function_constant_defined(head_dim_constant) ? head_dim_constant : 128u;
-
 #define OXB_LOG2_E 1.44269504f
 #define OXB_LOWEST -3.402823466e38f
 // A weight is 2^10 for the largest score so far: below it half floats keep 2^-34 of that.
@@ -89,29 +84,33 @@ inline void attend_prompt(attention_operands<half> in, constant oxb_attention_ar
     uint4 words[N / 16u], keys[N / 16u], values[N / 16u];
     float units[2];
     block_place at = place_of_block<N>(args.cache, in.pages, sequence.pages, 0u, max(longest, 1u));
-    load_keys<N>(in.k + at.at, at.count, place.lane, keys);
+    if (loads_ahead != 0u) load_keys<N>(in.k + at.at, at.count, place.lane, keys);
     load_queries<N>(queries, args.scale, quad, words, units);
     float largest[2] = {OXB_LOWEST, OXB_LOWEST}, total[2] = {0.0f, 0.0f};
     matrix_sums sums[N / 8u];
     OXB_UNROLL
     for (uint e = 0; e < N / 8u; e++) matrix_clear(sums[e]);
     for (uint block = 0; block < blocks; block++) {
-        load_values<N>(in.v + at.at, at.count, place.lane, 0u, N, values);
-        matrix_fence(); // they are asked for before the products of the keys
+        if (loads_ahead != 0u) {
+            load_values<N>(in.v + at.at, at.count, place.lane, values);
+            matrix_fence(); // they are asked for before the products of the keys
+        } else {
+            load_keys<N>(in.k + at.at, at.count, place.lane, keys);
+        }
         float scores[2][4];
         multiply_keys<N>(words, keys, scores);
-        const bool lost = at.lost;
+        const block_place own = at;
         // After the last block this reads it again, and does not use it.
         at = place_of_block<N>(args.cache, in.pages, sequence.pages, min(block + 1u, blocks - 1u),
                                longest);
-        load_keys<N>(in.k + at.at, at.count, place.lane, keys);
+        if (loads_ahead != 0u) load_keys<N>(in.k + at.at, at.count, place.lane, keys);
 
         const uint start = block * OXB_MATRIX_BLOCK;
         const bool all_seen = start + OXB_MATRIX_BLOCK <= fewest;
         float fades[2];
         OXB_UNROLL
         for (uint h = 0; h < 2u; h++) {
-            const float unit = lost ? NAN : units[h];
+            const float unit = own.lost ? NAN : units[h];
             float most = largest[h];
             OXB_UNROLL
             for (uint i = 0; i < 4u; i++) {
@@ -139,6 +138,7 @@ inline void attend_prompt(attention_operands<half> in, constant oxb_attention_ar
             OXB_UNROLL
             for (uint e = 0; e < N / 8u; e++) matrix_scale(sums[e], fades[0], fades[1]);
         }
+        if (loads_ahead == 0u) load_values<N>(in.v + own.at, own.count, place.lane, values);
         uint rows[4];
         OXB_UNROLL
         for (uint i = 0; i < 4u; i++)

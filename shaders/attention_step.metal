@@ -18,13 +18,8 @@ using namespace metal;
 #include "attention_matrix.h"
 #include "instantiate.h"
 
-// Elements of a head: 64 or 128.
-constant uint head_dim_constant [[function_constant(0)]];
-constant uint head_dim_of_kernel =
-    is_function_constant_defined(head_dim_constant) ? head_dim_constant : 128u;
-
 // Splits of the positions that fill the device: a power of two.
-constant uint most_splits_constant [[function_constant(1)]];
+constant uint most_splits_constant [[function_constant(2)]];
 constant uint most_splits =
     is_function_constant_defined(most_splits_constant) ? most_splits_constant : 16u;
 
@@ -116,9 +111,11 @@ inline void attend_step(attention_operands<half> in, constant oxb_attention_args
     const uint first = begin + place.simdgroup;
     block_place at =
         place_of_block<N>(args.cache, in.pages, sequence.pages, min(first, end - 1u), seen);
-    load_keys<N>(in.k + at.at, at.count, lane, keys);
-    load_values<N>(in.v + at.at, at.count, lane, 0u, N, values);
-    matrix_fence();
+    if (loads_ahead != 0u) {
+        load_keys<N>(in.k + at.at, at.count, lane, keys);
+        load_values<N>(in.v + at.at, at.count, lane, values);
+        matrix_fence();
+    }
     for (uint q = place.simdgroup; q < OXB_STEP_QUERIES; q += place.simdgroups) {
         const bool there = q < args.heads;
         prepare_query<N>(queries + (there ? q : 0u) * N, q, there, args.scale, lane, memory);
@@ -131,25 +128,24 @@ inline void attend_step(attention_operands<half> in, constant oxb_attention_args
     OXB_UNROLL
     for (uint e = 0; e < N / 8u; e++) sums[e][0] = sums[e][1] = 0.0f;
     for (uint block = first; block < end; block += place.simdgroups) {
-        const bool lost = at.lost;
+        const block_place own = at;
         const uint next = block + place.simdgroups;
         const bool more = next < end;
+        if (loads_ahead == 0u) load_keys<N>(in.k + own.at, own.count, lane, keys);
         uint4 words[N / 16u];
         OXB_UNROLL
         for (uint s = 0; s < N / 16u; s++) words[s] = memory.words[s * OXB_SIMD_WIDTH + lane];
         float scores[2][4];
         multiply_keys<N>(words, keys, scores);
-        if (more) {
-            at = place_of_block<N>(args.cache, in.pages, sequence.pages, next, seen);
-            load_keys<N>(in.k + at.at, at.count, lane, keys);
-        }
+        if (more) at = place_of_block<N>(args.cache, in.pages, sequence.pages, next, seen);
+        if (more && loads_ahead != 0u) load_keys<N>(in.k + at.at, at.count, lane, keys);
         const uint start = block * OXB_MATRIX_BLOCK;
         float weights[4], most = largest;
         OXB_UNROLL
         for (uint i = 0; i < 4u; i++) {
             const uint e = i / 2u, c = i % 2u;
-            const float score =
-                fma(scores[e][2u + c], 1.0f / OXB_STEP_REST, scores[e][c]) * (lost ? NAN : unit);
+            const float score = fma(scores[e][2u + c], 1.0f / OXB_STEP_REST, scores[e][c]) *
+                                (own.lost ? NAN : unit);
             weights[i] = start + 8u * e + 2u * quad + c < seen ? score : -INFINITY;
             most = max(most, weights[i]);
         }
@@ -165,22 +161,23 @@ inline void attend_step(attention_operands<half> in, constant oxb_attention_args
             near[i] = half(weights[i]);
             rest[i] = rest_of(weights[i], near[i]);
         }
+        if (loads_ahead == 0u) load_values<N>(in.v + own.at, own.count, lane, values);
         const uint rows[4] = {matrix_join(near[0], near[1]), matrix_join(rest[0], rest[1]),
                               matrix_join(near[2], near[3]), matrix_join(rest[2], rest[3])};
         OXB_UNROLL
         for (uint e = 0; e < N / 8u; e++) {
             uint low, high;
             matrix_across(values, e, low, high);
-            matrix_sums own; // apart from the other blocks, which keeps the rounding small
-            matrix_clear(own);
-            matrix_add(own, rows, low, high);
+            matrix_sums part; // apart from the other blocks, which keeps the rounding small
+            matrix_clear(part);
+            matrix_add(part, rows, low, high);
             OXB_UNROLL
             for (uint c = 0; c < 2u; c++)
                 sums[e][c] =
                     fma(sums[e][c], fade,
-                        fma(matrix_sum(own, 2u + c), 1.0f / OXB_STEP_REST, matrix_sum(own, c)));
+                        fma(matrix_sum(part, 2u + c), 1.0f / OXB_STEP_REST, matrix_sum(part, c)));
         }
-        if (more) load_values<N>(in.v + at.at, at.count, lane, 0u, N, values);
+        if (more && loads_ahead != 0u) load_values<N>(in.v + at.at, at.count, lane, values);
     }
 
     total = matrix_row_sum(total);

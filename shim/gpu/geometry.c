@@ -143,6 +143,12 @@ static int takes_matrices(const oxb_op_shape *shape) {
            shape->alignment % 16 == 0;
 }
 
+/* An Apple GPU has 128 registers for a thread, which are too few for loads ahead. */
+static void set_matrices(const gpu_traits *traits, const oxb_attention_shape *s, oxb_tile *tile) {
+    tile->constants[0].value.u32 = s->head_dim;
+    tile->constants[1].value.u32 = (traits->has & GPU_APPLE) == 0;
+}
+
 /* The most heads of a key-value head, `most` or fewer, that divide their number evenly. */
 static uint32_t heads_of(const oxb_attention_shape *s, uint32_t most) {
     const uint32_t ratio = s->n_heads / s->n_kv_heads;
@@ -152,14 +158,13 @@ static uint32_t heads_of(const oxb_attention_shape *s, uint32_t most) {
 }
 
 static gpu_fitness fit_prompt(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
-    (void)traits;
     const oxb_attention_shape *s = shape->attention;
     if (!takes_matrices(shape) || s->batch || shape->same_bits || !shape->halves)
         return GPU_REFUSED;
     tile->size[0] = heads_of(s, PROMPT_QUERIES / PROMPT_TOKENS);
     tile->size[1] = PROMPT_QUERIES / tile->size[0];
     tile->splits = 1;
-    tile->constants[0].value.u32 = s->head_dim;
+    set_matrices(traits, s, tile);
     return s->n_tokens < PROMPT_TOKENS ? GPU_TAKEN : GPU_FAVOURED;
 }
 
@@ -175,8 +180,8 @@ static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape,
     while (most < ATTENTION_SPLITS && 2 * most * tiles <= traits->cores) most *= 2;
     const uint32_t splits = length <= STEP_ALONE ? 1 : (length - 1) / STEP_GRAIN + 1;
     tile->splits = splits < most ? splits : most;
-    tile->constants[0].value.u32 = s->head_dim;
-    tile->constants[1].value.u32 = most;
+    set_matrices(traits, s, tile);
+    tile->constants[2].value.u32 = most;
     const int alone = s->batch || shape->same_bits || s->n_tokens < PROMPT_TOKENS;
     return alone ? GPU_FAVOURED : GPU_TAKEN;
 }
@@ -246,8 +251,8 @@ const gpu_variant gpu_table[] = {
      {.size = {1, 1, 1},
       .threads = SIMD * PROMPT_SIMDGROUPS,
       .suffix = "_prompt",
-      .n_constants = 1,
-      .constants = {CONSTANT(0, 128)}},
+      .n_constants = 2,
+      .constants = {CONSTANT(0, 128), CONSTANT(1, 1)}},
      fit_prompt},
     {OXB_OP_ATTENTION,
      ANY,
@@ -257,8 +262,8 @@ const gpu_variant gpu_table[] = {
      {.size = {1, 1, 1},
       .threads = SIMD * STEP_SIMDGROUPS,
       .suffix = "_step",
-      .n_constants = 2,
-      .constants = {CONSTANT(0, 128), CONSTANT(1, 16)}},
+      .n_constants = 3,
+      .constants = {CONSTANT(0, 128), CONSTANT(1, 1), CONSTANT(2, 16)}},
      fit_step},
     {OXB_OP_ATTENTION,
      ANY,

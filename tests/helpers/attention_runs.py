@@ -60,6 +60,7 @@ def attend(
     order: str = "random",
     mode: str = "check",
     most_splits: int = 16,
+    ahead: bool = True,
 ) -> NDArray[np.float32]:
     """Attend from q [tokens, n_heads, head_dim] by attention_f16_`kind`; return what is written.
 
@@ -87,7 +88,7 @@ def attend(
             splits,
         ),
         threads=32 * tile.simdgroups,
-        constants={0: n} | ({1: most_splits} if kind == "step" else {}),
+        constants={0: n, 1: int(ahead)} | ({2: most_splits} if kind == "step" else {}),
         order=order,
         mode=mode,
     )[5]

@@ -16,6 +16,10 @@ from shader_runs import SENTINEL, Placed, every_order, run, state, tiles_for
 PROMPT_BOUND = 5e-4  # of queries, weights and values as halves, on normal random data
 STEP_BOUND = 1e-6
 N_PAGES, PAGE_SIZE = 7, 64
+# Orders of the threads, and whether keys and values are asked for ahead of their use.
+either_load = pytest.mark.parametrize(
+    ("order", "ahead"), [("forward", True), ("reverse", False), ("random", True)], ids=str
+)
 IDLE = 2**32 - 1
 
 
@@ -47,7 +51,7 @@ def step(heads, k, v, q, tile, splits=1, **options):
 # Prompts
 
 
-@every_order
+@either_load
 @pytest.mark.parametrize(
     ("shape", "tile"),
     [
@@ -59,12 +63,12 @@ def step(heads, k, v, q, tile, splits=1, **options):
     ],
     ids=str,
 )
-def test_a_prompt_matches_the_definition(order, shape, tile):
+def test_a_prompt_matches_the_definition(order, shape, tile, ahead):
     heads = Heads(*shape, 80, layer=1)
     for n_tokens, length in ((1, 1), (1, 80), (15, 16), (23, 23), (22, 49)):
         k, v = text(heads, length)
         q = queries(heads, n_tokens)
-        y = prompt(heads, k, v, q, tile, order=order)
+        y = prompt(heads, k, v, q, tile, order=order, ahead=ahead)
         assert relative_error(y, reference.attention(q, k, v)) < PROMPT_BOUND
 
 
@@ -151,23 +155,23 @@ def test_tokens_of_a_prompt_past_max_seq_are_nan_and_the_others_are_not():
         assert np.isnan(y[there:]).all()
 
 
-@every_order
-def test_a_prompt_reads_the_pages_of_its_table(order):
-    heads = Heads(4, 2, 64, 200, layer=1)
+@either_load
+def test_a_prompt_reads_the_pages_of_its_table(order, ahead):
+    heads, how = Heads(4, 2, 64, 200, layer=1), {"order": order, "ahead": ahead}
     k, v = text(heads, 150)
     q = queries(heads, 40)
     pages = [4, 1, 3]
     caches = written(heads, [(pages, k, v)], PAGE_SIZE, N_PAGES)
     tables, starts = tables_of([pages], gap=2)
     states = np.array([(110, 99, starts[0], 99)], np.uint32)
-    y = attend("prompt", heads, caches, q, states, tables, Tile(2, 8, 1), order=order)
+    y = attend("prompt", heads, caches, q, states, tables, Tile(2, 8, 1), **how)
     np.testing.assert_array_equal(y, prompt(heads, k, v, q, Tile(2, 8, 1)))
     unreachable = []
     for missing in (N_PAGES, IDLE):
         unreachable.append(tables.copy())
         unreachable[-1][starts[0] + 2] = missing
     for lost in (*unreachable, tables[:-1]):
-        after = attend("prompt", heads, caches, q, states, lost, Tile(2, 8, 1), order=order)
+        after = attend("prompt", heads, caches, q, states, lost, Tile(2, 8, 1), **how)
         # Tokens that share their rows with one that is lost may be computed by the definition.
         np.testing.assert_array_equal(after[:16], y[:16])
         assert relative_error(after[16:18], y[16:18]) < PROMPT_BOUND
@@ -177,7 +181,7 @@ def test_a_prompt_reads_the_pages_of_its_table(order):
 # Single tokens
 
 
-@every_order
+@either_load
 @pytest.mark.parametrize(
     ("shape", "tile"),
     [
@@ -189,12 +193,12 @@ def test_a_prompt_reads_the_pages_of_its_table(order):
     ],
     ids=str,
 )
-def test_a_step_matches_the_definition(order, shape, tile):
+def test_a_step_matches_the_definition(order, shape, tile, ahead):
     heads = Heads(*shape, 150, layer=1)
     for length in (1, 16, 17, 130, 150):
         k, v = text(heads, length)
         q = queries(heads)
-        y = step(heads, k, v, q, tile, order=order)
+        y = step(heads, k, v, q, tile, order=order, ahead=ahead)
         assert relative_error(y, reference.attention(q, k, v)) < STEP_BOUND
 
 
@@ -282,9 +286,9 @@ def test_odd_queries_keys_and_values_of_a_step_follow_ieee(order, splits):
     assert finite.sum() == 5 * 61
 
 
-@every_order
+@either_load
 @pytest.mark.parametrize("splits", [1, 2])
-def test_each_sequence_of_a_batch_takes_a_step_in_its_own_pages(order, splits):
+def test_each_sequence_of_a_batch_takes_a_step_in_its_own_pages(order, splits, ahead):
     heads = Heads(4, 2, 64, 400, layer=1)
     placed = [(0, [5]), (63, [2]), (64, [0, 6]), (131, [4, 1, 3])]
     lost = [(IDLE, []), (400, [5] * 7), (3, [N_PAGES]), (70, [5, IDLE])]
@@ -311,6 +315,7 @@ def test_each_sequence_of_a_batch_takes_a_step_in_its_own_pages(order, splits):
         splits=splits,
         batch=1,
         order=order,
+        ahead=ahead,
     )
     y = y if splits == 1 else combine(y)
     for t, (k, v) in enumerate(texts, start=len(lost)):
@@ -346,7 +351,7 @@ def test_pages_past_32_bits_are_found(kind, tile):
         + struct.pack("<3If6I8x", 2, 1, 64, 1.0, 1, 1, tile.heads, tile.tokens, 0, 0),
         groups=(1, 1, 1),
         threads=32 * tile.simdgroups,
-        constants={0: 64} | ({1: 16} if kind == "step" else {}),
+        constants={0: 64, 1: 1} | ({2: 16} if kind == "step" else {}),
         mode="fast",
     )[5]
     np.testing.assert_allclose(y, v[0].repeat(2, axis=0), rtol=1e-6)
