@@ -29,12 +29,23 @@
 #define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
 #define HALVES_THREADGROUPS  120u /* fill the largest GPUs: these are larger than others */
 #define HALF_VECTORS         3u   /* the fewest that are faster on matrix units */
+#define HALF_CORES           132u /* of the largest GPUs, where they are not known */
+#define HALF_TILE_VECTORS    64u  /* of a threadgroup: shaders/gemm_half.h */
+#define HALF_FEWEST_ROWS     64u
+#define ROUNDED_VECTORS      64u /* the fewest that fill its tiles */
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
-#define ATTENTION_SPLIT      128u  /* positions of a split, at the least: shaders/attention.h */
-#define ATTENTION_SPLITS     64u   /* the most, enough for any length */
-#define ATTENTION_QUERIES    4u    /* of a threadgroup: shaders/attention.h */
+#define ATTENTION_SPLIT      128u /* positions of a split, at the least: shaders/attention.h */
+#define ATTENTION_SPLITS     64u  /* the most, enough for any length */
+#define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
+#define STEP_QUERIES         8u   /* the same and its SIMD-groups: shaders/attention_step.metal */
+#define STEP_SIMDGROUPS      8u
+#define STEP_ALONE           256u /* positions that are not split */
+#define STEP_GRAIN           128u /* positions that a split is a multiple of */
+#define PROMPT_QUERIES       64u  /* the same: shaders/attention_prompt.metal */
+#define PROMPT_SIMDGROUPS    4u
+#define PROMPT_TOKENS        16u   /* that fill the rows of a product; fewer are taken one by one */
 #define CHOOSE_THREADS       896u  /* with 1024, registers spill */
 #define NORM_THREADS         1024u /* of halve_norm: its vectors are few, and wait for memory */
 
@@ -80,6 +91,24 @@ static gpu_fitness fit_halves(const gpu_traits *traits, const oxb_op_shape *shap
     return GPU_FAVOURED;
 }
 
+/* Rounds of threadgroups that a chip runs, by the rows of each: what the product takes. */
+static uint64_t half_time(const gpu_traits *traits, const oxb_op_shape *shape, uint32_t rows) {
+    const uint64_t across = (shape->n_rows + rows - 1) / rows;
+    const uint64_t down = (shape->extent[1] + HALF_TILE_VECTORS - 1) / HALF_TILE_VECTORS;
+    const uint32_t cores = traits->cores ? traits->cores : HALF_CORES;
+    return (across * down + cores - 1) / cores * rows;
+}
+
+/* The more rows a threadgroup has, the less often the vectors are read: as many as take no longer
+ * than fewer would. */
+static gpu_fitness fit_half(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint32_t rows = tile->size[0];
+    tile->size[0] = (uint32_t)(rows / (shape->n_rows / shape->extent[0]));
+    for (uint32_t fewer = rows / 2; fewer >= HALF_FEWEST_ROWS; fewer /= 2)
+        if (half_time(traits, shape, fewer) < half_time(traits, shape, rows)) return GPU_TAKEN;
+    return GPU_FAVOURED;
+}
+
 static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *shape,
                                  oxb_tile *tile) {
     (void)traits;
@@ -102,14 +131,63 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     tile->constants[0].value.u32 = queries;
     tile->constants[1].value.u32 = s->head_dim > 128;
     if (s->kv_format == OXB_KV_Q8) { /* four elements at once, and 16 bytes of low bits */
-        tile->constants[2].value.u32 =
-            shape->cache_alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
+        tile->constants[2].value.u32 = shape->alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
         return GPU_FAVOURED;
     }
     const uint64_t four = s->kv_format == OXB_KV_F16 ? 8 : 16; /* bytes of four elements */
-    const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
+    const int wide = shape->alignment % four == 0 && s->head_dim % 4 == 0;
     tile->constants[2].value.u32 = wide ? 4 : 2;
     return GPU_FAVOURED;
+}
+
+/* What both kernels on matrix units want. */
+static int takes_matrices(const oxb_op_shape *shape) {
+    const oxb_attention_shape *s = shape->attention;
+    return s->kv_format == OXB_KV_F16 && (s->head_dim == 64 || s->head_dim == 128) &&
+           shape->alignment % 16 == 0;
+}
+
+/* An Apple GPU has 128 registers for a thread, which are too few for loads ahead. */
+static void set_matrices(const gpu_traits *traits, const oxb_attention_shape *s, oxb_tile *tile) {
+    tile->constants[0].value.u32 = s->head_dim;
+    tile->constants[1].value.u32 = (traits->has & GPU_APPLE) == 0;
+}
+
+/* The most heads of a key-value head, `most` or fewer, that divide their number evenly. */
+static uint32_t heads_of(const oxb_attention_shape *s, uint32_t most) {
+    const uint32_t ratio = s->n_heads / s->n_kv_heads;
+    uint32_t heads = ratio < most ? ratio : most;
+    while (ratio % heads) heads--;
+    return heads;
+}
+
+static gpu_fitness fit_prompt(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const oxb_attention_shape *s = shape->attention;
+    if (!takes_matrices(shape) || s->batch || shape->same_bits || !shape->halves)
+        return GPU_REFUSED;
+    tile->size[0] = heads_of(s, PROMPT_QUERIES / PROMPT_TOKENS);
+    tile->size[1] = PROMPT_QUERIES / tile->size[0];
+    tile->splits = 1;
+    set_matrices(traits, s, tile);
+    return s->n_tokens < PROMPT_TOKENS ? GPU_TAKEN : GPU_FAVOURED;
+}
+
+/* Every token by itself, with its own splits: as many as fill the device with those of one token,
+ * whatever is in flight beside it, for bits must not depend on that. */
+static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const oxb_attention_shape *s = shape->attention;
+    if (!takes_matrices(shape)) return GPU_REFUSED;
+    const uint32_t length = s->max_length ? s->max_length : s->max_seq;
+    tile->size[0] = heads_of(s, STEP_QUERIES);
+    const uint64_t tiles = s->n_heads / tile->size[0];
+    uint32_t most = 8;
+    while (most < ATTENTION_SPLITS && 2 * most * tiles <= traits->cores) most *= 2;
+    const uint32_t splits = length <= STEP_ALONE ? 1 : (length - 1) / STEP_GRAIN + 1;
+    tile->splits = splits < most ? splits : most;
+    set_matrices(traits, s, tile);
+    tile->constants[2].value.u32 = most;
+    const int alone = s->batch || shape->same_bits || s->n_tokens < PROMPT_TOKENS;
+    return alone ? GPU_FAVOURED : GPU_TAKEN;
 }
 
 /* Rows of the table, for the traits that prefer them. */
@@ -138,6 +216,15 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     {op,      ANY, "eights-" #eights,                                                            \
      EVERY,   0,   {SIZE(rows, 8 * eights, ALL, SIMD * GEMM_SIMDGROUPS), ROWS_CONSTANT(eights)}, \
      fit_gemm}
+#define HALF(prefer, rows, shape, simdgroups)                                  \
+    {OXB_OP_GEMM_HALF,                                                         \
+     CODED,                                                                    \
+     "half-" #rows,                                                            \
+     prefer,                                                                   \
+     0,                                                                        \
+     {SIZE(rows, HALF_TILE_VECTORS, ALL, SIMD * simdgroups), .n_constants = 1, \
+      .constants = {CONSTANT(0, shape)}},                                      \
+     fit_half}
 #define ONE(op, ...) {op, ANY, "", EVERY, 0, {__VA_ARGS__}, NULL}
 
 const gpu_variant gpu_table[] = {
@@ -178,9 +265,34 @@ const gpu_variant gpu_table[] = {
      {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,
       .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
      fit_halves},
+    HALF(GPU_NVIDIA, 256, 444, 8), /* shaders/gemm_half.h */
+    HALF(GPU_NVIDIA, 128, 442, 4),
+    HALF(EVERY, 64, 242, 4),
     {OXB_OP_ATTENTION,
      ANY,
-     "",
+     "prompt",
+     EVERY,
+     0,
+     {.size = {1, 1, 1},
+      .threads = SIMD * PROMPT_SIMDGROUPS,
+      .suffix = "_prompt",
+      .n_constants = 2,
+      .constants = {CONSTANT(0, 128), CONSTANT(1, 1)}},
+     fit_prompt},
+    {OXB_OP_ATTENTION,
+     ANY,
+     "step",
+     EVERY,
+     0,
+     {.size = {1, 1, 1},
+      .threads = SIMD * STEP_SIMDGROUPS,
+      .suffix = "_step",
+      .n_constants = 3,
+      .constants = {CONSTANT(0, 128), CONSTANT(1, 1), CONSTANT(2, 16)}},
+     fit_step},
+    {OXB_OP_ATTENTION,
+     ANY,
+     "lanes",
      EVERY,
      0,
      {SIZE(1, 1, 1, SIMD *ATTENTION_SIMDGROUPS), .n_constants = 3,
@@ -201,6 +313,7 @@ const gpu_variant gpu_table[] = {
     ONE(OXB_OP_SAMPLE_CHOOSE, SIZE(1, ALL, ALL, CHOOSE_THREADS)),
     ONE(OXB_OP_HALVE, SIZE(1024, 1, ALL, 256)),
     ONE(OXB_OP_HALVE_NORM, SIZE(1, ALL, ALL, NORM_THREADS)),
+    ONE(OXB_OP_ROUND_HALF, SIZE(1, ALL, ALL, 256)),
 };
 const unsigned gpu_table_rows = sizeof gpu_table / sizeof gpu_table[0];
 
@@ -210,5 +323,7 @@ void gpu_abilities(void *device, oxb_abilities *abilities) {
                                  .fused_cache_store = 1,
                                  .gemv_vectors = GEMV_VECTORS,
                                  .half_products = CODED,
-                                 .half_vectors = HALF_VECTORS};
+                                 .half_vectors = HALF_VECTORS,
+                                 .rounded_products = CODED,
+                                 .rounded_vectors = ROUNDED_VECTORS};
 }
