@@ -1,0 +1,400 @@
+// Products of a coded matrix and a vector on int8 matrix units: what gemv and swiglu share for
+// 1-bit and 2-bit codes.
+//
+// A block is the activations that meet 16 bytes of codes. They become integers with one power of
+// two for the block, and each integer eight slices, which are the columns of the matrix product:
+// digits to base 16 from -8 to 7, or to base 256 from -128 to 127. The rows are the codes as they
+// are, masked out of their words. So all sums of a block are exact. The sum of levels is that of
+// codes less the sum of all activations (codes 0 to 3), or twice that of codes less it (codes 0 and
+// 1), and that of all is a product with codes of 1.
+//
+// A SIMD-group has tiles of 16 rows and the blocks simdgroup, simdgroup + simdgroups, ... of k. It
+// makes the slices of its own blocks itself, so that no barrier of the threadgroup stands between.
+// Row r of a tile's product is row 2 r of the matrix, row 8 + r the one after it, so that a lane
+// has two neighbouring rows and reads their scales at once.
+//
+// A block that integers do not hold with the accuracy of float has NaN as its power of two. A row
+// whose sum is not finite, for that or for any other reason, is computed again by the definition.
+#ifndef OXB_SLICES_H
+#define OXB_SLICES_H
+
+#define OXB_SLICES_SLOTS   16u // blocks in threadgroup memory
+#define OXB_SLICES_SUMS    (OXB_SLICES_SLOTS * 128u) // SIMD-groups times rows, at most
+#define OXB_SLICES_INTEGER 30u // the largest of a block is below 2^30
+// Biased exponents of the largest of a block: others leave float's range in what follows.
+#define OXB_SLICES_LEAST 31u
+#define OXB_SLICES_MOST  227u
+
+template <typename Code>
+struct slices;
+
+template <>
+struct slices<code_1bit> {
+    enum { products = 4, lane_elements = 4 };
+    // The upper two words of a lane lie 16 banks off the lower ones.
+    enum { part = OXB_SIMD_WIDTH + 4, size = 2 * part }; // in 16 bytes
+
+    // Element j of those that a lane makes slices of; a product's bytes are 8 elements apart.
+    static uint element(uint lane, uint j) { return lane / 8u * 32u + lane % 8u + 8u * j; }
+
+    // The rows of half of a product.
+    static uint rows(uint word, uint product, uint second) {
+        return (second != 0u ? word >> 4u : word) & 0x01010101u << product;
+    }
+    static uint ones(uint product) { return 0x01010101u << product; }
+
+    static bool loses(float, uint) { return false; } // every level is 1 or -1
+
+    // Slice `product` of all weights is 8 times too large, by the code or by itself.
+    static void store(thread const float *x, threadgroup uint4 *to, uint lane) {
+        uint digits[4];
+        OXB_UNROLL
+        for (uint j = 0; j < 4u; j++) digits[j] = uint(int(x[j])) + 0x88888888u;
+        const uint product = lane % 4u, second = lane / 4u % 2u;
+        const uint shift = 3u - product, less = (128u - (8u << shift)) * 0x01010101u;
+        threadgroup uint *at = (threadgroup uint *)(to + product / 2u * part + lane / 8u) +
+                               product % 2u * 2u + second;
+        OXB_UNROLL
+        for (uint byte = 0; byte < 4u; byte++) {
+            // Byte 3 - byte of all four: a byte of the columns 2 byte and 2 byte + 1 each.
+            const uint from = (3u - byte) * 0x11u + 0x40u;
+            const uint low = matrix_permute(digits[0], digits[1], from);
+            const uint high = matrix_permute(digits[2], digits[3], from);
+            const uint four = matrix_permute(low, high, 0x5410u);
+            OXB_UNROLL
+            for (uint i = 0; i < 2u; i++) {
+                const uint digit = (i == 0u ? four >> 4u : four) & 0x0f0f0f0fu;
+                at[(2u * byte + i) * 16u] = ((digit << shift) + less) ^ 0x80808080u;
+            }
+        }
+    }
+
+    static uint4 load(threadgroup const uint4 *from, uint pair, uint lane) {
+        return from[pair * part + lane];
+    }
+
+    // A pair of sums as a float that is larger by 1.5 * 2^23: cheaper than a conversion.
+    static int before(uint i) { return i % 2u == 0u ? 0 : 0x4b400000; }
+    static float joined(int high, int low) {
+        return as_type<float>((uint(high) << 4u) + uint(low));
+    }
+    // What the pair of all activations takes away from the float, times `unit`: half of the pair,
+    // for the sums are of codes that count four times what a level does.
+    static float less(float all, float unit) { return -fma(all, 0.5f, 6291456.0f) * unit; }
+    // 2^e, for slices of numbers below 2^e, to the unit of the lane's pair of columns.
+    static float unit(uint quad) { return as_type<float>((127u - 8u - 8u * quad) << 23u); }
+};
+
+template <>
+struct slices<code_2bit> {
+    enum { products = 2, lane_elements = 2 };
+    enum { part = OXB_SIMD_WIDTH, size = part };
+
+    static uint element(uint lane, uint j) {
+        return lane / 8u * 16u + lane / 4u % 2u * 8u + lane % 4u + 4u * j;
+    }
+
+    static uint rows(uint word, uint product, uint second) {
+        return word >> (4u * product + 2u * second) & 0x03030303u;
+    }
+    static uint ones(uint) { return 0x01010101u; }
+
+    // Codes of level 0 may hide the largest of a block: numbers need all of their digits themselves.
+    static bool loses(float x, uint exponent) {
+        const uint bits = as_type<uint>(x) & 0x7fffffffu;
+        return bits != 0u && (bits >> 23u) + 36u < exponent;
+    }
+
+    static void store(thread const float *x, threadgroup uint4 *to, uint lane) {
+        uint low[2], high[2];
+        OXB_UNROLL
+        for (uint j = 0; j < 2u; j++) {
+            const ulong digits = ulong(long(x[j] * 4294967296.0f)) + 0x8080808080808080ul;
+            low[j] = uint(digits) ^ 0x80808080u;
+            high[j] = uint(digits >> 32u) ^ 0x80808080u;
+        }
+        threadgroup ushort *at = (threadgroup ushort *)(to + lane / 8u) + lane % 4u * 2u +
+                                 lane / 4u % 2u;
+        OXB_UNROLL
+        for (uint byte = 0; byte < 8u; byte++) {
+            const uint from = 3u - byte % 4u;
+            const uint two = byte < 4u ? matrix_permute(high[0], high[1], from | (4u + from) << 4u)
+                                       : matrix_permute(low[0], low[1], from | (4u + from) << 4u);
+            at[byte * 32u] = ushort(two);
+        }
+    }
+
+    static uint4 load(threadgroup const uint4 *from, uint, uint lane) { return from[lane]; }
+
+    static int before(uint) { return 0; }
+    static float joined(int high, int low) { return float(high * 256 + low); }
+    static float less(float all, float unit) { return -all * unit; }
+    static float unit(uint quad) { return as_type<float>((127u - 14u - 16u * quad) << 23u); }
+};
+
+template <typename Code>
+struct slices_memory {
+    uint4 slots[OXB_SLICES_SLOTS * uint(slices<Code>::size)]; // of the SIMD-groups' blocks
+    float sums[OXB_SLICES_SUMS];                              // [SIMD-group][row]
+    float squares[OXB_SLICES_SLOTS];                          // of the SIMD-groups' activations
+    float partial[OXB_MAX_SIMDGROUPS];
+};
+
+// What the matrix is multiplied by: x, or x * scale * inverse * weight where there is a norm.
+struct slices_input {
+    device const float *x;
+    device const float *weight;
+    float scale, inverse;
+};
+
+// The tiles of a SIMD-group: 16 TILES rows from `first` on of each of MATRICES, n_rows apart. The
+// matrix lies in columns.
+struct slices_rows {
+    uint n_rows, first;
+};
+
+// What a lane holds of the weights of BLOCKS blocks, and of a block's activations.
+template <uint TILES, uint BLOCKS>
+struct slices_weights {
+    uint words[BLOCKS][TILES][2];
+    half2 scales[BLOCKS][TILES];
+};
+
+template <uint ELEMENTS, uint BLOCKS>
+struct slices_activations {
+    float x[BLOCKS][ELEMENTS], weight[BLOCKS][ELEMENTS];
+};
+
+// Tile t of MATRICES * TILES; a lane's words and scales of it.
+template <typename Format, uint MATRICES, uint TILES, uint BLOCKS>
+inline void ask_tile(weight_bytes w, slices_rows rows, uint block, uint t, uint lane, uint at,
+                     thread slices_weights<MATRICES * TILES, BLOCKS> &to) {
+    const ulong row = ulong(t / TILES) * rows.n_rows + rows.first + lane / 4u * 2u;
+    device const uint *codes =
+        (device const uint *)(w.bytes + w.codes_offset) +
+        (ulong(block) * w.column + row) * (OXB_LOAD_BYTES / 4u) + lane % 4u + t % TILES * 64u;
+    to.words[at][t][0] = codes[0];
+    to.words[at][t][1] = codes[4];
+    device const half *scales =
+        (device const half *)w.bytes + ulong(block / Format::loads_per_group) * w.column + row;
+    to.scales[at][t] = *(device const half2 *)(scales + t % TILES * 16u);
+}
+
+// The first blocks of a SIMD-group. Behind the last block of a row it is that one again, and what
+// comes of it is nothing.
+template <typename Format, uint MATRICES, uint TILES, uint BLOCKS>
+inline void ask_weights(weight_bytes w, slices_rows rows, thread_place place,
+                        thread slices_weights<MATRICES * TILES, BLOCKS> &to) {
+    const uint blocks = uint(w.k / Format::weights_per_load);
+    OXB_UNROLL
+    for (uint c = 0; c < BLOCKS; c++) {
+        const uint block = min(place.simdgroup + c * place.simdgroups, blocks - 1u);
+        OXB_UNROLL
+        for (uint t = 0; t < MATRICES * TILES; t++)
+            ask_tile<Format, MATRICES, TILES, BLOCKS>(w, rows, block, t, place.lane, c, to);
+    }
+}
+
+template <typename Format, uint BLOCKS, bool NORM>
+inline void ask_activations(
+    uint k, slices_input input, uint first, thread_place place,
+    thread slices_activations<slices<typename Format::code>::lane_elements, BLOCKS> &to) {
+    typedef slices<typename Format::code> kind;
+    const uint blocks = k / Format::weights_per_load;
+    OXB_UNROLL
+    for (uint c = 0; c < BLOCKS; c++) {
+        const uint block = first + c * place.simdgroups;
+        const uint at = min(block, blocks - 1u) * Format::weights_per_load;
+        OXB_UNROLL
+        for (uint j = 0; j < kind::lane_elements; j++) {
+            const uint i = at + kind::element(place.lane, j);
+            to.x[c][j] = block < blocks ? input.x[i] : 0.0f;
+            to.weight[c][j] = NORM ? input.weight[i] : 1.0f;
+        }
+    }
+}
+
+// Make the slices of a block of activations; returns the unit of the lane's pair of columns.
+template <typename Code>
+inline float make_slices(thread float *x, threadgroup uint4 *to, uint lane) {
+    typedef slices<Code> kind;
+    uint most = 0;
+    OXB_UNROLL
+    for (uint j = 0; j < kind::lane_elements; j++)
+        most = max(most, as_type<uint>(x[j]) & 0x7fffffffu); // a NaN is above infinity
+    most = simd_max(most);
+    const uint found = most >> 23u, exponent = max(found, OXB_SLICES_LEAST);
+    bool odd = most != 0u && found - OXB_SLICES_LEAST > OXB_SLICES_MOST - OXB_SLICES_LEAST;
+    const float up = as_type<float>((253u + OXB_SLICES_INTEGER - exponent) << 23u);
+    OXB_UNROLL
+    for (uint j = 0; j < kind::lane_elements; j++) {
+        odd = odd || kind::loses(x[j], exponent);
+        x[j] *= up;
+    }
+    kind::store(x, to, lane);
+    const float unit = as_type<float>((exponent + 1u) << 23u) * kind::unit(lane % 4u);
+    return simd_any(odd) ? NAN : unit;
+}
+
+// sums[r] = the lane's share of the product of x and its rows: of row r % 2 of tile r / 2. With a
+// norm, also the squares of the SIMD-group's activations.
+template <typename Format, uint MATRICES, uint TILES, uint BLOCKS, bool NORM>
+inline void multiply_slices(weight_bytes w, slices_rows rows, slices_input input,
+                            thread slices_weights<MATRICES * TILES, BLOCKS> &weights,
+                            thread_place place,
+                            threadgroup slices_memory<typename Format::code> &memory) {
+    typedef slices<typename Format::code> kind;
+    const uint tiles = MATRICES * TILES, quad = place.lane % 4u;
+    const uint blocks = uint(w.k / Format::weights_per_load);
+    threadgroup uint4 *slots = memory.slots + place.simdgroup * BLOCKS * uint(kind::size);
+    slices_activations<kind::lane_elements, BLOCKS> next;
+    ask_activations<Format, BLOCKS, NORM>(uint(w.k), input, place.simdgroup, place, next);
+    float sums[2 * tiles], squares = 0.0f;
+    OXB_UNROLL
+    for (uint r = 0; r < 2u * tiles; r++) sums[r] = 0.0f;
+    int before[4];
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) before[i] = kind::before(i);
+    for (uint first = place.simdgroup; first < blocks; first += BLOCKS * place.simdgroups) {
+        const uint after = first + BLOCKS * place.simdgroups;
+        float units[BLOCKS];
+        OXB_UNROLL
+        for (uint c = 0; c < BLOCKS; c++) {
+            float x[kind::lane_elements];
+            OXB_UNROLL
+            for (uint j = 0; j < kind::lane_elements; j++) {
+                const float value = next.x[c][j];
+                if (NORM) squares = fma(value, value, squares);
+                x[j] = NORM ? value * input.scale * input.inverse * next.weight[c][j] : value;
+            }
+            units[c] = make_slices<typename Format::code>(x, slots + c * kind::size, place.lane);
+        }
+        ask_activations<Format, BLOCKS, NORM>(uint(w.k), input, after, place, next);
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        OXB_UNROLL
+        for (uint c = 0; c < BLOCKS; c++) {
+            uint words[2 * kind::products]; // of the lane's column
+            OXB_UNROLL
+            for (uint pair = 0; pair < kind::products / 2u; pair++) {
+                const uint4 four = kind::load(slots + c * kind::size, pair, place.lane);
+                OXB_UNROLL
+                for (uint i = 0; i < 4u; i++) words[4u * pair + i] = four[i];
+            }
+            int all[4];
+            OXB_UNROLL
+            for (uint p = 0; p < kind::products; p++) {
+                const uint one = kind::ones(p), ones[4] = {one, one, one, one};
+                matrix_add_bytes(all, p == 0u ? before : all, ones, words[2u * p],
+                                 words[2u * p + 1u], place.lane);
+            }
+            const float less = kind::less(kind::joined(all[0], all[1]), units[c]);
+            const uint block = min(after + c * place.simdgroups, blocks - 1u);
+            OXB_UNROLL
+            for (uint t = 0; t < tiles; t++) {
+                const uint low = weights.words[c][t][0], high = weights.words[c][t][1];
+                const float2 scales = float2(weights.scales[c][t]);
+                // After the last block this reads it again, and the result is not used.
+                ask_tile<Format, MATRICES, TILES, BLOCKS>(w, rows, block, t, place.lane, c,
+                                                          weights);
+                int products[4];
+                OXB_UNROLL
+                for (uint p = 0; p < kind::products; p++) {
+                    const uint four[4] = {kind::rows(low, p, 0u), kind::rows(high, p, 0u),
+                                          kind::rows(low, p, 1u), kind::rows(high, p, 1u)};
+                    matrix_add_bytes(products, p == 0u ? before : products, four, words[2u * p],
+                                     words[2u * p + 1u], place.lane);
+                }
+                OXB_UNROLL
+                for (uint i = 0; i < 2u; i++) {
+                    const float sum = kind::joined(products[2u * i], products[2u * i + 1u]);
+                    sums[2u * t + i] =
+                        fma(scales[i], fma(sum, units[c], less), sums[2u * t + i]);
+                }
+            }
+        }
+        simdgroup_barrier(mem_flags::mem_threadgroup); // the next slices take the place of these
+    }
+    // The four lanes of a row have a pair of columns each.
+    threadgroup float *to = memory.sums + place.simdgroup * 16u * tiles + place.lane / 4u * 2u;
+    OXB_UNROLL
+    for (uint r = 0; r < 2u * tiles; r++) {
+        float sum = sums[r];
+        sum += simd_shuffle_xor(sum, ushort(1));
+        sum += simd_shuffle_xor(sum, ushort(2));
+        if (quad == r / 2u % 4u) to[r / 2u * 16u + r % 2u] = sum;
+    }
+    if (NORM) {
+        squares = simd_sum(squares);
+        if (place.lane == 0u) memory.squares[place.simdgroup] = squares;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// multiply_slices for x, or where NORM for its RMSNorm; returns the factor that the sums still
+// lack, and completes `input`. As multiply_vector of lookup.h.
+template <typename Format, uint MATRICES, uint TILES, uint BLOCKS, bool NORM>
+inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_input &input,
+                                float eps, thread_place place,
+                                threadgroup slices_memory<typename Format::code> &memory) {
+    slices_weights<MATRICES * TILES, BLOCKS> weights;
+    ask_weights<Format, MATRICES, TILES, BLOCKS>(w, rows, place, weights);
+    inputs_wait();
+    multiply_slices<Format, MATRICES, TILES, BLOCKS, NORM>(w, rows, input, weights, place, memory);
+    if (!NORM) return 1.0f;
+    float total = 0.0f;
+    for (uint s = 0; s < place.simdgroups; s++) total += memory.squares[s];
+    const uint k = uint(w.k);
+    input.scale = scale_for(total, eps);
+    const bool again = input.scale != 1.0f;
+    if (again) {
+        total = threadgroup_sum(sum_of_squares(input.x, k, input.scale, index_of(place),
+                                               place.simdgroups * OXB_SIMD_WIDTH),
+                                memory.partial, place);
+    }
+    input.inverse = inverse_rms(total, k, input.scale, eps);
+    if (!again) return input.inverse;
+    ask_weights<Format, MATRICES, TILES, BLOCKS>(w, rows, place, weights);
+    multiply_slices<Format, MATRICES, TILES, BLOCKS, NORM>(w, rows, input, weights, place, memory);
+    return 1.0f;
+}
+
+// The product of a row by the definition. A SIMD-group's work.
+template <typename Format, bool NORM>
+inline float row_by_definition(weight_bytes w, ulong row, slices_input input, uint lane) {
+    const uint step = Format::lane_weights;
+    float sum = 0.0f;
+    for (uint j = lane * step; j < uint(w.k); j += OXB_SIMD_WIDTH * step) {
+        float values[Format::lane_weights], part = 0.0f;
+        Format::values(w, row, j, values);
+        OXB_UNROLL
+        for (uint i = 0; i < step; i++) {
+            const float x = input.x[j + i];
+            part = fma(values[i],
+                       NORM ? x * input.scale * input.inverse * input.weight[j + i] : x, part);
+        }
+        sum += part;
+    }
+    return simd_sum(sum);
+}
+
+// The product of row i of the tiles' n, which is `row` of the matrix. All lanes of a SIMD-group
+// take part.
+template <typename Format, bool NORM>
+inline float row_of_slices(weight_bytes w, ulong row, uint i, uint n, slices_input input,
+                           float factor, thread_place place,
+                           threadgroup const slices_memory<typename Format::code> &memory) {
+    float sum = 0.0f;
+    for (uint s = 0; s < place.simdgroups; s++) sum += memory.sums[s * n + i];
+    sum *= factor;
+    const uint odd = isfinite(sum) ? 0u : 1u;
+    if (!simd_any(odd != 0u)) return sum;
+    for (uint lane = 0; lane < OXB_SIMD_WIDTH; lane++) {
+        if (simd_shuffle(odd, ushort(lane)) == 0u) continue;
+        const float defined = row_by_definition<Format, NORM>(
+            w, simd_shuffle(row, ushort(lane)), input, place.lane);
+        sum = place.lane == lane ? defined : sum;
+    }
+    return sum;
+}
+
+#endif
