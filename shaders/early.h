@@ -9,15 +9,21 @@
 
 inline void inputs_wait() { msl_begin(); }
 
-// Lets the next kernel start when every threadgroup has come here: it waits for the end of this
-// one by itself.
-inline void dependents_start() { msl_let_start(); }
+// Lets the next kernel start when every threadgroup has come here with `now`: it waits for the end
+// of this one by itself. Of the places that a kernel offers, MSL_EARLY chooses; 0 is none.
+#ifndef MSL_EARLY
+#define MSL_EARLY 2u
+#endif
+
+inline void dependents_start(uint place, bool now) {
+    if (now && place == MSL_EARLY) msl_let_start();
+}
 
 #else
 
 inline void inputs_wait() {}
 
-inline void dependents_start() {}
+inline void dependents_start(uint, bool) {}
 
 #endif
 

@@ -70,7 +70,7 @@ inline uint matrix_fma(uint a, uint b, uint c) { return metal::msl_pair_fma(a, b
 
 // A constant in a register: an instruction takes one other constant, and the compiler would make
 // this one anew for each.
-inline uint matrix_keep(uint value) { return simd_broadcast_first(value); }
+inline uint matrix_keep(uint value) { return metal::msl_keep(value); }
 
 // Keeps the compiler from moving loads to before this place.
 inline void matrix_fence() { metal::msl_matrix_fence(); }

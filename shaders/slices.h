@@ -3,10 +3,10 @@
 //
 // A block is the activations that meet 16 bytes of codes. They become integers with one power of
 // two for the block, and each integer eight slices, which are the columns of the matrix product:
-// digits to base 16 from -8 to 7, or to base 256 from -128 to 127. The rows are the codes as they
-// are, masked out of their words. So all sums of a block are exact. The sum of levels is that of
-// codes less the sum of all activations (codes 0 to 3), or twice that of codes less it (codes 0 and
-// 1), and that of all is a product with codes of 1.
+// its digits to base 16, the highest of which has the sign, or to base 256, from -128 to 127. The
+// rows are the codes as they are, masked out of their words. So all sums of a block are exact. The
+// sum of levels is that of codes less the sum of all activations (codes 0 to 3), or twice that of
+// codes less it (codes 0 and 1), and that of all is a product with codes of 1.
 //
 // A SIMD-group has tiles of 16 rows and the blocks simdgroup, simdgroup + simdgroups, ... of k. It
 // makes the slices of its own blocks itself, so that no barrier of the threadgroup stands between.
@@ -18,9 +18,10 @@
 #ifndef OXB_SLICES_H
 #define OXB_SLICES_H
 
-#define OXB_SLICES_SLOTS   16u // blocks in threadgroup memory
-#define OXB_SLICES_SUMS    (OXB_SLICES_SLOTS * 128u) // SIMD-groups times rows, at most
-#define OXB_SLICES_INTEGER 30u // the largest of a block is below 2^30
+// A threadgroup has this many SIMD-groups, or twice as many.
+#define OXB_SLICES_SIMDGROUPS 8u
+#define OXB_SLICES_MOST_ROWS  128u
+#define OXB_SLICES_INTEGER    30u // the largest of a block is below 2^30
 // Biased exponents of the largest of a block: others leave float's range in what follows.
 #define OXB_SLICES_LEAST 31u
 #define OXB_SLICES_MOST  227u
@@ -30,12 +31,12 @@ struct slices;
 
 template <>
 struct slices<code_1bit> {
-    enum { products = 4, lane_elements = 4 };
+    enum { products = 4, lane_elements = 4, elements_apart = 8 };
     // The upper two words of a lane lie 16 banks off the lower ones.
     enum { part = OXB_SIMD_WIDTH + 4, size = 2 * part }; // in 16 bytes
 
-    // Element j of those that a lane makes slices of; a product's bytes are 8 elements apart.
-    static uint element(uint lane, uint j) { return lane / 8u * 32u + lane % 8u + 8u * j; }
+    // The first of the elements that a lane makes slices of, bytes of one product.
+    static uint element(uint lane) { return lane / 8u * 32u + lane % 8u; }
 
     // The rows of half of a product.
     static uint rows(uint word, uint product, uint second) {
@@ -45,27 +46,26 @@ struct slices<code_1bit> {
 
     static bool loses(float, uint) { return false; } // every level is 1 or -1
 
-    // Slice `product` of all weights is 8 times too large, by the code or by itself.
+    // The bytes of a product are 2^(3 - product) times digits: with its rows' 2^product, 8 times.
     static void store(thread const float *x, threadgroup uint4 *to, uint lane) {
         uint digits[4];
         OXB_UNROLL
-        for (uint j = 0; j < 4u; j++) digits[j] = uint(int(x[j])) + 0x88888888u;
-        const uint product = lane % 4u, second = lane / 4u % 2u;
-        const uint shift = 3u - product, less = (128u - (8u << shift)) * 0x01010101u;
-        threadgroup uint *at = (threadgroup uint *)(to + product / 2u * part + lane / 8u) +
-                               product % 2u * 2u + second;
+        for (uint j = 0; j < 4u; j++) digits[j] = uint(int(x[j]));
+        const uint product = lane % 4u, second = lane / 4u % 2u, shift = 3u - product;
+        const uint mask = 0x0f0f0f0fu << shift, sign = 0x08080808u << shift;
+        threadgroup uint *at =
+            (threadgroup uint *)(to + product / 2u * part + lane / 8u) + product % 2u * 2u + second;
         OXB_UNROLL
         for (uint byte = 0; byte < 4u; byte++) {
-            // Byte 3 - byte of all four: a byte of the columns 2 byte and 2 byte + 1 each.
+            // Byte 3 - byte of all four: two digits each.
             const uint from = (3u - byte) * 0x11u + 0x40u;
-            const uint low = matrix_permute(digits[0], digits[1], from);
-            const uint high = matrix_permute(digits[2], digits[3], from);
-            const uint four = matrix_permute(low, high, 0x5410u);
-            OXB_UNROLL
-            for (uint i = 0; i < 2u; i++) {
-                const uint digit = (i == 0u ? four >> 4u : four) & 0x0f0f0f0fu;
-                at[(2u * byte + i) * 16u] = ((digit << shift) + less) ^ 0x80808080u;
-            }
+            const uint four = matrix_permute(matrix_permute(digits[0], digits[1], from),
+                                             matrix_permute(digits[2], digits[3], from), 0x5410u);
+            uint high = four >> (4u - shift) & mask;
+            // The highest digit has the sign, the others are from 0 on.
+            if (byte == 0u) high = ((high ^ sign) | 0x80808080u) - sign ^ 0x80808080u;
+            at[2u * byte * 16u] = high;
+            at[(2u * byte + 1u) * 16u] = four << shift & mask;
         }
     }
 
@@ -87,19 +87,18 @@ struct slices<code_1bit> {
 
 template <>
 struct slices<code_2bit> {
-    enum { products = 2, lane_elements = 2 };
+    enum { products = 2, lane_elements = 2, elements_apart = 4 };
     enum { part = OXB_SIMD_WIDTH, size = part };
 
-    static uint element(uint lane, uint j) {
-        return lane / 8u * 16u + lane / 4u % 2u * 8u + lane % 4u + 4u * j;
-    }
+    static uint element(uint lane) { return lane / 8u * 16u + lane / 4u % 2u * 8u + lane % 4u; }
 
     static uint rows(uint word, uint product, uint second) {
         return word >> (4u * product + 2u * second) & 0x03030303u;
     }
     static uint ones(uint) { return 0x01010101u; }
 
-    // Codes of level 0 may hide the largest of a block: numbers need all of their digits themselves.
+    // Codes of level 0 may hide the largest of a block: numbers need all of their digits
+    // themselves.
     static bool loses(float x, uint exponent) {
         const uint bits = as_type<uint>(x) & 0x7fffffffu;
         return bits != 0u && (bits >> 23u) + 36u < exponent;
@@ -113,8 +112,8 @@ struct slices<code_2bit> {
             low[j] = uint(digits) ^ 0x80808080u;
             high[j] = uint(digits >> 32u) ^ 0x80808080u;
         }
-        threadgroup ushort *at = (threadgroup ushort *)(to + lane / 8u) + lane % 4u * 2u +
-                                 lane / 4u % 2u;
+        threadgroup ushort *at =
+            (threadgroup ushort *)(to + lane / 8u) + lane % 4u * 2u + lane / 4u % 2u;
         OXB_UNROLL
         for (uint byte = 0; byte < 8u; byte++) {
             const uint from = 3u - byte % 4u;
@@ -134,9 +133,10 @@ struct slices<code_2bit> {
 
 template <typename Code>
 struct slices_memory {
-    uint4 slots[OXB_SLICES_SLOTS * uint(slices<Code>::size)]; // of the SIMD-groups' blocks
-    float sums[OXB_SLICES_SUMS];                              // [SIMD-group][row]
-    float squares[OXB_SLICES_SLOTS];                          // of the SIMD-groups' activations
+    uint4
+        slots[2u * OXB_SLICES_SIMDGROUPS * uint(slices<Code>::size)]; // a block of each SIMD-group
+    float sums[2u * OXB_SLICES_SIMDGROUPS * OXB_SLICES_MOST_ROWS];    // [SIMD-group][row]
+    float squares[2u * OXB_SLICES_SIMDGROUPS];                        // of their activations
     float partial[OXB_MAX_SIMDGROUPS];
 };
 
@@ -153,64 +153,65 @@ struct slices_rows {
     uint n_rows, first;
 };
 
-// What a lane holds of the weights of BLOCKS blocks, and of a block's activations.
-template <uint TILES, uint BLOCKS>
+// What a lane holds of the weights of a block, and of its activations.
+template <uint TILES>
 struct slices_weights {
-    uint words[BLOCKS][TILES][2];
-    half2 scales[BLOCKS][TILES];
+    uint words[TILES][2];
+    half2 scales[TILES];
 };
 
-template <uint ELEMENTS, uint BLOCKS>
+template <uint ELEMENTS>
 struct slices_activations {
-    float x[BLOCKS][ELEMENTS], weight[BLOCKS][ELEMENTS];
+    float x[ELEMENTS], weight[ELEMENTS];
 };
 
-// Tile t of MATRICES * TILES; a lane's words and scales of it.
-template <typename Format, uint MATRICES, uint TILES, uint BLOCKS>
-inline void ask_tile(weight_bytes w, slices_rows rows, uint block, uint t, uint lane, uint at,
-                     thread slices_weights<MATRICES * TILES, BLOCKS> &to) {
-    const ulong row = ulong(t / TILES) * rows.n_rows + rows.first + lane / 4u * 2u;
-    device const uint *codes =
-        (device const uint *)(w.bytes + w.codes_offset) +
-        (ulong(block) * w.column + row) * (OXB_LOAD_BYTES / 4u) + lane % 4u + t % TILES * 64u;
-    to.words[at][t][0] = codes[0];
-    to.words[at][t][1] = codes[4];
-    device const half *scales =
-        (device const half *)w.bytes + ulong(block / Format::loads_per_group) * w.column + row;
-    to.scales[at][t] = *(device const half2 *)(scales + t % TILES * 16u);
-}
+// Where a lane's words and scales of the first tile of each matrix lie in a row's first block, and
+// how far a block is from the one before it.
+template <uint MATRICES>
+struct slices_place {
+    device const uint *codes[MATRICES];
+    device const half *scales[MATRICES];
+    uint column;
+};
 
-// The first blocks of a SIMD-group. Behind the last block of a row it is that one again, and what
-// comes of it is nothing.
-template <typename Format, uint MATRICES, uint TILES, uint BLOCKS>
-inline void ask_weights(weight_bytes w, slices_rows rows, thread_place place,
-                        thread slices_weights<MATRICES * TILES, BLOCKS> &to) {
-    const uint blocks = uint(w.k / Format::weights_per_load);
+template <typename Format, uint MATRICES>
+inline slices_place<MATRICES> place_of(weight_bytes w, slices_rows rows, uint lane) {
+    slices_place<MATRICES> at;
     OXB_UNROLL
-    for (uint c = 0; c < BLOCKS; c++) {
-        const uint block = min(place.simdgroup + c * place.simdgroups, blocks - 1u);
-        OXB_UNROLL
-        for (uint t = 0; t < MATRICES * TILES; t++)
-            ask_tile<Format, MATRICES, TILES, BLOCKS>(w, rows, block, t, place.lane, c, to);
+    for (uint m = 0; m < MATRICES; m++) {
+        const ulong row = ulong(m) * rows.n_rows + rows.first + lane / 4u * 2u;
+        at.codes[m] = (device const uint *)(w.bytes + w.codes_offset) +
+                      row * (OXB_LOAD_BYTES / 4u) + lane % 4u;
+        at.scales[m] = (device const half *)w.bytes + row;
     }
+    at.column = w.column;
+    return at;
 }
 
-template <typename Format, uint BLOCKS, bool NORM>
-inline void ask_activations(
-    uint k, slices_input input, uint first, thread_place place,
-    thread slices_activations<slices<typename Format::code>::lane_elements, BLOCKS> &to) {
+// Tile t of MATRICES * TILES of a block.
+template <typename Format, uint MATRICES, uint TILES>
+inline void ask_tile(slices_place<MATRICES> at, uint block, uint t,
+                     thread slices_weights<MATRICES * TILES> &to) {
+    device const uint *codes =
+        at.codes[t / TILES] + ulong(block) * (at.column * (OXB_LOAD_BYTES / 4u));
+    to.words[t][0] = codes[t % TILES * 64u];
+    to.words[t][1] = codes[t % TILES * 64u + 4u];
+    device const half *scales =
+        at.scales[t / TILES] + ulong(block / Format::loads_per_group) * at.column;
+    to.scales[t] = *(device const half2 *)(scales + t % TILES * 16u);
+}
+
+template <typename Format, bool NORM>
+inline void
+ask_activations(slices_input input, uint block, uint lane,
+                thread slices_activations<slices<typename Format::code>::lane_elements> &to) {
     typedef slices<typename Format::code> kind;
-    const uint blocks = k / Format::weights_per_load;
+    const uint at = block * Format::weights_per_load + kind::element(lane);
+    device const float *x = input.x + at, *weight = input.weight + at;
     OXB_UNROLL
-    for (uint c = 0; c < BLOCKS; c++) {
-        const uint block = first + c * place.simdgroups;
-        const uint at = min(block, blocks - 1u) * Format::weights_per_load;
-        OXB_UNROLL
-        for (uint j = 0; j < kind::lane_elements; j++) {
-            const uint i = at + kind::element(place.lane, j);
-            to.x[c][j] = block < blocks ? input.x[i] : 0.0f;
-            to.weight[c][j] = NORM ? input.weight[i] : 1.0f;
-        }
+    for (uint j = 0; j < kind::lane_elements; j++) {
+        to.x[j] = x[j * kind::elements_apart];
+        to.weight[j] = NORM ? weight[j * kind::elements_apart] : 1.0f;
     }
 }
 
@@ -236,95 +237,135 @@ inline float make_slices(thread float *x, threadgroup uint4 *to, uint lane) {
     return simd_any(odd) ? NAN : unit;
 }
 
-// sums[r] = the lane's share of the product of x and its rows: of row r % 2 of tile r / 2. With a
-// norm, also the squares of the SIMD-group's activations.
-template <typename Format, uint MATRICES, uint TILES, uint BLOCKS, bool NORM>
-inline void multiply_slices(weight_bytes w, slices_rows rows, slices_input input,
-                            thread slices_weights<MATRICES * TILES, BLOCKS> &weights,
-                            thread_place place,
-                            threadgroup slices_memory<typename Format::code> &memory) {
+// A SIMD-group's part of a product.
+template <typename Format, uint MATRICES, uint TILES>
+struct slices_part {
     typedef slices<typename Format::code> kind;
-    const uint tiles = MATRICES * TILES, quad = place.lane % 4u;
-    const uint blocks = uint(w.k / Format::weights_per_load);
-    threadgroup uint4 *slots = memory.slots + place.simdgroup * BLOCKS * uint(kind::size);
-    slices_activations<kind::lane_elements, BLOCKS> next;
-    ask_activations<Format, BLOCKS, NORM>(uint(w.k), input, place.simdgroup, place, next);
-    float sums[2 * tiles], squares = 0.0f;
-    OXB_UNROLL
-    for (uint r = 0; r < 2u * tiles; r++) sums[r] = 0.0f;
+    // Where the registers allow it, weights are asked for two blocks ahead of their use.
+    enum { tiles = MATRICES * TILES, ring = tiles < 4u ? 2 : 1 };
+
+    slices_weights<tiles> weights[ring];
+    slices_activations<kind::lane_elements> next;
+    float sums[2 * tiles]; // the lane's share of row r % 2 of its two of tile r / 2
+    float squares;         // of the lane's activations
     int before[4];
+    uint ones[kind::products];
+};
+
+// Ask for the weights that a part begins with. Behind the last block of a row the last block is
+// asked for again, here and below, and not used.
+template <typename Format, uint MATRICES, uint TILES>
+inline void begin_part(slices_place<MATRICES> at, uint blocks, thread_place place,
+                       thread slices_part<Format, MATRICES, TILES> &part) {
+    typedef slices_part<Format, MATRICES, TILES> parts;
     OXB_UNROLL
-    for (uint i = 0; i < 4u; i++) before[i] = kind::before(i);
-    for (uint first = place.simdgroup; first < blocks; first += BLOCKS * place.simdgroups) {
-        const uint after = first + BLOCKS * place.simdgroups;
-        float units[BLOCKS];
+    for (uint i = 0; i < parts::ring; i++) {
+        const uint block = min(place.simdgroup + i * place.simdgroups, blocks - 1u);
         OXB_UNROLL
-        for (uint c = 0; c < BLOCKS; c++) {
-            float x[kind::lane_elements];
-            OXB_UNROLL
-            for (uint j = 0; j < kind::lane_elements; j++) {
-                const float value = next.x[c][j];
-                if (NORM) squares = fma(value, value, squares);
-                x[j] = NORM ? value * input.scale * input.inverse * next.weight[c][j] : value;
-            }
-            units[c] = make_slices<typename Format::code>(x, slots + c * kind::size, place.lane);
-        }
-        ask_activations<Format, BLOCKS, NORM>(uint(w.k), input, after, place, next);
-        simdgroup_barrier(mem_flags::mem_threadgroup);
+        for (uint t = 0; t < parts::tiles; t++)
+            ask_tile<Format, MATRICES, TILES>(at, block, t, part.weights[i]);
+    }
+}
+
+// Block `block` of a part, whose weights are asked for.
+template <typename Format, uint MATRICES, uint TILES, bool NORM>
+inline void add_block(slices_place<MATRICES> at, uint blocks, uint block, slices_input input,
+                      thread_place place, threadgroup uint4 *slot,
+                      thread slices_weights<MATRICES * TILES> &weights,
+                      thread slices_part<Format, MATRICES, TILES> &part) {
+    typedef slices_part<Format, MATRICES, TILES> parts;
+    typedef typename parts::kind kind;
+    const uint ahead = block + parts::ring * place.simdgroups;
+    float x[kind::lane_elements];
+    OXB_UNROLL
+    for (uint j = 0; j < kind::lane_elements; j++) {
+        const float value = part.next.x[j];
+        if (NORM) part.squares = fma(value, value, part.squares);
+        x[j] = NORM ? value * input.scale * input.inverse * part.next.weight[j] : value;
+    }
+    const float unit = make_slices<typename Format::code>(x, slot, place.lane);
+    ask_activations<Format, NORM>(input, min(block + place.simdgroups, blocks - 1u), place.lane,
+                                  part.next);
+    dependents_start(2u, ahead >= blocks); // all weights are asked for
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    uint words[2 * kind::products]; // of the lane's column
+    OXB_UNROLL
+    for (uint pair = 0; pair < kind::products / 2u; pair++) {
+        const uint4 four = kind::load(slot, pair, place.lane);
         OXB_UNROLL
-        for (uint c = 0; c < BLOCKS; c++) {
-            uint words[2 * kind::products]; // of the lane's column
-            OXB_UNROLL
-            for (uint pair = 0; pair < kind::products / 2u; pair++) {
-                const uint4 four = kind::load(slots + c * kind::size, pair, place.lane);
-                OXB_UNROLL
-                for (uint i = 0; i < 4u; i++) words[4u * pair + i] = four[i];
-            }
-            int all[4];
-            OXB_UNROLL
-            for (uint p = 0; p < kind::products; p++) {
-                const uint one = kind::ones(p), ones[4] = {one, one, one, one};
-                matrix_add_bytes(all, p == 0u ? before : all, ones, words[2u * p],
-                                 words[2u * p + 1u], place.lane);
-            }
-            const float less = kind::less(kind::joined(all[0], all[1]), units[c]);
-            const uint block = min(after + c * place.simdgroups, blocks - 1u);
-            OXB_UNROLL
-            for (uint t = 0; t < tiles; t++) {
-                const uint low = weights.words[c][t][0], high = weights.words[c][t][1];
-                const float2 scales = float2(weights.scales[c][t]);
-                // After the last block this reads it again, and the result is not used.
-                ask_tile<Format, MATRICES, TILES, BLOCKS>(w, rows, block, t, place.lane, c,
-                                                          weights);
-                int products[4];
-                OXB_UNROLL
-                for (uint p = 0; p < kind::products; p++) {
-                    const uint four[4] = {kind::rows(low, p, 0u), kind::rows(high, p, 0u),
-                                          kind::rows(low, p, 1u), kind::rows(high, p, 1u)};
-                    matrix_add_bytes(products, p == 0u ? before : products, four, words[2u * p],
-                                     words[2u * p + 1u], place.lane);
-                }
-                OXB_UNROLL
-                for (uint i = 0; i < 2u; i++) {
-                    const float sum = kind::joined(products[2u * i], products[2u * i + 1u]);
-                    sums[2u * t + i] =
-                        fma(scales[i], fma(sum, units[c], less), sums[2u * t + i]);
-                }
-            }
+        for (uint i = 0; i < 4u; i++) words[4u * pair + i] = four[i];
+    }
+    int all[4];
+    OXB_UNROLL
+    for (uint p = 0; p < kind::products; p++) {
+        const uint one = part.ones[p], ones[4] = {one, one, one, one};
+        matrix_add_bytes(all, p == 0u ? part.before : all, ones, words[2u * p], words[2u * p + 1u],
+                         place.lane);
+    }
+    const float less = kind::less(kind::joined(all[0], all[1]), unit);
+    OXB_UNROLL
+    for (uint t = 0; t < parts::tiles; t++) {
+        const uint low = weights.words[t][0], high = weights.words[t][1];
+        const float2 scales = float2(weights.scales[t]);
+        ask_tile<Format, MATRICES, TILES>(at, min(ahead, blocks - 1u), t, weights);
+        int products[4];
+        OXB_UNROLL
+        for (uint p = 0; p < kind::products; p++) {
+            const uint four[4] = {kind::rows(low, p, 0u), kind::rows(high, p, 0u),
+                                  kind::rows(low, p, 1u), kind::rows(high, p, 1u)};
+            matrix_add_bytes(products, p == 0u ? part.before : products, four, words[2u * p],
+                             words[2u * p + 1u], place.lane);
         }
-        simdgroup_barrier(mem_flags::mem_threadgroup); // the next slices take the place of these
+        OXB_UNROLL
+        for (uint i = 0; i < 2u; i++) {
+            const float sum = kind::joined(products[2u * i], products[2u * i + 1u]);
+            part.sums[2u * t + i] = fma(scales[i], fma(sum, unit, less), part.sums[2u * t + i]);
+        }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup); // the next slices take the place of these
+}
+
+// memory.sums[simdgroup][row] = the SIMD-group's share of the product of x and the tiles' rows;
+// with a norm also memory.squares. `part` is begun.
+template <typename Format, uint MATRICES, uint TILES, bool NORM>
+inline void multiply_slices(slices_place<MATRICES> at, uint blocks, slices_input input,
+                            thread slices_part<Format, MATRICES, TILES> &part, thread_place place,
+                            threadgroup slices_memory<typename Format::code> &memory) {
+    typedef slices_part<Format, MATRICES, TILES> parts;
+    typedef typename parts::kind kind;
+    threadgroup uint4 *slot = memory.slots + place.simdgroup * uint(kind::size);
+    ask_activations<Format, NORM>(input, min(place.simdgroup, blocks - 1u), place.lane, part.next);
+    dependents_start(1u, true);
+    OXB_UNROLL
+    for (uint r = 0; r < 2u * parts::tiles; r++) part.sums[r] = 0.0f;
+    part.squares = 0.0f;
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) part.before[i] = int(matrix_keep(uint(kind::before(i))));
+    OXB_UNROLL
+    for (uint p = 0; p < kind::products; p++)
+        part.ones[p] = parts::ring == 2 ? matrix_keep(kind::ones(p)) : kind::ones(p);
+    for (uint block = place.simdgroup; block < blocks; block += parts::ring * place.simdgroups) {
+        OXB_UNROLL
+        for (uint i = 0; i < parts::ring; i++) {
+            const uint one = block + i * place.simdgroups;
+            const bool is_there = i == 0u || one < blocks;
+            if (is_there)
+                add_block<Format, MATRICES, TILES, NORM>(at, blocks, one, input, place, slot,
+                                                         part.weights[i], part);
+        }
     }
     // The four lanes of a row have a pair of columns each.
-    threadgroup float *to = memory.sums + place.simdgroup * 16u * tiles + place.lane / 4u * 2u;
+    threadgroup float *to =
+        memory.sums + place.simdgroup * 16u * parts::tiles + place.lane / 4u * 2u;
     OXB_UNROLL
-    for (uint r = 0; r < 2u * tiles; r++) {
-        float sum = sums[r];
+    for (uint r = 0; r < 2u * parts::tiles; r++) {
+        float sum = part.sums[r];
         sum += simd_shuffle_xor(sum, ushort(1));
         sum += simd_shuffle_xor(sum, ushort(2));
-        if (quad == r / 2u % 4u) to[r / 2u * 16u + r % 2u] = sum;
+        if (place.lane % 4u == r / 2u % 4u) to[r / 2u * 16u + r % 2u] = sum;
     }
     if (NORM) {
-        squares = simd_sum(squares);
+        const float squares = simd_sum(part.squares);
         if (place.lane == 0u) memory.squares[place.simdgroup] = squares;
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -332,18 +373,19 @@ inline void multiply_slices(weight_bytes w, slices_rows rows, slices_input input
 
 // multiply_slices for x, or where NORM for its RMSNorm; returns the factor that the sums still
 // lack, and completes `input`. As multiply_vector of lookup.h.
-template <typename Format, uint MATRICES, uint TILES, uint BLOCKS, bool NORM>
+template <typename Format, uint MATRICES, uint TILES, bool NORM>
 inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_input &input,
                                 float eps, thread_place place,
                                 threadgroup slices_memory<typename Format::code> &memory) {
-    slices_weights<MATRICES * TILES, BLOCKS> weights;
-    ask_weights<Format, MATRICES, TILES, BLOCKS>(w, rows, place, weights);
+    const uint k = uint(w.k), blocks = k / Format::weights_per_load;
+    const slices_place<MATRICES> at = place_of<Format, MATRICES>(w, rows, place.lane);
+    slices_part<Format, MATRICES, TILES> part;
+    begin_part<Format, MATRICES, TILES>(at, blocks, place, part);
     inputs_wait();
-    multiply_slices<Format, MATRICES, TILES, BLOCKS, NORM>(w, rows, input, weights, place, memory);
+    multiply_slices<Format, MATRICES, TILES, NORM>(at, blocks, input, part, place, memory);
     if (!NORM) return 1.0f;
     float total = 0.0f;
     for (uint s = 0; s < place.simdgroups; s++) total += memory.squares[s];
-    const uint k = uint(w.k);
     input.scale = scale_for(total, eps);
     const bool again = input.scale != 1.0f;
     if (again) {
@@ -353,8 +395,8 @@ inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_
     }
     input.inverse = inverse_rms(total, k, input.scale, eps);
     if (!again) return input.inverse;
-    ask_weights<Format, MATRICES, TILES, BLOCKS>(w, rows, place, weights);
-    multiply_slices<Format, MATRICES, TILES, BLOCKS, NORM>(w, rows, input, weights, place, memory);
+    begin_part<Format, MATRICES, TILES>(at, blocks, place, part);
+    multiply_slices<Format, MATRICES, TILES, NORM>(at, blocks, input, part, place, memory);
     return 1.0f;
 }
 
@@ -369,8 +411,8 @@ inline float row_by_definition(weight_bytes w, ulong row, slices_input input, ui
         OXB_UNROLL
         for (uint i = 0; i < step; i++) {
             const float x = input.x[j + i];
-            part = fma(values[i],
-                       NORM ? x * input.scale * input.inverse * input.weight[j + i] : x, part);
+            part = fma(values[i], NORM ? x * input.scale * input.inverse * input.weight[j + i] : x,
+                       part);
         }
         sum += part;
     }
@@ -384,14 +426,17 @@ inline float row_of_slices(weight_bytes w, ulong row, uint i, uint n, slices_inp
                            float factor, thread_place place,
                            threadgroup const slices_memory<typename Format::code> &memory) {
     float sum = 0.0f;
-    for (uint s = 0; s < place.simdgroups; s++) sum += memory.sums[s * n + i];
+    for (uint s = 0; s < place.simdgroups; s += OXB_SLICES_SIMDGROUPS) {
+        OXB_UNROLL
+        for (uint of = 0; of < OXB_SLICES_SIMDGROUPS; of++) sum += memory.sums[(s + of) * n + i];
+    }
     sum *= factor;
     const uint odd = isfinite(sum) ? 0u : 1u;
     if (!simd_any(odd != 0u)) return sum;
     for (uint lane = 0; lane < OXB_SIMD_WIDTH; lane++) {
         if (simd_shuffle(odd, ushort(lane)) == 0u) continue;
-        const float defined = row_by_definition<Format, NORM>(
-            w, simd_shuffle(row, ushort(lane)), input, place.lane);
+        const float defined =
+            row_by_definition<Format, NORM>(w, simd_shuffle(row, ushort(lane)), input, place.lane);
         sum = place.lane == lane ? defined : sum;
     }
     return sum;

@@ -13,23 +13,21 @@ using namespace metal;
 #include "silu.h"
 #include "instantiate.h"
 
-// Tiles of 16 rows of a threadgroup: selects a template instance, as in rows.h.
+// Tiles of 16 rows of a threadgroup, for each matrix: selects a template instance, as in rows.h. A
+// threadgroup has 8 or 16 SIMD-groups.
 constant uint tiles_constant [[function_constant(0)]];
 constant uint tiles_at_once = is_function_constant_defined(tiles_constant) ? tiles_constant : 2u;
 
-#define OXB_BLOCKS 2u // of a SIMD-group at once
-
 template <typename Format, bool RESIDUAL, bool NORM, uint TILES>
 inline void gemv_tiles(weight_bytes w, device const float *x, device const float *norm,
-                       device float *y, constant oxb_gemv_args &args, uint tile,
-                       thread_place place,
+                       device float *y, constant oxb_gemv_args &args, uint tile, thread_place place,
                        threadgroup slices_memory<typename Format::code> &memory) {
     const uint n = 16u * TILES, begin = tile * n;
     // The last threadgroup computes rows of the one before it again, and leaves them alone.
     const slices_rows rows = {args.n_rows, min(begin, args.n_rows - n)};
     slices_input input = {x, norm, 1.0f, 1.0f};
-    const float factor = multiply_by_slices<Format, 1, TILES, OXB_BLOCKS, NORM>(
-        w, rows, input, args.eps, place, memory);
+    const float factor =
+        multiply_by_slices<Format, 1, TILES, NORM>(w, rows, input, args.eps, place, memory);
     for (uint base = place.simdgroup * OXB_SIMD_WIDTH; base < n;
          base += place.simdgroups * OXB_SIMD_WIDTH) {
         const uint i = min(base + place.lane, n - 1u), row = rows.first + i;
@@ -41,28 +39,26 @@ inline void gemv_tiles(weight_bytes w, device const float *x, device const float
 
 template <typename Format, bool RESIDUAL, bool NORM>
 inline void gemv_any_tiles(device const uchar *weight, device const float *x,
-                           device const float *norm, device float *y,
-                           constant oxb_gemv_args &args, uint tile, thread_place place,
+                           device const float *norm, device float *y, constant oxb_gemv_args &args,
+                           uint tile, thread_place place,
                            threadgroup slices_memory<typename Format::code> &memory) {
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     switch (tiles_at_once) {
     case 1: gemv_tiles<Format, RESIDUAL, NORM, 1>(w, x, norm, y, args, tile, place, memory); break;
+    case 3: gemv_tiles<Format, RESIDUAL, NORM, 3>(w, x, norm, y, args, tile, place, memory); break;
     case 4: gemv_tiles<Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, tile, place, memory); break;
+    case 6: gemv_tiles<Format, RESIDUAL, NORM, 6>(w, x, norm, y, args, tile, place, memory); break;
     case 8: gemv_tiles<Format, RESIDUAL, NORM, 8>(w, x, norm, y, args, tile, place, memory); break;
-    default:
-        gemv_tiles<Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, tile, place, memory);
-        break;
+    default: gemv_tiles<Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, tile, place, memory); break;
     }
 }
 
 template <typename Format, bool RESIDUAL>
-[[kernel]] void gemv_slices(device const uchar *weight [[buffer(0)]],
-                            device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
-                            constant oxb_gemv_args &args [[buffer(3)]],
-                            uint2 tile [[threadgroup_position_in_grid]],
-                            uint simdgroup [[simdgroup_index_in_threadgroup]],
-                            uint simdgroups [[simdgroups_per_threadgroup]],
-                            uint lane [[thread_index_in_simdgroup]]) {
+[[kernel, max_total_threads_per_threadgroup(512)]] void gemv_slices(
+    device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
+    device float *y [[buffer(2)]], constant oxb_gemv_args &args [[buffer(3)]],
+    uint2 tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup slices_memory<typename Format::code> memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     const ulong vector = tile.y;
@@ -80,7 +76,7 @@ OXB_KERNEL("gemv_q2_g128_residual_slices", gemv_slices<q2_g128, true>)
 OXB_KERNEL("gemv_q2_g64_residual_slices", gemv_slices<q2_g64, true>)
 
 template <typename Format>
-[[kernel]] void gemv_slices_norm(
+[[kernel, max_total_threads_per_threadgroup(512)]] void gemv_slices_norm(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device const float *norm [[buffer(2)]], device float *y [[buffer(3)]],
     constant oxb_gemv_args &args [[buffer(4)]], uint2 tile [[threadgroup_position_in_grid]],
@@ -105,8 +101,8 @@ inline void swiglu_tiles(weight_bytes w, device const float *x, device const flo
     const uint n = 16u * TILES, begin = tile * n; // rows of the output
     const slices_rows rows = {args.n_rows, min(begin, args.n_rows - n)};
     slices_input input = {x, norm, 1.0f, 1.0f};
-    const float factor = multiply_by_slices<Format, 2, TILES, OXB_BLOCKS, NORM>(
-        w, rows, input, args.eps, place, memory);
+    const float factor =
+        multiply_by_slices<Format, 2, TILES, NORM>(w, rows, input, args.eps, place, memory);
     for (uint base = place.simdgroup * OXB_SIMD_WIDTH; base < n;
          base += place.simdgroups * OXB_SIMD_WIDTH) {
         const uint i = min(base + place.lane, n - 1u), row = rows.first + i;
@@ -126,13 +122,14 @@ inline void swiglu_any_tiles(device const uchar *weight, device const float *x,
     const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
     switch (tiles_at_once) {
     case 1: swiglu_tiles<Format, NORM, 1>(w, x, norm, s, args, tile, place, memory); break;
+    case 3: swiglu_tiles<Format, NORM, 3>(w, x, norm, s, args, tile, place, memory); break;
     case 4: swiglu_tiles<Format, NORM, 4>(w, x, norm, s, args, tile, place, memory); break;
     default: swiglu_tiles<Format, NORM, 2>(w, x, norm, s, args, tile, place, memory); break;
     }
 }
 
 template <typename Format>
-[[kernel]] void fused_gate_up_swiglu_slices(
+[[kernel, max_total_threads_per_threadgroup(512)]] void fused_gate_up_swiglu_slices(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device float *s [[buffer(2)]], constant oxb_gemv_args &args [[buffer(3)]],
     uint2 tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -150,7 +147,7 @@ OXB_KERNEL("fused_gate_up_swiglu_q2_g128_slices", fused_gate_up_swiglu_slices<q2
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_slices", fused_gate_up_swiglu_slices<q2_g64>)
 
 template <typename Format>
-[[kernel]] void fused_gate_up_swiglu_slices_norm(
+[[kernel, max_total_threads_per_threadgroup(512)]] void fused_gate_up_swiglu_slices_norm(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device const float *norm [[buffer(2)]], device float *s [[buffer(3)]],
     constant oxb_gemv_args &args [[buffer(4)]], uint2 tile [[threadgroup_position_in_grid]],

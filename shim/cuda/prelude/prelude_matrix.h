@@ -141,6 +141,14 @@ MSL_FN void msl_matrix_bytes(int *sums, const int *before, const uint *rows, uin
     for (uint i = 0; i < 4; i++) sums[i] = found[i];
 #endif
 }
+/* The value, which the compiler cannot know: no SM has a number of 2^31. */
+MSL_FN uint msl_keep(uint value) {
+    uint kept;
+    asm("{\n .reg .u32 sm;\n mov.u32 sm, %%smid;\n shr.u32 sm, sm, 31;\n xor.b32 %0, sm, %1;\n}"
+        : "=r"(kept)
+        : "r"(value));
+    return kept;
+}
 MSL_FN void msl_matrix_fence() { __syncwarp(); }
 /* a * b + c of each of two halves. */
 MSL_FN uint msl_pair_fma(uint a, uint b, uint c) {
