@@ -1,6 +1,6 @@
-/* Tiles of the kernels in shaders/. */
-#include "gpu.h"
+/* The kernels in shaders/ and their tiles. */
 #include "oxb_args.h"
+#include "variants.h"
 
 #define ALL  OXB_TILE_ALL
 #define SIMD GPU_SIMD_WIDTH
@@ -44,29 +44,23 @@ _Static_assert(OXB_DEVICE_FORMAT_COUNT <= 32, "a mask has a bit for every device
 
 /* Every lane computes rows of its own from tables that a SIMD-group shares: more rows to a lane
  * share the tables, fewer make threadgroups enough to fill the chip. */
-static void fit_lookup(const oxb_op_shape *shape, oxb_tile *tile, uint32_t most) {
-    uint32_t rows = 1;
-    while (rows < most && shape->extent[0] / (SIMD * 2 * rows) >= LOOKUP_THREADGROUPS) rows *= 2;
-    tile->size[0] = SIMD * rows;
-    tile->constants[0].value.u32 = rows;
+static gpu_fitness fit_lookup(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    (void)traits;
+    const int few = shape->extent[0] / tile->size[0] < LOOKUP_THREADGROUPS;
+    return few && tile->size[0] > SIMD ? GPU_TAKEN : GPU_FAVOURED;
 }
 
-static void fit_gemv(const oxb_op_shape *shape, oxb_tile *tile) { fit_lookup(shape, tile, 4); }
-
-static void fit_swiglu(const oxb_op_shape *shape, oxb_tile *tile) { fit_lookup(shape, tile, 2); }
-
 /* Matrices of 8 vectors that share the weights of a threadgroup: no more than there are. */
-static void fit_gemm(const oxb_op_shape *shape, oxb_tile *tile) {
-    const uint64_t n_vectors = shape->extent[1];
-    const uint32_t eights = n_vectors > 16 ? 4 : n_vectors > 8 ? 2 : 1;
-    tile->size[1] = 8 * eights;
-    tile->constants[0].value.u32 = eights;
+static gpu_fitness fit_gemm(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    (void)traits;
+    return tile->size[1] > 8 && shape->extent[1] <= tile->size[1] / 2 ? GPU_TAKEN : GPU_FAVOURED;
 }
 
 /* Tiles of 16 rows and eights of vectors of a SIMD-group, as many as the registers hold, and
  * SIMD-groups over the rows: the more rows a threadgroup has, the less often the vectors are read,
  * as long as there are threadgroups enough to fill the chip. The other SIMD-groups share k. */
-static void fit_halves(const oxb_op_shape *shape, oxb_tile *tile) {
+static gpu_fitness fit_halves(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    (void)traits;
     const uint64_t eights = (shape->extent[1] + 7) / 8;
     const uint32_t wide = eights > 1 ? 2 : 1;
     const uint64_t columns = (eights + wide - 1) / wide;
@@ -79,9 +73,12 @@ static void fit_halves(const oxb_op_shape *shape, oxb_tile *tile) {
     tile->size[1] = 8 * wide;
     tile->constants[0].value.u32 = 10 * tiles + wide;
     tile->constants[1].value.u32 = rows;
+    return GPU_FAVOURED;
 }
 
-static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
+static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *shape,
+                                 oxb_tile *tile) {
+    (void)traits;
     const oxb_attention_shape *s = shape->attention;
     const uint32_t length = s->max_length ? s->max_length : s->max_seq;
     const uint32_t ratio = s->n_heads / s->n_kv_heads;
@@ -103,72 +100,84 @@ static void fit_attention(const oxb_op_shape *shape, oxb_tile *tile) {
     if (s->kv_format == OXB_KV_Q8) { /* four elements at once, and 16 bytes of low bits */
         tile->constants[2].value.u32 =
             shape->cache_alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
-        return;
+        return GPU_FAVOURED;
     }
     const uint64_t four = s->kv_format == OXB_KV_F16 ? 8 : 16; /* bytes of four elements */
     const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
     tile->constants[2].value.u32 = wide ? 4 : 2;
+    return GPU_FAVOURED;
 }
 
-/* The kernels: what each computes, for which device formats, in which tile. The first row that
- * takes the format is used. `fit` sets what depends on the shape. */
-static const struct variant {
-    oxb_op op;
-    uint32_t formats; /* bit f: device format f; ANY where there is no matrix */
-    oxb_tile tile;
-    void (*fit)(const oxb_op_shape *shape, oxb_tile *tile);
-} variants[] = {
-    {OXB_OP_GEMV,
-     CODED, /* look-up: shaders/lookup.h */
-     {SIZE(SIMD, 1, ALL, SIMD *LOOKUP_SIMDGROUPS), ROWS_CONSTANT(1)},
-     fit_gemv},
-    {OXB_OP_GEMV,
-     ANY,
-     {SIZE(GEMV_ROWS * GEMV_SIMDGROUPS, 1, ALL, SIMD *GEMV_SIMDGROUPS), ROWS_CONSTANT(GEMV_ROWS)},
-     NULL},
-    {OXB_OP_SWIGLU,
-     CODED,
-     {SIZE(SIMD, 1, ALL, SIMD *LOOKUP_SIMDGROUPS), ROWS_CONSTANT(1)},
-     fit_swiglu},
-    {OXB_OP_SWIGLU,
-     ANY,
-     {SIZE(SWIGLU_ROWS * SWIGLU_SIMDGROUPS, 1, ALL, SIMD *SWIGLU_SIMDGROUPS),
-      ROWS_CONSTANT(SWIGLU_ROWS)},
-     NULL},
-    {OXB_OP_GEMM,
-     ANY,
-     {SIZE(GEMM_ROWS, 8, ALL, SIMD *GEMM_SIMDGROUPS), ROWS_CONSTANT(1)},
-     fit_gemm},
-    {OXB_OP_SWIGLU_GEMM,
-     ANY,
-     {SIZE(GEMM_ROWS / 2, 8, ALL, SIMD *GEMM_SIMDGROUPS), ROWS_CONSTANT(1)},
-     fit_gemm},
-    {OXB_OP_EMBED, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
-    {OXB_OP_RMSNORM, ANY, {SIZE(1, ALL, ALL, 256)}, NULL},
-    {OXB_OP_ADD, ANY, {SIZE(4096, ALL, ALL, 256)}, NULL},
-    {OXB_OP_BIAS, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
-    {OXB_OP_QK_NORM_ROPE, ANY, {SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)}, NULL},
-    {OXB_OP_KV_STORE, ANY, {SIZE(1, 1, ALL, SIMD *KV_SIMDGROUPS)}, NULL},
-    {OXB_OP_QKV_TO_CACHE, ANY, {SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)}, NULL},
-    {OXB_OP_ATTENTION,
-     ANY,
-     {SIZE(1, 1, 1, SIMD *ATTENTION_SIMDGROUPS), .n_constants = 3,
-      .constants = {CONSTANT(0, 1), CONSTANT(2, 0), CONSTANT(1, 2)}},
-     fit_attention},
-    {OXB_OP_COMBINE, ANY, {SIZE(1, ALL, ALL, 128)}, NULL},
-    {OXB_OP_ARGMAX_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
-    {OXB_OP_ARGMAX, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
-    {OXB_OP_ADVANCE, ANY, {SIZE(1, ALL, ALL, SIMD)}, NULL},
-    {OXB_OP_SAMPLE_BLOCKS, ANY, {SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)}, NULL},
-    {OXB_OP_SAMPLE_CHOOSE, ANY, {SIZE(1, ALL, ALL, CHOOSE_THREADS)}, NULL},
-    {OXB_OP_HALVE, ANY, {SIZE(1024, 1, ALL, 256)}, NULL},
-    {OXB_OP_HALVE_NORM, ANY, {SIZE(1, ALL, ALL, NORM_THREADS)}, NULL},
+/* Rows of the table, for the traits that prefer them. */
+#define EVERY (GPU_APPLE | GPU_NVIDIA)
+#define LOOKUP(op, rows)                                                                           \
+    {op,        CODED, "lookup-" #rows,                                                            \
+     EVERY,     0,     {SIZE(SIMD * rows, 1, ALL, SIMD * LOOKUP_SIMDGROUPS), ROWS_CONSTANT(rows)}, \
+     fit_lookup}
+#define DENSE(op, prefer, rows, simdgroups)                                     \
+    {op,                                                                        \
+     ANY & ~CODED,                                                              \
+     "rows-" #rows,                                                             \
+     prefer,                                                                    \
+     0,                                                                         \
+     {SIZE(rows * simdgroups, 1, ALL, SIMD * simdgroups), ROWS_CONSTANT(rows)}, \
+     NULL}
+#define GEMM(op, rows, eights)                                                                   \
+    {op,      ANY, "eights-" #eights,                                                            \
+     EVERY,   0,   {SIZE(rows, 8 * eights, ALL, SIMD * GEMM_SIMDGROUPS), ROWS_CONSTANT(eights)}, \
+     fit_gemm}
+#define ONE(op, ...) {op, ANY, "", EVERY, 0, {__VA_ARGS__}, NULL}
+
+const gpu_variant gpu_table[] = {
+    LOOKUP(OXB_OP_GEMV, 4), /* shaders/lookup.h */
+    LOOKUP(OXB_OP_GEMV, 2),
+    LOOKUP(OXB_OP_GEMV, 1),
+    DENSE(OXB_OP_GEMV, EVERY, 4, GEMV_SIMDGROUPS), /* shaders/rows.h */
+    DENSE(OXB_OP_GEMV, 0, 2, GEMV_SIMDGROUPS),
+    DENSE(OXB_OP_GEMV, 0, 1, GEMV_SIMDGROUPS),
+    LOOKUP(OXB_OP_SWIGLU, 2),
+    LOOKUP(OXB_OP_SWIGLU, 1),
+    DENSE(OXB_OP_SWIGLU, EVERY, 2, SWIGLU_SIMDGROUPS),
+    DENSE(OXB_OP_SWIGLU, 0, 1, SWIGLU_SIMDGROUPS),
+    GEMM(OXB_OP_GEMM, GEMM_ROWS, 4),
+    GEMM(OXB_OP_GEMM, GEMM_ROWS, 2),
+    GEMM(OXB_OP_GEMM, GEMM_ROWS, 1),
+    GEMM(OXB_OP_SWIGLU_GEMM, GEMM_ROWS / 2, 4),
+    GEMM(OXB_OP_SWIGLU_GEMM, GEMM_ROWS / 2, 2),
+    GEMM(OXB_OP_SWIGLU_GEMM, GEMM_ROWS / 2, 1),
     {OXB_OP_GEMM_HALVES,
      CODED,
+     "halves",
+     EVERY,
+     0,
      {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,
       .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
      fit_halves},
+    {OXB_OP_ATTENTION,
+     ANY,
+     "",
+     EVERY,
+     0,
+     {SIZE(1, 1, 1, SIMD *ATTENTION_SIMDGROUPS), .n_constants = 3,
+      .constants = {CONSTANT(0, 1), CONSTANT(2, 0), CONSTANT(1, 2)}},
+     fit_attention},
+    ONE(OXB_OP_EMBED, SIZE(1024, 1, ALL, 256)),
+    ONE(OXB_OP_RMSNORM, SIZE(1, ALL, ALL, 256)),
+    ONE(OXB_OP_ADD, SIZE(4096, ALL, ALL, 256)),
+    ONE(OXB_OP_BIAS, SIZE(1024, 1, ALL, 256)),
+    ONE(OXB_OP_QK_NORM_ROPE, SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)),
+    ONE(OXB_OP_KV_STORE, SIZE(1, 1, ALL, SIMD *KV_SIMDGROUPS)),
+    ONE(OXB_OP_QKV_TO_CACHE, SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)),
+    ONE(OXB_OP_COMBINE, SIZE(1, ALL, ALL, 128)),
+    ONE(OXB_OP_ARGMAX_BLOCKS, SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)),
+    ONE(OXB_OP_ARGMAX, SIZE(1, ALL, ALL, SIMD)),
+    ONE(OXB_OP_ADVANCE, SIZE(1, ALL, ALL, SIMD)),
+    ONE(OXB_OP_SAMPLE_BLOCKS, SIZE(OXB_ARGMAX_BLOCK, 1, ALL, 256)),
+    ONE(OXB_OP_SAMPLE_CHOOSE, SIZE(1, ALL, ALL, CHOOSE_THREADS)),
+    ONE(OXB_OP_HALVE, SIZE(1024, 1, ALL, 256)),
+    ONE(OXB_OP_HALVE_NORM, SIZE(1, ALL, ALL, NORM_THREADS)),
 };
+const unsigned gpu_table_rows = sizeof gpu_table / sizeof gpu_table[0];
 
 void gpu_abilities(void *device, oxb_abilities *abilities) {
     (void)device;
@@ -177,17 +186,4 @@ void gpu_abilities(void *device, oxb_abilities *abilities) {
                                  .gemv_vectors = GEMV_VECTORS,
                                  .half_products = CODED,
                                  .half_vectors = HALF_VECTORS};
-}
-
-oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {
-    (void)device;
-    for (unsigned i = 0; i < sizeof variants / sizeof variants[0]; i++) {
-        const struct variant *v = variants + i;
-        if (v->op != op || !(v->formats >> shape->format & 1)) continue;
-        *tile = v->tile;
-        if (v->fit) v->fit(shape, tile);
-        if (shape->layout == GPU_LAYOUT_COLUMNS) tile->column = (uint32_t)shape->n_rows;
-        break;
-    }
-    return OXB_OK; /* without a row the tile is zeros, which the front refuses by name */
 }

@@ -144,6 +144,7 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     metal_device *self = calloc(1, sizeof *self + gpu_msl_family_count * sizeof *self->families);
     if (self == NULL)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "out of memory opening device \"metal:%u\"", index);
+    self->traits.has = GPU_APPLE;
     self->index = index;
     pthread_mutex_init(&self->library_lock, NULL);
     pthread_cond_init(&self->library_change, NULL);
@@ -201,6 +202,7 @@ static const oxb_driver driver = {
     .device_info = device_info,
     .abilities = abilities,
     .tile = gpu_tile,
+    .variants = gpu_variants,
     .weight_layouts = gpu_weight_layouts,
     .weight_pack = gpu_weight_pack,
     .buffer_new = metal_buffer_new,

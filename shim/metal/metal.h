@@ -30,7 +30,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-#include "oxb_driver.h"
+#include "gpu/gpu.h"
 
 #if defined(__has_feature)
 #if __has_feature(objc_arc)
@@ -66,6 +66,7 @@ typedef struct metal_pace {
 } metal_pace;
 
 typedef struct metal_device {
+    gpu_traits traits;          /* first: shim/gpu finds it there */
     id<MTLDevice> device;       /* +1 */
     metal_queue *queue;         /* owned */
     metal_residency *residency; /* owned; NULL where there are no residency sets */
