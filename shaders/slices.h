@@ -20,7 +20,7 @@
 
 // A threadgroup has this many SIMD-groups, or twice as many.
 #define OXB_SLICES_SIMDGROUPS 8u
-#define OXB_SLICES_MOST_ROWS  128u
+#define OXB_SLICES_MOST_ROWS  96u
 #define OXB_SLICES_INTEGER    30u // the largest of a block is below 2^30
 // Biased exponents of the largest of a block: others leave float's range in what follows.
 #define OXB_SLICES_LEAST 31u
@@ -165,39 +165,32 @@ struct slices_activations {
     float x[ELEMENTS], weight[ELEMENTS];
 };
 
-// Where a lane's words and scales of the first tile of each matrix lie in a row's first block, and
-// how far a block is from the one before it.
-template <uint MATRICES>
+// Where a lane's words and scales of the first tile lie in a row's first block. Blocks are `column`
+// rows apart, matrices n_rows.
 struct slices_place {
-    device const uint *codes[MATRICES];
-    device const half *scales[MATRICES];
-    uint column;
+    device const uint *codes;
+    device const half *scales;
+    uint column, n_rows;
 };
 
-template <typename Format, uint MATRICES>
-inline slices_place<MATRICES> place_of(weight_bytes w, slices_rows rows, uint lane) {
-    slices_place<MATRICES> at;
-    OXB_UNROLL
-    for (uint m = 0; m < MATRICES; m++) {
-        const ulong row = ulong(m) * rows.n_rows + rows.first + lane / 4u * 2u;
-        at.codes[m] = (device const uint *)(w.bytes + w.codes_offset) +
-                      row * (OXB_LOAD_BYTES / 4u) + lane % 4u;
-        at.scales[m] = (device const half *)w.bytes + row;
-    }
-    at.column = w.column;
-    return at;
+inline slices_place place_of(weight_bytes w, slices_rows rows, uint lane) {
+    const ulong row = rows.first + lane / 4u * 2u;
+    return {(device const uint *)(w.bytes + w.codes_offset) + row * (OXB_LOAD_BYTES / 4u) +
+                lane % 4u,
+            (device const half *)w.bytes + row, w.column, rows.n_rows};
 }
 
 // Tile t of MATRICES * TILES of a block.
 template <typename Format, uint MATRICES, uint TILES>
-inline void ask_tile(slices_place<MATRICES> at, uint block, uint t,
+inline void ask_tile(slices_place at, uint block, uint t,
                      thread slices_weights<MATRICES * TILES> &to) {
+    const uint words = OXB_LOAD_BYTES / 4u;
     device const uint *codes =
-        at.codes[t / TILES] + ulong(block) * (at.column * (OXB_LOAD_BYTES / 4u));
-    to.words[t][0] = codes[t % TILES * 64u];
-    to.words[t][1] = codes[t % TILES * 64u + 4u];
-    device const half *scales =
-        at.scales[t / TILES] + ulong(block / Format::loads_per_group) * at.column;
+        at.codes + ulong(block) * (at.column * words) + ulong(t / TILES) * (at.n_rows * words);
+    to.words[t][0] = codes[t % TILES * 16u * words];
+    to.words[t][1] = codes[t % TILES * 16u * words + words];
+    device const half *scales = at.scales + ulong(block / Format::loads_per_group) * at.column +
+                                ulong(t / TILES) * at.n_rows;
     to.scales[t] = *(device const half2 *)(scales + t % TILES * 16u);
 }
 
@@ -255,7 +248,7 @@ struct slices_part {
 // Ask for the weights that a part begins with. Behind the last block of a row the last block is
 // asked for again, here and below, and not used.
 template <typename Format, uint MATRICES, uint TILES>
-inline void begin_part(slices_place<MATRICES> at, uint blocks, thread_place place,
+inline void begin_part(slices_place at, uint blocks, thread_place place,
                        thread slices_part<Format, MATRICES, TILES> &part) {
     typedef slices_part<Format, MATRICES, TILES> parts;
     OXB_UNROLL
@@ -269,7 +262,7 @@ inline void begin_part(slices_place<MATRICES> at, uint blocks, thread_place plac
 
 // Block `block` of a part, whose weights are asked for.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
-inline void add_block(slices_place<MATRICES> at, uint blocks, uint block, slices_input input,
+inline void add_block(slices_place at, uint blocks, uint block, slices_input input,
                       thread_place place, threadgroup uint4 *slot,
                       thread slices_weights<MATRICES * TILES> &weights,
                       thread slices_part<Format, MATRICES, TILES> &part) {
@@ -281,7 +274,7 @@ inline void add_block(slices_place<MATRICES> at, uint blocks, uint block, slices
     for (uint j = 0; j < kind::lane_elements; j++) {
         const float value = part.next.x[j];
         if (NORM) part.squares = fma(value, value, part.squares);
-        x[j] = NORM ? value * input.scale * input.inverse * part.next.weight[j] : value;
+        x[j] = NORM ? value * part.next.weight[j] : value;
     }
     const float unit = make_slices<typename Format::code>(x, slot, place.lane);
     ask_activations<Format, NORM>(input, min(block + place.simdgroups, blocks - 1u), place.lane,
@@ -328,7 +321,7 @@ inline void add_block(slices_place<MATRICES> at, uint blocks, uint block, slices
 // memory.sums[simdgroup][row] = the SIMD-group's share of the product of x and the tiles' rows;
 // with a norm also memory.squares. `part` is begun.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
-inline void multiply_slices(slices_place<MATRICES> at, uint blocks, slices_input input,
+inline void multiply_slices(slices_place at, uint blocks, slices_input input,
                             thread slices_part<Format, MATRICES, TILES> &part, thread_place place,
                             threadgroup slices_memory<typename Format::code> &memory) {
     typedef slices_part<Format, MATRICES, TILES> parts;
@@ -372,13 +365,14 @@ inline void multiply_slices(slices_place<MATRICES> at, uint blocks, slices_input
 }
 
 // multiply_slices for x, or where NORM for its RMSNorm; returns the factor that the sums still
-// lack, and completes `input`. As multiply_vector of lookup.h.
+// lack, and completes `input`. The squares of x are summed in the same pass. Where they leave
+// float's range (rms.h) the factor is NaN: then every row is computed by the definition.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
 inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_input &input,
                                 float eps, thread_place place,
                                 threadgroup slices_memory<typename Format::code> &memory) {
     const uint k = uint(w.k), blocks = k / Format::weights_per_load;
-    const slices_place<MATRICES> at = place_of<Format, MATRICES>(w, rows, place.lane);
+    const slices_place at = place_of(w, rows, place.lane);
     slices_part<Format, MATRICES, TILES> part;
     begin_part<Format, MATRICES, TILES>(at, blocks, place, part);
     inputs_wait();
@@ -387,17 +381,14 @@ inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_
     float total = 0.0f;
     for (uint s = 0; s < place.simdgroups; s++) total += memory.squares[s];
     input.scale = scale_for(total, eps);
-    const bool again = input.scale != 1.0f;
-    if (again) {
+    const bool is_in_range = input.scale == 1.0f;
+    if (!is_in_range) {
         total = threadgroup_sum(sum_of_squares(input.x, k, input.scale, index_of(place),
                                                place.simdgroups * OXB_SIMD_WIDTH),
                                 memory.partial, place);
     }
     input.inverse = inverse_rms(total, k, input.scale, eps);
-    if (!again) return input.inverse;
-    begin_part<Format, MATRICES, TILES>(at, blocks, place, part);
-    multiply_slices<Format, MATRICES, TILES, NORM>(at, blocks, input, part, place, memory);
-    return 1.0f;
+    return is_in_range ? input.inverse : NAN;
 }
 
 // The product of a row by the definition. A SIMD-group's work.
@@ -406,15 +397,18 @@ inline float row_by_definition(weight_bytes w, ulong row, slices_input input, ui
     const uint step = Format::lane_weights;
     float sum = 0.0f;
     for (uint j = lane * step; j < uint(w.k); j += OXB_SIMD_WIDTH * step) {
-        float values[Format::lane_weights], part = 0.0f;
-        Format::values(w, row, j, values);
+        const uint codes = Format::word(w, row, j);
+        // A scale that is not finite belongs to every level; others lose no digits of small sums.
+        const float scale = float(Format::scale(w, row, j));
+        const float each = isfinite(scale) ? 1.0f : scale, all = isfinite(scale) ? scale : 1.0f;
+        float part = 0.0f;
         OXB_UNROLL
         for (uint i = 0; i < step; i++) {
-            const float x = input.x[j + i];
-            part = fma(values[i], NORM ? x * input.scale * input.inverse * input.weight[j + i] : x,
-                       part);
+            float x = input.x[j + i];
+            if (NORM) x = x * input.scale * input.inverse * input.weight[j + i];
+            part = fma(Format::code::level(codes, i) * each, x, part);
         }
-        sum += part;
+        sum = fma(all, part, sum);
     }
     return simd_sum(sum);
 }

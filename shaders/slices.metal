@@ -48,17 +48,18 @@ inline void gemv_any_tiles(device const uchar *weight, device const float *x,
     case 3: gemv_tiles<Format, RESIDUAL, NORM, 3>(w, x, norm, y, args, tile, place, memory); break;
     case 4: gemv_tiles<Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, tile, place, memory); break;
     case 6: gemv_tiles<Format, RESIDUAL, NORM, 6>(w, x, norm, y, args, tile, place, memory); break;
-    case 8: gemv_tiles<Format, RESIDUAL, NORM, 8>(w, x, norm, y, args, tile, place, memory); break;
     default: gemv_tiles<Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, tile, place, memory); break;
     }
 }
 
 template <typename Format, bool RESIDUAL>
-[[kernel, max_total_threads_per_threadgroup(512)]] void gemv_slices(
-    device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
-    device float *y [[buffer(2)]], constant oxb_gemv_args &args [[buffer(3)]],
-    uint2 tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+[[kernel]] void gemv_slices(device const uchar *weight [[buffer(0)]],
+                            device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
+                            constant oxb_gemv_args &args [[buffer(3)]],
+                            uint2 tile [[threadgroup_position_in_grid]],
+                            uint simdgroup [[simdgroup_index_in_threadgroup]],
+                            uint simdgroups [[simdgroups_per_threadgroup]],
+                            uint lane [[thread_index_in_simdgroup]]) {
     threadgroup slices_memory<typename Format::code> memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     const ulong vector = tile.y;
@@ -76,7 +77,7 @@ OXB_KERNEL("gemv_q2_g128_residual_slices", gemv_slices<q2_g128, true>)
 OXB_KERNEL("gemv_q2_g64_residual_slices", gemv_slices<q2_g64, true>)
 
 template <typename Format>
-[[kernel, max_total_threads_per_threadgroup(512)]] void gemv_slices_norm(
+[[kernel]] void gemv_slices_norm(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device const float *norm [[buffer(2)]], device float *y [[buffer(3)]],
     constant oxb_gemv_args &args [[buffer(4)]], uint2 tile [[threadgroup_position_in_grid]],
@@ -110,7 +111,7 @@ inline void swiglu_tiles(weight_bytes w, device const float *x, device const flo
             row_of_slices<Format, NORM>(w, row, i, 2u * n, input, factor, place, memory);
         const float up = row_of_slices<Format, NORM>(w, ulong(args.n_rows) + row, n + i, 2u * n,
                                                      input, factor, place, memory);
-        if (base + place.lane < n) s[row] = silu(gate) * up;
+        if (base + place.lane < n && row >= begin) s[row] = silu(gate) * up;
     }
 }
 
@@ -123,13 +124,12 @@ inline void swiglu_any_tiles(device const uchar *weight, device const float *x,
     switch (tiles_at_once) {
     case 1: swiglu_tiles<Format, NORM, 1>(w, x, norm, s, args, tile, place, memory); break;
     case 3: swiglu_tiles<Format, NORM, 3>(w, x, norm, s, args, tile, place, memory); break;
-    case 4: swiglu_tiles<Format, NORM, 4>(w, x, norm, s, args, tile, place, memory); break;
     default: swiglu_tiles<Format, NORM, 2>(w, x, norm, s, args, tile, place, memory); break;
     }
 }
 
 template <typename Format>
-[[kernel, max_total_threads_per_threadgroup(512)]] void fused_gate_up_swiglu_slices(
+[[kernel]] void fused_gate_up_swiglu_slices(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device float *s [[buffer(2)]], constant oxb_gemv_args &args [[buffer(3)]],
     uint2 tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
@@ -147,7 +147,7 @@ OXB_KERNEL("fused_gate_up_swiglu_q2_g128_slices", fused_gate_up_swiglu_slices<q2
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_slices", fused_gate_up_swiglu_slices<q2_g64>)
 
 template <typename Format>
-[[kernel, max_total_threads_per_threadgroup(512)]] void fused_gate_up_swiglu_slices_norm(
+[[kernel]] void fused_gate_up_swiglu_slices_norm(
     device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
     device const float *norm [[buffer(2)]], device float *s [[buffer(3)]],
     constant oxb_gemv_args &args [[buffer(4)]], uint2 tile [[threadgroup_position_in_grid]],
