@@ -235,7 +235,7 @@ template <typename Format, uint MATRICES, uint TILES>
 struct slices_part {
     typedef slices<typename Format::code> kind;
     // Where the registers allow it, weights are asked for two blocks ahead of their use.
-    enum { tiles = MATRICES * TILES, ring = tiles < 4u ? 2 : 1 };
+    enum { tiles = MATRICES * TILES, ring = 2 - tiles / 4 };
 
     slices_weights<tiles> weights[ring];
     slices_activations<kind::lane_elements> next;

@@ -22,6 +22,8 @@
 #define GEMV_VECTORS         4u   /* more are faster on matrix units */
 #define LOOKUP_SIMDGROUPS    8u   /* shaders/lookup.h */
 #define LOOKUP_THREADGROUPS  256u /* fill the largest GPUs: from there on, more rows to a lane */
+#define SLICES_ROWS          16u  /* of a tile: shaders/slices.h */
+#define SLICES_SIMDGROUPS    8u   /* or twice as many */
 #define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
 #define GEMM_SIMDGROUPS      4u
 #define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
@@ -48,6 +50,18 @@ static gpu_fitness fit_lookup(const gpu_traits *traits, const oxb_op_shape *shap
     (void)traits;
     const int few = shape->extent[0] / tile->size[0] < LOOKUP_THREADGROUPS;
     return few && tile->size[0] > SIMD ? GPU_TAKEN : GPU_FAVOURED;
+}
+
+/* Whole tiles of 16 rows in columns. More tiles share the slices of the activations, as long as
+ * nearly every core has a threadgroup; where few have two, one has more SIMD-groups. */
+static gpu_fitness fit_slices(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint64_t rows = shape->extent[0], size = tile->size[0];
+    if (shape->layout != GPU_LAYOUT_COLUMNS || rows % SLICES_ROWS != 0 || rows < size)
+        return GPU_REFUSED;
+    const uint64_t threadgroups = (rows + size - 1) / size, cores = traits->cores;
+    if (size > SLICES_ROWS && 8 * threadgroups < 7 * cores) return GPU_TAKEN;
+    const int alone = 2 * threadgroups < 3 * cores;
+    return alone == (tile->threads > SIMD * SLICES_SIMDGROUPS) ? GPU_FAVOURED : GPU_TAKEN;
 }
 
 /* Matrices of 8 vectors that share the weights of a threadgroup: no more than there are. */
@@ -114,6 +128,19 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     {op,        CODED, "lookup-" #rows,                                                            \
      EVERY,     0,     {SIZE(SIMD * rows, 1, ALL, SIMD * LOOKUP_SIMDGROUPS), ROWS_CONSTANT(rows)}, \
      fit_lookup}
+#define SLICES(op, tiles, simdgroups, needs) \
+    {op,                                     \
+     CODED,                                  \
+     "slices-" #tiles "x" #simdgroups,       \
+     GPU_INT8,                               \
+     needs,                                  \
+     {.size = {SLICES_ROWS * tiles, 1, ALL}, \
+      .threads = SIMD * simdgroups,          \
+      .suffix = "_slices",                   \
+      ROWS_CONSTANT(tiles)},                 \
+     fit_slices}
+/* Pipelines of other devices may have fewer threads than 16 SIMD-groups. */
+#define SLICES_OF(op, tiles) SLICES(op, tiles, 16, GPU_NVIDIA), SLICES(op, tiles, 8, 0)
 #define DENSE(op, prefer, rows, simdgroups)                                     \
     {op,                                                                        \
      ANY & ~CODED,                                                              \
@@ -129,12 +156,20 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
 #define ONE(op, ...) {op, ANY, "", EVERY, 0, {__VA_ARGS__}, NULL}
 
 const gpu_variant gpu_table[] = {
+    SLICES_OF(OXB_OP_GEMV, 6), /* shaders/slices.h */
+    SLICES_OF(OXB_OP_GEMV, 4),
+    SLICES_OF(OXB_OP_GEMV, 3),
+    SLICES_OF(OXB_OP_GEMV, 2),
+    SLICES_OF(OXB_OP_GEMV, 1),
     LOOKUP(OXB_OP_GEMV, 4), /* shaders/lookup.h */
     LOOKUP(OXB_OP_GEMV, 2),
     LOOKUP(OXB_OP_GEMV, 1),
     DENSE(OXB_OP_GEMV, EVERY, 4, GEMV_SIMDGROUPS), /* shaders/rows.h */
     DENSE(OXB_OP_GEMV, 0, 2, GEMV_SIMDGROUPS),
     DENSE(OXB_OP_GEMV, 0, 1, GEMV_SIMDGROUPS),
+    SLICES_OF(OXB_OP_SWIGLU, 3),
+    SLICES_OF(OXB_OP_SWIGLU, 2),
+    SLICES_OF(OXB_OP_SWIGLU, 1),
     LOOKUP(OXB_OP_SWIGLU, 2),
     LOOKUP(OXB_OP_SWIGLU, 1),
     DENSE(OXB_OP_SWIGLU, EVERY, 2, SWIGLU_SIMDGROUPS),
