@@ -139,8 +139,7 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
       .suffix = "_slices",                   \
       ROWS_CONSTANT(tiles)},                 \
      fit_slices}
-/* Pipelines of other devices may have fewer threads than 16 SIMD-groups. */
-#define SLICES_OF(op, tiles) SLICES(op, tiles, 16, GPU_NVIDIA), SLICES(op, tiles, 8, 0)
+#define SLICES_OF(op, tiles) SLICES(op, tiles, 16, GPU_NVIDIA), SLICES(op, tiles, 8, GPU_NVIDIA)
 #define DENSE(op, prefer, rows, simdgroups)                                     \
     {op,                                                                        \
      ANY & ~CODED,                                                              \
@@ -159,7 +158,8 @@ const gpu_variant gpu_table[] = {
     SLICES_OF(OXB_OP_GEMV, 6), /* shaders/slices.h */
     SLICES_OF(OXB_OP_GEMV, 4),
     SLICES_OF(OXB_OP_GEMV, 3),
-    SLICES_OF(OXB_OP_GEMV, 2),
+    SLICES(OXB_OP_GEMV, 2, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, 2, 8, 0), /* elsewhere one, for tests */
     SLICES_OF(OXB_OP_GEMV, 1),
     LOOKUP(OXB_OP_GEMV, 4), /* shaders/lookup.h */
     LOOKUP(OXB_OP_GEMV, 2),
@@ -168,7 +168,8 @@ const gpu_variant gpu_table[] = {
     DENSE(OXB_OP_GEMV, 0, 2, GEMV_SIMDGROUPS),
     DENSE(OXB_OP_GEMV, 0, 1, GEMV_SIMDGROUPS),
     SLICES_OF(OXB_OP_SWIGLU, 3),
-    SLICES_OF(OXB_OP_SWIGLU, 2),
+    SLICES(OXB_OP_SWIGLU, 2, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_SWIGLU, 2, 8, 0),
     SLICES_OF(OXB_OP_SWIGLU, 1),
     LOOKUP(OXB_OP_SWIGLU, 2),
     LOOKUP(OXB_OP_SWIGLU, 1),

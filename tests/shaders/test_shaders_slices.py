@@ -16,6 +16,8 @@ from cases import (
     set_scales,
     swiglu_with_bound,
 )
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from shader_runs import SENTINEL, Placed, every_order, run, tiles_for
 from shader_weights import CODES, FORMATS, columns, matrix, random_matrix
 
@@ -138,6 +140,19 @@ def test_an_outlier_under_codes_of_level_zero_takes_no_digit_of_the_others(name,
     if name != "q1_g128":
         w[:, [5, 200]] = 0
     is_exact(name, with_levels(name, w.astype(np.int8)), x)
+
+
+@every_code
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 2**32 - 1), st.integers(0, 120), st.floats(0, 1))
+def test_activations_of_many_magnitudes_stay_within_the_bound(name, seed, spread, zeros):
+    rng = np.random.default_rng(seed)
+    levels = 2 * rng.integers(0, 2, (16, 320)) - 1
+    x = rng.standard_normal(320) * 2.0 ** rng.integers(-spread, 1, 320) * 2.0 ** (spread / 2)
+    if name != "q1_g128":  # the larger half may meet codes of level 0 alone
+        levels[:, (np.abs(x) > np.median(np.abs(x))) & (rng.random(320) < zeros)] = 0
+    k = 320 if name == "q2_g64" else 256
+    is_exact(name, with_levels(name, levels[:, :k].astype(np.int8)), x[:k].astype(np.float32))
 
 
 def with_levels(name, levels):
