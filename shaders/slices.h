@@ -242,7 +242,7 @@ struct slices_part {
     float sums[2 * tiles]; // the lane's share of row r % 2 of its two of tile r / 2
     float squares;         // of the lane's activations
     int before[4];
-    uint ones[kind::products];
+    uint ones[kind::products][4];
 };
 
 // Ask for the weights that a part begins with. Behind the last block of a row the last block is
@@ -291,9 +291,8 @@ inline void add_block(slices_place at, uint blocks, uint block, slices_input inp
     int all[4];
     OXB_UNROLL
     for (uint p = 0; p < kind::products; p++) {
-        const uint one = part.ones[p], ones[4] = {one, one, one, one};
-        matrix_add_bytes(all, p == 0u ? part.before : all, ones, words[2u * p], words[2u * p + 1u],
-                         place.lane);
+        matrix_add_bytes(all, p == 0u ? part.before : all, part.ones[p], words[2u * p],
+                         words[2u * p + 1u], place.lane);
     }
     const float less = kind::less(kind::joined(all[0], all[1]), unit);
     OXB_UNROLL
@@ -335,8 +334,10 @@ inline void multiply_slices(slices_place at, uint blocks, slices_input input,
     OXB_UNROLL
     for (uint i = 0; i < 4u; i++) part.before[i] = int(matrix_keep(uint(kind::before(i))));
     OXB_UNROLL
-    for (uint p = 0; p < kind::products; p++)
-        part.ones[p] = parts::ring == 2 ? matrix_keep(kind::ones(p)) : kind::ones(p);
+    for (uint i = 0; i < 4u * kind::products; i++) {
+        const uint one = kind::ones(i / 4u);
+        part.ones[i / 4u][i % 4u] = parts::ring == 2 ? matrix_keep(one) : one;
+    }
     for (uint block = place.simdgroup; block < blocks; block += parts::ring * place.simdgroups) {
         OXB_UNROLL
         for (uint i = 0; i < parts::ring; i++) {

@@ -131,8 +131,8 @@ MSL_FN void msl_matrix_bytes(int *sums, const int *before, const uint *rows, uin
             const uint a = __shfl_sync(MSL_LANES, rows[i], row + quad);
 #pragma unroll
             for (uint c = 0; c < 2; c++) {
-                const uint b = __shfl_sync(MSL_LANES, i < 2 ? first : second,
-                                           column + 4 * c + quad);
+                const uint b =
+                    __shfl_sync(MSL_LANES, i < 2 ? first : second, column + 4 * c + quad);
                 found[i % 2 * 2 + c] = __dp4a(int(a), int(b), found[i % 2 * 2 + c]);
             }
         }
@@ -141,10 +141,12 @@ MSL_FN void msl_matrix_bytes(int *sums, const int *before, const uint *rows, uin
     for (uint i = 0; i < 4; i++) sums[i] = found[i];
 #endif
 }
-/* The value, which the compiler cannot know: no SM has a number of 2^31. */
+/* The value in a register of its own, for the compiler cannot know it: no SM has a number of 2^31.
+ */
 MSL_FN uint msl_keep(uint value) {
     uint kept;
-    asm("{\n .reg .u32 sm;\n mov.u32 sm, %%smid;\n shr.u32 sm, sm, 31;\n xor.b32 %0, sm, %1;\n}"
+    asm volatile(
+        "{\n .reg .u32 sm;\n mov.u32 sm, %%smid;\n shr.u32 sm, sm, 31;\n xor.b32 %0, sm, %1;\n}"
         : "=r"(kept)
         : "r"(value));
     return kept;
