@@ -146,17 +146,19 @@ def test_demo_model_fed_in_any_batches_gives_the_golden(device, demo, kv_dtype, 
 def test_text_that_outgrows_the_cache_stays_itself(tiny, tensors, kv_dtype):
     ids = np.random.default_rng(6).integers(1, TINY.vocab, 1100).tolist()
     r = reference_logits(TINY, tensors, ids)
+    # Where prompts are in half, the activations of 64 tokens or more are rounded as K and V are.
+    limit = LIMIT[kv_dtype] * (2 if kv_dtype == "f16" and tiny.activations == "half" else 1)
     with tiny.session(1200, kv_dtype) as session:
         held = []
         for start, stop in ((0, 250), (250, 259), (259, 511), (511, 514), (514, 1100)):
             y = session.forward(ids[start:stop])
-            assert worst(y, r[start:stop]) <= LIMIT[kv_dtype]
+            assert worst(y, r[start:stop]) <= limit
             # Not the device's bytes: the workspace of a shorter chunk gives some back.
             held.append(session._decoder.cache.capacity)
         assert held == [256, 512, 512, 1024, 1200]
         for at in (1025, 513, 512, 511, 257, 256, 255, 2):
             session.rewind(at)
-            assert relative_error(session.forward(ids[at : at + 1])[0], r[at]) <= LIMIT[kv_dtype]
+            assert relative_error(session.forward(ids[at : at + 1])[0], r[at]) <= limit
 
 
 @pytest.mark.large
