@@ -99,8 +99,8 @@ def test_every_kernel_waits_for_the_one_before_ahead_of_any_access_but_to_weight
         assert (0 in ahead) == (family.name == "slices"), entry[:200]
 
 
-# What shim/gpu/geometry.c sets: rows; tiles; matrices of eight vectors; tiles and eights of a SIMD-group,
-# SIMD-groups over the rows; queries, width, length of a head.
+# What shim/gpu/geometry.c sets: rows; tiles of 16 rows; matrices of eight vectors; tiles and eights
+# of a SIMD-group, SIMD-groups over the rows; queries, width, length of a head.
 CONSTANTS: dict[str, list[tuple[int, ...]]] = {
     "gemv": [(1,), (4,)],
     "swiglu": [(1,), (2,)],
