@@ -463,7 +463,7 @@ def test_every_kernel_of_the_table_is_there_and_no_other():
         products = (f"gemv_{name}", f"fused_gate_up_swiglu_{name}")
         forms = {kernel_of(p, n) for p in products for n in ("", "norm")}
         forms.add(f"gemv_{name}_residual")
-        expected |= {kernel_of(p, form) for p in forms for form in FORM_ROWS}
+        expected |= {kernel_of(p, form) for p in forms for form in (*FORM_ROWS, "slices")}
         expected |= {f"gemm_{name}_halves", f"gemm_{name}_residual_halves"}
         expected.add(f"fused_gate_up_swiglu_gemm_{name}_halves")
     for name in {formats.get(file_format).device_format for file_format in formats.FORMATS}:
