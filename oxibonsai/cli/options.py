@@ -10,7 +10,16 @@ from oxibonsai.cli.parsing import model_name
 from oxibonsai.model import Model, Session
 from oxibonsai.model.runtime.cache import KV_DTYPES
 
-__all__ = ["add_model", "add_nfc", "add_session", "add_type42", "fewest_tokens", "load", "room"]
+__all__ = [
+    "add_device",
+    "add_model",
+    "add_nfc",
+    "add_session",
+    "add_type42",
+    "fewest_tokens",
+    "load",
+    "room",
+]
 
 
 def add_model(
@@ -55,11 +64,12 @@ def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> Non
         default="float32",
         help="of prompts: int8 is less exact and mostly faster, on the cpu device (float32)",
     )
-    _add_device(parser)
+    add_device(parser)
     add_type42(parser)
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device`` and ``--threads``."""
     parser.add_argument("--device", metavar="NAME", help='such as "metal", "metal:1" or "cpu"')
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the cpu device")
 

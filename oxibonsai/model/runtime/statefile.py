@@ -19,6 +19,7 @@ from oxibonsai.model.errors import SessionFileError
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.decoder import Decoder
+from oxibonsai.model.runtime.kernels import kernel_names
 from oxibonsai.model.timeline import Timeline
 from oxibonsai.writing import written_whole
 
@@ -113,6 +114,8 @@ def save(
             "chunk": str(chunk),
             "chunk_given": str(int(chunk_given)),
             "deterministic": str(int(decoder.deterministic)),
+            "device": model.graph.device.name,
+            "kernels": kernel_names(model.graph.device),
         }
     }
     header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))
