@@ -8,7 +8,6 @@ result, but others have no business in choosing.
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import json
 import logging
@@ -111,7 +110,6 @@ def _system(driver: str) -> str:
     return ""
 
 
-@functools.cache
 def _package() -> str:
     """Return the digest of the module that holds the kernels and their tiles."""
     with open(_core.__file__, "rb") as module:

@@ -115,7 +115,7 @@ def save(
             "chunk_given": str(int(chunk_given)),
             "deterministic": str(int(decoder.deterministic)),
             "device": model.graph.device.name,
-            "kernels": kernel_names(model.graph.device),
+            "kernels": "" if decoder.deterministic else kernel_names(model.graph.device),
         }
     }
     header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))

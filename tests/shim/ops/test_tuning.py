@@ -168,6 +168,11 @@ def changed(path, **changes):
     return json.dumps(content)
 
 
+def pipe_in_place(path):
+    path.unlink()
+    os.mkfifo(path)
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -185,7 +190,7 @@ def changed(path, **changes):
         lambda path: path.parent.chmod(0o722),
         lambda path: (path.rename(path.with_name("x")), path.symlink_to("x")),
         lambda path: (path.unlink(), path.mkdir()),
-        lambda path: (path.unlink(), os.mkfifo(path)),
+        pipe_in_place,
     ],
 )
 def test_a_file_that_is_damaged_or_not_safe_is_ignored_with_a_warning(
