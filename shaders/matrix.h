@@ -162,4 +162,21 @@ inline uint matrix_pair(code_2bit, uint word, uint p, matrix_held held) {
     return matrix_fma(bits, shrink * 0x10001u, less * 0x10001u);
 }
 
+// Two weights as halves: the levels of matrix_pair() times their row's scale, which
+// matrix_factor() holds. Exact but for level 2 of a scale above 32752, which becomes infinite.
+
+inline uint matrix_factor(code_1bit, half scale) {
+    return (as_type<ushort>(scale) ^ 0x8000u) * 0x10001u;
+}
+
+inline uint matrix_weights(code_1bit, uint word, uint p, uint factor, matrix_held) {
+    return (word << (15u - p) & 0x80008000u) ^ factor; // the bit turns the sign of -scale
+}
+
+inline uint matrix_factor(code_2bit, half scale) { return as_type<ushort>(scale) * 0x10001u; }
+
+inline uint matrix_weights(code_2bit kind, uint word, uint p, uint factor, matrix_held held) {
+    return matrix_fma(matrix_pair(kind, word, p, held), factor, 0x80008000u); // less zero
+}
+
 #endif

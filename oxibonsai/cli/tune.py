@@ -20,7 +20,7 @@ _PROMPT = 512
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_model(parser, "a GGUF file, whose matrices are measured; without it, those of 8B, 1.7B, 4B")
+    add_model(parser, "a GGUF file, whose matrices are measured; without it, those of 8B, 1.7B, 4B, 27B")
     parser.add_argument(
         "--budget", type=float, default=20.0, metavar="S", help="seconds to measure for (20)"
     )
@@ -73,27 +73,17 @@ def _report(device: Device, found: Tuning) -> Iterator[str]:
     if not found.measured and not found.left:
         yield "it has one form of each kernel: there is nothing to choose"
         return
-    rows = [("product", "default", "us", "chosen", "us", "gain")]
+    rows = [("product", "default", "chosen", "gain", "us")]
     for measured in found.measured:
-        v, seconds = measured.variant, measured.seconds
-        times = (f"{1e6 * seconds[name]:.1f}" for name in (measured.default, v.name))
-        rows.append(
-            (
-                f"{v.op} {v.device_format} {v.n_rows} x {v.k} by {v.n_vectors}",
-                measured.default,
-                next(times),
-                v.name,
-                next(times),
-                f"{measured.speedup:.2f}",
-            )
-        )
+        v = measured.variant
+        times = (f"{name} {1e6 * seconds:.1f}" for name, seconds in measured.seconds.items())
+        product = f"{v.op} {v.device_format} {v.n_rows} x {v.k} by {v.n_vectors}"
+        gain = f"{measured.speedup:.2f}"
+        rows.append((product, measured.default, v.name, gain, ", ".join(times)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = (
-            f"{cell:>{width}}" if i in (2, 4, 5) else f"{cell:<{width}}"
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        )
-        yield "  ".join(cells)
+        cells = (f"{cell:<{width}}" for cell, width in zip(row, widths, strict=True))
+        yield "  ".join(cells).rstrip()
     if found.left:
         yield f"{len(found.left)} more were left: give a longer --budget"
     if found.path is not None:

@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
@@ -28,14 +28,20 @@ _log = logging.getLogger("oxibonsai.metal")
 _WORKING_SET = 128 << 20
 """Bytes of copies of a matrix that are read in turn: no cache holds them."""
 _MOST_COPIES = 128
+_FEW_VECTORS = 16
+"""More take longer than their matrix does."""
+_PROMPT = 512
 _MOST_ROUNDS = 9
 _FEWEST_ROUNDS = 3
 _GAIN = 0.98
 """The part of the default's time below which another variant is taken."""
 _MOST_ERROR = 1e-3
 """Of the norm of the default's result: a variant further away is wrong on this device."""
+_HEADS = (151936, 248320)
+"""Rows of heads, of which a prompt needs its last token's alone."""
 _SHAPES = (
-    # qkv, attention's output, gate and up, down, head: of 8B, 1.7B and 4B
+    # qkv, attention's output, gate and up, down, head: of 8B, 1.7B and 4B; then of 27B, where most
+    # layers have another attention, gate and up, down, head
     ("gemv", 6144, 4096),
     ("gemv", 4096, 4096),
     ("swiglu", 24576, 4096),
@@ -51,6 +57,9 @@ _SHAPES = (
     ("swiglu", 19456, 2560),
     ("gemv", 2560, 9728),
     ("gemv", 151936, 2560),
+    ("swiglu", 34816, 5120),
+    ("gemv", 5120, 17408),
+    ("gemv", 248320, 5120),
 )
 
 
@@ -117,7 +126,7 @@ def tune(
     products : iterable of ChosenVariant, optional
         What to measure, most important first; names do not matter.
         ``device.recorded_variants()`` has those of a model that ran. Left out, the products of
-        1-bit and ternary models of 8B, 1.7B and 4B parameters by one vector.
+        1-bit and ternary models of 8B, 1.7B, 4B and 27B parameters, by one vector and by 512.
     budget : float
         Seconds after which no further product is begun.
     keep : bool
@@ -192,6 +201,8 @@ def _default_products() -> Iterator[ChosenVariant]:
     for device_format in ("q1_g128", "q2_g128"):
         for op, n_rows, k in _SHAPES:
             yield ChosenVariant(op, device_format, n_rows, k, 1, "")
+            if n_rows not in _HEADS:
+                yield ChosenVariant("gemm_half", device_format, n_rows, k, _PROMPT, "")
 
 
 def _several(device: Device, products: Iterable[ChosenVariant]) -> list[ChosenVariant]:
@@ -276,6 +287,9 @@ def _measure(
 ) -> Measured | None:
     op, device_format, n_rows, k, n_vectors, _ = product
     halved = op.startswith("swiglu")
+    activations: Literal["float32", "half"] = "half" if op == "gemm_half" else "float32"
+    if n_vectors > _FEW_VECTORS:
+        handles = handles[:2]  # the matrix is read once for all vectors
     x = np.random.default_rng(1).standard_normal(n_vectors * k, np.float32)
     storage = device.working_storage
     n_out = n_rows // 2 if halved else n_rows
@@ -291,7 +305,7 @@ def _measure(
         try:
             for name in names:
                 device.choose_variant(op, device_format, n_rows, k, name, n_vectors)
-                commands = stack.enter_context(device.commands())
+                commands = stack.enter_context(device.commands(activations=activations))
                 record = commands.gate_up_swiglu if halved else commands.gemv
                 try:
                     for handle in handles:

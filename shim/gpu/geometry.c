@@ -27,6 +27,10 @@
 #define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
 #define HALVES_THREADGROUPS  120u /* fill the largest GPUs: these are larger than others */
 #define HALF_VECTORS         3u   /* the fewest that are faster on matrix units */
+#define HALF_CORES           132u /* of the largest GPUs, where they are not known */
+#define HALF_TILE_VECTORS    64u  /* of a threadgroup: shaders/gemm_half.h */
+#define HALF_FEWEST_ROWS     64u
+#define ROUNDED_VECTORS      64u /* the fewest that fill its tiles */
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
@@ -73,6 +77,24 @@ static gpu_fitness fit_halves(const gpu_traits *traits, const oxb_op_shape *shap
     tile->size[1] = 8 * wide;
     tile->constants[0].value.u32 = 10 * tiles + wide;
     tile->constants[1].value.u32 = rows;
+    return GPU_FAVOURED;
+}
+
+/* Rounds of threadgroups that a chip runs, by the rows of each: what the product takes. */
+static uint64_t half_time(const gpu_traits *traits, const oxb_op_shape *shape, uint32_t rows) {
+    const uint64_t across = (shape->n_rows + rows - 1) / rows;
+    const uint64_t down = (shape->extent[1] + HALF_TILE_VECTORS - 1) / HALF_TILE_VECTORS;
+    const uint32_t cores = traits->cores ? traits->cores : HALF_CORES;
+    return (across * down + cores - 1) / cores * rows;
+}
+
+/* The more rows a threadgroup has, the less often the vectors are read: as many as take no longer
+ * than fewer would. */
+static gpu_fitness fit_half(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint32_t rows = tile->size[0];
+    tile->size[0] = (uint32_t)(rows / (shape->n_rows / shape->extent[0]));
+    for (uint32_t fewer = rows / 2; fewer >= HALF_FEWEST_ROWS; fewer /= 2)
+        if (half_time(traits, shape, fewer) < half_time(traits, shape, rows)) return GPU_TAKEN;
     return GPU_FAVOURED;
 }
 
@@ -126,6 +148,15 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     {op,      ANY, "eights-" #eights,                                                            \
      EVERY,   0,   {SIZE(rows, 8 * eights, ALL, SIMD * GEMM_SIMDGROUPS), ROWS_CONSTANT(eights)}, \
      fit_gemm}
+#define HALF(prefer, rows, shape, simdgroups)                                  \
+    {OXB_OP_GEMM_HALF,                                                         \
+     CODED,                                                                    \
+     "half-" #rows,                                                            \
+     prefer,                                                                   \
+     0,                                                                        \
+     {SIZE(rows, HALF_TILE_VECTORS, ALL, SIMD * simdgroups), .n_constants = 1, \
+      .constants = {CONSTANT(0, shape)}},                                      \
+     fit_half}
 #define ONE(op, ...) {op, ANY, "", EVERY, 0, {__VA_ARGS__}, NULL}
 
 const gpu_variant gpu_table[] = {
@@ -153,6 +184,9 @@ const gpu_variant gpu_table[] = {
      {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,
       .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
      fit_halves},
+    HALF(GPU_NVIDIA, 256, 444, 8), /* shaders/gemm_half.h */
+    HALF(GPU_NVIDIA, 128, 442, 4),
+    HALF(EVERY, 64, 242, 4),
     {OXB_OP_ATTENTION,
      ANY,
      "",
@@ -176,6 +210,7 @@ const gpu_variant gpu_table[] = {
     ONE(OXB_OP_SAMPLE_CHOOSE, SIZE(1, ALL, ALL, CHOOSE_THREADS)),
     ONE(OXB_OP_HALVE, SIZE(1024, 1, ALL, 256)),
     ONE(OXB_OP_HALVE_NORM, SIZE(1, ALL, ALL, NORM_THREADS)),
+    ONE(OXB_OP_ROUND_HALF, SIZE(1, ALL, ALL, 256)),
 };
 const unsigned gpu_table_rows = sizeof gpu_table / sizeof gpu_table[0];
 
@@ -185,5 +220,7 @@ void gpu_abilities(void *device, oxb_abilities *abilities) {
                                  .fused_cache_store = 1,
                                  .gemv_vectors = GEMV_VECTORS,
                                  .half_products = CODED,
-                                 .half_vectors = HALF_VECTORS};
+                                 .half_vectors = HALF_VECTORS,
+                                 .rounded_products = CODED,
+                                 .rounded_vectors = ROUNDED_VECTORS};
 }

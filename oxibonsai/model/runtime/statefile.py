@@ -20,6 +20,7 @@ from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.decoder import Decoder
 from oxibonsai.model.runtime.kernels import kernel_names
+from oxibonsai.model.runtime.precision import activations_of
 from oxibonsai.model.timeline import Timeline
 from oxibonsai.writing import written_whole
 
@@ -116,6 +117,7 @@ def save(
             "deterministic": str(int(decoder.deterministic)),
             "device": model.graph.device.name,
             "kernels": "" if decoder.deterministic else kernel_names(model.graph.device),
+            "activations": activations_of(model, decoder.kv_dtype, exact=decoder.deterministic),
         }
     }
     header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))

@@ -29,7 +29,7 @@ def the_default_is_the_first_device_that_is_not_refused(sim: Simulation) -> None
 
 def a_prompt_is_cut_by_the_rate_from_its_second_chunk_on(sim: Simulation) -> None:
     ids = [i % 1000 for i in range(512)]
-    for rate, sizes in ((0.16e12, {32, 64}), (4e12, {128})):
+    for rate, sizes in ((0.1e12, {32, 64}), (4e12, {128})):
         with metal.Device("metal") as device, of_8b_shape(device) as model:
             set_rate(sim, rate)
             sim.set_dry(1)
