@@ -20,7 +20,9 @@ _PROMPT = 512
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the command's options."""
-    add_model(parser, "a GGUF file, whose matrices are measured; without it, those of 8B, 1.7B, 4B, 27B")
+    add_model(
+        parser, "a GGUF file, whose matrices are measured; without it, those of 8B, 1.7B, 4B, 27B"
+    )
     parser.add_argument(
         "--budget", type=float, default=20.0, metavar="S", help="seconds to measure for (20)"
     )

@@ -105,7 +105,9 @@ typedef struct oxb_op_shape {
                           0: 1 */
     /* ATTENTION only. */
     const oxb_attention_shape *attention;
-    uint64_t cache_alignment; /* bytes; that of the start of both caches in device memory */
+    uint64_t alignment;  /* bytes; that of the start of caches and output in device memory */
+    uint32_t halves;     /* 1: queries and weights may be rounded to half */
+    uint32_t same_bits;  /* 1: a token of several has the bits that it has alone */
     const char *variant; /* one of variants(); NULL, and a name that does not take the shape: the
                             driver's default */
 } oxb_op_shape;

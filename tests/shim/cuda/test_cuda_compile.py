@@ -66,12 +66,17 @@ def test_every_kernel_waits_for_the_one_before_ahead_of_any_access(family):
 
 
 # What shim/gpu/geometry.c sets: rows; matrices of eight vectors; tiles and eights of a SIMD-group,
-# SIMD-groups over the rows, in one number for gemm_half; queries, width, length of a head.
+# SIMD-groups over the rows, in one number for gemm_half; queries, width, length of a head; head_dim,
+# loads ahead, splits.
 CONSTANTS: dict[str, list[tuple[int, ...]]] = {
     "gemv": [(1,), (4,)],
-    "swiglu": [(1,), (2,)],
+    "swiglu": [(1,), (4,)],
+    "shuffle": [(1,), (4,)],
+    "select": [(1,), (4,)],
     "gemm": [(1,), (4,)],
     "gemm_halves": [(21, 1), (41, 4), (22, 1), (42, 4)],
+    "attention_prompt": [(64, 1), (128, 1)],
+    "attention_step": [(64, 1, 8), (128, 1, 16)],
     "gemm_half": [(242,), (442,), (444,)],
     "attention": [(1, 2, 1), (1, 4, 1), (4, 2, 0), (4, 4, 0), (1, 16, 0), (4, 16, 0)],
 }

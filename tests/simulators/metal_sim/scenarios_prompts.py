@@ -81,9 +81,9 @@ SMALL_BATCHES = {
     "fused_gate_up_swiglu_gemm_q1_g128_halves": 65536,
 }
 VECTORS = {
-    "gemv_q1_g128_norm": 512,
-    "gemv_q1_g128_residual": 1024,
-    "fused_gate_up_swiglu_q1_g128_norm": 1024,
+    "gemv_q1_g128_norm_shuffle": 2048,
+    "gemv_q1_g128_residual_shuffle": 2048,
+    "fused_gate_up_swiglu_q1_g128_norm_shuffle": 2048,
 }
 GUESSED_RATE, M1 = 0.35e12, 0.65e12  # multiply-adds a second; shim/metal/pace.m has the first
 BUDGET = 0.6  # seconds

@@ -18,6 +18,7 @@ PRODUCTS = [
     ChosenVariant("swiglu", "q2_g64", 4096, 128, 1, ""),
     ChosenVariant("gemv", "f16", 96, 64, 1, ""),
     ChosenVariant("gemm", "f32", 96, 64, 16, ""),
+    ChosenVariant("gemm_half", "q1_g128", 512, 256, 64, ""),
 ]
 
 
