@@ -24,6 +24,8 @@
 #define CODED_SIMDGROUPS     8u   /* shaders/coded.h: one for each split of k */
 #define CODED_THREADGROUPS   256u /* fill NVIDIA's largest: from there on, more rows to a lane */
 #define CORE_THREADGROUPS    4u   /* fill one of Apple's cores */
+#define SLICES_ROWS          16u  /* of a tile: shaders/slices.h */
+#define SLICES_SIMDGROUPS    8u   /* or twice as many */
 #define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
 #define GEMM_SIMDGROUPS      4u
 #define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
@@ -63,6 +65,18 @@ static gpu_fitness fit_coded(const gpu_traits *traits, const oxb_op_shape *shape
     return tile->constants[0].value.u32 > 1 && shape->extent[0] / tile->size[0] < fill
                ? GPU_TAKEN
                : GPU_FAVOURED;
+}
+
+/* Whole tiles of 16 rows in columns. More tiles share the slices of the activations, as long as
+ * nearly every core has a threadgroup; where few have two, one has more SIMD-groups. */
+static gpu_fitness fit_slices(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint64_t rows = shape->extent[0], size = tile->size[0];
+    if (shape->layout != GPU_LAYOUT_COLUMNS || rows % SLICES_ROWS != 0 || rows < size)
+        return GPU_REFUSED;
+    const uint64_t threadgroups = (rows + size - 1) / size, cores = traits->cores;
+    if (size > SLICES_ROWS && 8 * threadgroups < 7 * cores) return GPU_TAKEN;
+    const int alone = 2 * threadgroups < 3 * cores;
+    return alone == (tile->threads > SIMD * SLICES_SIMDGROUPS) ? GPU_FAVOURED : GPU_TAKEN;
 }
 
 /* Matrices of 8 vectors that share the weights of a threadgroup: no more than there are. */
@@ -204,6 +218,18 @@ static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape,
 #define LOOKUP(op, prefer, rows)  CODED_FORM(op, prefer, "lookup", "", SIMD, rows)
 #define SHUFFLE(op, prefer, rows) CODED_FORM(op, prefer, "shuffle", "_shuffle", SIMD, rows)
 #define SELECT(op, rows)          CODED_FORM(op, 0, "select", "_select", SIMD / 4, rows)
+#define SLICES(op, tiles, simdgroups, needs) \
+    {op,                                     \
+     CODED,                                  \
+     "slices-" #tiles "x" #simdgroups,       \
+     GPU_INT8,                               \
+     needs,                                  \
+     {.size = {SLICES_ROWS * tiles, 1, ALL}, \
+      .threads = SIMD * simdgroups,          \
+      .suffix = "_slices",                   \
+      ROWS_CONSTANT(tiles)},                 \
+     fit_slices}
+#define SLICES_OF(op, tiles) SLICES(op, tiles, 16, GPU_NVIDIA), SLICES(op, tiles, 8, GPU_NVIDIA)
 #define DENSE(op, prefer, rows, simdgroups)                                     \
     {op,                                                                        \
      ANY & ~CODED,                                                              \
@@ -228,6 +254,12 @@ static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape,
 #define ONE(op, ...) {op, ANY, "", EVERY, 0, {__VA_ARGS__}, NULL}
 
 const gpu_variant gpu_table[] = {
+    SLICES_OF(OXB_OP_GEMV, 6), /* shaders/slices.h */
+    SLICES_OF(OXB_OP_GEMV, 4),
+    SLICES_OF(OXB_OP_GEMV, 3),
+    SLICES(OXB_OP_GEMV, 2, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, 2, 8, 0), /* elsewhere one, for tests */
+    SLICES_OF(OXB_OP_GEMV, 1),
     LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 4),
     LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 2),
     LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 1),
@@ -240,6 +272,10 @@ const gpu_variant gpu_table[] = {
     DENSE(OXB_OP_GEMV, EVERY, 4, GEMV_SIMDGROUPS), /* shaders/rows.h */
     DENSE(OXB_OP_GEMV, 0, 2, GEMV_SIMDGROUPS),
     DENSE(OXB_OP_GEMV, 0, 1, GEMV_SIMDGROUPS),
+    SLICES_OF(OXB_OP_SWIGLU, 3),
+    SLICES(OXB_OP_SWIGLU, 2, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_SWIGLU, 2, 8, 0),
+    SLICES_OF(OXB_OP_SWIGLU, 1),
     LOOKUP(OXB_OP_SWIGLU, 0, 4), /* of gate and of up */
     LOOKUP(OXB_OP_SWIGLU, GPU_NVIDIA, 2),
     LOOKUP(OXB_OP_SWIGLU, GPU_NVIDIA, 1),
