@@ -332,7 +332,7 @@ class Device:
     def commands(
         self,
         *,
-        activations: Literal["float32", "int8"] = "float32",
+        activations: Literal["float32", "half", "int8"] = "float32",
         deterministic: bool = False,
     ) -> Commands:
         """Make an empty recording.
