@@ -321,7 +321,7 @@ def _measure(
         if names[0] not in recordings:
             return None
         for name in list(recordings):
-            if not _agree(results[name], results[names[0]]):
+            if name != names[0] and not _agree(results[name], results[names[0]]):
                 _log.warning("%s of %s is wrong on this device, and left out", name, op)
                 del recordings[name]
         times = _rounds(recordings, seconds)

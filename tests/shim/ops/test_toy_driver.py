@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 import pytest
 import reference
@@ -119,6 +121,30 @@ def test_the_choices_of_a_device_are_listed_and_are_its_own(toy):
     assert [choice.k for choice in toy.device.chosen_variants()] == [256]
     with Device("toy") as other:
         assert other.chosen_variants() == []
+
+
+def test_threads_choose_and_record_at_the_same_time(toy):
+    q = random_weight("Q1_0", 9, 128)
+    with (
+        metal.MetalGraph(toy.device) as graph,
+        graph.upload_q1_weight_soa(q) as handle,
+        toy.device.buffer(512) as x,
+        toy.device.buffer(36) as y,
+    ):
+
+        def work(number):
+            for turn in range(50):
+                toy.device.choose_variant("gemv", "q1_g128", 9 + number, 128, "threes", 1 + turn)
+                with toy.device.commands() as commands:
+                    commands.gemv(handle, x, y)
+                toy.device.chosen_variants()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    chosen = toy.device.chosen_variants()
+    assert len(chosen) == len(set(chosen)) == 4 * 7  # 1, 2, 4, ... 64 vectors
+    (recorded,) = toy.device.recorded_variants()
+    assert recorded == ChosenVariant("gemv", "q1_g128", 9, 128, 1, "threes")
 
 
 WRONG_PRODUCTS = [
