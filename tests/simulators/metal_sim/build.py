@@ -100,7 +100,6 @@ def inputs() -> list[Path]:
     return sorted([*files, Path(__file__), ROOT / "tools" / "embed_shaders.py"])
 
 
-@functools.cache
 def inputs_digest() -> str:
     """Return a hash of all that decides what a kernel is compiled to, the processor included."""
     version = output(compiler(), "--version")
