@@ -3,11 +3,11 @@
     python benchmarks/report_times.py kernels --device metal [--small] [--out TIMES.json]
     python benchmarks/report_times.py model FILE.gguf --device metal --chunk 128 --tokens 64
 
-`kernels` times what each operation records, in every device format and kind of K/V cache; a figure
-is the median of replays. Weights cycle through copies that are more than a cache holds. An
-operation that fails is named, and the others go on. `model` feeds a prompt and decodes. With
---small both are over in seconds, to see that they run. The file of --out has after each operation
-what is known so far, for a run that does not end.
+`kernels` times what each operation records, in every device format and kind of K/V cache, and every
+variant of the products of codes; a figure is the median of replays. Weights cycle through copies
+that are more than a cache holds. An operation that fails is named, and the others go on. `model`
+feeds a prompt and decodes. With --small both are over in seconds, to see that they run. The file of
+--out has after each operation what is known so far, for a run that does not end.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ from oxibonsai.quant import QTensor
 
 # One file format for each device format.
 FORMATS = ("Q1_0", "TQ2_0_g128", "Q2_0", "F16", "BF16", "Q8_0", "F32")
+CODED = FORMATS[:3]  # of which each product has its variants timed
 VECTORS = (8, 32, 128)  # one tile of a product for few vectors, a full one, a chunk
 # Not the first line, which counts the dispatches.
 _KERNEL = re.compile(r"^\d+ (\w+):", re.MULTILINE)
@@ -188,6 +189,46 @@ class Kernels:
         for thing in (*handles, x, y, norm, tokens, state):
             thing.close()
 
+    def variants(self, name: str) -> Iterator[Row]:
+        """Yield the times of every variant of each product of one token, in one format."""
+        hidden, inner = self.sizes.hidden, self.sizes.intermediate
+        device_format = formats.get(name).device_format
+        shapes = [("gemv", hidden, hidden), ("gemv", hidden, inner), ("swiglu", 2 * inner, hidden)]
+        for op, n_rows, k in shapes:
+            product = (op, device_format, n_rows, k)
+            names = self.device.kernel_variants(*product)
+            if names:
+                q = self._weight(name, n_rows, k)
+                times = self._times_of_variants(product, q, names)
+                yield {"op": op, "format": name, "n_rows": n_rows, "k": k, "seconds": times}
+
+    def _times_of_variants(
+        self, product: tuple[str, str, int, int], q: QTensor, names: tuple[str, ...]
+    ) -> dict[str, float]:
+        """Return seconds by name, the default first; one that fails is left out and named."""
+        op, _, n_rows, k = product
+        copies = max(2, -(-self.sizes.working_set // q.nbytes))
+        handles = probes.upload_copies(self.graph, q, copies)
+        x, y = self._upload(probes.activations(k)), self._buffer(4 * n_rows)
+        norm, times = self._upload(np.ones(k, np.float32)), {}
+        for name in names:
+            try:
+                self.device.choose_variant(*product, name)
+                with self.graph.commands() as commands:
+                    for handle in handles:
+                        if op == "gemv":
+                            commands.gemv(handle, x, y)
+                        else:
+                            commands.gate_up_swiglu(handle, x, y, norm=norm)
+                    times[name] = median_seconds(commands) / copies
+            except Exception as error:  # noqa: PERF203 # the others are timed
+                self._fail(f"{op} {q.format} {name}", error)
+            finally:
+                self.device.choose_variant(*product, None)
+        for thing in (*handles, x, y, norm):
+            thing.close()
+        return times
+
     def heads(self, kv_dtype: KVDtype) -> Iterator[Row | None]:
         """Yield the operations on heads with a K/V cache of one kind."""
         s, repeats = self.sizes, self.sizes.repeats
@@ -273,6 +314,14 @@ class Kernels:
         for buffer in (x, y, tokens, state, choices, settings):
             buffer.close()
 
+    def every_variant(self) -> Iterator[Row]:
+        """Yield what of the variants could be timed; what could not is in `failed`."""
+        for name in CODED:
+            try:
+                yield from self.variants(name)
+            except Exception as error:  # noqa: PERF203 # in what the products share
+                self._fail(f"the variants of {name}", error)
+
     def rows(self) -> Iterator[Row]:
         """Yield what could be timed; what could not is in `failed`."""
         groups = [(f"the products of {name}", self.products(name)) for name in FORMATS]
@@ -295,6 +344,7 @@ def kernels(device: Device, sizes: Sizes, keep: Callable[[Row], None]) -> Row:
         "untimed": sorted(untimed),
         "bandwidth_bytes_per_second": None,
         "kernels": [],
+        "variants": [],
         "failed": [],
     }
     keep(found)
@@ -307,6 +357,9 @@ def kernels(device: Device, sizes: Sizes, keep: Callable[[Row], None]) -> Row:
             found["untimed"] = sorted(untimed)
             keep(found)
             print(f"{row['name']}: {1e6 * row['seconds']:.1f} us", file=sys.stderr, flush=True)
+        for row in table.every_variant():
+            found["variants"].append(row)
+            keep(found)
     keep(found)
     return found
 

@@ -4,14 +4,14 @@
 #
 #     tools/mac_check.sh [--python PYTHON] [--only STAGE,...] [--rehearse] REPORT.md
 #
-# Builds, compiles the shaders with Xcode's compiler where there is one, times every kernel, prompts
-# and decoding, runs the suites on metal and on the cpu, and again under Metal's validation layers,
-# and writes one report to send back, anew with each stage. How long it takes on a Mac is not known;
-# half an hour is a guess. It builds in place: the checkout's extension modules are replaced.
-# Whatever else it writes there is ignored by git, most of it in build/mac. Outside the checkout it
-# writes the report, temporary files, and what pip, rustc and Metal keep in their caches. The report
-# leaves out names, private paths and hosts, addresses and serial numbers as far as they are
-# recognized: read it before you send it.
+# Builds, compiles the shaders with Xcode's compiler where there is one, times every kernel and its
+# variants, prompts and decoding, runs the suites on metal and on the cpu, and again under Metal's
+# validation layers, and writes one report to send back, anew with each stage. How long it takes on a
+# Mac is not known; half an hour is a guess. It builds in place: the checkout's extension modules are
+# replaced. Whatever else it writes there is ignored by git, most of it in build/mac. Outside the
+# checkout it writes the report, temporary files, and what pip, rustc and Metal keep in their caches.
+# The report leaves out names, private paths and hosts, addresses and serial numbers as far as they
+# are recognized: read it before you send it.
 # --rehearse runs every stage on the cpu device, small, wherever there is bash.
 # Stages: build metallib devices demo kernels demo-model synthetic chunk-32 chunk-128 chunk-512
 # precompiled suites cpu validated. Those named in --only run with what an earlier run has built;

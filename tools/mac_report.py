@@ -31,7 +31,7 @@ sys.path.insert(0, str(ROOT / "tools"))
 from mac_machine import Scrubber, machine, output  # noqa: E402
 from mac_report_schema import REPORT, problems  # noqa: E402
 
-VERSION = 1
+VERSION = 2
 TAIL_LINES = 20  # of the log of a stage that failed
 TAIL_COLUMNS = 300
 MESSAGE_COLUMNS = 300
@@ -144,6 +144,7 @@ def collect(work: Path) -> dict[str, Any]:
         "failures_left_out": 0,
         "bandwidth_bytes_per_second": times.get("bandwidth_bytes_per_second"),
         "kernels": times.get("kernels") or [],
+        "variants": times.get("variants") or [],
         "untimed": times.get("untimed") or [],
         "models": models,
     }
@@ -244,6 +245,17 @@ def markdown(report: dict[str, Any]) -> str:
         lines += table(["operation", "shape", "us", "bytes", "share", "kernels"], rows)
         if report["untimed"]:
             lines += [f"Not timed: {', '.join(report['untimed'])}.", ""]
+    if report["variants"]:
+        lines += ["## Variants", "", "Times in us, the default first.", ""]
+        rows = [
+            [
+                f"{one['op']} {one['format']}",
+                f"{one['n_rows']} x {one['k']}",
+                ", ".join(f"{name} {1e6 * s:.1f}" for name, s in one["seconds"].items()),
+            ]
+            for one in report["variants"]
+        ]
+        lines += table(["product", "matrix", "variants"], rows)
     left_out = report["failures_left_out"]
     if report["failures"] or left_out:
         lines += ["## Failures", ""]

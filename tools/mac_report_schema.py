@@ -28,6 +28,13 @@ KERNEL = {
     "bytes": int,
     "share": NUMBER_OR_NULL,
 }
+VARIANTS = {
+    "op": str,
+    "format": str,
+    "n_rows": int,
+    "k": int,
+    "seconds": {str: NUMBER},
+}
 MODEL = {
     "model": str,
     "load_seconds": NUMBER,
@@ -53,6 +60,7 @@ REPORT = {
     "failures_left_out": int,
     "bandwidth_bytes_per_second": NUMBER_OR_NULL,
     "kernels": [KERNEL],
+    "variants": [VARIANTS],
     "untimed": [str],
     "models": [MODEL],
 }

@@ -24,6 +24,7 @@ if importlib.util.find_spec("oxibonsai.metal._core") is None:
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._commands import Commands
 from oxibonsai.metal._core import (
+    ChosenVariant,
     Device,
     DeviceInfo,
     DeviceStats,
@@ -50,6 +51,7 @@ __all__ = [
     "Argument",
     "Buffer",
     "BufferCreationError",
+    "ChosenVariant",
     "Commands",
     "CompilationError",
     "Device",

@@ -111,6 +111,33 @@ class FoundDevices(NamedTuple):
     usable: list[DeviceInfo]
     refused: list[RefusedDevice]
 
+class ChosenVariant(NamedTuple):
+    """A kernel that was chosen for a product on one device.
+
+    Attributes
+    ----------
+    op : str
+        Name of the op, such as ``"gemv"``.
+    device_format : str
+        Format of the matrix on the device, such as ``"q1_g128"``.
+    n_rows : int
+        Rows of the matrix; those of gate and up together for SwiGLU.
+    k : int
+        Columns of the matrix.
+    n_vectors : int
+        The most vectors that the choice holds for: a power of two. It does not hold for half as
+        many.
+    name : str
+        The variant, one of ``Device.kernel_variants(...)``.
+    """
+
+    op: str
+    device_format: str
+    n_rows: int
+    k: int
+    n_vectors: int
+    name: str
+
 class DeviceStats(NamedTuple):
     """What a device holds and does at this moment.
 
@@ -313,8 +340,8 @@ class Device:
 
         Parameters
         ----------
-        activations : {"float32", "int8"}
-            What matrix products of 8 or more vectors make of the vectors; see Commands.
+        activations : {"float32", "half", "int8"}
+            What matrix products of many vectors make of the vectors; see Commands.
         deterministic : bool
             Give each vector of a product the bits that it has alone; see Commands.
 
@@ -326,7 +353,81 @@ class Device:
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations or for deterministic products.
+            If the device has no kernels for these activations or for deterministic products.
+        """
+    def kernel_variants(
+        self,
+        op: str,
+        device_format: str,
+        n_rows: SupportsIndex,
+        k: SupportsIndex,
+        n_vectors: SupportsIndex = 1,
+    ) -> tuple[str, ...]:
+        """List the variants of the kernel that multiplies a matrix by vectors.
+
+        All of them give the product within the same bounds; which is the fastest depends on the
+        device and on the shape.
+
+        Parameters
+        ----------
+        op : {"gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves", "gemm_half"}
+            The op, as the driver has it.
+        device_format : str
+            Format of the matrix on the device, such as ``"q1_g128"``.
+        n_rows, k : int
+            Rows of the matrix, those of gate and up together for SwiGLU, and its columns.
+        n_vectors : int
+            Vectors by which it is multiplied.
+
+        Returns
+        -------
+        tuple of str
+            The variants, the device's default first; empty where it has one form of the kernel.
+
+        Raises
+        ------
+        EncodingError
+            If there is no such op or format, or no such matrix.
+        """
+    def choose_variant(
+        self,
+        op: str,
+        device_format: str,
+        n_rows: SupportsIndex,
+        k: SupportsIndex,
+        name: str | None,
+        n_vectors: SupportsIndex = 1,
+    ) -> None:
+        """Choose the kernel that multiplies a matrix by vectors, in what is recorded from here on.
+
+        The choice holds for every number of vectors that rounds up to the same power of two.
+        Deterministic recordings do not take it.
+
+        Parameters
+        ----------
+        op : {"gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves", "gemm_half"}
+            The op, as the driver has it.
+        device_format : str
+            Format of the matrix on the device, such as ``"q1_g128"``.
+        n_rows, k : int
+            Rows of the matrix, those of gate and up together for SwiGLU, and its columns.
+        name : str or None
+            One of ``kernel_variants(...)`` for the same product; None goes back to the default.
+        n_vectors : int
+            Vectors by which it is multiplied.
+
+        Raises
+        ------
+        EncodingError
+            If there is no such op, format, matrix or variant; the text lists those there are.
+        """
+    def chosen_variants(self) -> list[ChosenVariant]:
+        """List the choices of kernels that this device has.
+
+        Returns
+        -------
+        list of ChosenVariant
+            In the order in which they were first made, without those that went back to the default.
         """
     def capture(
         self, path: str | bytes | os.PathLike[str] | os.PathLike[bytes]

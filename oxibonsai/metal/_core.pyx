@@ -26,6 +26,8 @@ from oxibonsai.metal.oxb cimport (
     oxb_file_format_info,
     oxb_device_format,
     oxb_device_format_info,
+    OXB_DEVICE_FORMAT_COUNT,
+    oxb_product,
     oxb_status,
 )
 
@@ -38,6 +40,7 @@ from oxibonsai.metal import _errors
 
 
 cdef extern from "oxb_shim.h" nogil:
+    enum: OXB_MAX_VARIANTS  # as a size of an array
     const oxb_api *oxb_api_table()
     bint oxb_wait_all(double timeout)
     const oxb_file_format_info *oxb_file_format_of(oxb_file_format format)
@@ -250,6 +253,63 @@ class DeviceStats(NamedTuple):
     in_flight: int
     submissions: int
     work_per_second: float
+
+
+class ChosenVariant(NamedTuple):
+    """A kernel that was chosen for a product on one device.
+
+    Attributes
+    ----------
+    op : str
+        Name of the op, such as ``"gemv"``.
+    device_format : str
+        Format of the matrix on the device, such as ``"q1_g128"``.
+    n_rows : int
+        Rows of the matrix; those of gate and up together for SwiGLU.
+    k : int
+        Columns of the matrix.
+    n_vectors : int
+        The most vectors that the choice holds for: a power of two. It does not hold for half as
+        many.
+    name : str
+        The variant, one of ``Device.kernel_variants(...)``.
+    """
+
+    op: str
+    device_format: str
+    n_rows: int
+    k: int
+    n_vectors: int
+    name: str
+
+
+cdef uint64_t _count(object value, str what) except? 0:
+    n = PyNumber_Index(value)
+    if not 1 <= n <= 0x7fffffff:
+        raise _errors.EncodingError(f"{what} = {n} must lie in 1..2**31 - 1")
+    return n
+
+
+cdef oxb_product _product(
+    bytes op, str device_format, object n_rows, object k, object n_vectors
+) except *:
+    # Borrows `op`.
+    cdef oxb_product product
+    names = [
+        oxb_device_format_of(<oxb_device_format>i).name.decode()
+        for i in range(<int>OXB_DEVICE_FORMAT_COUNT)
+    ]
+    if device_format not in names:
+        raise _errors.EncodingError(
+            f"no device format {device_format!r}: there are {', '.join(names)}"
+        )
+    product.op = op
+    product.device_format = names.index(device_format)
+    product.pad = 0
+    product.n_rows = _count(n_rows, "n_rows")
+    product.k = _count(k, "k")
+    product.n_vectors = _count(n_vectors, "n_vectors")
+    return product
 
 
 cdef tuple _parse_name(str name):
@@ -551,8 +611,8 @@ cdef class Device:
 
         Parameters
         ----------
-        activations : {"float32", "int8"}
-            What matrix products of 8 or more vectors make of the vectors; see Commands.
+        activations : {"float32", "half", "int8"}
+            What matrix products of many vectors make of the vectors; see Commands.
         deterministic : bool
             Give each vector of a product the bits that it has alone; see Commands.
 
@@ -564,10 +624,106 @@ cdef class Device:
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations or for deterministic products.
+            If the device has no kernels for these activations or for deterministic products.
         """
         from oxibonsai.metal._commands import Commands
         return Commands(self, activations=activations, deterministic=deterministic)
+
+    def kernel_variants(
+        self, str op not None, str device_format not None, n_rows, k, n_vectors=1
+    ):
+        """List the variants of the kernel that multiplies a matrix by vectors.
+
+        All of them give the product within the same bounds; which is the fastest depends on the
+        device and on the shape.
+
+        Parameters
+        ----------
+        op : {"gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves", "gemm_half"}
+            The op, as the driver has it.
+        device_format : str
+            Format of the matrix on the device, such as ``"q1_g128"``.
+        n_rows, k : int
+            Rows of the matrix, those of gate and up together for SwiGLU, and its columns.
+        n_vectors : int
+            Vectors by which it is multiplied.
+
+        Returns
+        -------
+        tuple of str
+            The variants, the device's default first; empty where it has one form of the kernel.
+
+        Raises
+        ------
+        EncodingError
+            If there is no such op or format, or no such matrix.
+        """
+        cdef const char *names[OXB_MAX_VARIANTS]
+        cdef uint32_t n = 0
+        encoded = op.encode()
+        cdef oxb_product product = _product(encoded, device_format, n_rows, k, n_vectors)
+        cdef oxb_device *handle = self.open_handle()
+        with nogil:
+            check(api.device_kernel_variants(handle, &product, names, &n))
+        return tuple([(<bytes>names[i]).decode() for i in range(n)])
+
+    def choose_variant(
+        self, str op not None, str device_format not None, n_rows, k, name, n_vectors=1
+    ):
+        """Choose the kernel that multiplies a matrix by vectors, in what is recorded from here on.
+
+        The choice holds for every number of vectors that rounds up to the same power of two.
+        Deterministic recordings do not take it.
+
+        Parameters
+        ----------
+        op : {"gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves", "gemm_half"}
+            The op, as the driver has it.
+        device_format : str
+            Format of the matrix on the device, such as ``"q1_g128"``.
+        n_rows, k : int
+            Rows of the matrix, those of gate and up together for SwiGLU, and its columns.
+        name : str or None
+            One of ``kernel_variants(...)`` for the same product; None goes back to the default.
+        n_vectors : int
+            Vectors by which it is multiplied.
+
+        Raises
+        ------
+        EncodingError
+            If there is no such op, format, matrix or variant; the text lists those there are.
+        """
+        cdef const char *variant = NULL
+        encoded = op.encode()
+        cdef oxb_product product = _product(encoded, device_format, n_rows, k, n_vectors)
+        cdef oxb_device *handle = self.open_handle()
+        if name is not None:
+            if not isinstance(name, str):
+                raise TypeError(f"a variant is named by a str, not {type(name).__name__}")
+            encoded_name = name.encode()
+            variant = encoded_name
+        with nogil:
+            check(api.device_choose_variant(handle, &product, variant))
+
+    def chosen_variants(self):
+        """List the choices of kernels that this device has.
+
+        Returns
+        -------
+        list of ChosenVariant
+            In the order in which they were first made, without those that went back to the default.
+        """
+        cdef oxb_product product
+        cdef const char *name = NULL
+        cdef oxb_device *handle = self.open_handle()
+        found = []
+        while api.device_chosen_variant(handle, len(found), &product, &name):
+            found.append(ChosenVariant(
+                product.op.decode(),
+                oxb_device_format_of(<oxb_device_format>product.device_format).name.decode(),
+                product.n_rows, product.k, product.n_vectors, name.decode(),
+            ))
+        return found
 
     @contextmanager
     def capture(self, path):

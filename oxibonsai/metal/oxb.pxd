@@ -52,6 +52,7 @@ cdef extern from "oxb_shim.h" nogil:
     unsigned int OXB_MAX_IN_FLIGHT
     unsigned int OXB_MAX_CONSTANTS
     unsigned int OXB_NAME_BYTES
+    unsigned int OXB_MAX_VARIANTS
     unsigned int OXB_LAYOUT_PLAIN
     const char *OXB_API_CAPSULE
 
@@ -178,6 +179,15 @@ cdef extern from "oxb_shim.h" nogil:
     ctypedef enum oxb_activations:
         OXB_ACTIVATIONS_FLOAT32
         OXB_ACTIVATIONS_INT8
+        OXB_ACTIVATIONS_HALF
+
+    ctypedef struct oxb_product:
+        const char *op
+        uint32_t device_format
+        uint32_t pad
+        uint64_t n_rows
+        uint64_t k
+        uint64_t n_vectors
 
     ctypedef struct oxb_norm:
         oxb_binding weight
@@ -364,6 +374,14 @@ cdef extern from "oxb_shim.h" nogil:
         oxb_status (*op_sample)(oxb_commands *commands, const oxb_sample *sample) noexcept nogil
         oxb_status (*commands_deterministic)(
             oxb_commands *commands, int deterministic) noexcept nogil
+        oxb_status (*device_kernel_variants)(
+            oxb_device *device, const oxb_product *product, const char *names[32],
+            uint32_t *n) noexcept nogil
+        oxb_status (*device_choose_variant)(
+            oxb_device *device, const oxb_product *product, const char *name) noexcept nogil
+        int (*device_chosen_variant)(
+            oxb_device *device, uint32_t index, oxb_product *product,
+            const char **name) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:
@@ -632,6 +650,8 @@ cdef extern from "oxb_driver.h" nogil:
         OXB_OP_HALVE
         OXB_OP_HALVE_NORM
         OXB_OP_GEMM_HALVES
+        OXB_OP_ROUND_HALF
+        OXB_OP_GEMM_HALF
         OXB_OP_COUNT
 
     ctypedef struct oxb_op_shape:
@@ -643,11 +663,13 @@ cdef extern from "oxb_driver.h" nogil:
         uint64_t elements
         const oxb_attention_shape *attention
         uint64_t cache_alignment
+        const char *variant
 
     ctypedef struct oxb_tile:
         uint32_t size[3]
         uint32_t threads
         const char *suffix
+        const char *variant
         uint32_t column
         uint32_t splits
         uint32_t n_constants
@@ -661,6 +683,8 @@ cdef extern from "oxb_driver.h" nogil:
         uint32_t same_bits
         uint32_t half_products
         uint32_t half_vectors
+        uint32_t rounded_products
+        uint32_t rounded_vectors
         uint32_t pad
         uint64_t dispatch_work
 
@@ -710,6 +734,9 @@ cdef extern from "oxb_driver.h" nogil:
         void (*abilities)(void *device, oxb_abilities *abilities) noexcept nogil
         oxb_status (*tile)(
             void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) noexcept nogil
+        uint32_t (*variants)(
+            void *device, oxb_op op, const oxb_op_shape *shape,
+            const char *names[32]) noexcept nogil
         uint64_t (*int8_vector_bytes)(
             void *device, oxb_device_format format, uint32_t layout, uint64_t k,
             uint64_t n_vectors) noexcept nogil

@@ -16,7 +16,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#include "oxb_driver.h"
+#include "gpu/gpu.h"
 
 #if defined(__GNUC__) || defined(__clang__)
 #define CUDA_PRINTF(string, first) __attribute__((format(printf, string, first)))
@@ -55,6 +55,7 @@ enum { /* CUdevice_attribute */
        CUDA_MAX_GRID_Z = 7,
        CUDA_MAX_SHARED_MEMORY = 8,
        CUDA_WARP_SIZE = 10,
+       CUDA_MULTIPROCESSORS = 16,
        CUDA_INTEGRATED = 18,
        CUDA_MAJOR = 75,
        CUDA_MINOR = 76,
@@ -211,6 +212,7 @@ typedef struct cuda_flight { /* a submission until it is done */
 #define CUDA_STAGES 2u
 
 typedef struct cuda_device {
+    gpu_traits traits; /* first: shim/gpu finds it there */
     cuda_gpu gpu;
     cuda_context context;
     cuda_stream stream; /* all work, in order */

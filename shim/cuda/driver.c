@@ -13,6 +13,7 @@
 
 /* Compute capability 7.0: the kernels' shuffles need independent thread scheduling. */
 #define MIN_ARCH     70
+#define INT8_ARCH    80   /* from here on int8 matrix products of 16 x 8 x 32 */
 #define SPIN_SECONDS 2e-4 /* longer than a copy of some kilobytes, shorter than a decode step */
 
 static oxb_status device_count(uint32_t *count) {
@@ -98,6 +99,10 @@ static cuda_result read_properties(cuda_device *self, const char **call) {
     if ((result = cuda.DeviceGetAttribute(&value, CUDA_INTEGRATED, self->gpu)) != CUDA_OK)
         return result;
     self->integrated = value != 0;
+    if ((result = cuda.DeviceGetAttribute(&value, CUDA_MULTIPROCESSORS, self->gpu)) != CUDA_OK)
+        return result;
+    self->traits = (gpu_traits){.has = GPU_NVIDIA | (self->arch >= INT8_ARCH ? GPU_INT8 : 0),
+                                .cores = (uint32_t)value};
     if ((result = cuda.DeviceGetAttribute(&value, CUDA_USES_HOST_POINTER, self->gpu)) != CUDA_OK)
         return result;
     self->uses_host_pointer = value != 0;
@@ -193,6 +198,7 @@ static const oxb_driver driver = {
     .device_info = device_info,
     .abilities = gpu_abilities,
     .tile = gpu_tile,
+    .variants = gpu_variants,
     .weight_layouts = gpu_weight_layouts,
     .weight_pack = gpu_weight_pack,
     .buffer_new = cuda_buffer_new,

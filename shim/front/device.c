@@ -88,6 +88,7 @@ void oxb_device_retain(oxb_device *device) {
 void oxb_device_release(oxb_device *device) {
     if (!device || atomic_fetch_sub_explicit(&device->refs, 1, memory_order_acq_rel) != 1) return;
     front_shipped_pipelines_free(device);
+    front_choices_free(device);
     device->driver->device_close(device->impl);
     pthread_mutex_destroy(&device->cache_lock);
     pthread_mutex_destroy(&device->flight_lock);

@@ -4,7 +4,7 @@
 
 #include "front.h"
 
-static const char *op_name(oxb_op op) {
+const char *front_op_name(oxb_op op) {
     static const char *const names[] = {
 #define X(id, name) name,
         OXB_OPS(X)
@@ -52,7 +52,7 @@ oxb_status front_check_driver(const oxb_driver *driver) {
 
 oxb_status front_tile(const oxb_device *device, oxb_op op, const oxb_op_shape *shape,
                       oxb_tile *tile) {
-    const char *driver = device->driver->name, *name = op_name(op);
+    const char *driver = device->driver->name, *name = front_op_name(op);
     memset(tile, 0, sizeof *tile);
     oxb_status status = device->driver->tile(device->impl, op, shape, tile);
     if (status != OXB_OK) return status;
@@ -68,6 +68,7 @@ oxb_status front_tile(const oxb_device *device, oxb_op op, const oxb_op_shape *s
                           driver, name,
                           tile->suffix ? "more function constants than fit" : "no suffix");
     }
+    if (!tile->variant) tile->variant = "";
     if (op != OXB_OP_ATTENTION) return OXB_OK;
     const uint32_t ratio = shape->attention->n_heads / shape->attention->n_kv_heads;
     if (tile->splits == 0 || tile->splits > OXB_MAX_SPLITS || ratio % tile->size[0] ||
@@ -79,6 +80,25 @@ oxb_status front_tile(const oxb_device *device, oxb_op op, const oxb_op_shape *s
                           driver, name, tile->splits, tile->size[0], tile->size[1], tile->size[2],
                           OXB_MAX_SPLITS, ratio);
     }
+    return OXB_OK;
+}
+
+oxb_status front_variants(const oxb_device *device, oxb_op op, const oxb_op_shape *shape,
+                          const char *names[OXB_MAX_VARIANTS], uint32_t *n) {
+    const oxb_driver *driver = device->driver;
+    *n = 0;
+    if (!driver->variants) return OXB_OK;
+    memset(names, 0, OXB_MAX_VARIANTS * sizeof *names);
+    const uint32_t found = driver->variants(device->impl, op, shape, names);
+    int good = found <= OXB_MAX_VARIANTS;
+    for (uint32_t i = 0; good && i < found; i++) good = names[i] && names[i][0];
+    if (!good) {
+        return front_fail(OXB_ENCODING_FAILED,
+                          "driver \"%s\": its variants of %s are wrong: at most %u, each with a "
+                          "name, are allowed: the driver must be corrected",
+                          driver->name, front_op_name(op), OXB_MAX_VARIANTS);
+    }
+    *n = found;
     return OXB_OK;
 }
 
@@ -111,7 +131,7 @@ oxb_status front_weight_layouts(const oxb_device *device, oxb_device_format form
 #define PROBE_VECTORS 64u
 
 /* The ops on a matrix, by the vectors that they are of, and the other ops. */
-typedef enum { FLOAT_VECTORS, INT8_VECTORS, HALF_VECTORS } vectors;
+typedef enum { FLOAT_VECTORS, INT8_VECTORS, HALVES_VECTORS, HALF_VECTORS } vectors;
 static const struct {
     oxb_op op;
     vectors of;
@@ -123,9 +143,11 @@ static const struct {
                   {OXB_OP_EMBED, FLOAT_VECTORS, PROBE_K, PROBE_VECTORS},
                   {OXB_OP_GEMM_INT8, INT8_VECTORS, PROBE_ROWS, PROBE_VECTORS},
                   {OXB_OP_QUANTIZE, INT8_VECTORS, PROBE_VECTORS, 1},
-                  {OXB_OP_GEMM_HALVES, HALF_VECTORS, PROBE_ROWS, PROBE_VECTORS},
-                  {OXB_OP_HALVE, HALF_VECTORS, PROBE_K, PROBE_VECTORS},
-                  {OXB_OP_HALVE_NORM, HALF_VECTORS, PROBE_VECTORS, 1}};
+                  {OXB_OP_GEMM_HALVES, HALVES_VECTORS, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_HALVE, HALVES_VECTORS, PROBE_K, PROBE_VECTORS},
+                  {OXB_OP_HALVE_NORM, HALVES_VECTORS, PROBE_VECTORS, 1},
+                  {OXB_OP_GEMM_HALF, HALF_VECTORS, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_ROUND_HALF, HALF_VECTORS, PROBE_VECTORS, 1}};
 static const oxb_op other_ops[] = {OXB_OP_RMSNORM,      OXB_OP_ADD,      OXB_OP_BIAS,
                                    OXB_OP_QK_NORM_ROPE, OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
                                    OXB_OP_ATTENTION,    OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS,
@@ -134,19 +156,41 @@ static const oxb_op other_ops[] = {OXB_OP_RMSNORM,      OXB_OP_ADD,      OXB_OP_
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 _Static_assert(COUNT(matrix_ops) + COUNT(other_ops) == OXB_OP_COUNT, "every op is asked for");
 
+/* Every variant has a tile of its own. */
+static oxb_status check_variant_tiles(const oxb_device *device, oxb_op op, oxb_op_shape shape) {
+    const char *names[OXB_MAX_VARIANTS];
+    uint32_t n = 0;
+    oxb_status status = front_variants(device, op, &shape, names, &n);
+    for (uint32_t i = 0; i < n && status == OXB_OK; i++) {
+        oxb_tile tile;
+        shape.variant = names[i];
+        status = front_tile(device, op, &shape, &tile);
+        if (status == OXB_OK && strcmp(tile.variant, names[i]) != 0) {
+            status = front_fail(OXB_ENCODING_FAILED,
+                                "driver \"%s\": its tile of %s as \"%s\" is that of \"%s\": the "
+                                "driver must be corrected",
+                                device->driver->name, front_op_name(op), names[i], tile.variant);
+        }
+    }
+    return status;
+}
+
 static oxb_status check_matrix_tiles(const oxb_device *device, oxb_op_shape shape) {
     const int int8 = device->abilities.int8_products &&
                      device->driver->int8_vector_bytes(device->impl, shape.format, shape.layout,
                                                        shape.k, PROBE_VECTORS) != 0;
     const int halves = device->abilities.half_products >> shape.format & 1;
+    const int half = device->abilities.rounded_products >> shape.format & 1;
     oxb_status status = OXB_OK;
     for (size_t i = 0; i < COUNT(matrix_ops) && status == OXB_OK; i++) {
         oxb_tile tile;
         if (matrix_ops[i].of == INT8_VECTORS && !int8) continue;
-        if (matrix_ops[i].of == HALF_VECTORS && !halves) continue;
+        if (matrix_ops[i].of == HALVES_VECTORS && !halves) continue;
+        if (matrix_ops[i].of == HALF_VECTORS && !half) continue;
         shape.extent[0] = matrix_ops[i].x;
         shape.extent[1] = matrix_ops[i].y;
         status = front_tile(device, matrix_ops[i].op, &shape, &tile);
+        if (status == OXB_OK) status = check_variant_tiles(device, matrix_ops[i].op, shape);
     }
     return status;
 }
@@ -179,7 +223,7 @@ oxb_status front_check_device(const oxb_device *device) {
                                               .kv_format = OXB_KV_F16,
                                               .n_tokens = 1};
     const oxb_op_shape shape = {
-        .extent = {heads.n_heads, 1, 1}, .attention = &heads, .cache_alignment = 16};
+        .extent = {heads.n_heads, 1, 1}, .attention = &heads, .alignment = 16};
     if (device->abilities.int8_products && !device->driver->int8_vector_bytes) {
         return front_fail(OXB_DEVICE_NOT_FOUND,
                           "driver \"%s\" has int8 products, and its table has no function "

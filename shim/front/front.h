@@ -36,12 +36,21 @@ oxb_status front_check_device(const oxb_device *device);
 /* The driver's tile, checked: no field of it is 0 that is divided by. */
 oxb_status front_tile(const oxb_device *device, oxb_op op, const oxb_op_shape *shape,
                       oxb_tile *tile);
+/* The driver's variants for a shape, checked. */
+oxb_status front_variants(const oxb_device *device, oxb_op op, const oxb_op_shape *shape,
+                          const char *names[OXB_MAX_VARIANTS], uint32_t *n);
+const char *front_op_name(oxb_op op);
 /* The driver's own layouts for a matrix, checked. */
 oxb_status front_weight_layouts(const oxb_device *device, oxb_device_format format, uint64_t n_rows,
                                 uint64_t k, oxb_weight_layout layouts[OXB_MAX_LAYOUTS],
                                 uint32_t *n);
 
+/* choices.c: the variant that was chosen for the product, or NULL. */
+const char *front_chosen_variant(oxb_device *device, oxb_op op, const oxb_op_shape *shape);
+void front_choices_free(oxb_device *device);
+
 struct front_pipeline_entry;
+struct front_choice;
 
 /* Lock order: a device's `cache_lock` and `flight_lock` are leaves: nothing is called with one
  * held. */
@@ -56,6 +65,8 @@ struct oxb_device {
     atomic_ullong submissions;
     pthread_mutex_t cache_lock;
     struct front_pipeline_entry *pipelines; /* owned by the device, guarded by cache_lock */
+    struct front_choice *choices;           /* owned, guarded by cache_lock */
+    uint32_t n_choices;                     /* guarded by cache_lock */
     pthread_mutex_t flight_lock;
     pthread_cond_t flight_change;
     uint32_t in_flight; /* guarded by flight_lock */
@@ -137,6 +148,7 @@ oxb_device *front_commands_device(const oxb_commands *commands);
  * next call may give the same one again: dispatches run in order. */
 oxb_status front_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer);
 int front_commands_in_int8(const oxb_commands *commands);
+int front_commands_in_half(const oxb_commands *commands);
 int front_commands_deterministic(const oxb_commands *commands);
 /* Forget what was recorded after the first `n` dispatches: for an operation of several that failed.
  */

@@ -8,11 +8,23 @@
 
 #define GPU_SIMD_WIDTH 32u
 
+/* What a device is, as far as its best kernels depend on it. The first member of a driver's device:
+ * the functions below find it there. */
+#define GPU_APPLE  1u
+#define GPU_NVIDIA 2u
+#define GPU_INT8   4u /* int8 matrix units */
+typedef struct gpu_traits {
+    uint32_t has;   /* GPU_APPLE, GPU_NVIDIA, GPU_INT8 */
+    uint32_t cores; /* Apple's GPU cores, NVIDIA's multiprocessors; 0: not known */
+} gpu_traits;
+
 /* Keep the services; a driver calls it before its table is used. */
 void gpu_use(const oxb_host *host);
 
 void gpu_abilities(void *device, oxb_abilities *abilities);
 oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile);
+uint32_t gpu_variants(void *device, oxb_op op, const oxb_op_shape *shape,
+                      const char *names[OXB_MAX_VARIANTS]);
 
 /* Scales [scale group][row], then 16-byte loads of codes [load][row], so that lanes with
  * neighbouring rows read side by side. As many bytes as the plain layout, the codes at the same

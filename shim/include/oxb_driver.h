@@ -82,7 +82,9 @@ typedef struct oxb_host {
     X(SAMPLE_CHOOSE, "sample_choose") /* vector */                                        \
     X(HALVE, "halve")                 /* element; vector, of whole eights */              \
     X(HALVE_NORM, "halve_norm")       /* vector, of whole eights */                       \
-    X(GEMM_HALVES, "gemm_halves")     /* GEMM or SWIGLU_GEMM of vectors from HALVE */
+    X(GEMM_HALVES, "gemm_halves")     /* GEMM or SWIGLU_GEMM of vectors from HALVE */     \
+    X(ROUND_HALF, "round_half")       /* vector, of whole eights */                       \
+    X(GEMM_HALF, "gemm_half")         /* the same of vectors from ROUND_HALF */
 
 typedef enum oxb_op {
 #define X(id, name) OXB_OP_##id,
@@ -103,7 +105,11 @@ typedef struct oxb_op_shape {
                           0: 1 */
     /* ATTENTION only. */
     const oxb_attention_shape *attention;
-    uint64_t cache_alignment; /* bytes; that of the start of both caches in device memory */
+    uint64_t alignment;  /* bytes; that of the start of caches and output in device memory */
+    uint32_t halves;     /* 1: queries and weights may be rounded to half */
+    uint32_t same_bits;  /* 1: a token of several has the bits that it has alone */
+    const char *variant; /* one of variants(); NULL, and a name that does not take the shape: the
+                            driver's default */
 } oxb_op_shape;
 
 #define OXB_TILE_ALL       UINT32_MAX /* a size: the whole extent */
@@ -111,12 +117,13 @@ typedef struct oxb_op_shape {
 
 /* The part of an op's output that one threadgroup computes, and what the kernel is told of it. */
 typedef struct oxb_tile {
-    uint32_t size[3];   /* of the extent, along x, y and z. ATTENTION: query heads that share a
-                           key-value head and divide their number evenly; tokens; 1 */
-    uint32_t threads;   /* of a threadgroup */
-    const char *suffix; /* of the kernel's name, for a layout or a variant; "" for none; static */
-    uint32_t column;    /* `column` of the argument struct, for ops on a matrix */
-    uint32_t splits;    /* ATTENTION: of the positions, 1 to OXB_MAX_SPLITS; the extent along z */
+    uint32_t size[3];    /* of the extent, along x, y and z. ATTENTION: query heads that share a
+                            key-value head and divide their number evenly; tokens; 1 */
+    uint32_t threads;    /* of a threadgroup */
+    const char *suffix;  /* of the kernel's name, for a layout or a variant; "" for none; static */
+    const char *variant; /* its name among variants(); "" or NULL where there is one form; static */
+    uint32_t column;     /* `column` of the argument struct, for ops on a matrix */
+    uint32_t splits;     /* ATTENTION: of the positions, 1 to OXB_MAX_SPLITS; the extent along z */
     uint32_t n_constants;
     oxb_constant constants[OXB_TILE_CONSTANTS]; /* function constants of the kernel */
 } oxb_tile;
@@ -139,6 +146,11 @@ typedef struct oxb_abilities {
     uint32_t half_products;
     /* The fewest vectors for which GEMM_HALVES is preferred to GEMV and GEMM; 2 or more. */
     uint32_t half_vectors;
+    /* Bit f: has ROUND_HALF, and GEMM_HALF for matrices of device format f: for recordings in half.
+     */
+    uint32_t rounded_products;
+    /* The fewest vectors for which GEMM_HALF is preferred to the exact forms; 2 or more. */
+    uint32_t rounded_vectors;
     uint32_t pad;
     /* The most multiply-adds that one dispatch should take: the op layer cuts larger ones along
      * their vectors or tokens, in whole tiles, which changes no bit of a result. 0: no bound. */
@@ -205,6 +217,11 @@ struct oxb_driver {
      * leave out. When a device is opened, the front asks for every tile and refuses a device with a
      * size or a number of threads of 0. */
     oxb_status (*tile)(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *tile);
+    /* The names of the variants of `op` that take a shape, whose own `variant` is NULL: those
+     * among which the caller may choose, the default first. 0 where there is one form. The names
+     * are static. NULL where every op has one form. */
+    uint32_t (*variants)(void *device, oxb_op op, const oxb_op_shape *shape,
+                         const char *names[OXB_MAX_VARIANTS]);
     /* Bytes of a vector as int8 for a matrix; 0 where `n_vectors` of them stay float32, because the
      * device has no int8 kernel for the matrix or is not faster by it. NULL without the ability. */
     uint64_t (*int8_vector_bytes)(void *device, oxb_device_format format, uint32_t layout,
@@ -218,8 +235,8 @@ struct oxb_driver {
     oxb_status (*weight_pack)(void *device, uint32_t layout, oxb_file_format format,
                               const void *from, uint64_t n_rows, uint64_t k, void *to, int *fits);
 
-    /* Variants of the kernels that device_open takes, the best first; NULL past the last. NULL
-     * where there is one set of kernels. */
+    /* Sets of kernels that device_open takes, such as one for each instruction set, the best first;
+     * NULL past the last. NULL where there is one set. */
     const char *(*variant)(uint32_t index);
 
     /* Write what the device does to a file for the maker's tools. Both NULL where there are none.

@@ -23,13 +23,14 @@
 extern "C" {
 #endif
 
-#define OXB_ABI_VERSION    4u
+#define OXB_ABI_VERSION    5u
 #define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
 #define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
 #define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
 #define OXB_MAX_CONSTANTS  16u
 #define OXB_MAX_ARGUMENTS  (OXB_MAX_BINDINGS + 1u) /* threadgroup(0) beside the bindings */
 #define OXB_NAME_BYTES     64u
+#define OXB_MAX_VARIANTS   32u /* of the kernels of one op */
 
 typedef enum oxb_status {
     OXB_OK = 0,
@@ -160,12 +161,24 @@ typedef struct oxb_weight {
     uint32_t layout; /* OXB_LAYOUT_PLAIN or one of the driver's */
 } oxb_weight;
 
-/* Vectors of a matrix product: as they are, or rounded to 8 bits in blocks of 16 that share a
- * scale, where the driver has int8 products for the matrix and that many vectors. */
+/* Vectors of a matrix product: as they are; or rounded to 8 bits in blocks of 16 that share a
+ * scale, or to halves, where the driver has such products for the matrix and that many vectors. */
 typedef enum oxb_activations {
     OXB_ACTIVATIONS_FLOAT32 = 0,
-    OXB_ACTIVATIONS_INT8 = 1
+    OXB_ACTIVATIONS_INT8 = 1,
+    OXB_ACTIVATIONS_HALF = 2
 } oxb_activations;
+
+/* The products whose kernel can be chosen: those by one matrix for a number of vectors. A choice
+ * holds for every number that rounds up to the same power of two. */
+typedef struct oxb_product {
+    const char *op;         /* "gemv", "swiglu", "gemm", "swiglu_gemm" or "gemm_halves" */
+    uint32_t device_format; /* oxb_device_format */
+    uint32_t pad;
+    uint64_t n_rows; /* of the matrix: gate and up together */
+    uint64_t k;
+    uint64_t n_vectors;
+} oxb_product;
 
 /* The RMSNorm of what a product takes in: x / sqrt(mean(x^2) + eps) * weight. */
 typedef struct oxb_norm {
@@ -397,7 +410,21 @@ typedef struct oxb_sample {
                                                                                                    \
     /* Whether matrix products that are recorded from here on give each vector the bits that it    \
      * has alone, from float32 activations. OXB_ENCODING_FAILED where the device cannot. */        \
-    X(oxb_status, commands_deterministic, (oxb_commands * commands, int deterministic))
+    X(oxb_status, commands_deterministic, (oxb_commands * commands, int deterministic))            \
+                                                                                                   \
+    /* The variants of the kernel of a product, the driver's default first; `n` is 0 where the     \
+     * device has one form. The names live as long as the driver. */                               \
+    X(oxb_status, device_kernel_variants,                                                          \
+      (oxb_device * device, const oxb_product *product, const char *names[OXB_MAX_VARIANTS],       \
+       uint32_t *n))                                                                               \
+    /* Take the variant of that name for the product in what is recorded from here on, or the      \
+     * driver's default again where `name` is NULL. Deterministic recordings take the default. */  \
+    X(oxb_status, device_choose_variant,                                                           \
+      (oxb_device * device, const oxb_product *product, const char *name))                         \
+    /* Choice `index` of the device, in the order in which they were first made; 0 past the last.  \
+     * `n_vectors` is the most that the choice holds for. */                                       \
+    X(int, device_chosen_variant,                                                                  \
+      (oxb_device * device, uint32_t index, oxb_product *product, const char **name))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

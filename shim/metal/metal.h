@@ -30,7 +30,7 @@
 #include <pthread.h>
 #include <stdbool.h>
 
-#include "oxb_driver.h"
+#include "gpu/gpu.h"
 
 #if defined(__has_feature)
 #if __has_feature(objc_arc)
@@ -66,6 +66,7 @@ typedef struct metal_pace {
 } metal_pace;
 
 typedef struct metal_device {
+    gpu_traits traits;          /* first: shim/gpu finds it there */
     id<MTLDevice> device;       /* +1 */
     metal_queue *queue;         /* owned */
     metal_residency *residency; /* owned; NULL where there are no residency sets */
@@ -126,8 +127,9 @@ void metal_queue_release(metal_queue *queue);
 /* A command buffer, +0, with what `encode` puts into it, or nil with the reason, +0: that of
  * `encode`, or of Metal. Waits while the queue is full, and after an error until nothing is in
  * flight and there is a fresh queue; for ever where `seconds` is negative. Never raises. What it
- * gives has a place in the queue and must be committed. */
-id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds,
+ * gives has a place in the queue and must be committed. `kept`: the caller keeps all objects that
+ * `encode` uses until the command buffer has ended, so that Metal need not retain each. */
+id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds, bool kept,
                                   NSString * (^encode)(id<MTLCommandBuffer>), NSString **reason);
 /* nil, or the reason, +0, and then `finished` is not called. Else it is called once, in a pool of a
  * thread of Metal's, with nil or why the command buffer failed. Never raises. */

@@ -84,7 +84,12 @@ ops_operand ops_state_operand(oxb_binding state, int written) {
 
 oxb_status ops_tile(const oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,
                     oxb_tile *tile) {
-    return front_tile(front_commands_device(commands), op, shape, tile);
+    oxb_device *device = front_commands_device(commands);
+    oxb_op_shape chosen = *shape;
+    /* A choice may depend on the number of vectors, which deterministic products must not. */
+    if (!front_commands_deterministic(commands))
+        chosen.variant = front_chosen_variant(device, op, shape);
+    return front_tile(device, op, &chosen, tile);
 }
 
 oxb_status ops_record(oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,

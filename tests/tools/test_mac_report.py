@@ -153,10 +153,13 @@ def left_by_stages(folder: Path, home: Path) -> Path:
         "bytes": 4096,
         "share": 0.5,
     }
+    variants = {"op": "gemv", "format": "Q1_0", "n_rows": 4096, "k": 4096}
+    variants["seconds"] = {"lookup-1": 4.3e-5, "shuffle-2": 3.1e-5}
     times = {
         "device": {"name": "Apple M2 Pro", "index": 0, "unified_memory": True},
         "bandwidth_bytes_per_second": 2e11,
         "kernels": [kernel],
+        "variants": [variants],
         "untimed": ["halve"],
     }
     (folder / "results" / "kernels.json").write_text(json.dumps(times))
@@ -196,6 +199,7 @@ def test_the_report_is_complete_and_its_data_fit_the_schema(mac, tmp_path):
     text = mac_report.markdown(report)
     assert "| suites | failed | 700 | 1 passed, 1 failed, 1 skipped |" in text
     assert "| gemv Q1_0 | 64 x 64 | 2.0 | 4096 | 50% | gemv_q1_g128 |" in text
+    assert "| gemv Q1_0 | 4096 x 4096 | lookup-1 43.0, shuffle-2 31.0 |" in text
     assert "Memory, read plus written by y += x: 200.0 GB/s." in text
     assert "| synthetic.gguf | 32 | 812.5 | 41.2 | 92.1 | 10.10 | 20.00 |" in text
     assert "- gpu cores: 19" in text
@@ -322,6 +326,12 @@ def test_a_report_full_of_failures_fits_an_issue(mac, tmp_path):
         (work / "logs" / f"{name}.xml").write_text(f"<testsuite>{many}</testsuite>")
     stages = [f"stage-{i}" for i in range(12)]
     (work / "stages.txt").write_text("".join(f"{name}\t1\t9\n" for name in stages))
+    times = json.loads((work / "results" / "kernels.json").read_text())
+    # As many as benchmarks/report_times.py times on a Mac.
+    times["kernels"] = [one | {"name": "gemv TQ2_0_g128 norm"} for one in times["kernels"] * 120]
+    seconds = {f"lookup-{i}": 4.3e-5 for i in range(12)}
+    times["variants"] = [one | {"seconds": seconds} for one in times["variants"] * 9]
+    (work / "results" / "kernels.json").write_text(json.dumps(times))
     for name in stages:
         (work / "logs" / f"{name}.log").write_text(("x" * 1000 + "\n") * 99 + "the last line\n")
     report = mac_report.collect(work)

@@ -16,9 +16,13 @@ import mac_report
 import report_times
 from mac_report_schema import REPORT, problems
 
-from oxibonsai import metal
+from oxibonsai import formats, metal
 
 SCRIPT = ROOT / "benchmarks" / "report_times.py"
+
+
+def on_device(name: str) -> str:
+    return formats.get(name).device_format
 
 
 def test_every_operation_is_timed_and_its_kernels_are_kernels(tmp_path):
@@ -49,6 +53,54 @@ def test_the_bytes_of_a_cache_are_those_that_its_kind_takes():
     for name in ("kv_store", "attention of 1 at 100", "attention of 32 at 512"):
         assert nbytes[f"{name} q8"] * 16 == nbytes[f"{name} f16"] * 9
         assert nbytes[f"{name} f32"] == nbytes[f"{name} f16"] * 2
+
+
+def test_every_variant_is_timed_by_its_name(device, monkeypatch):
+    monkeypatch.setattr(report_times, "median_seconds", lambda _: 2e-3)
+    with metal.MetalGraph(device) as graph:
+        table = report_times.Kernels(graph, report_times.SMALL)
+        rows = list(table.every_variant())
+    assert table.failed == []
+    shapes = [("gemv", 256, 256), ("gemv", 256, 256), ("swiglu", 512, 256)]
+    expected = [
+        (*shape, name, names)
+        for name in report_times.CODED
+        for shape in shapes
+        if (names := device.kernel_variants(shape[0], on_device(name), *shape[1:]))
+    ]
+    found = [(r["op"], r["n_rows"], r["k"], r["format"], tuple(r["seconds"])) for r in rows]
+    assert found == expected
+    assert problems(rows, REPORT["variants"]) == []
+    assert device.chosen_variants() == []
+
+
+def test_a_variant_that_fails_is_named_and_the_others_are_timed(monkeypatch):
+    chosen = []
+
+    class Chooser:
+        """A device with two variants, of which the second one cannot be chosen."""
+
+        def __init__(self, device: metal.Device) -> None:
+            self._device = device
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(self._device, name)
+
+        def kernel_variants(self, *product: object) -> tuple[str, ...]:
+            return ("one", "two")
+
+        def choose_variant(self, *product: object) -> None:
+            chosen.append(product[-1])
+            if product[-1] == "two":
+                raise ValueError("no two")
+
+    with metal.Device("cpu") as device, metal.MetalGraph(device) as graph:
+        table = report_times.Kernels(graph, report_times.SMALL)
+        table.device = Chooser(device)
+        rows = list(table.every_variant())
+    assert [list(row["seconds"]) for row in rows] == [["one"]] * 9
+    assert chosen == ["one", None, "two", None] * 9
+    assert table.failed[0] == {"name": "gemv Q1_0 two", "error": "ValueError: no two"}
 
 
 def test_what_fails_is_named_and_the_rest_is_timed(monkeypatch, tmp_path):

@@ -17,7 +17,13 @@ from places import SIMULATORS
 
 import oxibonsai
 from oxibonsai import metal
-from oxibonsai.metal import CompilationError, Device, DeviceNotFoundError
+from oxibonsai.metal import (
+    ChosenVariant,
+    CompilationError,
+    Device,
+    DeviceNotFoundError,
+    EncodingError,
+)
 
 SOURCE = SIMULATORS / "toy_driver" / "toy_driver.c"
 GEMV_ROWS, ADD_ELEMENTS, THREADS = 5, 13, 3
@@ -104,6 +110,116 @@ def test_a_gemv_runs_in_the_layout_and_by_the_ability_of_the_driver(toy, n_rows,
     assert toy.ran() == [(kernel, (-(-n_rows // GEMV_ROWS), 1, 1), THREADS, GEMV_ROWS)]
 
 
+def gemv_rows(toy, n_rows, *, n_vectors=1, k=128, **options) -> set[int]:
+    """Return the rows of a tile of the GEMV that was recorded."""
+    q = random_weight("Q1_0", n_rows, k)
+    before = len(toy.ran())
+    with (
+        metal.MetalGraph(toy.device) as graph,
+        graph.upload_q1_weight_soa(q) as handle,
+        toy.device.upload(activations(n_vectors * k)) as x,
+        toy.device.buffer(4 * n_vectors * n_rows) as y,
+        toy.device.commands(**options) as commands,
+    ):
+        commands.gemv(handle, x, y, n_vectors=n_vectors)
+        commands.replay()
+    return {rows for _, _, _, rows in toy.ran()[before:]}
+
+
+def test_the_variants_of_a_product_are_those_that_the_driver_has_for_its_shape(toy):
+    variants = toy.device.kernel_variants
+    assert variants("gemv", "q1_g128", 3, 128) == ("fives", "threes")
+    assert variants("gemv", "q1_g128", 2, 128) == ("fives",)
+    assert variants("swiglu", "q1_g128", 4, 128) == ()
+    assert variants("gemm_halves", "q1_g128", 4, 128, 8) == ()  # it has no halves
+    assert variants("gemm_half", "q1_g128", 4, 128, 64) == ()
+
+
+def test_a_chosen_variant_is_recorded_for_its_product_only_and_until_it_is_taken_back(toy):
+    device = toy.device
+    assert gemv_rows(toy, 9) == {5}
+    device.choose_variant("gemv", "q1_g128", 9, 128, "threes")
+    assert gemv_rows(toy, 9) == {3}
+    assert gemv_rows(toy, 8) == {5}
+    assert gemv_rows(toy, 9, k=256) == {5}
+    device.choose_variant("gemv", "q1_g128", 9, 128, "fives")
+    assert gemv_rows(toy, 9) == {5}
+    device.choose_variant("gemv", "q1_g128", 9, 128, "threes")
+    device.choose_variant("gemv", "q1_g128", 9, 128, None)
+    assert gemv_rows(toy, 9) == {5}
+    assert device.chosen_variants() == []
+
+
+def test_a_recording_keeps_the_variant_that_was_chosen_when_it_was_made(toy):
+    q = random_weight("Q1_0", 9, 128)
+    with (
+        metal.MetalGraph(toy.device) as graph,
+        graph.upload_q1_weight_soa(q) as handle,
+        toy.device.upload(activations(128)) as x,
+        toy.device.buffer(36) as y,
+        toy.device.commands() as commands,
+    ):
+        commands.gemv(handle, x, y)
+        toy.device.choose_variant("gemv", "q1_g128", 9, 128, "threes")
+        commands.replay()
+    assert [rows for *_, rows in toy.ran()] == [5]
+
+
+def test_the_choices_of_a_device_are_listed_and_are_its_own(toy):
+    choose = toy.device.choose_variant
+    choose("gemv", "q1_g128", 9, 128, "threes")
+    choose("gemv", "q1_g128", 7, 256, "fives", 5)
+    choose("gemv", "q1_g128", 9, 128, "fives")  # another choice for the first one
+    choose("gemv", "q2_g64", 6, 64, None)
+    assert toy.device.chosen_variants() == [
+        ChosenVariant("gemv", "q1_g128", 9, 128, 1, "fives"),
+        ChosenVariant("gemv", "q1_g128", 7, 256, 8, "fives"),
+    ]
+    choose("gemv", "q1_g128", 9, 128, None)
+    assert [choice.k for choice in toy.device.chosen_variants()] == [256]
+    with Device("toy") as other:
+        assert other.chosen_variants() == []
+
+
+WRONG_PRODUCTS = [
+    (("gemv", "q1_g128", 9, 128, "fours"), 'no variant "fours" of gemv for 9 x 128 q1_g128 by 1 '),
+    (("gemv", "q1_g128", 9, 128, "fours"), ": there are fives, threes"),
+    (("gemv", "q1_g128", 2, 128, "threes"), ": there are fives"),
+    (("gemv", "q1_g128", 9, 128, ""), 'no variant "" of gemv'),
+    (("swiglu", "q1_g128", 8, 128, "fives"), "by 1 vectors: the device has one form of it"),
+    (("rmsnorm", "q1_g128", 9, 128, None), 'no product "rmsnorm": there are gemv, swiglu, gemm, '),
+    (("gemv", "q1_0", 9, 128, None), "no device format 'q1_0': there are q1_g128, q2_g128, q2_g64"),
+    (("gemv", "q1_g128", 9, 100, None), "gemv: a matrix of 9 x 100 q1_g128 by 1 vectors is none"),
+    (("swiglu", "q1_g128", 9, 128, None), "swiglu: a matrix of 9 x 128 q1_g128 by 1 vectors is no"),
+    (("gemv", "q1_g128", 0, 128, None), r"n_rows = 0 must lie in 1..2\*\*31 - 1"),
+    (("gemv", "q1_g128", 9, -1, None), "k = -1 must lie in"),
+    (("gemv", "q1_g128", 9, 128, None, 2**31), "n_vectors = 2147483648 must lie in"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), WRONG_PRODUCTS)
+def test_a_choice_of_what_there_is_not_says_what_there_is(toy, arguments, message):
+    with pytest.raises(EncodingError, match=message):
+        toy.device.choose_variant(*arguments)
+    assert toy.device.chosen_variants() == []
+
+
+def test_a_variant_that_is_no_text_is_a_type_error(toy):
+    with pytest.raises(TypeError, match="named by a str, not int"):
+        toy.device.choose_variant("gemv", "q1_g128", 9, 128, 3)
+
+
+def test_a_closed_device_has_no_variants(library, toy):
+    toy.device.close()
+    for call in (
+        lambda: toy.device.kernel_variants("gemv", "q1_g128", 9, 128),
+        lambda: toy.device.choose_variant("gemv", "q1_g128", 9, 128, None),
+        toy.device.chosen_variants,
+    ):
+        with pytest.raises(EncodingError, match="the device is closed"):
+            call()
+
+
 def test_a_matrix_without_a_shape_stays_in_the_plain_layout(toy):
     q, x = random_weight("Q1_0", 7, 128), activations(128)
     y = np.zeros(7, np.float32)
@@ -174,6 +290,9 @@ GAPS = {
     "NO_SPLITS": 'open: driver "toy": its tile of attention has 0 splits and is 1 query heads',
     "UNEVEN_HEADS": 'open: driver "toy": its tile of attention has 1 splits and is 3 query heads',
     "PLAIN_LAYOUT": 'open: driver "toy": its layouts of q1_g128 are wrong',
+    "NO_VARIANT_NAME": 'open: driver "toy": its variants of gemv are wrong',
+    "MANY_VARIANTS": 'open: driver "toy": its variants of gemv are wrong: at most 32,',
+    "LOST_VARIANT": 'open: driver "toy": its tile of gemv as "threes" is that of "fives"',
 }
 
 

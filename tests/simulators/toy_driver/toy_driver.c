@@ -17,7 +17,7 @@
 #define LAYOUT_BOTTOM_UP 77u /* Q1_G128: the plain layout with the last row first */
 #define SUFFIX           "_bottom_up"
 #define GROUP            128u
-#define GEMV_ROWS        5u
+#define GEMV_ROWS        5u /* of the variant "fives" */
 #define ADD_ELEMENTS     13u
 #define THREADS          3u
 #define MAX_LOG          64u
@@ -34,7 +34,10 @@ enum gap {
     NO_SUFFIX,
     NO_SPLITS,
     UNEVEN_HEADS,
-    PLAIN_LAYOUT
+    PLAIN_LAYOUT,
+    NO_VARIANT_NAME,
+    MANY_VARIANTS,
+    LOST_VARIANT
 };
 #ifndef TOY_GAP
 #define TOY_GAP NONE
@@ -88,15 +91,34 @@ static void abilities(void *device, oxb_abilities *found) {
                              .int8_products = TOY_GAP == NO_INT8_BYTES};
 }
 
+/* Two variants of GEMV, of which one takes no matrix of less rows than a tile of it. */
+static const char FIVES[] = "fives", THREES[] = "threes";
+
+static int takes_threes(const oxb_op_shape *shape) { return shape->n_rows >= 3; }
+
+static uint32_t variants(void *device, oxb_op op, const oxb_op_shape *shape,
+                         const char *names[OXB_MAX_VARIANTS]) {
+    (void)device;
+    if (op != OXB_OP_GEMV) return 0;
+    if (TOY_GAP == MANY_VARIANTS) return OXB_MAX_VARIANTS + 1;
+    names[0] = TOY_GAP == NO_VARIANT_NAME ? "" : FIVES;
+    if (takes_threes(shape)) names[1] = THREES;
+    return 1 + (uint32_t)takes_threes(shape);
+}
+
 static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile *found) {
     (void)device;
     if (TOY_GAP == NO_ROW && op == OXB_OP_EMBED) return OXB_OK;
     *found = (oxb_tile){.size = {7, 1, OXB_TILE_ALL}, .threads = THREADS, .suffix = ""};
     switch (op) {
     case OXB_OP_GEMV:
-        found->size[0] = GEMV_ROWS;
+        found->variant = THREES;
+        if (TOY_GAP == LOST_VARIANT || !takes_threes(shape) || !shape->variant ||
+            strcmp(shape->variant, THREES) != 0)
+            found->variant = FIVES;
+        found->size[0] = found->variant == FIVES ? GEMV_ROWS : 3;
         found->n_constants = 1;
-        found->constants[0] = (oxb_constant){3, OXB_CONSTANT_U32, {.u32 = GEMV_ROWS}};
+        found->constants[0] = (oxb_constant){3, OXB_CONSTANT_U32, {.u32 = found->size[0]}};
         break;
     case OXB_OP_ADD: found->size[0] = TOY_GAP == ZERO_SIZE ? 0 : ADD_ELEMENTS; break;
     case OXB_OP_ATTENTION:
@@ -321,6 +343,7 @@ const oxb_driver *oxb_driver_entry(const oxb_host *services) {
         .device_info = device_info,
         .abilities = abilities,
         .tile = TOY_GAP == NO_TILE_FUNCTION ? NULL : tile,
+        .variants = variants,
         .weight_layouts = weight_layouts,
         .weight_pack = TOY_GAP == NO_PACK ? NULL : weight_pack,
         .buffer_new = buffer_new,

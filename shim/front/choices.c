@@ -1,0 +1,194 @@
+/* Which variant of a kernel a device runs for a product, where somebody chose one. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "front.h"
+
+#define VECTORS_LIMIT ((uint64_t)1 << 31) /* above all that an op takes */
+
+/* `format` is that of the device, `n_vectors` the most that the choice holds for. */
+struct front_choice {
+    oxb_op op;
+    oxb_device_format format;
+    uint64_t n_rows, k, n_vectors;
+    const char *name; /* the driver's; NULL: its default */
+};
+
+/* The products, and how many rows of the matrix make one of the output. The kernels of GEMM_HALVES
+ * and GEMM_HALF for gate and up go by the choice for one matrix of as many rows. */
+static const struct {
+    oxb_op op;
+    uint32_t matrices;
+} products[] = {{OXB_OP_GEMV, 1},        {OXB_OP_SWIGLU, 2},      {OXB_OP_GEMM, 1},
+                {OXB_OP_SWIGLU_GEMM, 2}, {OXB_OP_GEMM_HALVES, 1}, {OXB_OP_GEMM_HALF, 1}};
+#define N_PRODUCTS (sizeof products / sizeof products[0])
+
+static uint64_t class_of(uint64_t n_vectors) {
+    uint64_t most = 1;
+    while (most < n_vectors) most *= 2;
+    return most;
+}
+
+/* Guarded by the device's cache_lock. */
+static struct front_choice *find(const oxb_device *device, const struct front_choice *key) {
+    for (uint32_t i = 0; i < device->n_choices; i++) {
+        struct front_choice *c = device->choices + i;
+        if (c->op == key->op && c->format == key->format && c->n_rows == key->n_rows &&
+            c->k == key->k && c->n_vectors == key->n_vectors)
+            return c;
+    }
+    return NULL;
+}
+
+const char *front_chosen_variant(oxb_device *device, oxb_op op, const oxb_op_shape *shape) {
+    const struct front_choice key = {.op = op,
+                                     .format = shape->format,
+                                     .n_rows = shape->n_rows,
+                                     .k = shape->k,
+                                     .n_vectors = class_of(shape->extent[1])};
+    pthread_mutex_lock(&device->cache_lock);
+    const struct front_choice *found = find(device, &key);
+    const char *name = found ? found->name : NULL;
+    pthread_mutex_unlock(&device->cache_lock);
+    return name;
+}
+
+void front_choices_free(oxb_device *device) { free(device->choices); }
+
+/* The op and the shape of a product, in the layout in which the device likes the matrix best. */
+static oxb_status shape_of(const oxb_device *device, const oxb_product *product, oxb_op *op,
+                           oxb_op_shape *shape) {
+    char known[128] = "";
+    uint32_t matrices = 0;
+    for (size_t i = 0; i < N_PRODUCTS; i++) {
+        const char *name = front_op_name(products[i].op);
+        const size_t used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%s", used ? ", " : "", name);
+        if (strcmp(name, product->op) != 0) continue;
+        *op = products[i].op;
+        matrices = products[i].matrices;
+    }
+    if (!matrices) {
+        return front_fail(OXB_ENCODING_FAILED, "no product \"%.64s\": there are %s", product->op,
+                          known);
+    }
+    const oxb_device_format format = (oxb_device_format)product->device_format;
+    const oxb_device_format_info *info = oxb_device_format_of(format);
+    if (!info)
+        return front_fail(OXB_ENCODING_FAILED, "no device format %u", product->device_format);
+    if (!product->n_rows || product->n_rows % matrices || !product->k ||
+        product->k % info->group_size || !product->n_vectors ||
+        product->n_vectors > VECTORS_LIMIT) {
+        return front_fail(OXB_ENCODING_FAILED,
+                          "%s: a matrix of %llu x %llu %s by %llu vectors is none: whole groups of "
+                          "%u weights, rows for %u matrices and 1 to 2^31 vectors are needed",
+                          product->op, (unsigned long long)product->n_rows,
+                          (unsigned long long)product->k, info->name,
+                          (unsigned long long)product->n_vectors, info->group_size, matrices);
+    }
+    oxb_weight_layout layouts[OXB_MAX_LAYOUTS];
+    uint32_t n = 0;
+    oxb_status status =
+        front_weight_layouts(device, format, product->n_rows, product->k, layouts, &n);
+    *shape = (oxb_op_shape){.extent = {product->n_rows / matrices, product->n_vectors, 1},
+                            .format = format,
+                            .layout = n ? layouts[0].id : OXB_LAYOUT_PLAIN,
+                            .n_rows = product->n_rows,
+                            .k = product->k};
+    return status;
+}
+
+/* The halves are asked for only where the device has them. */
+static oxb_status variants_of(const oxb_device *device, const oxb_product *product, oxb_op *op,
+                              oxb_op_shape *shape, const char *names[OXB_MAX_VARIANTS],
+                              uint32_t *n) {
+    *n = 0;
+    oxb_status status = shape_of(device, product, op, shape);
+    if (status != OXB_OK) return status;
+    const uint32_t has = *op == OXB_OP_GEMM_HALVES ? device->abilities.half_products
+                         : *op == OXB_OP_GEMM_HALF ? device->abilities.rounded_products
+                                                   : UINT32_MAX;
+    if (!(has >> shape->format & 1)) return OXB_OK;
+    return front_variants(device, *op, shape, names, n);
+}
+
+oxb_status oxb_device_kernel_variants(oxb_device *device, const oxb_product *product,
+                                      const char *names[OXB_MAX_VARIANTS], uint32_t *n) {
+    oxb_op op;
+    oxb_op_shape shape;
+    const char *found[OXB_MAX_VARIANTS];
+    uint32_t count;
+    oxb_status status = variants_of(device, product, &op, &shape, found, &count);
+    if (status != OXB_OK) return status;
+    memcpy(names, found, count * sizeof *found);
+    *n = count;
+    return OXB_OK;
+}
+
+static oxb_status no_variant(const oxb_product *product, const char *name,
+                             const char *const names[OXB_MAX_VARIANTS], uint32_t n) {
+    char known[512] = "";
+    for (uint32_t i = 0; i < n; i++) {
+        const size_t used = strlen(known);
+        snprintf(known + used, sizeof known - used, "%s%.32s", used ? ", " : "", names[i]);
+    }
+    const char *format = oxb_device_format_of((oxb_device_format)product->device_format)->name;
+    return front_fail(
+        OXB_ENCODING_FAILED, "no variant \"%.64s\" of %s for %llu x %llu %s by %llu vectors: %s%s",
+        name, product->op, (unsigned long long)product->n_rows, (unsigned long long)product->k,
+        format, (unsigned long long)product->n_vectors,
+        n ? "there are " : "the device has one form of it", known);
+}
+
+oxb_status oxb_device_choose_variant(oxb_device *device, const oxb_product *product,
+                                     const char *name) {
+    oxb_op op;
+    oxb_op_shape shape;
+    const char *names[OXB_MAX_VARIANTS];
+    uint32_t n;
+    oxb_status status = variants_of(device, product, &op, &shape, names, &n);
+    if (status != OXB_OK) return status;
+    struct front_choice choice = {.op = op,
+                                  .format = shape.format,
+                                  .n_rows = shape.n_rows,
+                                  .k = shape.k,
+                                  .n_vectors = class_of(product->n_vectors)};
+    for (uint32_t i = 0; name && i < n; i++)
+        if (strcmp(names[i], name) == 0) choice.name = names[i];
+    if (name && !choice.name) return no_variant(product, name, names, n);
+    pthread_mutex_lock(&device->cache_lock);
+    struct front_choice *made = find(device, &choice);
+    if (!made && name) {
+        struct front_choice *more =
+            realloc(device->choices, (device->n_choices + 1) * sizeof *more);
+        if (more) {
+            device->choices = more;
+            made = more + device->n_choices++;
+        } else {
+            status = front_fail(OXB_ENCODING_FAILED, "out of memory for the choice of a variant");
+        }
+    }
+    if (made) *made = choice;
+    pthread_mutex_unlock(&device->cache_lock);
+    return status;
+}
+
+int oxb_device_chosen_variant(oxb_device *device, uint32_t index, oxb_product *product,
+                              const char **name) {
+    int found = 0;
+    pthread_mutex_lock(&device->cache_lock);
+    for (uint32_t i = 0; i < device->n_choices && !found; i++) {
+        const struct front_choice *c = device->choices + i;
+        if (!c->name || index--) continue;
+        *product = (oxb_product){.op = front_op_name(c->op),
+                                 .device_format = (uint32_t)c->format,
+                                 .n_rows = c->n_rows,
+                                 .k = c->k,
+                                 .n_vectors = c->n_vectors};
+        *name = c->name;
+        found = 1;
+    }
+    pthread_mutex_unlock(&device->cache_lock);
+    return found;
+}
