@@ -256,10 +256,9 @@ def test_every_measured_gemv_is_predicted_within_a_tenth():
     ratios = []
     for one in measured.GEMVS:
         product = kernels.Product("", one.n_rows, one.k)
-        variant = f"lookup-{kernels.default_rows(product)}"
-        work = kernels.gemv(CHIPS[one.card], product, FORMATS[one.format], variant)
+        work = kernels.gemv(CHIPS[one.card], product, FORMATS[one.format], one.variant)
         ratios.append(estimate(CHIPS[one.card], work).seconds / one.seconds)
-    assert len(ratios) == 30
+    assert len(ratios) >= 30
     assert 1 / 1.1 < min(ratios) < max(ratios) < 1.1
 
 
