@@ -414,6 +414,18 @@ def test_a_chip_that_is_not_known_is_named(chip, message):
         cost_report.compared(report_of(chip, None))
 
 
+def test_times_of_a_card_are_compared_without_a_report(monkeypatch, tmp_path, capsys):
+    variants = {"op": "swiglu", "format": "Q1_0", "n_rows": 24_576, "k": 4096}
+    variants["seconds"] = {"lookup-2": 1.2e-5, "slices-3x8": 8e-6}
+    times = {"device": {"name": "NVIDIA H200"}, "bandwidth_bytes_per_second": 3.9e12}
+    path = tmp_path / "times.json"
+    path.write_text(json.dumps(times | {"kernels": [], "variants": [variants]}))
+    run(monkeypatch, "--report", path)
+    text = capsys.readouterr().out
+    assert text.startswith("H200, 132 GPU cores\n\nMemory: predicted 3943 GB/s, measured 3900.\n")
+    assert re.search(r"\| slices-3x8 \| [\d.]+ \| 8.0 \| [\d.]+ \| predicted and measured \|", text)
+
+
 def test_without_a_number_of_cores_it_is_the_whole_chip():
     assert cost_report.chip_of(report_of("Apple M4 Pro", None)) == CHIPS["M4 Pro"]
 
