@@ -9,6 +9,7 @@
 
 #include "simd.h"
 #include "cache.h"
+#include "attention_operands.h"
 #include "q8.h"
 
 // Queries of a threadgroup: 1, 2 or 4; 1 for a long head. The constants select template instances,
@@ -31,9 +32,8 @@ constant uint attention_long = is_function_constant_defined(long_constant) ? lon
 #define OXB_QUERY_ELEMENTS       512u // of all queries: 4 of 128, or 1 of OXB_MAX_HEAD_DIM
 #define OXB_TEAM                 8u   // lanes that score a position together
 #define OXB_TEAMS                (OXB_SIMD_WIDTH / OXB_TEAM)
-#define OXB_SPLIT_BLOCKS         4u    // of a split, at the least: as in shim/gpu/geometry.c
-#define OXB_SPLITS               64u   // that are enough for any position
-#define OXB_EMPTY_SPLIT          -1.0f // the sum of its weights
+#define OXB_SPLITS               64u // that are enough for any position
+#define OXB_SPLIT_BLOCKS         4u  // of a split, at the least: as in shim/gpu/geometry.c
 
 struct attention_memory {
     float4 queries[OXB_QUERY_ELEMENTS / 4];                   // as floats, [query][head_dim]
@@ -112,9 +112,6 @@ struct elements_of<Form, true> {
         return q8_elements(from, word >> low.shift & low.mask);
     }
 };
-
-// While all scores are -inf their weights are 0, not NaN: a later score may be finite.
-inline float base_of(float largest) { return largest == -INFINITY ? 0.0f : largest; }
 
 // weights[q * OXB_BLOCK + p] = the score of query q at position p of the block, for p < count; what
 // comes after must not be used.
@@ -225,15 +222,6 @@ inline void add_values(device const typename Form::T *v, device const uint *word
     }
 }
 
-template <typename T>
-struct attention_operands {
-    device const float *qkv;
-    device const T *k, *v; // of the key-value head, in page 0
-    device const oxb_decode_state *state;
-    device const uint *pages;
-    device float *out;
-};
-
 // Blocks of a split of `seen` positions: of nothing else, so that the order of the additions is
 // that of the positions, whatever was recorded.
 inline uint blocks_of_split(uint seen) {
@@ -296,9 +284,7 @@ inline void attend(attention_operands<typename Form::T> in, constant oxb_attenti
             const uint token = first_token + q / args.heads;
             if (thread_index == 0 && token < args.n_tokens) {
                 const ulong row = ulong(token) * args.n_heads + first_head + q % args.heads;
-                device float *to = in.out + (row * args.n_splits + tile.z) * (n + 2u);
-                to[n] = -INFINITY;
-                to[n + 1u] = OXB_EMPTY_SPLIT;
+                mark_empty_split(in.out, args, row, tile.z);
             }
         }
         return;

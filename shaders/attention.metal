@@ -11,9 +11,7 @@ using namespace metal;
 template <typename Short, typename Long>
 inline void attend_tile(attention_operands<typename Short::T> in, constant oxb_attention_args &args,
                         uint3 tile, thread_place place, threadgroup attention_memory &memory) {
-    const ulong first =
-        layer_of(args.cache, 0u) +
-        ulong(tile.x * args.heads / (args.n_heads / args.n_kv_heads)) * args.cache.head_stride;
+    const ulong first = head_of_tile(args, tile.x);
     in.k += first;
     in.v += first;
     if (attention_long != 0u) {

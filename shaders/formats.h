@@ -4,9 +4,14 @@
 //   lane_weights          weights that a lane reads at once; k need not be a multiple of it
 //   values(w, row, j, to) weights [j, j + lane_weights) of a row
 //   weight(w, row, j)     one weight
+//   tile_weights          weights that a thread puts into a tile at once, a divisor of lane_weights
+//   tile_values(...)      weights [j, j + tile_weights)
+//   exact                 the smallest type that holds every weight exactly
 //
 // Infinite and NaN scales and weights give what IEEE arithmetic on the definition gives. Indices
-// that can pass 2^32 are 64 bits wide: a matrix can hold more weights than that.
+// that can pass 2^32 are 64 bits wide: a matrix can hold more weights than that. Of scales and of
+// 16-byte loads of codes it holds fewer, which the host checks: 64-bit arithmetic is slow on
+// Apple's GPUs, where it would take a third of the time of a look-up's shifts.
 #ifndef OXB_FORMATS_MSL_H
 #define OXB_FORMATS_MSL_H
 
@@ -21,6 +26,7 @@ struct weight_bytes {
 
 struct code_1bit {
     enum { bits = 1 };
+    typedef half exact;
     // The code's bit becomes the sign of 1.0f, which costs less than a selection.
     static float level(uint codes, uint i) {
         return as_type<float>((codes << (31u - i) & 0x80000000u) ^ 0xbf800000u);
@@ -29,6 +35,7 @@ struct code_1bit {
 
 struct code_2bit {
     enum { bits = 2 };
+    typedef float exact; // twice a large half is none
     static float level(uint codes, uint i) { return float(codes >> 2u * i & 3u) - 1.0f; }
 };
 
@@ -39,54 +46,59 @@ struct coded_format {
     enum { lane_weights = 32 / Code::bits }; // one word of codes
     enum { weights_per_load = 128 / Code::bits };
     enum { loads_per_group = GROUP_SIZE / weights_per_load };
+    enum { tile_weights = 8 };
     typedef Code code;
+    typedef typename Code::exact exact;
 
     // The index of a row's scale, and of a row's 16-byte load of codes.
-    static ulong scale_index(weight_bytes w, ulong row, uint scale_group) {
-        return w.column != 0u ? ulong(scale_group) * w.column + row
-                              : row * (w.k / GROUP_SIZE) + scale_group;
+    static uint scale_index(weight_bytes w, uint row, uint scale_group) {
+        return w.column != 0u ? scale_group * w.column + row
+                              : row * (uint(w.k) / GROUP_SIZE) + scale_group;
     }
 
-    static ulong load_index(weight_bytes w, ulong row, uint load) {
-        return w.column != 0u ? ulong(load) * w.column + row
-                              : row * (w.k / weights_per_load) + load;
+    static uint load_index(weight_bytes w, uint row, uint load) {
+        return w.column != 0u ? load * w.column + row : row * (uint(w.k) / weights_per_load) + load;
     }
 
-    static half load_scale(weight_bytes w, ulong row, uint load) {
+    static half load_scale(weight_bytes w, uint row, uint load) {
         return ((device const half *)w.bytes)[scale_index(w, row, load / loads_per_group)];
     }
 
-    static uint4 load_codes(weight_bytes w, ulong row, uint load) {
+    static uint4 load_codes(weight_bytes w, uint row, uint load) {
         return ((device const uint4 *)(w.bytes + w.codes_offset))[load_index(w, row, load)];
     }
 
     // Word `quad` of a load.
-    static uint load_word(weight_bytes w, ulong row, uint load, uint quad) {
+    static uint load_word(weight_bytes w, uint row, uint load, uint quad) {
+        return ((device const uint *)((device const uint4 *)(w.bytes + w.codes_offset) +
+                                      load_index(w, row, load)))[quad];
+    }
+
+    static half scale(weight_bytes w, uint row, uint j) {
+        return ((device const half *)w.bytes)[scale_index(w, row, j / GROUP_SIZE)];
+    }
+
+    static uint word(weight_bytes w, uint row, uint j) {
         const uint words = OXB_LOAD_BYTES / 4u;
-        return ((device const uint *)(w.bytes +
-                                      w.codes_offset))[load_index(w, row, load) * words + quad];
+        return load_word(w, row, j / weights_per_load, j / lane_weights % words);
     }
 
-    static half scale(weight_bytes w, ulong row, ulong j) {
-        return ((device const half *)w.bytes)[scale_index(w, row, uint(j / GROUP_SIZE))];
-    }
-
-    static uint word(weight_bytes w, ulong row, ulong j) {
-        const uint words = OXB_LOAD_BYTES / 4u;
-        const ulong load = load_index(w, row, uint(j / weights_per_load));
-        return ((device const uint *)(w.bytes +
-                                      w.codes_offset))[load * words + j / lane_weights % words];
-    }
-
-    static void values(weight_bytes w, ulong row, ulong j, thread float *to) {
+    static void values(weight_bytes w, uint row, uint j, thread float *to) {
         const float d = float(scale(w, row, j));
         const uint codes = word(w, row, j);
         OXB_UNROLL
         for (uint i = 0; i < lane_weights; i++) to[i] = Code::level(codes, i) * d;
     }
 
-    static float weight(weight_bytes w, ulong row, ulong j) {
-        return Code::level(word(w, row, j), uint(j % lane_weights)) * float(scale(w, row, j));
+    static void tile_values(weight_bytes w, uint row, uint j, thread float *to) {
+        const float d = float(scale(w, row, j));
+        const uint codes = word(w, row, j) >> j % lane_weights * Code::bits;
+        OXB_UNROLL
+        for (uint i = 0; i < tile_weights; i++) to[i] = Code::level(codes, i) * d;
+    }
+
+    static float weight(weight_bytes w, uint row, uint j) {
+        return Code::level(word(w, row, j), j % lane_weights) * float(scale(w, row, j));
     }
 };
 
@@ -97,18 +109,21 @@ typedef coded_format<code_2bit, 64> q2_g64;
 // Dense formats. k is arbitrary, so a row is aligned to one element only.
 
 struct f32_element {
+    typedef float exact;
     typedef float one;
     typedef packed_float4 four;
     static float value(float element) { return element; }
 };
 
 struct f16_element {
+    typedef half exact;
     typedef half one;
     typedef packed_half4 four;
     static float value(half element) { return float(element); }
 };
 
 struct bf16_element { // converted by bits: Metal has bfloat from version 3.1 on only
+    typedef float exact;
     typedef ushort one;
     typedef packed_ushort4 four;
     static float value(ushort element) { return as_type<float>(uint(element) << 16); }
@@ -116,7 +131,8 @@ struct bf16_element { // converted by bits: Metal has bfloat from version 3.1 on
 
 template <typename Element>
 struct dense_format {
-    enum { lane_weights = 4 };
+    enum { lane_weights = 4, tile_weights = 4 };
+    typedef typename Element::exact exact;
 
     static device const typename Element::one *at(weight_bytes w, ulong row, ulong j) {
         return (device const typename Element::one *)(w.bytes + w.codes_offset) + row * w.k + j;
@@ -126,6 +142,10 @@ struct dense_format {
         const typename Element::four four = *(device const typename Element::four *)at(w, row, j);
         OXB_UNROLL
         for (uint i = 0; i < lane_weights; i++) to[i] = Element::value(four[i]);
+    }
+
+    static void tile_values(weight_bytes w, ulong row, ulong j, thread float *to) {
+        values(w, row, j, to);
     }
 
     static float weight(weight_bytes w, ulong row, ulong j) {
@@ -139,7 +159,8 @@ typedef dense_format<bf16_element> bf16;
 
 // Blocks of a half scale and 32 signed bytes, as in the file format.
 struct q8_0 {
-    enum { lane_weights = 8, block_weights = 32, block_bytes = 34 };
+    enum { lane_weights = 8, tile_weights = 8, block_weights = 32, block_bytes = 34 };
+    typedef float exact;
 
     static device const uchar *block(weight_bytes w, ulong row, ulong j) {
         return w.bytes + w.codes_offset + (row * w.k + j) / block_weights * block_bytes;
@@ -156,6 +177,10 @@ struct q8_0 {
             to[2 * i] = float(pair << 8 >> 24) * d;
             to[2 * i + 1] = float(pair >> 24) * d;
         }
+    }
+
+    static void tile_values(weight_bytes w, ulong row, ulong j, thread float *to) {
+        values(w, row, j, to);
     }
 
     static float weight(weight_bytes w, ulong row, ulong j) {

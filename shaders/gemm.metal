@@ -14,16 +14,16 @@ inline void gemm_rows(weight_bytes w, device const float *x, device float *y,
                       constant oxb_gemm_args &args, uint2 tile, uint thread_index,
                       thread_place place, threadgroup float *memory) {
     const uint2 first = uint2(tile.x * OXB_GEMM_ROWS, tile.y * 8u * EIGHTS);
-    float sums[4 * EIGHTS];
     gemm_tile<Format, plain_rows, EIGHTS>(w, x, args.n_vectors, args.n_rows, first, thread_index,
-                                          place, memory, sums);
+                                          place, memory);
     const uint row = first.x + thread_index % OXB_GEMM_ROWS;
     OXB_UNROLL
     for (uint i = 0; i < 4 * EIGHTS; i++) {
         const uint vector = first.y + thread_index / OXB_GEMM_ROWS + 2u * i;
         if (row < args.n_rows && vector < args.n_vectors) {
             device float *to = y + vector * args.y_stride + row;
-            *to = RESIDUAL ? *to + sums[i] : sums[i];
+            const float sum = memory[thread_index + OXB_GEMM_THREADS * i];
+            *to = RESIDUAL ? *to + sum : sum;
         }
     }
 }
@@ -68,13 +68,8 @@ inline void swiglu_tile(weight_bytes w, device const float *x, device float *s,
                         constant oxb_gemm_args &args, uint2 tile, uint thread_index,
                         thread_place place, threadgroup float *memory) {
     const uint2 first = uint2(tile.x * OXB_GEMM_ROWS / 2u, tile.y * 8u * EIGHTS);
-    float sums[4 * EIGHTS];
     gemm_tile<Format, gate_up_rows, EIGHTS>(w, x, args.n_vectors, args.n_rows, first, thread_index,
-                                            place, memory, sums);
-    // No barrier is needed before: a thread overwrites only elements that it alone has read.
-    OXB_UNROLL
-    for (uint i = 0; i < 4 * EIGHTS; i++) memory[thread_index + OXB_GEMM_THREADS * i] = sums[i];
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+                                            place, memory);
     const uint row = thread_index % 32u;
     OXB_UNROLL
     for (uint i = 0; i < 2 * EIGHTS; i++) {

@@ -32,22 +32,6 @@ struct halves_part {
     uint first, step;
 };
 
-// Which rows of the matrix the tiles of a SIMD-group hold. A row past the end repeats the last one;
-// its sums must not be used.
-struct halves_rows {
-    enum { matrices = 1 };
-};
-
-struct halves_gate_up_rows { // half of the tiles of the gate, then the same rows of up
-    enum { matrices = 2 };
-};
-
-template <typename Rows, uint TILES>
-inline ulong row_of(thread const uint *row, uint r, uint n_rows) {
-    const uint half_rows = Rows::matrices == 1 ? 2u * TILES : TILES;
-    return r < half_rows ? ulong(row[r]) : ulong(row[r - half_rows]) + n_rows;
-}
-
 // sums[t][e][i] = the part's share of rows 16 t + matrix_row(lane) + 8 (i / 2) and vectors
 // 8 (eight + e) + 2 quad + i % 2. Returns whether a scale that the lane met is infinite or NaN: the
 // sums of its row are wrong then.
@@ -243,7 +227,7 @@ inline float sum_of_parts(weight_bytes w, ulong row, halves_input input, uint ve
 // y = W x or y += W x; a split of k has its own [vector][row].
 template <bool RESIDUAL>
 struct halves_plain {
-    typedef halves_rows rows;
+    typedef plain_rows rows;
     template <typename Format, uint TILES>
     static void write(weight_bytes w, halves_input input, uint first, uint first_vector, uint n,
                       device float *y, ulong y_stride, uint thread_index, uint n_threads,
@@ -260,7 +244,7 @@ struct halves_plain {
 };
 
 struct halves_swiglu {
-    typedef halves_gate_up_rows rows;
+    typedef gate_up_rows rows;
     template <typename Format, uint TILES>
     static void write(weight_bytes w, halves_input input, uint first, uint first_vector, uint n,
                       device float *s, ulong s_stride, uint thread_index, uint n_threads,

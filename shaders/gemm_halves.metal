@@ -8,6 +8,7 @@ using namespace metal;
 #include "formats.h"
 #include "silu.h"
 #include "matrix.h"
+#include "matrix_rows.h"
 #include "halves.h"
 #include "gemm_halves.h"
 #include "instantiate.h"

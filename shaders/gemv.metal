@@ -8,82 +8,24 @@ using namespace metal;
 #include "formats.h"
 #include "rms.h"
 #include "rows.h"
+#include "coded.h"
+#include "tables.h"
 #include "lookup.h"
+#include "coded_vector.h"
+#include "gemv_coded.h"
 #include "instantiate.h"
 
-// Each lane computes ROWS rows; a threadgroup 32 x ROWS.
-template <typename Format, bool RESIDUAL, bool NORM, uint ROWS>
-inline void gemv_lookup(weight_bytes w, device const float *x, device const float *norm,
-                        device float *y, constant oxb_gemv_args &args, uint tile,
-                        thread_place place, threadgroup lookup_memory &memory) {
-    const uint first = tile * ROWS * OXB_SIMD_WIDTH;
-    const float factor = multiply_vector<Format, 1, ROWS, NORM>(w, args.n_rows, first, x, norm,
-                                                                args.eps, place, memory);
-    const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
-    for (uint i = place.simdgroup * OXB_SIMD_WIDTH + place.lane; i < ROWS * OXB_SIMD_WIDTH;
-         i += n_threads) {
-        if (first + i < args.n_rows) {
-            const float result = sum_of_splits(memory, i) * factor;
-            y[first + i] = RESIDUAL ? y[first + i] + result : result;
-        }
-    }
-}
+OXB_KERNEL("gemv_q1_g128", gemv_coded<lookup_form, q1_g128, false>)
+OXB_KERNEL("gemv_q2_g128", gemv_coded<lookup_form, q2_g128, false>)
+OXB_KERNEL("gemv_q2_g64", gemv_coded<lookup_form, q2_g64, false>)
 
-template <typename Format, bool RESIDUAL, bool NORM>
-inline void gemv_coded_rows(device const uchar *weight, device const float *x,
-                            device const float *norm, device float *y, constant oxb_gemv_args &args,
-                            uint tile, thread_place place, threadgroup lookup_memory &memory) {
-    const weight_bytes w = {weight, args.codes_offset, args.k, args.column};
-    switch (rows_at_once) {
-    case 1: gemv_lookup<Format, RESIDUAL, NORM, 1>(w, x, norm, y, args, tile, place, memory); break;
-    case 4: gemv_lookup<Format, RESIDUAL, NORM, 4>(w, x, norm, y, args, tile, place, memory); break;
-    default:
-        gemv_lookup<Format, RESIDUAL, NORM, 2>(w, x, norm, y, args, tile, place, memory);
-        break;
-    }
-}
+OXB_KERNEL("gemv_q1_g128_residual", gemv_coded<lookup_form, q1_g128, true>)
+OXB_KERNEL("gemv_q2_g128_residual", gemv_coded<lookup_form, q2_g128, true>)
+OXB_KERNEL("gemv_q2_g64_residual", gemv_coded<lookup_form, q2_g64, true>)
 
-template <typename Format, bool RESIDUAL>
-[[kernel]] void gemv_coded(device const uchar *weight [[buffer(0)]],
-                           device const float *x [[buffer(1)]], device float *y [[buffer(2)]],
-                           constant oxb_gemv_args &args [[buffer(3)]],
-                           uint2 tile [[threadgroup_position_in_grid]],
-                           uint simdgroup [[simdgroup_index_in_threadgroup]],
-                           uint simdgroups [[simdgroups_per_threadgroup]],
-                           uint lane [[thread_index_in_simdgroup]]) {
-    threadgroup lookup_memory memory;
-    const thread_place place = {lane, simdgroup, simdgroups};
-    const ulong vector = tile.y;
-    x += vector * args.k;
-    gemv_coded_rows<Format, RESIDUAL, false>(weight, x, x, y + vector * args.y_stride, args, tile.x,
-                                             place, memory);
-}
-
-OXB_KERNEL("gemv_q1_g128", gemv_coded<q1_g128, false>)
-OXB_KERNEL("gemv_q2_g128", gemv_coded<q2_g128, false>)
-OXB_KERNEL("gemv_q2_g64", gemv_coded<q2_g64, false>)
-
-OXB_KERNEL("gemv_q1_g128_residual", gemv_coded<q1_g128, true>)
-OXB_KERNEL("gemv_q2_g128_residual", gemv_coded<q2_g128, true>)
-OXB_KERNEL("gemv_q2_g64_residual", gemv_coded<q2_g64, true>)
-
-template <typename Format>
-[[kernel]] void gemv_coded_norm(
-    device const uchar *weight [[buffer(0)]], device const float *x [[buffer(1)]],
-    device const float *norm [[buffer(2)]], device float *y [[buffer(3)]],
-    constant oxb_gemv_args &args [[buffer(4)]], uint2 tile [[threadgroup_position_in_grid]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
-    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
-    threadgroup lookup_memory memory;
-    const thread_place place = {lane, simdgroup, simdgroups};
-    const ulong vector = tile.y;
-    gemv_coded_rows<Format, false, true>(weight, x + vector * args.k, norm,
-                                         y + vector * args.y_stride, args, tile.x, place, memory);
-}
-
-OXB_KERNEL("gemv_q1_g128_norm", gemv_coded_norm<q1_g128>)
-OXB_KERNEL("gemv_q2_g128_norm", gemv_coded_norm<q2_g128>)
-OXB_KERNEL("gemv_q2_g64_norm", gemv_coded_norm<q2_g64>)
+OXB_KERNEL("gemv_q1_g128_norm", gemv_coded_norm<lookup_form, q1_g128>)
+OXB_KERNEL("gemv_q2_g128_norm", gemv_coded_norm<lookup_form, q2_g128>)
+OXB_KERNEL("gemv_q2_g64_norm", gemv_coded_norm<lookup_form, q2_g64>)
 
 // Each SIMD-group computes ROWS rows.
 template <typename Format, bool RESIDUAL, uint ROWS>

@@ -11,6 +11,14 @@
 //   sums     of rows matrix_row(lane) and 8 below it, vectors 2 quad and 2 quad + 1
 //
 // Every product of two halves is exact in float. Zeros, infinities and NaN follow IEEE.
+//
+// And in signed bytes, accumulated in int, of 16 rows by 8 columns over 32 elements, which lie
+// alike on every device:
+//
+//   rows     lane: elements 4 (lane % 4) to 4 (lane % 4) + 3, and those 16 on, of rows lane / 4 and
+//            8 below it
+//   columns  the same elements of column lane / 4
+//   sums     of rows lane / 4 and 8 below it, columns 2 (lane % 4) and 2 (lane % 4) + 1
 #ifndef OXB_MATRIX_H
 #define OXB_MATRIX_H
 
@@ -62,10 +70,21 @@ inline uint matrix_fma(uint a, uint b, uint c) { return metal::msl_pair_fma(a, b
 
 // A constant in a register: an instruction takes one other constant, and the compiler would make
 // this one anew for each.
-inline uint matrix_keep(uint value) { return simd_broadcast_first(value); }
+inline uint matrix_keep(uint value) { return metal::msl_keep(value); }
 
 // Keeps the compiler from moving loads to before this place.
 inline void matrix_fence() { metal::msl_matrix_fence(); }
+
+// sums = before + rows * columns. rows[2 part + h]: elements 16 part on of the row 8 h below the
+// lane's; first and second: the two parts of the lane's column. Sum i: of row 8 (i / 2) below the
+// lane's, column i % 2 of the lane's.
+inline void matrix_add_bytes(thread int *sums, thread const int *before, thread const uint *rows,
+                             uint first, uint second, uint) {
+    metal::msl_matrix_bytes(sums, before, rows, first, second);
+}
+
+// Byte i of the result is byte (selector >> 4 i & 15) of b:a.
+inline uint matrix_permute(uint a, uint b, uint selector) { return __byte_perm(a, b, selector); }
 
 #else
 
@@ -130,6 +149,42 @@ inline uint matrix_keep(uint value) { return value; }
 
 inline void matrix_fence() {}
 
+inline int matrix_dot(uint a, uint b) {
+    const char4 left = as_type<char4>(a), right = as_type<char4>(b);
+    int sum = 0;
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) sum += int(left[i]) * int(right[i]);
+    return sum;
+}
+
+inline void matrix_add_bytes(thread int *sums, thread const int *before, thread const uint *rows,
+                             uint first, uint second, uint lane) {
+    const uint4 own_rows = uint4(rows[0], rows[1], rows[2], rows[3]);
+    const uint2 own_column = uint2(first, second);
+    const uint row = lane & 28u, column = lane % 4u * 8u;
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) sums[i] = before[i];
+    for (uint quad = 0; quad < 4u; quad++) {
+        const uint4 a = simd_shuffle(own_rows, ushort(row + quad));
+        OXB_UNROLL
+        for (uint i = 0; i < 2u; i++) {
+            const uint2 b = simd_shuffle(own_column, ushort(column + 4u * i + quad));
+            sums[i] += matrix_dot(a[0], b[0]) + matrix_dot(a[2], b[1]);
+            sums[2u + i] += matrix_dot(a[1], b[0]) + matrix_dot(a[3], b[1]);
+        }
+    }
+}
+
+inline uint matrix_permute(uint a, uint b, uint selector) {
+    uint bytes = 0;
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) {
+        const uint from = selector >> 4u * i & 15u;
+        bytes |= ((from < 4u ? a : b) >> 8u * (from & 3u) & 255u) << 8u * i;
+    }
+    return bytes;
+}
+
 #endif
 
 // Levels of two codes of a word as halves: pair p is code p and the one half a word on.
@@ -160,6 +215,23 @@ inline uint matrix_pair(code_2bit, uint word, uint p, matrix_held held) {
                       : at == 6u ? 0xcc40u
                                  : 0xc500u;
     return matrix_fma(bits, shrink * 0x10001u, less * 0x10001u);
+}
+
+// Two weights as halves: the levels of matrix_pair() times their row's scale, which
+// matrix_factor() holds. Exact but for level 2 of a scale above 32752, which becomes infinite.
+
+inline uint matrix_factor(code_1bit, half scale) {
+    return (as_type<ushort>(scale) ^ 0x8000u) * 0x10001u;
+}
+
+inline uint matrix_weights(code_1bit, uint word, uint p, uint factor, matrix_held) {
+    return (word << (15u - p) & 0x80008000u) ^ factor; // the bit turns the sign of -scale
+}
+
+inline uint matrix_factor(code_2bit, half scale) { return as_type<ushort>(scale) * 0x10001u; }
+
+inline uint matrix_weights(code_2bit kind, uint word, uint p, uint factor, matrix_held held) {
+    return matrix_fma(matrix_pair(kind, word, p, held), factor, 0x80008000u); // less zero
 }
 
 #endif

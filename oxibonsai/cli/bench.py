@@ -79,7 +79,8 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     device, settings, sampled = found["device"], found["settings"], found["settings"]["sampled"]
     threads = f", {device['threads']} threads" if device["threads"] else ""
     yield f"{found['model']['name']} on {device['name']} ({device['driver']}{threads})"
-    rounded = ", int8 activations" if settings["activations"] == "int8" else ""
+    kind = settings["activations"]
+    rounded = "" if kind == "float32" else f", {kind} activations"
     runs = "one run" if settings["repeat"] == 1 else f"medians of {settings['repeat']} runs"
     yield f"K/V cache in {settings['kv_dtype']}{rounded}; {runs}"
     yield ""

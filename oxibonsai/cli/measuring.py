@@ -15,6 +15,7 @@ from oxibonsai.model import Model
 from oxibonsai.model.engine import MAX_SEQUENCES
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVDtype
+from oxibonsai.model.runtime.precision import activations_of
 from oxibonsai.model.session import Session
 
 if TYPE_CHECKING:
@@ -116,7 +117,7 @@ def measure(
             "tokens": tokens,
             "repeat": repeat,
             "kv_dtype": kv_dtype,
-            "activations": model.activations,
+            "activations": activations_of(model, kv_dtype, exact=False),
             "sampled": SAMPLED,
             "contexts": list(contexts),
             "batches": list(batches),

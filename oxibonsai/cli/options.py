@@ -8,6 +8,7 @@ import unicodedata
 from oxibonsai import demo_model, formats, gguf, metal
 from oxibonsai.cli.parsing import model_name
 from oxibonsai.model import Model, Session
+from oxibonsai.model.protocols import ACTIVATIONS
 from oxibonsai.model.runtime.cache import KV_DTYPES
 
 __all__ = ["add_model", "add_nfc", "add_session", "add_type42", "fewest_tokens", "load", "room"]
@@ -46,14 +47,14 @@ def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> Non
         "--chunk",
         type=int,
         metavar="N",
-        help="prompt tokens that run at once (128, and after the first chunk 64 or 32 where 128 "
-        "take the device more than a second)",
+        help="prompt tokens that run at once (512 on a GPU with memory of its own, 128 elsewhere, "
+        "and after the first chunk 64 or 32 where that takes the device more than a second)",
     )
     parser.add_argument(
         "--activations",
-        choices=("float32", "int8"),
-        default="float32",
-        help="of prompts: int8 is less exact and mostly faster, on the cpu device (float32)",
+        choices=ACTIVATIONS,
+        help="of prompts: half is less exact and faster on GPUs, int8 mostly on the cpu device "
+        "(half on GPUs, else float32)",
     )
     _add_device(parser)
     add_type42(parser)

@@ -34,10 +34,11 @@ class Commands:
     ----------
     device : Device
         Where the sequence runs.
-    activations : {"float32", "int8"}
-        How gemv() and gate_up_swiglu() take 8 or more vectors: int8 rounds them to 8 bits in blocks
-        of 16 that share a scale, with an error of about 5e-3 of the result's norm. It applies to
-        matrices of 1 and 2 bits on the cpu device; all others, and fewer vectors, stay float32.
+    activations : {"float32", "half", "int8"}
+        How gemv() and gate_up_swiglu() take many vectors and matrices of 1 and 2 bits; all others
+        stay float32. On GPUs, half rounds 64 or more vectors to a half for each element, with an
+        error of about 2e-4 of the result's norm. On the cpu device, int8 rounds 8 or more to 8 bits
+        in blocks of 16 that share a scale, with an error of about 5e-3.
     deterministic : bool
         Give each vector of gemv() and gate_up_swiglu() the bits that it has alone, whatever their
         number. Activations are then float32 throughout.
@@ -52,8 +53,8 @@ class Commands:
     ValueError
         For other activations.
     EncodingError
-        For int8 or deterministic products on a device without such kernels (int8: a GPU, or the
-        cpu's portable variant), or where the device is closed.
+        For half, int8 or deterministic products on a device without such kernels (half: the cpu;
+        int8: a GPU, or the cpu's portable variant), or where the device is closed.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from oxibonsai.metal._owners cimport drain_owners
 from oxibonsai.metal._pipeline cimport Pipeline
 from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
+    OXB_ACTIVATIONS_HALF,
     OXB_ACTIVATIONS_INT8,
     OXB_KV_F16,
     OXB_KV_F32,
@@ -111,10 +112,11 @@ cdef class Commands:
     ----------
     device : Device
         Where the sequence runs.
-    activations : {"float32", "int8"}
-        How gemv() and gate_up_swiglu() take 8 or more vectors: int8 rounds them to 8 bits in blocks
-        of 16 that share a scale, with an error of about 5e-3 of the result's norm. It applies to
-        matrices of 1 and 2 bits on the cpu device; all others, and fewer vectors, stay float32.
+    activations : {"float32", "half", "int8"}
+        How gemv() and gate_up_swiglu() take many vectors and matrices of 1 and 2 bits; all others
+        stay float32. On GPUs, half rounds 64 or more vectors to a half for each element, with an
+        error of about 2e-4 of the result's norm. On the cpu device, int8 rounds 8 or more to 8 bits
+        in blocks of 16 that share a scale, with an error of about 5e-3.
     deterministic : bool
         Give each vector of gemv() and gate_up_swiglu() the bits that it has alone, whatever their
         number. Activations are then float32 throughout.
@@ -129,20 +131,22 @@ cdef class Commands:
     ValueError
         For other activations.
     EncodingError
-        For int8 or deterministic products on a device without such kernels (int8: a GPU, or the
-        cpu's portable variant), or where the device is closed.
+        For half, int8 or deterministic products on a device without such kernels (half: the cpu;
+        int8: a GPU, or the cpu's portable variant), or where the device is closed.
     """
 
     def __init__(self, Device device not None, *, activations="float32", bint deterministic=False):
         cdef oxb_commands *handle = NULL
-        if activations not in ("float32", "int8"):
-            raise ValueError(f"activations = {activations!r}: 'float32' or 'int8'")
+        if activations not in ("float32", "half", "int8"):
+            raise ValueError(f"activations = {activations!r}: 'float32', 'half' or 'int8'")
         if self.handle:
             raise EncodingError("this Commands is made already: make a new one")
         # With the GIL: it makes a handle and asks the device nothing.
         check(api.commands_new(device.open_handle(), &handle))
         self.device = device
         self.handle = handle
+        if activations == "half":
+            check(api.commands_activations(handle, OXB_ACTIVATIONS_HALF))
         if activations == "int8":
             check(api.commands_activations(handle, OXB_ACTIVATIONS_INT8))
         if deterministic:

@@ -611,8 +611,8 @@ cdef class Device:
 
         Parameters
         ----------
-        activations : {"float32", "int8"}
-            What matrix products of 8 or more vectors make of the vectors; see Commands.
+        activations : {"float32", "half", "int8"}
+            What matrix products of many vectors make of the vectors; see Commands.
         deterministic : bool
             Give each vector of a product the bits that it has alone; see Commands.
 
@@ -624,7 +624,7 @@ cdef class Device:
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations or for deterministic products.
+            If the device has no kernels for these activations or for deterministic products.
         """
         from oxibonsai.metal._commands import Commands
         return Commands(self, activations=activations, deterministic=deterministic)
@@ -639,7 +639,7 @@ cdef class Device:
 
         Parameters
         ----------
-        op : {"gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves"}
+        op : {"gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves", "gemm_half"}
             The op, as the driver has it.
         device_format : str
             Format of the matrix on the device, such as ``"q1_g128"``.
@@ -677,7 +677,7 @@ cdef class Device:
 
         Parameters
         ----------
-        op : {"gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves"}
+        op : {"gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves", "gemm_half"}
             The op, as the driver has it.
         device_format : str
             Format of the matrix on the device, such as ``"q1_g128"``.

@@ -81,8 +81,8 @@ class MetalGraph(WeightUploads):
 
         Parameters
         ----------
-        activations : {"float32", "int8"}
-            What matrix products of 8 or more vectors make of the vectors; see Commands.
+        activations : {"float32", "half", "int8"}
+            What matrix products of many vectors make of the vectors; see Commands.
         deterministic : bool
             Give each vector of a product the bits that it has alone; see Commands.
 
@@ -94,7 +94,7 @@ class MetalGraph(WeightUploads):
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations or for deterministic products.
+            If the device has no kernels for these activations or for deterministic products.
         """
     def acquire_buffers(
         self, hidden: SupportsIndex, inter: SupportsIndex, attn: SupportsIndex | None = None

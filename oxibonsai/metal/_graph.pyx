@@ -138,8 +138,8 @@ cdef class MetalGraph(WeightUploads):
 
         Parameters
         ----------
-        activations : {"float32", "int8"}
-            What matrix products of 8 or more vectors make of the vectors; see Commands.
+        activations : {"float32", "half", "int8"}
+            What matrix products of many vectors make of the vectors; see Commands.
         deterministic : bool
             Give each vector of a product the bits that it has alone; see Commands.
 
@@ -151,7 +151,7 @@ cdef class MetalGraph(WeightUploads):
         Raises
         ------
         EncodingError
-            If the device has no kernels for int8 activations or for deterministic products.
+            If the device has no kernels for these activations or for deterministic products.
         """
         self.check_open()
         return self.device.commands(activations=activations, deterministic=deterministic)

@@ -179,6 +179,7 @@ cdef extern from "oxb_shim.h" nogil:
     ctypedef enum oxb_activations:
         OXB_ACTIVATIONS_FLOAT32
         OXB_ACTIVATIONS_INT8
+        OXB_ACTIVATIONS_HALF
 
     ctypedef struct oxb_product:
         const char *op
@@ -649,6 +650,8 @@ cdef extern from "oxb_driver.h" nogil:
         OXB_OP_HALVE
         OXB_OP_HALVE_NORM
         OXB_OP_GEMM_HALVES
+        OXB_OP_ROUND_HALF
+        OXB_OP_GEMM_HALF
         OXB_OP_COUNT
 
     ctypedef struct oxb_op_shape:
@@ -680,6 +683,8 @@ cdef extern from "oxb_driver.h" nogil:
         uint32_t same_bits
         uint32_t half_products
         uint32_t half_vectors
+        uint32_t rounded_products
+        uint32_t rounded_vectors
         uint32_t pad
         uint64_t dispatch_work
 

@@ -9,7 +9,8 @@ from oxibonsai.model.runtime import statefile
 __all__ = ["DEFAULT_CHUNK", "ChunkSize", "check_chunk"]
 
 DEFAULT_CHUNK = 128
-_SMALLER = (64, 32)
+_WIDE_CHUNK = 512
+_SMALLER = (DEFAULT_CHUNK, 64, 32)
 _SECONDS = 1.0
 """The longest that a chunk should take: what else the device shows or answers waits for it."""
 
@@ -22,8 +23,9 @@ def check_chunk(chunk: int) -> int:
 class ChunkSize:
     """The size of the chunks of prompts: as given, or one that suits the device, for each chunk.
 
-    A size that is chosen is 128; where that would take more than a second, by the rate that the
-    device has measured so far, the largest of 64 and 32 that does not, or the smallest.
+    A size that is chosen is 128, or 512 on a GPU with memory of its own, which 128 tokens do not
+    fill; where that would take more than a second, by the rate that the device has measured so far,
+    the largest of 128, 64 and 32 that does not, or the smallest.
 
     Parameters
     ----------
@@ -46,7 +48,9 @@ class ChunkSize:
         self, model: LoadedModel, given: int | None, *, deterministic: bool = False
     ) -> None:
         self.given = None if given is None else check_chunk(given)
-        self.most = DEFAULT_CHUNK if self.given is None else self.given
+        self.most = self.given or (
+            DEFAULT_CHUNK if deterministic or model.device.info.unified_memory else _WIDE_CHUNK
+        )
         self._model = model
         self._deterministic = deterministic
 
@@ -56,6 +60,6 @@ class ChunkSize:
             return self.most
         rate = self._model.device.stats.work_per_second
         if rate == 0:
-            return DEFAULT_CHUNK
+            return self.most
         fits = _SECONDS * rate / self._model.weights.work_per_token
-        return next((size for size in (DEFAULT_CHUNK, *_SMALLER) if size <= fits), _SMALLER[-1])
+        return next((size for size in (self.most, *_SMALLER) if size <= fits), _SMALLER[-1])

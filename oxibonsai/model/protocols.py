@@ -5,14 +5,18 @@ They are made by a model and know it by this alone, so that no import goes back 
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Literal, Protocol, TypeAlias, get_args
 
 from oxibonsai.metal import Device, MetalGraph
 from oxibonsai.model.architectures.base import ModelWeights
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.tokenizer import Tokenizer
 
-__all__ = ["MAX_IN_FLIGHT", "LoadedModel"]
+__all__ = ["ACTIVATIONS", "MAX_IN_FLIGHT", "Activations", "LoadedModel"]
+
+Activations: TypeAlias = Literal["float32", "half", "int8"]
+"""What matrix products make of the vectors of a prompt."""
+ACTIVATIONS: tuple[Activations, ...] = get_args(Activations)
 
 MAX_IN_FLIGHT = 16
 """Submissions of a recording that may be in flight, as of ``Commands.submit``."""
@@ -46,7 +50,7 @@ class LoadedModel(Protocol):
         """The weights on the device."""
 
     @property
-    def activations(self) -> Literal["float32", "int8"]:
+    def activations(self) -> Activations:
         """What prompts are multiplied in."""
 
     @property

@@ -1,9 +1,9 @@
-"""Find the function constants that each kernel uses."""
+"""Find the words, and the function constants, that each kernel uses."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from .signatures import FunctionConstant
 from .tokens import Token, Tokens, closing, following, is_attribute, meaningful, read_attributes
@@ -29,10 +29,8 @@ def _declared_names(tokens: Tokens) -> set[str]:
     return names
 
 
-def constants_of_kernels(
-    tokens: Tokens, kernels: Iterable[str], constants: Iterable[FunctionConstant]
-) -> dict[str, list[FunctionConstant]]:
-    """Find the function constants that each kernel uses, directly or through what it names.
+def words_of_kernels(tokens: Tokens, kernels: Iterable[str]) -> dict[str, set[str]]:
+    """Find the words that each kernel uses, directly or through what it names.
 
     Parameters
     ----------
@@ -40,13 +38,11 @@ def constants_of_kernels(
         The whole program. Where it is not preprocessed, uses in the bodies of macros count too.
     kernels : iterable of str
         Names of the kernel functions.
-    constants : iterable of FunctionConstant
-        The program's function constants.
 
     Returns
     -------
-    dict of str to list of FunctionConstant
-        For each kernel what it uses, in the order of `constants`.
+    dict of str to set of str
+        The words of each kernel, its own name among them.
     """
     uses: dict[str, set[str]] = {}
     for token in tokens:
@@ -58,7 +54,6 @@ def constants_of_kernels(
         words = {t.text for t in part if t.kind == "word"}
         for name in _declared_names(_plain(part)):
             uses.setdefault(name, set()).update(words)
-    known = list(constants)
     found = {}
     for name in kernels:
         seen: set[str] = set()
@@ -68,8 +63,29 @@ def constants_of_kernels(
             if word not in seen:
                 seen.add(word)
                 todo += uses.get(word, ())
-        found[name] = [c for c in known if c.name in seen]
+        found[name] = seen
     return found
+
+
+def constants_of_kernels(
+    words: Mapping[str, set[str]], constants: Iterable[FunctionConstant]
+) -> dict[str, list[FunctionConstant]]:
+    """Find the function constants that each kernel uses, directly or through what it names.
+
+    Parameters
+    ----------
+    words : mapping of str to set of str
+        What `words_of_kernels` found.
+    constants : iterable of FunctionConstant
+        The program's function constants.
+
+    Returns
+    -------
+    dict of str to list of FunctionConstant
+        For each kernel what it uses, in the order of `constants`.
+    """
+    known = list(constants)
+    return {name: [c for c in known if c.name in seen] for name, seen in words.items()}
 
 
 def _plain(tokens: Tokens) -> list[Token]:

@@ -15,6 +15,7 @@ number. What changes:
   to the kernel. The constant reference at the last buffer index, where hosts put their argument
   struct, is passed by value. ``msl_table_<name>`` tells the driver what the entry takes
   (shim/cuda/module.c).
+- The entry begins with ``msl_begin()`` unless the kernel calls it somewhere (shaders/early.h).
 - A macro that defines a kernel, such as OXB_KERNEL, is expanded here, since it gives the kernel the
   name that the host uses.
 
@@ -27,7 +28,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from .constants import constants_of_kernels
+from .constants import constants_of_kernels, words_of_kernels
 from .errors import CompileError
 from .signatures import (
     FunctionConstant,
@@ -66,6 +67,7 @@ _MAKES_KERNEL = re.compile(r"\b(?:kernel|host_name)\b")
 _SPACE_WORD = re.compile(r"\b(device|threadgroup|thread|constant)\b\s*")
 _NAME = re.compile(r"[A-Za-z_]\w*")
 _HALF = re.compile(r"(?i)((?:\d+\.?\d*|\.\d+)(?:e[-+]?\d+)?)h")
+_WAIT = "msl_begin"  # a kernel that calls it (shaders/early.h) does not do so at its entry
 _POINTER, _VALUE, _THREADGROUP = 0, 1, 2  # oxb_argument_kind of shim/include/oxb_shim.h
 
 
@@ -140,9 +142,11 @@ def translate(source: str, name: str) -> str:
         i = _step(t, i, depth)
     if t.errors:
         raise CompileError("\n".join(dict.fromkeys(t.errors)))
-    used = constants_of_kernels(t.tokens, t.kernels, t.constants.values())
+    words = words_of_kernels(t.tokens, t.kernels)
+    used = constants_of_kernels(words, t.constants.values())
     for entry in t.entries:
-        t.out[entry.place] = _entry_text(entry, used.get(entry.kernel.name, []), t)
+        begin = "" if _WAIT in words.get(entry.kernel.name, ()) else f"{_WAIT}(); "
+        t.out[entry.place] = _entry_text(entry, used.get(entry.kernel.name, []), begin, t)
     if t.errors:
         raise CompileError("\n".join(dict.fromkeys(t.errors)))
     return f'{MARK}\n#line 1 "{name}"\n' + "".join(t.out)
@@ -455,7 +459,9 @@ def _is_defined(t: _Translation, i: int) -> int:
     return close + 1
 
 
-def _entry_text(entry: _Entry, constants: Sequence[FunctionConstant], t: _Translation) -> str:
+def _entry_text(
+    entry: _Entry, constants: Sequence[FunctionConstant], begin: str, t: _Translation
+) -> str:
     """Return the entry of a kernel and the table of what it takes."""
     kernel, name = entry.kernel, entry.name
     function = f"decltype({entry.expression})"
@@ -487,7 +493,7 @@ def _entry_text(entry: _Entry, constants: Sequence[FunctionConstant], t: _Transl
     return (
         f"\n#if !defined(MSL_ONE) || defined(MSL_ONE_{name})\n"
         f'extern "C" __global__ void {bounds}msl_entry_{name}({", ".join(parameters)})\n'
-        f"{{ msl_begin(); {entry.expression}({', '.join(arguments)}); }}\n"
+        f"{{ {begin}{entry.expression}({', '.join(arguments)}); }}\n"
         f'extern "C" __device__ unsigned msl_table_{name}[] = {{{", ".join([head, *rows])}}};\n'
         f'#endif\n#line {entry.line} "{entry.token.file}"\n'
     )

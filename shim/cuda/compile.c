@@ -7,6 +7,7 @@
 #include "gpu/msl_sources.h"
 
 #define MAX_OPTIONS 48u
+#define MAX_DEFINES 4u /* in OXIBONSAI_CUDA_DEFINES */
 
 /* No fast math: products and sums are rounded one by one, subnormals stay, quotients and roots are
  * IEEE's. */
@@ -95,13 +96,31 @@ static void add_part(cuda_hash *hash, const void *bytes, size_t length) {
     cuda_hash_add(hash, bytes, length);
 }
 
+typedef struct define_option {
+    char text[48]; /* -DNAME or -DNAME=VALUE */
+} define_option;
+
+/* Macros that a test or a measurement sets in every kernel. */
+static uint32_t read_defines(define_option found[MAX_DEFINES]) {
+    const char *at = getenv("OXIBONSAI_CUDA_DEFINES");
+    uint32_t n = 0;
+    while (at && *at && n < MAX_DEFINES) {
+        const size_t length = strcspn(at, ",");
+        snprintf(found[n++].text, sizeof found->text, "-D%.*s", (int)length, at);
+        at += length + (at[length] == ',');
+    }
+    return n;
+}
+
 oxb_status cuda_compile(const cuda_device *self, const char *name, const char *source,
                         size_t length, const char *const *options, uint32_t n_options,
                         cuda_code *code) {
     const char *all[MAX_OPTIONS];
     char target[48];
+    define_option defines[MAX_DEFINES];
+    const uint32_t n_defines = read_defines(defines);
     uint32_t n = 0;
-    if (n_options + N_FIXED + 1 > MAX_OPTIONS)
+    if (n_options + n_defines + N_FIXED + 1 > MAX_OPTIONS)
         return cuda_fail(OXB_COMPILATION_FAILED, "'%s': %u options are too many", name, n_options);
     if (!choose_target(self->arch, target, sizeof target))
         return cuda_fail(OXB_COMPILATION_FAILED, "'%s': NVRTC %d.%d does not compile for sm_%d",
@@ -109,6 +128,7 @@ oxb_status cuda_compile(const cuda_device *self, const char *name, const char *s
     all[n++] = target;
     for (unsigned i = 0; i < N_FIXED; i++) all[n++] = fixed_options[i];
     for (uint32_t i = 0; i < n_options; i++) all[n++] = options[i];
+    for (uint32_t i = 0; i < n_defines; i++) all[n++] = defines[i].text;
 
     cuda_hash hash;
     unsigned char key[CUDA_DIGEST_BYTES];

@@ -16,15 +16,12 @@ struct front_choice {
 };
 
 /* The products, and how many rows of the matrix make one of the output. The kernels of GEMM_HALVES
- * for gate and up go by the choice for one matrix of as many rows. */
+ * and GEMM_HALF for gate and up go by the choice for one matrix of as many rows. */
 static const struct {
     oxb_op op;
     uint32_t matrices;
-} products[] = {{OXB_OP_GEMV, 1},
-                {OXB_OP_SWIGLU, 2},
-                {OXB_OP_GEMM, 1},
-                {OXB_OP_SWIGLU_GEMM, 2},
-                {OXB_OP_GEMM_HALVES, 1}};
+} products[] = {{OXB_OP_GEMV, 1},        {OXB_OP_SWIGLU, 2},      {OXB_OP_GEMM, 1},
+                {OXB_OP_SWIGLU_GEMM, 2}, {OXB_OP_GEMM_HALVES, 1}, {OXB_OP_GEMM_HALF, 1}};
 #define N_PRODUCTS (sizeof products / sizeof products[0])
 
 static uint64_t class_of(uint64_t n_vectors) {
@@ -109,8 +106,10 @@ static oxb_status variants_of(const oxb_device *device, const oxb_product *produ
     *n = 0;
     oxb_status status = shape_of(device, product, op, shape);
     if (status != OXB_OK) return status;
-    if (*op == OXB_OP_GEMM_HALVES && !(device->abilities.half_products >> shape->format & 1))
-        return OXB_OK;
+    const uint32_t has = *op == OXB_OP_GEMM_HALVES ? device->abilities.half_products
+                         : *op == OXB_OP_GEMM_HALF ? device->abilities.rounded_products
+                                                   : UINT32_MAX;
+    if (!(has >> shape->format & 1)) return OXB_OK;
     return front_variants(device, *op, shape, names, n);
 }
 

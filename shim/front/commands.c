@@ -100,21 +100,37 @@ oxb_device *front_commands_device(const oxb_commands *commands) { return command
 
 oxb_status oxb_commands_activations(oxb_commands *commands, oxb_activations activations) {
     const oxb_device *device = commands->device;
-    if (activations != OXB_ACTIVATIONS_FLOAT32 && activations != OXB_ACTIVATIONS_INT8) {
+    const char *name, *other; /* other: which device takes them */
+    int taken = 1;
+    switch (activations) {
+    case OXB_ACTIVATIONS_FLOAT32: name = "float32", other = "any device"; break;
+    case OXB_ACTIVATIONS_INT8:
+        name = "int8", other = "the cpu device with vector instructions";
+        taken = device->abilities.int8_products != 0;
+        break;
+    case OXB_ACTIVATIONS_HALF:
+        name = "half", other = "a GPU";
+        taken = device->abilities.rounded_products != 0;
+        break;
+    default:
         return front_fail(OXB_ENCODING_FAILED,
-                          "activations is %d: OXB_ACTIVATIONS_FLOAT32 or OXB_ACTIVATIONS_INT8",
+                          "activations is %d: OXB_ACTIVATIONS_FLOAT32, OXB_ACTIVATIONS_INT8 or "
+                          "OXB_ACTIVATIONS_HALF",
                           (int)activations);
     }
-    if (activations == OXB_ACTIVATIONS_INT8 && !device->abilities.int8_products) {
+    if (!taken) {
         return front_fail(OXB_ENCODING_FAILED,
-                          "the %s kernels of the %s device do not take int8 activations: leave "
-                          "them float32, or take "
-                          "the cpu device with vector instructions",
+                          "the %s kernels of the %s device do not take %s activations: leave "
+                          "them float32, or take %s",
                           device->info.variant[0] ? device->info.variant : "built-in",
-                          device->driver->name);
+                          device->driver->name, name, other);
     }
     commands->activations = activations;
     return OXB_OK;
+}
+
+int front_commands_in_half(const oxb_commands *commands) {
+    return commands->activations == OXB_ACTIVATIONS_HALF && !commands->deterministic;
 }
 
 int front_commands_in_int8(const oxb_commands *commands) {

@@ -131,7 +131,7 @@ oxb_status front_weight_layouts(const oxb_device *device, oxb_device_format form
 #define PROBE_VECTORS 64u
 
 /* The ops on a matrix, by the vectors that they are of, and the other ops. */
-typedef enum { FLOAT_VECTORS, INT8_VECTORS, HALF_VECTORS } vectors;
+typedef enum { FLOAT_VECTORS, INT8_VECTORS, HALVES_VECTORS, HALF_VECTORS } vectors;
 static const struct {
     oxb_op op;
     vectors of;
@@ -143,9 +143,11 @@ static const struct {
                   {OXB_OP_EMBED, FLOAT_VECTORS, PROBE_K, PROBE_VECTORS},
                   {OXB_OP_GEMM_INT8, INT8_VECTORS, PROBE_ROWS, PROBE_VECTORS},
                   {OXB_OP_QUANTIZE, INT8_VECTORS, PROBE_VECTORS, 1},
-                  {OXB_OP_GEMM_HALVES, HALF_VECTORS, PROBE_ROWS, PROBE_VECTORS},
-                  {OXB_OP_HALVE, HALF_VECTORS, PROBE_K, PROBE_VECTORS},
-                  {OXB_OP_HALVE_NORM, HALF_VECTORS, PROBE_VECTORS, 1}};
+                  {OXB_OP_GEMM_HALVES, HALVES_VECTORS, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_HALVE, HALVES_VECTORS, PROBE_K, PROBE_VECTORS},
+                  {OXB_OP_HALVE_NORM, HALVES_VECTORS, PROBE_VECTORS, 1},
+                  {OXB_OP_GEMM_HALF, HALF_VECTORS, PROBE_ROWS, PROBE_VECTORS},
+                  {OXB_OP_ROUND_HALF, HALF_VECTORS, PROBE_VECTORS, 1}};
 static const oxb_op other_ops[] = {OXB_OP_RMSNORM,      OXB_OP_ADD,      OXB_OP_BIAS,
                                    OXB_OP_QK_NORM_ROPE, OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
                                    OXB_OP_ATTENTION,    OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS,
@@ -178,11 +180,13 @@ static oxb_status check_matrix_tiles(const oxb_device *device, oxb_op_shape shap
                      device->driver->int8_vector_bytes(device->impl, shape.format, shape.layout,
                                                        shape.k, PROBE_VECTORS) != 0;
     const int halves = device->abilities.half_products >> shape.format & 1;
+    const int half = device->abilities.rounded_products >> shape.format & 1;
     oxb_status status = OXB_OK;
     for (size_t i = 0; i < COUNT(matrix_ops) && status == OXB_OK; i++) {
         oxb_tile tile;
         if (matrix_ops[i].of == INT8_VECTORS && !int8) continue;
-        if (matrix_ops[i].of == HALF_VECTORS && !halves) continue;
+        if (matrix_ops[i].of == HALVES_VECTORS && !halves) continue;
+        if (matrix_ops[i].of == HALF_VECTORS && !half) continue;
         shape.extent[0] = matrix_ops[i].x;
         shape.extent[1] = matrix_ops[i].y;
         status = front_tile(device, matrix_ops[i].op, &shape, &tile);
@@ -219,7 +223,7 @@ oxb_status front_check_device(const oxb_device *device) {
                                               .kv_format = OXB_KV_F16,
                                               .n_tokens = 1};
     const oxb_op_shape shape = {
-        .extent = {heads.n_heads, 1, 1}, .attention = &heads, .cache_alignment = 16};
+        .extent = {heads.n_heads, 1, 1}, .attention = &heads, .alignment = 16};
     if (device->abilities.int8_products && !device->driver->int8_vector_bytes) {
         return front_fail(OXB_DEVICE_NOT_FOUND,
                           "driver \"%s\" has int8 products, and its table has no function "

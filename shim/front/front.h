@@ -148,6 +148,7 @@ oxb_device *front_commands_device(const oxb_commands *commands);
  * next call may give the same one again: dispatches run in order. */
 oxb_status front_commands_scratch(oxb_commands *commands, uint64_t length, oxb_buffer **buffer);
 int front_commands_in_int8(const oxb_commands *commands);
+int front_commands_in_half(const oxb_commands *commands);
 int front_commands_deterministic(const oxb_commands *commands);
 /* Forget what was recorded after the first `n` dispatches: for an operation of several that failed.
  */

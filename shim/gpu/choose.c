@@ -3,10 +3,18 @@
 
 #include "variants.h"
 
+/* Whether the matrix has more 16-byte loads of codes than the kernels number (shaders/formats.h):
+ * 64 GiB of codes and more. */
+static int too_large(const oxb_op_shape *shape) {
+    const oxb_device_format_info *info = gpu_host->device_format(shape->format);
+    return info->coded && shape->n_rows * shape->k / (128 / info->bits) > UINT32_MAX;
+}
+
 /* What a row is to a shape on a device; gives its tile where it takes it. */
 static gpu_fitness fitness(const gpu_variant *v, const gpu_traits *traits, oxb_op op,
                            const oxb_op_shape *shape, oxb_tile *tile) {
-    if (v->op != op || !(v->formats >> shape->format & 1) || v->needs & ~traits->has)
+    if (v->op != op || !(v->formats >> shape->format & 1) || v->needs & ~traits->has ||
+        too_large(shape))
         return GPU_REFUSED;
     *tile = v->tile;
     return v->fit ? v->fit(traits, shape, tile) : GPU_FAVOURED;
@@ -38,6 +46,11 @@ oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile
     oxb_tile found;
     const gpu_variant *v = shape->variant ? named(device, op, shape, &found) : NULL;
     if (!v) v = favoured(device, op, shape, &found);
+    if (!v && too_large(shape))
+        return gpu_host->fail(OXB_ENCODING_FAILED,
+                              "%llu x %llu weights: kernels of a GPU take codes of less than 64 "
+                              "GiB; divide the matrix, or use Device(\"cpu\")",
+                              (unsigned long long)shape->n_rows, (unsigned long long)shape->k);
     if (!v) return OXB_OK; /* the tile stays zeros, which the front refuses by name */
     *tile = found;
     tile->variant = v->name;

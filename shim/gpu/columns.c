@@ -2,14 +2,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "gpu.h"
+#include "variants.h"
 
 #define LOAD_BYTES 16u /* of codes that a lane reads at once */
 #define STRIP_ROWS 32u /* written together: runs of 512 bytes, whose source stays in the cache */
 
-static const oxb_host *host;
+const oxb_host *gpu_host;
 
-void gpu_use(const oxb_host *services) { host = services; }
+void gpu_use(const oxb_host *services) { gpu_host = services; }
 
 static uint64_t scale_bytes(const oxb_device_format_info *info, uint64_t n_rows, uint64_t k) {
     return n_rows * (k / info->group_size) * 2;
@@ -18,7 +18,7 @@ static uint64_t scale_bytes(const oxb_device_format_info *info, uint64_t n_rows,
 uint32_t gpu_weight_layouts(void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,
                             oxb_weight_layout layouts[OXB_MAX_LAYOUTS]) {
     (void)device;
-    const oxb_device_format_info *info = host->device_format(format);
+    const oxb_device_format_info *info = gpu_host->device_format(format);
     if (!info->coded) return 0;
     const uint64_t codes_offset = (scale_bytes(info, n_rows, k) + 15) / 16 * 16;
     layouts[0] = (oxb_weight_layout){.id = GPU_LAYOUT_COLUMNS,
@@ -41,21 +41,21 @@ oxb_status gpu_weight_pack(void *device, uint32_t layout, oxb_file_format format
                            uint64_t n_rows, uint64_t k, void *to, int *fits) {
     (void)device;
     (void)layout; /* there is one */
-    const oxb_file_format_info *info = host->file_format(format);
-    const oxb_device_format_info *codes_of = host->device_format(info->device_format);
+    const oxb_file_format_info *info = gpu_host->file_format(format);
+    const oxb_device_format_info *codes_of = gpu_host->device_format(info->device_format);
     const uint64_t blocks = k / info->block_weights, scale_groups = k / codes_of->group_size,
                    loads = k * codes_of->bits / 8 / LOAD_BYTES;
     const uint64_t used = scale_bytes(codes_of, n_rows, k), codes_offset = (used + 15) / 16 * 16;
     uint8_t *scales = malloc(STRIP_ROWS * (scale_groups * 2 + loads * LOAD_BYTES));
     if (!scales) {
-        return host->fail(OXB_BUFFER_CREATION_FAILED, "out of memory to pack rows of %llu weights",
-                          (unsigned long long)k);
+        return gpu_host->fail(OXB_BUFFER_CREATION_FAILED,
+                              "out of memory to pack rows of %llu weights", (unsigned long long)k);
     }
     uint8_t *codes = scales + STRIP_ROWS * scale_groups * 2;
     for (uint64_t row = 0; row < n_rows; row += STRIP_ROWS) {
         const uint64_t n = n_rows - row < STRIP_ROWS ? n_rows - row : STRIP_ROWS;
-        host->reformat_blocks(format, (const uint8_t *)from + row * blocks * info->block_bytes,
-                              n * blocks, scales, codes);
+        gpu_host->reformat_blocks(format, (const uint8_t *)from + row * blocks * info->block_bytes,
+                                  n * blocks, scales, codes);
         spread(scales, n, scale_groups, 2, row, n_rows, to);
         spread(codes, n, loads, LOAD_BYTES, row, n_rows, (uint8_t *)to + codes_offset);
     }

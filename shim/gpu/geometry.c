@@ -9,7 +9,8 @@
     {                                            \
         at, OXB_CONSTANT_U32, { .u32 = (value) } \
     }
-#define SIZE(x, y, z, n_threads) .size = {x, y, z}, .threads = (n_threads), .suffix = ""
+#define BOX(x, y, z, n_threads)  .size = {x, y, z}, .threads = (n_threads)
+#define SIZE(x, y, z, n_threads) BOX(x, y, z, n_threads), .suffix = ""
 #define ROWS_CONSTANT(rows)      .n_constants = 1, .constants = {CONSTANT(0, rows)} /* rows.h */
 
 /* At most 256 threads, which every pipeline takes; sample_choose declares that it has more, for one
@@ -20,19 +21,33 @@
 #define SWIGLU_ROWS          2u
 #define SWIGLU_SIMDGROUPS    4u
 #define GEMV_VECTORS         4u   /* more are faster on matrix units */
-#define LOOKUP_SIMDGROUPS    8u   /* shaders/lookup.h */
-#define LOOKUP_THREADGROUPS  256u /* fill the largest GPUs: from there on, more rows to a lane */
+#define CODED_SIMDGROUPS     8u   /* shaders/coded.h: one for each split of k */
+#define CODED_THREADGROUPS   256u /* fill NVIDIA's largest: from there on, more rows to a lane */
+#define CORE_THREADGROUPS    4u   /* fill one of Apple's cores */
+#define SLICES_ROWS          16u  /* of a tile: shaders/slices.h */
+#define SLICES_SIMDGROUPS    8u   /* or twice as many */
 #define GEMM_ROWS            64u  /* shaders/gemm.h; half of them gate's and half up's in swiglu */
 #define GEMM_SIMDGROUPS      4u
 #define HALVES_SIMDGROUPS    8u   /* shaders/gemm_halves.h */
 #define HALVES_THREADGROUPS  120u /* fill the largest GPUs: these are larger than others */
 #define HALF_VECTORS         3u   /* the fewest that are faster on matrix units */
+#define HALF_CORES           132u /* of the largest GPUs, where they are not known */
+#define HALF_TILE_VECTORS    64u  /* of a threadgroup: shaders/gemm_half.h */
+#define HALF_FEWEST_ROWS     64u
+#define ROUNDED_VECTORS      64u /* the fewest that fill its tiles */
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
-#define ATTENTION_SPLIT      128u  /* positions of a split, at the least: shaders/attention.h */
-#define ATTENTION_SPLITS     64u   /* the most, enough for any length */
-#define ATTENTION_QUERIES    4u    /* of a threadgroup: shaders/attention.h */
+#define ATTENTION_SPLIT      128u /* positions of a split, at the least: shaders/attention.h */
+#define ATTENTION_SPLITS     64u  /* the most, enough for any length */
+#define ATTENTION_QUERIES    4u   /* of a threadgroup: shaders/attention.h */
+#define STEP_QUERIES         8u   /* the same and its SIMD-groups: shaders/attention_step.metal */
+#define STEP_SIMDGROUPS      8u
+#define STEP_ALONE           256u /* positions that are not split */
+#define STEP_GRAIN           128u /* positions that a split is a multiple of */
+#define PROMPT_QUERIES       64u  /* the same: shaders/attention_prompt.metal */
+#define PROMPT_SIMDGROUPS    4u
+#define PROMPT_TOKENS        16u   /* that fill the rows of a product; fewer are taken one by one */
 #define CHOOSE_THREADS       896u  /* with 1024, registers spill */
 #define NORM_THREADS         1024u /* of halve_norm: its vectors are few, and wait for memory */
 
@@ -42,12 +57,26 @@
 
 _Static_assert(OXB_DEVICE_FORMAT_COUNT <= 32, "a mask has a bit for every device format");
 
-/* Every lane computes rows of its own from tables that a SIMD-group shares: more rows to a lane
- * share the tables, fewer make threadgroups enough to fill the chip. */
-static gpu_fitness fit_lookup(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
-    (void)traits;
-    const int few = shape->extent[0] / tile->size[0] < LOOKUP_THREADGROUPS;
-    return few && tile->size[0] > SIMD ? GPU_TAKEN : GPU_FAVOURED;
+/* A lane's rows share what a SIMD-group prepares for all of them, so that more of them cost less;
+ * fewer make threadgroups enough to fill the chip. */
+static gpu_fitness fit_coded(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint64_t fill =
+        traits->has & GPU_APPLE ? CORE_THREADGROUPS * traits->cores : CODED_THREADGROUPS;
+    return tile->constants[0].value.u32 > 1 && shape->extent[0] / tile->size[0] < fill
+               ? GPU_TAKEN
+               : GPU_FAVOURED;
+}
+
+/* Whole tiles of 16 rows in columns. More tiles share the slices of the activations, as long as
+ * nearly every core has a threadgroup; where few have two, one has more SIMD-groups. */
+static gpu_fitness fit_slices(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint64_t rows = shape->extent[0], size = tile->size[0];
+    if (shape->layout != GPU_LAYOUT_COLUMNS || rows % SLICES_ROWS != 0 || rows < size)
+        return GPU_REFUSED;
+    const uint64_t threadgroups = (rows + size - 1) / size, cores = traits->cores;
+    if (size > SLICES_ROWS && 8 * threadgroups < 7 * cores) return GPU_TAKEN;
+    const int alone = 2 * threadgroups < 3 * cores;
+    return alone == (tile->threads > SIMD * SLICES_SIMDGROUPS) ? GPU_FAVOURED : GPU_TAKEN;
 }
 
 /* Matrices of 8 vectors that share the weights of a threadgroup: no more than there are. */
@@ -76,6 +105,24 @@ static gpu_fitness fit_halves(const gpu_traits *traits, const oxb_op_shape *shap
     return GPU_FAVOURED;
 }
 
+/* Rounds of threadgroups that a chip runs, by the rows of each: what the product takes. */
+static uint64_t half_time(const gpu_traits *traits, const oxb_op_shape *shape, uint32_t rows) {
+    const uint64_t across = (shape->n_rows + rows - 1) / rows;
+    const uint64_t down = (shape->extent[1] + HALF_TILE_VECTORS - 1) / HALF_TILE_VECTORS;
+    const uint32_t cores = traits->cores ? traits->cores : HALF_CORES;
+    return (across * down + cores - 1) / cores * rows;
+}
+
+/* The more rows a threadgroup has, the less often the vectors are read: as many as take no longer
+ * than fewer would. */
+static gpu_fitness fit_half(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const uint32_t rows = tile->size[0];
+    tile->size[0] = (uint32_t)(rows / (shape->n_rows / shape->extent[0]));
+    for (uint32_t fewer = rows / 2; fewer >= HALF_FEWEST_ROWS; fewer /= 2)
+        if (half_time(traits, shape, fewer) < half_time(traits, shape, rows)) return GPU_TAKEN;
+    return GPU_FAVOURED;
+}
+
 static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *shape,
                                  oxb_tile *tile) {
     (void)traits;
@@ -98,22 +145,91 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     tile->constants[0].value.u32 = queries;
     tile->constants[1].value.u32 = s->head_dim > 128;
     if (s->kv_format == OXB_KV_Q8) { /* four elements at once, and 16 bytes of low bits */
-        tile->constants[2].value.u32 =
-            shape->cache_alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
+        tile->constants[2].value.u32 = shape->alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
         return GPU_FAVOURED;
     }
     const uint64_t four = s->kv_format == OXB_KV_F16 ? 8 : 16; /* bytes of four elements */
-    const int wide = shape->cache_alignment % four == 0 && s->head_dim % 4 == 0;
+    const int wide = shape->alignment % four == 0 && s->head_dim % 4 == 0;
     tile->constants[2].value.u32 = wide ? 4 : 2;
     return GPU_FAVOURED;
 }
 
+/* What both kernels on matrix units want. */
+static int takes_matrices(const oxb_op_shape *shape) {
+    const oxb_attention_shape *s = shape->attention;
+    return s->kv_format == OXB_KV_F16 && (s->head_dim == 64 || s->head_dim == 128) &&
+           shape->alignment % 16 == 0;
+}
+
+/* An Apple GPU has 128 registers for a thread, which are too few for loads ahead. */
+static void set_matrices(const gpu_traits *traits, const oxb_attention_shape *s, oxb_tile *tile) {
+    tile->constants[0].value.u32 = s->head_dim;
+    tile->constants[1].value.u32 = (traits->has & GPU_APPLE) == 0;
+}
+
+/* The most heads of a key-value head, `most` or fewer, that divide their number evenly. */
+static uint32_t heads_of(const oxb_attention_shape *s, uint32_t most) {
+    const uint32_t ratio = s->n_heads / s->n_kv_heads;
+    uint32_t heads = ratio < most ? ratio : most;
+    while (ratio % heads) heads--;
+    return heads;
+}
+
+static gpu_fitness fit_prompt(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const oxb_attention_shape *s = shape->attention;
+    if (!takes_matrices(shape) || s->batch || shape->same_bits || !shape->halves)
+        return GPU_REFUSED;
+    tile->size[0] = heads_of(s, PROMPT_QUERIES / PROMPT_TOKENS);
+    tile->size[1] = PROMPT_QUERIES / tile->size[0];
+    tile->splits = 1;
+    set_matrices(traits, s, tile);
+    return s->n_tokens < PROMPT_TOKENS ? GPU_TAKEN : GPU_FAVOURED;
+}
+
+/* Every token by itself, with its own splits: as many as fill the device with those of one token,
+ * whatever is in flight beside it, for bits must not depend on that. */
+static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    const oxb_attention_shape *s = shape->attention;
+    if (!takes_matrices(shape)) return GPU_REFUSED;
+    const uint32_t length = s->max_length ? s->max_length : s->max_seq;
+    tile->size[0] = heads_of(s, STEP_QUERIES);
+    const uint64_t tiles = s->n_heads / tile->size[0];
+    uint32_t most = 8;
+    while (most < ATTENTION_SPLITS && 2 * most * tiles <= traits->cores) most *= 2;
+    const uint32_t splits = length <= STEP_ALONE ? 1 : (length - 1) / STEP_GRAIN + 1;
+    tile->splits = splits < most ? splits : most;
+    set_matrices(traits, s, tile);
+    tile->constants[2].value.u32 = most;
+    const int alone = s->batch || shape->same_bits || s->n_tokens < PROMPT_TOKENS;
+    return alone ? GPU_FAVOURED : GPU_TAKEN;
+}
+
 /* Rows of the table, for the traits that prefer them. */
 #define EVERY (GPU_APPLE | GPU_NVIDIA)
-#define LOOKUP(op, rows)                                                                           \
-    {op,        CODED, "lookup-" #rows,                                                            \
-     EVERY,     0,     {SIZE(SIMD * rows, 1, ALL, SIMD * LOOKUP_SIMDGROUPS), ROWS_CONSTANT(rows)}, \
-     fit_lookup}
+/* A form of shaders/coded.h; `set` is what its lanes compute at once. */
+#define CODED_FORM(op, prefer, form, tail, set, rows)                                           \
+    {op,                                                                                        \
+     CODED,                                                                                     \
+     form "-" #rows,                                                                            \
+     prefer,                                                                                    \
+     0,                                                                                         \
+     {BOX(set * rows, 1, ALL, SIMD * CODED_SIMDGROUPS), .suffix = (tail), ROWS_CONSTANT(rows)}, \
+     fit_coded}
+#define LOOKUP(op, prefer, rows)  CODED_FORM(op, prefer, "lookup", "", SIMD, rows)
+#define SHUFFLE(op, prefer, rows) CODED_FORM(op, prefer, "shuffle", "_shuffle", SIMD, rows)
+#define SELECT(op, rows)          CODED_FORM(op, 0, "select", "_select", SIMD / 4, rows)
+#define SLICES(op, tiles, simdgroups, needs) \
+    {op,                                     \
+     CODED,                                  \
+     "slices-" #tiles "x" #simdgroups,       \
+     GPU_INT8,                               \
+     needs,                                  \
+     {.size = {SLICES_ROWS * tiles, 1, ALL}, \
+      .threads = SIMD * simdgroups,          \
+      .suffix = "_slices",                   \
+      ROWS_CONSTANT(tiles)},                 \
+     fit_slices}
+#define SLICES_OF(op, tiles) SLICES(op, tiles, 16, GPU_NVIDIA), SLICES(op, tiles, 8, GPU_NVIDIA)
 #define DENSE(op, prefer, rows, simdgroups)                                     \
     {op,                                                                        \
      ANY & ~CODED,                                                              \
@@ -126,17 +242,49 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     {op,      ANY, "eights-" #eights,                                                            \
      EVERY,   0,   {SIZE(rows, 8 * eights, ALL, SIMD * GEMM_SIMDGROUPS), ROWS_CONSTANT(eights)}, \
      fit_gemm}
+#define HALF(prefer, rows, shape, simdgroups)                                  \
+    {OXB_OP_GEMM_HALF,                                                         \
+     CODED,                                                                    \
+     "half-" #rows,                                                            \
+     prefer,                                                                   \
+     0,                                                                        \
+     {SIZE(rows, HALF_TILE_VECTORS, ALL, SIMD * simdgroups), .n_constants = 1, \
+      .constants = {CONSTANT(0, shape)}},                                      \
+     fit_half}
 #define ONE(op, ...) {op, ANY, "", EVERY, 0, {__VA_ARGS__}, NULL}
 
 const gpu_variant gpu_table[] = {
-    LOOKUP(OXB_OP_GEMV, 4), /* shaders/lookup.h */
-    LOOKUP(OXB_OP_GEMV, 2),
-    LOOKUP(OXB_OP_GEMV, 1),
+    SLICES_OF(OXB_OP_GEMV, 6), /* shaders/slices.h */
+    SLICES_OF(OXB_OP_GEMV, 4),
+    SLICES_OF(OXB_OP_GEMV, 3),
+    SLICES(OXB_OP_GEMV, 2, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, 2, 8, 0), /* elsewhere one, for tests */
+    SLICES_OF(OXB_OP_GEMV, 1),
+    LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 4),
+    LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 2),
+    LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 1),
+    SHUFFLE(OXB_OP_GEMV, GPU_APPLE, 4),
+    SHUFFLE(OXB_OP_GEMV, GPU_APPLE, 2),
+    SHUFFLE(OXB_OP_GEMV, GPU_APPLE, 1),
+    SELECT(OXB_OP_GEMV, 4),
+    SELECT(OXB_OP_GEMV, 2),
+    SELECT(OXB_OP_GEMV, 1),
     DENSE(OXB_OP_GEMV, EVERY, 4, GEMV_SIMDGROUPS), /* shaders/rows.h */
     DENSE(OXB_OP_GEMV, 0, 2, GEMV_SIMDGROUPS),
     DENSE(OXB_OP_GEMV, 0, 1, GEMV_SIMDGROUPS),
-    LOOKUP(OXB_OP_SWIGLU, 2),
-    LOOKUP(OXB_OP_SWIGLU, 1),
+    SLICES_OF(OXB_OP_SWIGLU, 3),
+    SLICES(OXB_OP_SWIGLU, 2, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_SWIGLU, 2, 8, 0),
+    SLICES_OF(OXB_OP_SWIGLU, 1),
+    LOOKUP(OXB_OP_SWIGLU, 0, 4), /* of gate and of up */
+    LOOKUP(OXB_OP_SWIGLU, GPU_NVIDIA, 2),
+    LOOKUP(OXB_OP_SWIGLU, GPU_NVIDIA, 1),
+    SHUFFLE(OXB_OP_SWIGLU, 0, 4),
+    SHUFFLE(OXB_OP_SWIGLU, GPU_APPLE, 2),
+    SHUFFLE(OXB_OP_SWIGLU, GPU_APPLE, 1),
+    SELECT(OXB_OP_SWIGLU, 4),
+    SELECT(OXB_OP_SWIGLU, 2),
+    SELECT(OXB_OP_SWIGLU, 1),
     DENSE(OXB_OP_SWIGLU, EVERY, 2, SWIGLU_SIMDGROUPS),
     DENSE(OXB_OP_SWIGLU, 0, 1, SWIGLU_SIMDGROUPS),
     GEMM(OXB_OP_GEMM, GEMM_ROWS, 4),
@@ -153,9 +301,34 @@ const gpu_variant gpu_table[] = {
      {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,
       .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
      fit_halves},
+    HALF(GPU_NVIDIA, 256, 444, 8), /* shaders/gemm_half.h */
+    HALF(GPU_NVIDIA, 128, 442, 4),
+    HALF(EVERY, 64, 242, 4),
     {OXB_OP_ATTENTION,
      ANY,
-     "",
+     "prompt",
+     EVERY,
+     0,
+     {.size = {1, 1, 1},
+      .threads = SIMD * PROMPT_SIMDGROUPS,
+      .suffix = "_prompt",
+      .n_constants = 2,
+      .constants = {CONSTANT(0, 128), CONSTANT(1, 1)}},
+     fit_prompt},
+    {OXB_OP_ATTENTION,
+     ANY,
+     "step",
+     EVERY,
+     0,
+     {.size = {1, 1, 1},
+      .threads = SIMD * STEP_SIMDGROUPS,
+      .suffix = "_step",
+      .n_constants = 3,
+      .constants = {CONSTANT(0, 128), CONSTANT(1, 1), CONSTANT(2, 16)}},
+     fit_step},
+    {OXB_OP_ATTENTION,
+     ANY,
+     "lanes",
      EVERY,
      0,
      {SIZE(1, 1, 1, SIMD *ATTENTION_SIMDGROUPS), .n_constants = 3,
@@ -176,6 +349,7 @@ const gpu_variant gpu_table[] = {
     ONE(OXB_OP_SAMPLE_CHOOSE, SIZE(1, ALL, ALL, CHOOSE_THREADS)),
     ONE(OXB_OP_HALVE, SIZE(1024, 1, ALL, 256)),
     ONE(OXB_OP_HALVE_NORM, SIZE(1, ALL, ALL, NORM_THREADS)),
+    ONE(OXB_OP_ROUND_HALF, SIZE(1, ALL, ALL, 256)),
 };
 const unsigned gpu_table_rows = sizeof gpu_table / sizeof gpu_table[0];
 
@@ -185,5 +359,7 @@ void gpu_abilities(void *device, oxb_abilities *abilities) {
                                  .fused_cache_store = 1,
                                  .gemv_vectors = GEMV_VECTORS,
                                  .half_products = CODED,
-                                 .half_vectors = HALF_VECTORS};
+                                 .half_vectors = HALF_VECTORS,
+                                 .rounded_products = CODED,
+                                 .rounded_vectors = ROUNDED_VECTORS};
 }

@@ -26,6 +26,8 @@ typedef struct gpu_variant {
     gpu_fitness (*fit)(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile);
 } gpu_variant;
 
+extern const oxb_host *gpu_host; /* of gpu_use */
+
 extern const gpu_variant gpu_table[];
 extern const unsigned gpu_table_rows;
 

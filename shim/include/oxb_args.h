@@ -81,7 +81,8 @@ OXB_ARGS_SIZE(oxb_quantize_args, 16);
 
 /* Vectors as two halves for the gemm kernels on matrix units (shaders/halves.h), in blocks of as
  * many activations as meet 16 bytes of codes: 128 or 64. Vectors are added up to a multiple of 8,
- * as zeros. Bindings: x, halves; halve_norm makes them of rmsnorm(x): x, norm, halves. */
+ * as zeros. round_half rounds to one half instead. Bindings: x, halves; halve_norm and
+ * round_half_norm make them of rmsnorm(x): x, norm, halves. */
 struct oxb_halve_args {
     oxb_u32 k;
     oxb_u32 n_vectors;

@@ -82,7 +82,9 @@ typedef struct oxb_host {
     X(SAMPLE_CHOOSE, "sample_choose") /* vector */                                        \
     X(HALVE, "halve")                 /* element; vector, of whole eights */              \
     X(HALVE_NORM, "halve_norm")       /* vector, of whole eights */                       \
-    X(GEMM_HALVES, "gemm_halves")     /* GEMM or SWIGLU_GEMM of vectors from HALVE */
+    X(GEMM_HALVES, "gemm_halves")     /* GEMM or SWIGLU_GEMM of vectors from HALVE */     \
+    X(ROUND_HALF, "round_half")       /* vector, of whole eights */                       \
+    X(GEMM_HALF, "gemm_half")         /* the same of vectors from ROUND_HALF */
 
 typedef enum oxb_op {
 #define X(id, name) OXB_OP_##id,
@@ -103,7 +105,9 @@ typedef struct oxb_op_shape {
                           0: 1 */
     /* ATTENTION only. */
     const oxb_attention_shape *attention;
-    uint64_t cache_alignment; /* bytes; that of the start of both caches in device memory */
+    uint64_t alignment;  /* bytes; that of the start of caches and output in device memory */
+    uint32_t halves;     /* 1: queries and weights may be rounded to half */
+    uint32_t same_bits;  /* 1: a token of several has the bits that it has alone */
     const char *variant; /* one of variants(); NULL, and a name that does not take the shape: the
                             driver's default */
 } oxb_op_shape;
@@ -142,6 +146,11 @@ typedef struct oxb_abilities {
     uint32_t half_products;
     /* The fewest vectors for which GEMM_HALVES is preferred to GEMV and GEMM; 2 or more. */
     uint32_t half_vectors;
+    /* Bit f: has ROUND_HALF, and GEMM_HALF for matrices of device format f: for recordings in half.
+     */
+    uint32_t rounded_products;
+    /* The fewest vectors for which GEMM_HALF is preferred to the exact forms; 2 or more. */
+    uint32_t rounded_vectors;
     uint32_t pad;
     /* The most multiply-adds that one dispatch should take: the op layer cuts larger ones along
      * their vectors or tokens, in whole tiles, which changes no bit of a result. 0: no bound. */

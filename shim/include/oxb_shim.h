@@ -161,11 +161,12 @@ typedef struct oxb_weight {
     uint32_t layout; /* OXB_LAYOUT_PLAIN or one of the driver's */
 } oxb_weight;
 
-/* Vectors of a matrix product: as they are, or rounded to 8 bits in blocks of 16 that share a
- * scale, where the driver has int8 products for the matrix and that many vectors. */
+/* Vectors of a matrix product: as they are; or rounded to 8 bits in blocks of 16 that share a
+ * scale, or to halves, where the driver has such products for the matrix and that many vectors. */
 typedef enum oxb_activations {
     OXB_ACTIVATIONS_FLOAT32 = 0,
-    OXB_ACTIVATIONS_INT8 = 1
+    OXB_ACTIVATIONS_INT8 = 1,
+    OXB_ACTIVATIONS_HALF = 2
 } oxb_activations;
 
 /* The products whose kernel can be chosen: those by one matrix for a number of vectors. A choice

@@ -114,6 +114,15 @@ static oxb_status read_debug(bool *debug) {
                       value);
 }
 
+/* The cores of a GPU, by its name: Metal does not tell. Tiles depend on it by powers of two only,
+ * so that the most of each kind will do, from the M1 to the M5. */
+static uint32_t cores_of(NSString *name) {
+    if ([name hasSuffix:@"Ultra"]) return 80;
+    if ([name hasSuffix:@"Max"]) return 40;
+    if ([name hasSuffix:@"Pro"]) return 20;
+    return 10;
+}
+
 static oxb_status open_device(uint32_t index, metal_device *self) {
     oxb_status status = read_debug(&self->debug);
     if (status != OXB_OK) return status;
@@ -125,6 +134,7 @@ static oxb_status open_device(uint32_t index, metal_device *self) {
     self->residency = metal_residency_new(self->device);
     self->queue = metal_queue_new(self->device, self->residency);
     const char *name = metal_utf8([self->device name]);
+    self->traits = (gpu_traits){.has = GPU_APPLE, .cores = cores_of([self->device name])};
     if (self->queue == NULL)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "device \"metal:%u\" (%s) gave no command queue",
                           index, name);
@@ -144,7 +154,6 @@ static oxb_status device_open(uint32_t index, const oxb_device_options *options,
     metal_device *self = calloc(1, sizeof *self + gpu_msl_family_count * sizeof *self->families);
     if (self == NULL)
         return metal_fail(OXB_DEVICE_NOT_FOUND, "out of memory opening device \"metal:%u\"", index);
-    self->traits.has = GPU_APPLE;
     self->index = index;
     pthread_mutex_init(&self->library_lock, NULL);
     pthread_cond_init(&self->library_change, NULL);

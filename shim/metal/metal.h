@@ -127,8 +127,9 @@ void metal_queue_release(metal_queue *queue);
 /* A command buffer, +0, with what `encode` puts into it, or nil with the reason, +0: that of
  * `encode`, or of Metal. Waits while the queue is full, and after an error until nothing is in
  * flight and there is a fresh queue; for ever where `seconds` is negative. Never raises. What it
- * gives has a place in the queue and must be committed. */
-id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds,
+ * gives has a place in the queue and must be committed. `kept`: the caller keeps all objects that
+ * `encode` uses until the command buffer has ended, so that Metal need not retain each. */
+id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds, bool kept,
                                   NSString * (^encode)(id<MTLCommandBuffer>), NSString **reason);
 /* nil, or the reason, +0, and then `finished` is not called. Else it is called once, in a pool of a
  * thread of Metal's, with nil or why the command buffer failed. Never raises. */

@@ -6,7 +6,7 @@
 #define WIDTH   METAL_SIMD_WIDTH
 #define PLACES  256u  /* floats of a part's results, at the most */
 #define THREADS 256u  /* of a threadgroup */
-#define FLOATS  6400u /* of threadgroup memory */
+#define FLOATS  7424u /* of threadgroup memory */
 
 /* What the kernels are built on, each part a kernel of its own, so that a refusal names what the
  * device lacks. Results are whole numbers, which are exact in any order of addition. */
@@ -21,19 +21,22 @@ static const char lanes_source[] = MSL(kernel void oxb_probe_lanes(
     out[32u + lane] = simd_max(value);
     out[64u + lane] = simd_shuffle_xor(value, ushort(5));
     out[96u + lane] = simd_shuffle_up(value, ushort(3));
+    out[128u + lane] = simd_shuffle(value, ushort(lane * 5u & 31u));
 });
 
-/* Products of 8x8 matrices: in float through threadgroup memory, the second transposed, as in
- * shaders/gemm.h; and in half with elements in the lanes that shaders/matrix.h expects, an order
- * that Apple documents nowhere. */
+/* Products of 8x8 matrices: in float through threadgroup memory, the second transposed, in float
+ * and in half, as in shaders/gemm.h; and in half with elements in the lanes that shaders/matrix.h
+ * expects, an order that Apple documents nowhere. */
 static const char products_source[] = MSL(kernel void oxb_probe_products(
     device float *out [[buffer(0)]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup float a[64];
     threadgroup float b[64];
     threadgroup float c[64];
+    threadgroup half d[64];
     for (uint i = lane; i < 64u; i += 32u) {
         a[i] = float(i % 7u) - 3.0f;
         b[i] = float(i % 5u) - 2.0f;
+        d[i] = half(b[i]);
     }
     threadgroup_barrier(mem_flags::mem_threadgroup);
     simdgroup_float8x8 first;
@@ -45,6 +48,11 @@ static const char products_source[] = MSL(kernel void oxb_probe_products(
     simdgroup_store(sums, c, 8);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     for (uint i = lane; i < 64u; i += 32u) out[i] = c[i];
+    simdgroup_half8x8 third;
+    sums = make_filled_simdgroup_matrix<float, 8, 8>(1.0f);
+    simdgroup_load(third, d, 8, ulong2(0ul, 0ul), true);
+    simdgroup_multiply_accumulate(sums, first, third, sums);
+    simdgroup_store(sums, out + 128, 8);
     uint at = 8u * ((lane >> 2u & 4u) + (lane >> 1u & 3u)) + 2u * ((lane >> 2u & 2u) + (lane & 1u));
     simdgroup_half8x8 rows;
     simdgroup_half8x8 columns;
@@ -61,11 +69,11 @@ static const char products_source[] = MSL(kernel void oxb_probe_products(
 /* Every thread reads what others wrote before the barrier. */
 static const char threads_source[] = MSL(kernel void oxb_probe_threads(
     device float *out [[buffer(0)]], uint thread_index [[thread_index_in_threadgroup]]) {
-    threadgroup float memory[6400];
-    for (uint i = thread_index; i < 6400u; i += 256u) memory[i] = float(i);
+    threadgroup float memory[7424];
+    for (uint i = thread_index; i < 7424u; i += 256u) memory[i] = float(i);
     threadgroup_barrier(mem_flags::mem_threadgroup);
     float sum = 0.0f;
-    for (uint i = 255u - thread_index; i < 6400u; i += 256u) sum += memory[i];
+    for (uint i = 255u - thread_index; i < 7424u; i += 256u) sum += memory[i];
     out[thread_index] = sum;
 });
 
@@ -84,6 +92,8 @@ static NSString *check_lanes(const float *out) {
             return wrong("simd_shuffle_xor", "lane", i, out[64 + i], (float)((i ^ 5) + 1));
         if (i >= 3 && out[96 + i] != own - 3)
             return wrong("simd_shuffle_up", "lane", i, out[96 + i], own - 3);
+        if (out[128 + i] != (float)(i * 5 % WIDTH + 1))
+            return wrong("simd_shuffle", "lane", i, out[128 + i], (float)(i * 5 % WIDTH + 1));
     }
     return nil;
 }
@@ -98,6 +108,9 @@ static NSString *check_products(const float *out) {
         }
         if (out[i] != transposed)
             return wrong("the product of float matrices", "element", i, out[i], transposed);
+        if (out[128 + i] != transposed)
+            return wrong("the product of float and half matrices", "element", i, out[128 + i],
+                         transposed);
         if (out[64 + i] != plain)
             return wrong("the product of half matrices", "element", i, out[64 + i], plain);
     }
@@ -121,7 +134,7 @@ static const struct part {
     NSString *(*check)(const float *out);
 } parts[] = {
     {"SIMD-group functions", "oxb_probe_lanes", lanes_source, WIDTH, check_lanes},
-    {"threadgroups of 256 threads with 25600 bytes", "oxb_probe_threads", threads_source, THREADS,
+    {"threadgroups of 256 threads with 29696 bytes", "oxb_probe_threads", threads_source, THREADS,
      check_threads},
     {"SIMD-group matrices", "oxb_probe_products", products_source, WIDTH, check_products},
 };

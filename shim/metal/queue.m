@@ -125,21 +125,21 @@ static id<MTLCommandQueue> enter_flight(metal_device *self, double seconds, NSSt
 }
 
 /* +0, or nil. */
-static id<MTLCommandBuffer> command_buffer(id<MTLCommandQueue> queue, bool debug) {
-    if (!debug) return [queue commandBuffer];
+static id<MTLCommandBuffer> command_buffer(id<MTLCommandQueue> queue, bool debug, bool kept) {
+    if (!debug) return kept ? [queue commandBufferWithUnretainedReferences] : [queue commandBuffer];
     MTLCommandBufferDescriptor *descriptor =
         [[[MTLCommandBufferDescriptor alloc] init] autorelease];
     [descriptor setErrorOptions:MTLCommandBufferErrorOptionEncoderExecutionStatus];
     return [queue commandBufferWithDescriptor:descriptor];
 }
 
-id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds,
+id<MTLCommandBuffer> metal_encode(metal_device *self, NSString *label, double seconds, bool kept,
                                   NSString * (^encode)(id<MTLCommandBuffer>), NSString **reason) {
     id<MTLCommandBuffer> commands = nil; /* +0: Metal keeps it once committed */
     id<MTLCommandQueue> queue = enter_flight(self, seconds, reason); /* +1 */
     if (queue == nil) return nil;
     @try {
-        commands = command_buffer(queue, self->debug);
+        commands = command_buffer(queue, self->debug, kept);
         [commands setLabel:label];
         *reason = commands != nil ? encode(commands) : @"Metal gave no command buffer";
     } @catch (NSException *exception) {
@@ -290,7 +290,7 @@ static NSString *run_once(metal_device *self, NSString *label, double seconds,
     if (o == NULL) return @"out of memory";
     pthread_mutex_init(&o->lock, NULL);
     clock_cond_init(&o->finished);
-    id<MTLCommandBuffer> commands = metal_encode(self, label, seconds, encode, &reason);
+    id<MTLCommandBuffer> commands = metal_encode(self, label, seconds, false, encode, &reason);
     if (commands != nil)
         reason = metal_commit(self, commands, ^(id<MTLCommandBuffer> finished, NSString *failure) {
             metal_end ended = metal_end_of(finished);

@@ -113,7 +113,7 @@ static void part_finished(metal_device *self, job *j, uint32_t first, uint32_t n
 static NSString *commit_part(metal_device *self, job *j, uint32_t first, uint32_t n) {
     NSString *reason = nil;
     id<MTLCommandBuffer> commands = metal_encode(
-        self, @"oxibonsai", -1,
+        self, @"oxibonsai", -1, true, /* the front keeps what is in the list until `done` */
         ^NSString *(id<MTLCommandBuffer> made) {
             /* Known by now, for what fails is waited for before a queue takes more. */
             if (has_failed(j)) return @"an earlier part of the list failed";

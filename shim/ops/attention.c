@@ -276,11 +276,12 @@ static oxb_status record_combine(oxb_commands *commands, oxb_buffer *splits, uin
                       sizeof args);
 }
 
-/* Bytes that the start of both caches is a multiple of. A driver's buffers start at a page. */
-static uint64_t alignment_of(oxb_binding k_cache, oxb_binding v_cache) {
-    /* OR keeps the lowest set bit, so the result has the smaller alignment. */
-    const uint64_t start =
-        (k_cache.buffer->base + k_cache.offset) | (v_cache.buffer->base + v_cache.offset) | 4096;
+static uint64_t start_of(oxb_binding binding) { return binding.buffer->base + binding.offset; }
+
+/* Bytes that the start of all three is a multiple of. A driver's buffers start at a page. */
+static uint64_t alignment_of(oxb_binding k_cache, oxb_binding v_cache, oxb_binding out) {
+    /* OR keeps the lowest set bit, so the result has the smallest alignment. */
+    const uint64_t start = start_of(k_cache) | start_of(v_cache) | start_of(out) | 4096;
     return start & (~start + 1);
 }
 
@@ -303,7 +304,9 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
     }
     oxb_op_shape extent = {.extent = {shape->n_heads, shape->n_tokens, 1},
                            .attention = shape,
-                           .cache_alignment = alignment_of(k_cache, v_cache)};
+                           .alignment = alignment_of(k_cache, v_cache, out),
+                           .halves = front_commands_in_half(commands) != 0,
+                           .same_bits = front_commands_deterministic(commands) != 0};
     oxb_tile tile;
     if ((status = ops_tile(commands, OXB_OP_ATTENTION, &extent, &tile)) != OXB_OK) return status;
     struct oxb_attention_args args = {.cache = cache_of(shape),

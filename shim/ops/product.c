@@ -21,7 +21,12 @@ typedef struct product {
 } product;
 
 /* What the vectors of a product are; GEMV's are float32. */
-typedef enum vector_form { FLOAT_VECTORS, INT8_VECTORS, HALF_VECTORS } vector_form;
+typedef enum vector_form {
+    FLOAT_VECTORS,
+    INT8_VECTORS,
+    HALVES_VECTORS, /* two halves of each activation */
+    HALF_VECTORS    /* one */
+} vector_form;
 
 /* How the vectors reach the product. */
 typedef struct inputs {
@@ -38,22 +43,32 @@ static int takes_halves(const oxb_commands *commands, const product *p) {
            p->n_vectors >= abilities->half_vectors;
 }
 
+/* One half of each, where the recording is in half. */
+static int takes_half(const oxb_commands *commands, const product *p) {
+    const oxb_abilities *abilities = &front_commands_device(commands)->abilities;
+    return front_commands_in_half(commands) &&
+           (abilities->rounded_products >> p->weight->device_format & 1) &&
+           p->n_vectors >= abilities->rounded_vectors;
+}
+
 /* Where every vector has to have the bits that it has alone, GEMV does it, or a GEMM that says so.
  */
 static int by_gemv(const oxb_commands *commands, const product *p) {
     const oxb_abilities *abilities = &front_commands_device(commands)->abilities;
     if (p->n_vectors == 1) return 1;
     if (front_commands_deterministic(commands) && !abilities->same_bits) return 1;
-    return p->n_vectors <= abilities->gemv_vectors && !takes_halves(commands, p);
+    return p->n_vectors <= abilities->gemv_vectors && !takes_halves(commands, p) &&
+           !takes_half(commands, p);
 }
 
 /* Activations that meet 16 bytes of codes. */
 static uint32_t half_block(const oxb_weight *weight) { return 128 / ops_format_of(weight)->bits; }
 
-/* Two halves for each activation of eight vectors, and a float for each block of each. */
-static uint64_t eight_bytes(const product *p) {
+/* Eight vectors: two halves for each activation, and a float for each block of each; or one half
+ * for each, and a float for each vector. */
+static uint64_t eight_bytes(const product *p, vector_form of) {
     const uint64_t block = half_block(p->weight);
-    return p->k / block * (8 * 4 * block + 8 * 4);
+    return of == HALF_VECTORS ? 8 * 2 * p->k + 8 * 4 : p->k / block * (8 * 4 * block + 8 * 4);
 }
 
 static inputs inputs_of(const oxb_commands *commands, const product *p) {
@@ -62,9 +77,10 @@ static inputs inputs_of(const oxb_commands *commands, const product *p) {
     inputs in = {.by_gemv = by_gemv(commands, p)};
     in.fused_norm =
         p->norm && !p->residual && in.by_gemv && (device->abilities.fused_norm >> format & 1);
-    if (!in.by_gemv && takes_halves(commands, p)) {
-        in.of = HALF_VECTORS; /* of the norm, where there is one */
-        in.prepared_bytes = (p->n_vectors + 7) / 8 * eight_bytes(p);
+    const int half = takes_half(commands, p);
+    if (!in.by_gemv && (half || takes_halves(commands, p))) {
+        in.of = half ? HALF_VECTORS : HALVES_VECTORS; /* of the norm, where there is one */
+        in.prepared_bytes = (p->n_vectors + 7) / 8 * eight_bytes(p, in.of);
         return in;
     }
     if (p->norm && !in.fused_norm) in.norm_bytes = p->n_vectors * p->k * 4;
@@ -87,10 +103,11 @@ typedef struct pieces {
 
 static oxb_status cut_product(const oxb_commands *commands, const product *p, const inputs *in,
                               pieces *found) {
-    found->op = in->by_gemv              ? p->op_gemv
-                : in->of == INT8_VECTORS ? OXB_OP_GEMM_INT8
-                : in->of == HALF_VECTORS ? OXB_OP_GEMM_HALVES
-                                         : p->op_gemm;
+    found->op = in->by_gemv                ? p->op_gemv
+                : in->of == INT8_VECTORS   ? OXB_OP_GEMM_INT8
+                : in->of == HALVES_VECTORS ? OXB_OP_GEMM_HALVES
+                : in->of == HALF_VECTORS   ? OXB_OP_GEMM_HALF
+                                           : p->op_gemm;
     found->shape = ops_matrix_shape(p->weight, p->n_rows, p->k);
     found->shape.extent[0] = p->n_out;
     found->shape.extent[1] = p->n_vectors;
@@ -100,7 +117,7 @@ static oxb_status cut_product(const oxb_commands *commands, const product *p, co
     found->piece = in->of == INT8_VECTORS
                        ? p->n_vectors
                        : ops_piece_of(commands, found->op, &found->shape, &found->tile, 1,
-                                      in->of == HALF_VECTORS ? 8 : 1);
+                                      in->of == FLOAT_VECTORS ? 1 : 8);
     return OXB_OK;
 }
 
@@ -124,10 +141,11 @@ static oxb_status record_pieces(oxb_commands *commands, const product *p, const 
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "%s_%s%s%s", in->by_gemv ? p->gemv : p->gemm,
              ops_format_of(p->weight)->name, p->residual ? "_residual" : "",
-             in->fused_norm           ? "_norm"
-             : in->of == INT8_VECTORS ? "_int8"
-             : in->of == HALF_VECTORS ? "_halves"
-                                      : "");
+             in->fused_norm             ? "_norm"
+             : in->of == INT8_VECTORS   ? "_int8"
+             : in->of == HALVES_VECTORS ? "_halves"
+             : in->of == HALF_VECTORS   ? "_half"
+                                        : "");
     ops_cut vectors = {
         .axis = 1, .piece = cut->piece, .count = in->by_gemv ? NULL : &gemm.n_vectors};
     vectors.steps[1] = x_step;
@@ -157,10 +175,16 @@ static oxb_status record_quantize(oxb_commands *commands, const product *p, cons
 }
 
 /* Where pieces of the product begin, so do halves of their own. */
-static oxb_status record_halve(oxb_commands *commands, const product *p, const ops_operand *x,
-                               const ops_operand *norm, const ops_operand *halves, uint64_t piece,
-                               uint64_t step) {
-    const oxb_op op = p->norm ? OXB_OP_HALVE_NORM : OXB_OP_HALVE;
+static oxb_status record_halve(oxb_commands *commands, const product *p, vector_form of,
+                               const ops_operand *x, const ops_operand *norm,
+                               const ops_operand *halves, uint64_t piece, uint64_t step) {
+    const oxb_op op = of == HALF_VECTORS ? OXB_OP_ROUND_HALF
+                      : p->norm          ? OXB_OP_HALVE_NORM
+                                         : OXB_OP_HALVE;
+    const int whole = op != OXB_OP_HALVE; /* a threadgroup has a whole vector */
+    char kernel[OXB_NAME_BYTES];
+    snprintf(kernel, sizeof kernel, "%s%s", of == HALF_VECTORS ? "round_half" : "halve",
+             p->norm ? "_norm" : "");
     ops_operand operands[3] = {*x};
     uint32_t n = 1;
     if (p->norm) operands[n++] = *norm;
@@ -170,20 +194,20 @@ static oxb_status record_halve(oxb_commands *commands, const product *p, const o
                                   p->norm ? p->norm->eps : 0};
     const uint64_t n_vectors = (p->n_vectors + 7) / 8 * 8;
     oxb_op_shape shape = ops_matrix_shape(p->weight, p->n_rows, p->k);
-    shape.extent[0] = p->norm ? n_vectors : p->k;
-    shape.extent[1] = p->norm ? 1 : n_vectors;
-    shape.elements = p->norm ? p->k : 1;
+    shape.extent[0] = whole ? n_vectors : p->k;
+    shape.extent[1] = whole ? 1 : n_vectors;
+    shape.elements = whole ? p->k : 1;
     oxb_tile tile;
     oxb_status status = ops_tile(commands, op, &shape, &tile);
     if (status != OXB_OK) return status;
     ops_cut vectors = {
-        .axis = p->norm ? 0 : 1, .piece = (piece + 7) / 8 * 8, .count = &args.n_vectors};
+        .axis = whole ? 0 : 1, .piece = (piece + 7) / 8 * 8, .count = &args.n_vectors};
     vectors.steps[0] = p->k * 4;
     vectors.steps[n - 1] = step;
     const ops_recording recording = {.op = op,
                                      .shape = &shape,
                                      .tile = &tile,
-                                     .kernel = p->norm ? "halve_norm" : "halve",
+                                     .kernel = kernel,
                                      .operands = operands,
                                      .n_operands = n,
                                      .args_size = sizeof args,
@@ -216,10 +240,10 @@ static oxb_status record_checked(oxb_commands *commands, const product *p, const
         operands[n++] = (ops_operand){"quantized input", scratch, in.prepared_bytes, 0};
         status = record_quantize(commands, p, operands + 1, operands + 2);
     }
-    if (status == OXB_OK && in.of == HALF_VECTORS) {
+    if (status == OXB_OK && (in.of == HALVES_VECTORS || in.of == HALF_VECTORS)) {
         operands[1] = (ops_operand){"halves", scratch, in.prepared_bytes, 0};
-        x_step = eight_bytes(p) / 8;
-        status = record_halve(commands, p, x, norm, operands + 1, cut.piece, x_step);
+        x_step = eight_bytes(p, in.of) / 8;
+        status = record_halve(commands, p, in.of, x, norm, operands + 1, cut.piece, x_step);
     }
     operands[n++] = *y;
     if (status != OXB_OK) return status;

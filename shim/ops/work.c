@@ -25,7 +25,8 @@ uint64_t ops_work(oxb_op op, const oxb_op_shape *shape, const oxb_tile *tile) {
     case OXB_OP_GEMM:
     case OXB_OP_SWIGLU_GEMM:
     case OXB_OP_GEMM_INT8:
-    case OXB_OP_GEMM_HALVES: return saturated(saturated(shape->n_rows, shape->k), shape->extent[1]);
+    case OXB_OP_GEMM_HALVES:
+    case OXB_OP_GEMM_HALF: return saturated(saturated(shape->n_rows, shape->k), shape->extent[1]);
     case OXB_OP_ATTENTION:
         /* A key and a value of each position. */
         return saturated(saturated(plane, a->max_length ? a->max_length : a->max_seq),

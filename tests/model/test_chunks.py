@@ -51,9 +51,12 @@ def tokens_a_second(fault: Fault, model: Model, n: float) -> None:
     fault.set_work_rate(n * model.weights.work_per_token)
 
 
-def stand_in(rate: float, work: int) -> Any:
+def stand_in(rate: float, work: int, *, unified: bool = True) -> Any:
     return SimpleNamespace(
-        device=SimpleNamespace(stats=SimpleNamespace(work_per_second=rate)),
+        device=SimpleNamespace(
+            stats=SimpleNamespace(work_per_second=rate),
+            info=SimpleNamespace(unified_memory=unified),
+        ),
         weights=SimpleNamespace(work_per_token=work),
     )
 
@@ -65,6 +68,16 @@ def stand_in(rate: float, work: int) -> Any:
 def test_a_chunk_takes_at_most_a_second(tokens: float, chunk: int) -> None:
     size = ChunkSize(stand_in(tokens * 1e9, 10**9), None)
     assert (size.next(), size.most) == (chunk, 128)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "chunk"), [(0, 512), (1e9, 512), (512, 512), (511.9, 128), (127.9, 64), (0.01, 32)]
+)
+def test_a_gpu_with_memory_of_its_own_takes_larger_chunks(tokens: float, chunk: int) -> None:
+    model = stand_in(tokens * 1e9, 10**9, unified=False)
+    assert (ChunkSize(model, None).next(), ChunkSize(model, None).most) == (chunk, 512)
+    assert ChunkSize(model, None, deterministic=True).next() == 128
+    assert ChunkSize(model, 7).next() == 7
 
 
 def test_the_chunk_of_an_8b_on_an_m1_is_64() -> None:

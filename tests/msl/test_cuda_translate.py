@@ -103,6 +103,16 @@ def test_only_the_constant_reference_at_the_last_index_is_passed_by_value():
     assert "{ msl_begin(); k(*a0, *a1); }" in text
 
 
+def test_a_kernel_that_waits_by_itself_does_not_wait_at_its_entry():
+    text = body(
+        "inline void wait() { msl_begin(); }\n"
+        "kernel void k(device uint& y [[buffer(0)]]) { wait(); y = 1; }\n"
+        "kernel void other(device uint& y [[buffer(0)]]) { y = 1; }"
+    )
+    assert "{ k(*a0); }" in text
+    assert "{ msl_begin(); other(*a0); }" in text
+
+
 def test_attributes_of_a_kernel():
     text = body(
         "[[max_total_threads_per_threadgroup(4 * 64)]] kernel void k(\n"

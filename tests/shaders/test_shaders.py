@@ -22,33 +22,13 @@ from cases import (
     set_scales,
     swiglu_with_bound,
 )
+from shader_products import FORM_ROWS, gemv, kernel_of, normed_gemv, normed_swiglu, swiglu
 from shader_runs import FAMILY_OF, SENTINEL, Placed, every_order, run, state, tiles_for
 from shader_weights import CODES, FORMATS, columns, every_format, matrix, random_matrix
 
 from oxibonsai import formats, metal, quant
 
 # Matrices
-
-
-def gemv(name, m, x, start=None, order="random", rows=4, simdgroups=2, mode="check", column=False):
-    """Return what gemv, or from `start` gemv_residual, makes of y."""
-    n_rows, k = m.w64.shape
-    kernel = f"gemv_{name}" if start is None else f"gemv_{name}_residual"
-    y = np.full(n_rows, SENTINEL) if start is None else start
-    # The activations start 4 bytes into their buffer: more alignment is not promised.
-    padded = np.concatenate([np.full(1, np.nan, np.float32), x])
-    data = columns(name, m).data if column else m.data
-    result = run(
-        kernel,
-        [data, Placed(padded, offset=4), y],
-        struct.pack("<QIIIIII", m.codes_offset, n_rows, k, column * n_rows, 0, 0, 0),
-        groups=tiles_for(n_rows, rows * (32 if name in CODES else simdgroups)),
-        threads=32 * simdgroups,
-        constants={0: rows},
-        order=order,
-        mode=mode,
-    )
-    return result[2]
 
 
 def sizes(name):
@@ -99,19 +79,6 @@ def test_gemv_has_the_same_bits_for_every_grid_and_order(name):
             np.testing.assert_array_equal(y.view(np.uint32), expected)
 
 
-def normed_gemv(name, m, x, weight, eps, order="random", rows=2, simdgroups=3):
-    n_rows, k = m.w64.shape
-    return run(
-        f"gemv_{name}_norm",
-        [m.data, x, weight, np.full(n_rows, SENTINEL)],
-        struct.pack("<QIIIfII", m.codes_offset, n_rows, k, 0, eps, 0, 0),
-        groups=tiles_for(n_rows, rows * 32),
-        threads=32 * simdgroups,
-        constants={0: rows},
-        order=order,
-    )[3]
-
-
 @pytest.mark.parametrize("name", CODES)
 @every_order
 @pytest.mark.parametrize(
@@ -144,15 +111,7 @@ def test_gate_up_swiglu_of_a_norm_matches_the_definition(name, order, size, eps)
     m, weight = random_matrix(name, 2 * n_rows, k), (1 + activations(k, 4) / 4) / np.float32(8)
     x = activations(k) * np.float32(size)
     normed = reference.rmsnorm(x, weight, eps)
-    y = run(
-        f"fused_gate_up_swiglu_{name}_norm",
-        [m.data, x, weight, np.full(n_rows, SENTINEL)],
-        struct.pack("<QIIIfII", m.codes_offset, n_rows, k, 0, eps, 0, 0),
-        groups=tiles_for(n_rows, 32),
-        threads=96,
-        constants={0: 1},
-        order=order,
-    )[3]
+    y = normed_swiglu(name, m, x, weight, eps, order)
     expected, bound = swiglu_with_bound(m.w64, normed)
     close_to(y, expected, 2 * bound)
 
@@ -240,19 +199,6 @@ def test_infinite_and_nan_activations_follow_ieee(name):
         y = gemv(name, m, x)
         finite = same_non_finite(y, r)
         close_to(y[finite], r[finite], reference.gemv_bound(m.w64[finite], x, r[finite]))
-
-
-def swiglu(name, m, x, order="random", rows=2, simdgroups=2, column=False):
-    n_rows, k = m.w64.shape[0] // 2, m.w64.shape[1]
-    return run(
-        f"fused_gate_up_swiglu_{name}",
-        [columns(name, m).data if column else m.data, x, np.full(n_rows, SENTINEL)],
-        struct.pack("<QIIIIII", m.codes_offset, n_rows, k, column * 2 * n_rows, 0, 0, 0),
-        groups=tiles_for(n_rows, rows * (32 if name in CODES else simdgroups)),
-        threads=32 * simdgroups,
-        constants={0: rows},
-        order=order,
-    )[2]
 
 
 @every_format
@@ -514,7 +460,10 @@ def test_every_kernel_of_the_table_is_there_and_no_other():
     for op in ("kv_store", "qkv_to_cache", "attention"):
         expected |= {f"{op}_f16", f"{op}_f32", f"{op}_q8"}
     for name in CODES:
-        expected |= {f"gemv_{name}_norm", f"fused_gate_up_swiglu_{name}_norm"}
+        products = (f"gemv_{name}", f"fused_gate_up_swiglu_{name}")
+        forms = {kernel_of(p, n) for p in products for n in ("", "norm")}
+        forms.add(f"gemv_{name}_residual")
+        expected |= {kernel_of(p, form) for p in forms for form in FORM_ROWS}
         expected |= {f"gemm_{name}_halves", f"gemm_{name}_residual_halves"}
         expected.add(f"fused_gate_up_swiglu_gemm_{name}_halves")
     for name in {formats.get(file_format).device_format for file_format in formats.FORMATS}:

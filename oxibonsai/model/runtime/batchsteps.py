@@ -24,6 +24,7 @@ from oxibonsai.model.choices import (
 )
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batchshape import BatchStep
+from oxibonsai.model.runtime.precision import activations_of
 from oxibonsai.model.runtime.steps import Workspace
 
 __all__ = [
@@ -152,7 +153,9 @@ class _Recorder:
         self._heads = heads
         self._step = step
         self.commands = model.graph.commands(
-            activations="float32" if deterministic else model.activations,
+            activations=activations_of(
+                model, heads["kv_dtype"], exact=deterministic, generates=step.n_rows > 0
+            ),
             deterministic=deterministic,
         )
 

@@ -19,6 +19,7 @@ from oxibonsai.model.errors import SessionFileError
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.decoder import Decoder
+from oxibonsai.model.runtime.precision import activations_of
 from oxibonsai.model.timeline import Timeline
 from oxibonsai.writing import written_whole
 
@@ -113,6 +114,7 @@ def save(
             "chunk": str(chunk),
             "chunk_given": str(int(chunk_given)),
             "deterministic": str(int(decoder.deterministic)),
+            "activations": activations_of(model, decoder.kv_dtype, exact=decoder.deterministic),
         }
     }
     header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))

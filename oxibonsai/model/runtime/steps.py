@@ -11,6 +11,7 @@ from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.choosing import N_SLOTS, ChoiceBuffers, ChoiceRows
+from oxibonsai.model.runtime.precision import activations_of
 
 __all__ = [
     "AnyStep",
@@ -169,9 +170,9 @@ def record(
     deterministic: bool,
 ) -> Commands:
     """Record a step."""
-    float32 = deterministic or isinstance(step, ChoiceStep) or step.float32
+    exact = deterministic or isinstance(step, ChoiceStep) or step.float32
     commands = model.graph.commands(
-        activations="float32" if float32 else model.activations, deterministic=deterministic
+        activations=activations_of(model, kv_dtype, exact=exact), deterministic=deterministic
     )
     recorder = _Recorder(model, kv_dtype, cache, text, work, choosing, commands)
     try:

@@ -2,12 +2,27 @@
 
 /* Wait for the kernel before, where the host lets this one start when the threadgroups of that one
  * end and not when its writes are seen (programmatic dependent launch). Every entry begins with it,
- * so that nothing is read or written too early, and a kernel that has ended knows that all before
- * it have. Nothing asks for an earlier start: threadgroups that wait take the places of those that
- * work. */
+ * but for kernels that wait themselves (shaders/early.h), so that nothing is read or written too
+ * early, and a kernel that has ended knows that all before it have. With MSL_STALL every kernel
+ * lets the next one start at once and then lingers, so that one that does not wait reads what is
+ * not yet written. */
 MSL_FN void msl_begin() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#ifdef MSL_STALL
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
     asm volatile("griddepcontrol.wait;" ::: "memory");
+#ifdef MSL_STALL
+    for (const long long begin = clock64(); clock64() - begin < 40000;) {}
+#endif
+#endif
+}
+
+/* Let the next kernel start before this one has ended, once each threadgroup has come here. Most
+ * kernels never do: threadgroups that wait take the places of those that work. */
+MSL_FN void msl_let_start() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
 #endif
 }
 

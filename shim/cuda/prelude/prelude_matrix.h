@@ -111,6 +111,46 @@ MSL_FN void msl_matrix_tile(float *sums, const uint *rows, uint first, uint seco
     }
 #endif
 }
+/* sums = before + a tile of 16 rows and 32 elements, times those of 8 columns, in signed bytes: the
+ * product of mma.m16n8k32, in its order of elements over the lanes. */
+MSL_FN void msl_matrix_bytes(int *sums, const int *before, const uint *rows, uint first,
+                             uint second) {
+#if __CUDA_ARCH__ >= 800
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+        "{%8, %9}, {%10, %11, %12, %13};"
+        : "=r"(sums[0]), "=r"(sums[1]), "=r"(sums[2]), "=r"(sums[3])
+        : "r"(rows[0]), "r"(rows[1]), "r"(rows[2]), "r"(rows[3]), "r"(first), "r"(second),
+          "r"(before[0]), "r"(before[1]), "r"(before[2]), "r"(before[3]));
+#else
+    const uint row = msl_lane() & ~3u, column = (msl_lane() & 3u) * 8;
+    int found[4] = {before[0], before[1], before[2], before[3]};
+#pragma unroll 1
+    for (uint quad = 0; quad < 4; quad++) {
+#pragma unroll
+        for (uint i = 0; i < 4; i++) { /* a row's words, and those of the column's */
+            const uint a = __shfl_sync(MSL_LANES, rows[i], row + quad);
+#pragma unroll
+            for (uint c = 0; c < 2; c++) {
+                const uint b =
+                    __shfl_sync(MSL_LANES, i < 2 ? first : second, column + 4 * c + quad);
+                found[i % 2 * 2 + c] = __dp4a(int(a), int(b), found[i % 2 * 2 + c]);
+            }
+        }
+    }
+#pragma unroll
+    for (uint i = 0; i < 4; i++) sums[i] = found[i];
+#endif
+}
+/* The value in a register of its own, for the compiler cannot know it: no SM has a number of 2^31.
+ */
+MSL_FN uint msl_keep(uint value) {
+    uint kept;
+    asm volatile(
+        "{\n .reg .u32 sm;\n mov.u32 sm, %%smid;\n shr.u32 sm, sm, 31;\n xor.b32 %0, sm, %1;\n}"
+        : "=r"(kept)
+        : "r"(value));
+    return kept;
+}
 MSL_FN void msl_matrix_fence() { __syncwarp(); }
 /* a * b + c of each of two halves. */
 MSL_FN uint msl_pair_fma(uint a, uint b, uint c) {

@@ -85,6 +85,12 @@ MSL_REDUCE(simd_and, a &b);
 MSL_REDUCE(simd_or, a | b);
 MSL_REDUCE(simd_xor, a ^ b);
 MSL_REDUCE(simd_max, max(a, b));
+#if __CUDA_ARCH__ >= 800
+template <>
+MSL_METHOD uint simd_max(uint value) {
+    return __reduce_max_sync(MSL_LANES, value);
+}
+#endif
 MSL_REDUCE(simd_min, min(a, b));
 #define MSL_QUAD_REDUCE(F, combined)                                   \
     template <class T>                                                 \

@@ -52,6 +52,7 @@ MISUSE = {
     "use_after_end": "use after endEncoding",
     "handler_after_commit": "handler after commit",
     "references_not_retained": "references not retained",
+    "released_in_flight": "released in flight",
     "fast_math_left_on": "fast math",
     "math_mode_left_fast": "fast math",
     "math_functions_left_fast": "fast math",

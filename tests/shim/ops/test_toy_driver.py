@@ -132,6 +132,7 @@ def test_the_variants_of_a_product_are_those_that_the_driver_has_for_its_shape(t
     assert variants("gemv", "q1_g128", 2, 128) == ("fives",)
     assert variants("swiglu", "q1_g128", 4, 128) == ()
     assert variants("gemm_halves", "q1_g128", 4, 128, 8) == ()  # it has no halves
+    assert variants("gemm_half", "q1_g128", 4, 128, 64) == ()
 
 
 def test_a_chosen_variant_is_recorded_for_its_product_only_and_until_it_is_taken_back(toy):

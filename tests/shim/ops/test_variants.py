@@ -50,8 +50,13 @@ def test_every_variant_of_gemv_matches_the_definition(device, graph, name):
         q = random_weight(name, n_rows, k)
         w64, y = dense(q), activations(n_rows, 3)
         with upload(graph, q) as handle, device.upload(norm) as weight:
-            for _ in each_variant(device, "gemv", on_device(name), n_rows, k):
-                for to_norm, residual in ((0, 0), (1, 0), (0, 1)):
+            seen = set()
+            for variant in each_variant(device, "gemv", on_device(name), n_rows, k):
+                # Of a form with 1, 2 and 4 rows, every kernel once.
+                form = variant.rpartition("-")[0]
+                kinds = ((0, 0),) if form in seen else ((0, 0), (1, 0), (0, 1))
+                seen.add(form)
+                for to_norm, residual in kinds:
                     got = run(
                         device,
                         x,

@@ -14,7 +14,7 @@
     [_sets release];
     [super dealloc];
 }
-- (id<MTLCommandBuffer>)made:(MTLCommandBufferDescriptor *)descriptor {
+- (id<MTLCommandBuffer>)made:(MTLCommandBufferDescriptor *)descriptor retaining:(BOOL)retaining {
     if (sim_fails("commandBuffer", NULL)) return nil;
     if (descriptor != nil && ![descriptor retainedReferences])
         sim_misuse("references not retained", "the driver relies on them");
@@ -23,13 +23,17 @@
                    "a real queue blocks here for ever if none can finish");
     BOOL described =
         ([descriptor errorOptions] & MTLCommandBufferErrorOptionEncoderExecutionStatus) != 0;
-    return [[[SimCommandBuffer alloc] initWithQueue:self described:described] autorelease];
+    return [[[SimCommandBuffer alloc] initWithQueue:self described:described
+                                          retaining:retaining] autorelease];
 }
 - (id<MTLCommandBuffer>)commandBuffer {
-    return [self made:nil];
+    return [self made:nil retaining:YES];
+}
+- (id<MTLCommandBuffer>)commandBufferWithUnretainedReferences {
+    return [self made:nil retaining:NO];
 }
 - (id<MTLCommandBuffer>)commandBufferWithDescriptor:(MTLCommandBufferDescriptor *)descriptor {
-    return [self made:descriptor];
+    return [self made:descriptor retaining:YES];
 }
 @end
 
@@ -66,10 +70,11 @@
 + (const char *)simName {
     return "MTLCommandBuffer";
 }
-- (id)initWithQueue:(SimQueue *)queue described:(BOOL)described {
+- (id)initWithQueue:(SimQueue *)queue described:(BOOL)described retaining:(BOOL)retaining {
     self = [super initWithDevice:(SimDevice *)[queue device]];
     _queue = [queue retain];
     _held = [[NSMutableArray alloc] init];
+    if (!retaining) _lent = [[NSMutableSet alloc] init];
     _last = &_first;
     if (described) _encoders = [[NSMutableArray alloc] init];
     return self;
@@ -83,6 +88,7 @@
     _first = NULL;
     _last = &_first;
     [_held removeAllObjects];
+    [_lent removeAllObjects];
     for (unsigned i = 0; i < _handlerCount; i++) _Block_release(_handlers[i]);
     _handlerCount = 0;
 }
@@ -91,6 +97,7 @@
     if (_status < MTLCommandBufferStatusCommitted)
         __atomic_fetch_sub(&_queue->_inFlight, 1, __ATOMIC_SEQ_CST);
     [_held release];
+    [_lent release];
     [_encoders release];
     [_queue release];
     [_error release];
@@ -107,6 +114,20 @@
 }
 - (void)hold:(id)object {
     [_held addObject:object];
+}
+- (void)use:(id)object {
+    if (_lent != nil)
+        [_lent addObject:object];
+    else
+        [_held addObject:object];
+}
+/* The set's own reference must not be the last. */
+- (void)checkLent {
+    for (SimObject *object in _lent) {
+        if ([object retainCount] == 1)
+            sim_misuse("released in flight", "%s of a command buffer that does not retain it",
+                       [[object class] simName]);
+    }
 }
 - (void)checkOpen:(const char *)call {
     if (_status != MTLCommandBufferStatusNotEnqueued) sim_misuse("use after commit", "%s", call);
@@ -206,6 +227,7 @@
                      failed ? MTLCommandBufferStatusError : MTLCommandBufferStatusCompleted,
                      __ATOMIC_RELEASE);
     __atomic_fetch_sub(&_queue->_inFlight, 1, __ATOMIC_SEQ_CST);
+    [self checkLent];
     sim_before_handlers();
     for (unsigned i = 0; i < _handlerCount; i++) ((MTLCommandBufferHandler)_handlers[i])(self);
     [self drop];

@@ -17,6 +17,7 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 /* Guarded by lock. */
 static SimDevice *devices[SIM_MAX_DEVICES];
 static uint32_t widths[SIM_MAX_DEVICES];
+static char given_name[64];
 static uint32_t device_count = 1, default_device, max_threads, queues_made;
 static NSMutableArray *kernel_names; /* in the order in which they were seen since the reset */
 static uint64_t max_buffer_length;
@@ -62,6 +63,7 @@ void sim_devices_reset(void) {
     device_count = 1;
     default_device = 0;
     max_threads = 0;
+    given_name[0] = '\0';
     max_buffer_length = 0;
     queues_made = 0;
     [kernel_names removeAllObjects];
@@ -81,6 +83,7 @@ void metal_sim_set_simd_width(uint32_t device, uint32_t width) {
 void metal_sim_set_max_buffer_length(uint64_t length) { max_buffer_length = length; }
 
 void metal_sim_set_max_threads(uint32_t threads) { max_threads = threads; }
+void metal_sim_set_name(const char *name) { snprintf(given_name, sizeof given_name, "%s", name); }
 
 uint32_t sim_max_threads_of(const char *kernel) {
     static const uint32_t turns[] = {1024, 448, 256};
@@ -101,6 +104,7 @@ uint32_t sim_max_threads_of(const char *kernel) {
     return i;
 }
 - (NSString *)name {
+    if (given_name[0] != '\0') return [NSString stringWithUTF8String:given_name];
     if (sim_is_virtual()) return @"Apple Paravirtual device";
     return [NSString stringWithFormat:@"Simulated Metal %lu", (unsigned long)[self place]];
 }

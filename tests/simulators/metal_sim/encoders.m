@@ -89,7 +89,7 @@
     if (own != nil && offset >= own->_length)
         sim_misuse("offset past the buffer", "%lu in %lu bytes", (unsigned long)offset,
                    (unsigned long)own->_length);
-    if (own != nil) [_commands hold:own];
+    if (own != nil) [_commands use:own];
     if (own != nil) [_commands->_queue simCheckResident:own];
     _launch.buffers[index] = own != nil ? (struct msl_binding){own->_memory, own->_length, offset}
                                         : (struct msl_binding){NULL, 0, 0};
@@ -157,7 +157,7 @@
         work.launch.threadgroups[i] = (uint32_t)grid[i];
         work.launch.threads_per_threadgroup[i] = (uint32_t)grid[3 + i];
     }
-    [_commands hold:_pipeline];
+    [_commands use:_pipeline];
     [_commands add:work];
 }
 @end
@@ -179,7 +179,7 @@ static uint64_t cut(uint64_t length) { return length & UINT32_MAX; }
     if (offset % 4 != 0 || length % 4 != 0)
         sim_misuse("blit range not a multiple of 4", "%s: %lu bytes at %lu", call,
                    (unsigned long)length, (unsigned long)offset);
-    [_commands hold:own];
+    [_commands use:own];
     return own->_memory + offset;
 }
 - (void)fillBuffer:(id<MTLBuffer>)buffer range:(NSRange)range value:(uint8_t)value {

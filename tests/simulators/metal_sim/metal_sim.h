@@ -23,6 +23,8 @@ METAL_SIM_API void metal_sim_set_default_device(uint32_t device);
  * in turn from kernel to kernel, and another of them each time a queue is made. A kernel that
  * declares max_total_threads_per_threadgroup has what it declares. */
 METAL_SIM_API void metal_sim_set_max_threads(uint32_t threads);
+/* The name of every device. */
+METAL_SIM_API void metal_sim_set_name(const char *name);
 
 /* The major version of macOS: 26, as at the start, or 12, which has neither math modes nor
  * residency sets. */

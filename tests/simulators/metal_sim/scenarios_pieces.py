@@ -108,6 +108,15 @@ def products_have_the_bits_of_one_dispatch(sim: Simulation) -> None:
                 assert cut > whole, (name, form)
 
 
+def products_in_half_have_the_bits_of_one_dispatch(sim: Simulation) -> None:
+    with compared(sim, 1) as both:
+        for name in ("Q1_0", "Q2_0"):
+            for form in FORMS:
+                record, arrays = product(name, 38, 128, 150, form)
+                whole, cut = both.dispatches(record, arrays, activations="half")
+                assert (whole, cut) == (2, 6), (name, form)  # 64, 64 and 22 vectors
+
+
 def any_bound_gives_the_bits_of_one_dispatch(sim: Simulation) -> None:
     n_rows, k = 38, 128
     for vectors in (1, 20, 40):

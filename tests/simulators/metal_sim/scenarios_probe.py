@@ -36,8 +36,9 @@ inline void multiply(thread simdgroup_float8x8 &d, thread simdgroup_half8x8 &a,
     a.thread_elements()[1] = first;
     simdgroup_multiply_accumulate(d, a, b, c);
 }
+template <typename T>
 inline void multiply(thread simdgroup_float8x8 &d, thread simdgroup_float8x8 &a,
-                     thread simdgroup_float8x8 &b, thread simdgroup_float8x8 &c) {
+                     thread simdgroup_matrix<T, 8, 8> &b, thread simdgroup_float8x8 &c) {
     simdgroup_multiply_accumulate(d, a, b, c);
 }
 #define simdgroup_multiply_accumulate multiply
@@ -77,13 +78,14 @@ def a_device_that_computes_something_else_is_refused(sim: Simulation) -> None:
         ("simd_sum", "(v) (v)", ("functions", "simd_sum gave 1 in lane 0, not 528")),
         ("simd_max", "(v) (v)", ("functions", "simd_max gave 1 in lane 0, not 32")),
         ("simd_shuffle_xor", "(v, m) simd_shuffle(v, m)", ("functions", "simd_shuffle_xor")),
+        ("simd_shuffle", "(v, n) simd_shuffle_xor(v, n)", ("functions", "simd_shuffle gave")),
         ("simd_shuffle_up", "(v, n) simd_shuffle_down(v, n)", ("functions", "simd_shuffle_up")),
         (
             "simdgroup_multiply_accumulate",
             "(d, a, b, c) simdgroup_multiply_accumulate(d, b, a, c)",
             ("matrices", "the product of float"),
         ),
-        ("threadgroup_barrier", "(flags)", ("threadgroups", "256 threads", "25600 bytes")),
+        ("threadgroup_barrier", "(flags)", ("threadgroups", "256 threads", "29696 bytes")),
     ):
         sim.set_prelude(f"#define {function}{lines}")
         expect_refusal(*parts)
@@ -109,8 +111,8 @@ def small_threadgroups_are_refused(sim: Simulation) -> None:
     expect_refusal("at most 255 threads", "need 256")
     sim.set_max_threads(256)
     sim.set_max_threadgroup_memory(16384)
-    expect_refusal("16384 bytes", "need 25600")
-    sim.set_max_threadgroup_memory(25600)
+    expect_refusal("16384 bytes", "need 29696")
+    sim.set_max_threadgroup_memory(29696)
     Device("metal").close()
 
 

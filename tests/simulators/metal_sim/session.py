@@ -85,6 +85,9 @@ class Simulation:
     def set_max_buffer_length(self, length: int) -> None:
         self.library.metal_sim_set_max_buffer_length(ctypes.c_uint64(length))
 
+    def set_name(self, name: str) -> None:
+        self.library.metal_sim_set_name(name.encode())
+
     def set_cost(self, kernel: str | None, seconds: float) -> None:
         """Set the seconds of a thread of one kernel, or of any other."""
         name = kernel.encode() if kernel is not None else None

@@ -186,6 +186,7 @@ typedef struct sim_work {
     sim_work *_first, **_last;
     NSMutableArray *_encoders; /* SimEncoderInfo of each; nil where they are not asked for */
     NSMutableArray *_held;     /* what the work uses */
+    NSMutableSet *_lent;       /* of it what others must keep; nil where references are retained */
     BOOL _encoding;
     unsigned _encoderCount;
     MTLCommandBufferStatus _status;
@@ -194,9 +195,11 @@ typedef struct sim_work {
     void *_handlers[8]; /* copied blocks */
     unsigned _handlerCount;
 }
-- (id)initWithQueue:(SimQueue *)queue described:(BOOL)described;
+- (id)initWithQueue:(SimQueue *)queue described:(BOOL)described retaining:(BOOL)retaining;
 - (void)add:(sim_work)work;
 - (void)hold:(id)object;
+/* Of a buffer or a pipeline: others keep it where references are not retained. */
+- (void)use:(id)object;
 - (void)execute;
 @end
 

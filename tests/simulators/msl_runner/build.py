@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from oxibonsai.msl.constants import constants_of_kernels
+from oxibonsai.msl.constants import constants_of_kernels, words_of_kernels
 from oxibonsai.msl.tokens import tokenize
 
 from .cache import PACKAGE, digest, folder, package_digest, processor, work_folder
@@ -233,7 +233,8 @@ def _make(text: str, name: str, options: Options, target: Path) -> None:
     program = _parse(text, name, options)
     instances = _chosen(program, options.kernels)
     values = {index: value for index, _, value in options.values}
-    used = constants_of_kernels(program.tokens, program.kernels, program.constants.values())
+    words = words_of_kernels(program.tokens, program.kernels)
+    used = constants_of_kernels(words, program.constants.values())
     code = program.code + generate(program, instances, used, values)
     support = support_object(options.mode == "check")
     with work_folder() as work:

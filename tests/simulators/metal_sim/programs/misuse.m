@@ -208,6 +208,18 @@ static void handler_after_commit(void) {
     }];
 }
 
+static void released_in_flight(void) {
+    @autoreleasepool {
+        id<MTLBuffer> lent = [device newBufferWithLength:1024 options:MTLResourceStorageModeShared];
+        id<MTLCommandBuffer> commands = [queue commandBufferWithUnretainedReferences];
+        id<MTLBlitCommandEncoder> encoder = [commands blitCommandEncoder];
+        [encoder fillBuffer:lent range:NSMakeRange(0, 64) value:1];
+        [encoder endEncoding];
+        [lent release];
+        [commands commit];
+    }
+}
+
 static void references_not_retained(void) {
     MTLCommandBufferDescriptor *descriptor =
         [[[MTLCommandBufferDescriptor alloc] init] autorelease];
@@ -358,6 +370,7 @@ static const struct {
              CASE(use_after_end),
              CASE(handler_after_commit),
              CASE(references_not_retained),
+             CASE(released_in_flight),
              CASE(fast_math_left_on),
              CASE(math_mode_left_fast),
              CASE(math_functions_left_fast),

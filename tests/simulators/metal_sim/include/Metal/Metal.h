@@ -333,6 +333,7 @@ typedef void (^MTLCommandBufferHandler)(id<MTLCommandBuffer>);
 @property (nullable, copy, atomic) NSString *label;
 @property (readonly) id<MTLDevice> device;
 - (nullable id<MTLCommandBuffer>)commandBuffer;
+- (nullable id<MTLCommandBuffer>)commandBufferWithUnretainedReferences;
 #if SIM_MACOS >= 15
 - (void)addResidencySet:(id<MTLResidencySet>)residencySet;
 - (void)removeResidencySet:(id<MTLResidencySet>)residencySet;

@@ -1,0 +1,39 @@
+// gemv and the fused gate-up-SwiGLU of coded formats by selection and addition.
+#include <metal_stdlib>
+using namespace metal;
+
+#include "oxb_args.h"
+#include "simd.h"
+#include "formats.h"
+#include "rms.h"
+#include "rows.h"
+#include "coded.h"
+#include "select_add.h"
+#include "coded_vector.h"
+#include "silu.h"
+#include "gemv_coded.h"
+#include "swiglu_coded.h"
+#include "instantiate.h"
+
+OXB_KERNEL("gemv_q1_g128_select", gemv_coded<select_form, q1_g128, false>)
+OXB_KERNEL("gemv_q2_g128_select", gemv_coded<select_form, q2_g128, false>)
+OXB_KERNEL("gemv_q2_g64_select", gemv_coded<select_form, q2_g64, false>)
+
+OXB_KERNEL("gemv_q1_g128_residual_select", gemv_coded<select_form, q1_g128, true>)
+OXB_KERNEL("gemv_q2_g128_residual_select", gemv_coded<select_form, q2_g128, true>)
+OXB_KERNEL("gemv_q2_g64_residual_select", gemv_coded<select_form, q2_g64, true>)
+
+OXB_KERNEL("gemv_q1_g128_norm_select", gemv_coded_norm<select_form, q1_g128>)
+OXB_KERNEL("gemv_q2_g128_norm_select", gemv_coded_norm<select_form, q2_g128>)
+OXB_KERNEL("gemv_q2_g64_norm_select", gemv_coded_norm<select_form, q2_g64>)
+
+OXB_KERNEL("fused_gate_up_swiglu_q1_g128_select", fused_gate_up_swiglu_coded<select_form, q1_g128>)
+OXB_KERNEL("fused_gate_up_swiglu_q2_g128_select", fused_gate_up_swiglu_coded<select_form, q2_g128>)
+OXB_KERNEL("fused_gate_up_swiglu_q2_g64_select", fused_gate_up_swiglu_coded<select_form, q2_g64>)
+
+OXB_KERNEL("fused_gate_up_swiglu_q1_g128_norm_select",
+           fused_gate_up_swiglu_coded_norm<select_form, q1_g128>)
+OXB_KERNEL("fused_gate_up_swiglu_q2_g128_norm_select",
+           fused_gate_up_swiglu_coded_norm<select_form, q2_g128>)
+OXB_KERNEL("fused_gate_up_swiglu_q2_g64_norm_select",
+           fused_gate_up_swiglu_coded_norm<select_form, q2_g64>)

@@ -1,0 +1,440 @@
+// Products of a coded matrix and a vector on int8 matrix units: what gemv and swiglu share for
+// 1-bit and 2-bit codes.
+//
+// A block is the activations that meet 16 bytes of codes. They become integers with one power of
+// two for the block, and each integer eight slices, which are the columns of the matrix product:
+// its digits to base 16, the highest of which has the sign, or to base 256, from -128 to 127. The
+// rows are the codes as they are, masked out of their words. So all sums of a block are exact. The
+// sum of levels is that of codes less the sum of all activations (codes 0 to 3), or twice that of
+// codes less it (codes 0 and 1), and that of all is a product with codes of 1.
+//
+// A SIMD-group has tiles of 16 rows and the blocks simdgroup, simdgroup + simdgroups, ... of k. It
+// makes the slices of its own blocks itself, so that no barrier of the threadgroup stands between.
+// Row r of a tile's product is row 2 r of the matrix, row 8 + r the one after it, so that a lane
+// has two neighbouring rows and reads their scales at once.
+//
+// A block that integers do not hold with the accuracy of float has NaN as its power of two. A row
+// whose sum is not finite, for that or for any other reason, is computed again by the definition.
+#ifndef OXB_SLICES_H
+#define OXB_SLICES_H
+
+// A threadgroup has this many SIMD-groups, or twice as many.
+#define OXB_SLICES_SIMDGROUPS 8u
+#define OXB_SLICES_MOST_ROWS  96u
+#define OXB_SLICES_INTEGER    30u // the largest of a block is below 2^30
+// Biased exponents of the largest of a block: others leave float's range in what follows.
+#define OXB_SLICES_LEAST 31u
+#define OXB_SLICES_MOST  227u
+
+template <typename Code>
+struct slices;
+
+template <>
+struct slices<code_1bit> {
+    enum { products = 4, lane_elements = 4, elements_apart = 8 };
+    // The upper two words of a lane lie 16 banks off the lower ones.
+    enum { part = OXB_SIMD_WIDTH + 4, size = 2 * part }; // in 16 bytes
+
+    // The first of the elements that a lane makes slices of, bytes of one product.
+    static uint element(uint lane) { return lane / 8u * 32u + lane % 8u; }
+
+    // The rows of half of a product.
+    static uint rows(uint word, uint product, uint second) {
+        return (second != 0u ? word >> 4u : word) & 0x01010101u << product;
+    }
+    static uint ones(uint product) { return 0x01010101u << product; }
+
+    static bool loses(float, uint) { return false; } // every level is 1 or -1
+
+    // The bytes of a product are 2^(3 - product) times digits: with its rows' 2^product, 8 times.
+    static void store(thread const float *x, threadgroup uint4 *to, uint lane) {
+        uint digits[4];
+        OXB_UNROLL
+        for (uint j = 0; j < 4u; j++) digits[j] = uint(int(x[j]));
+        const uint product = lane % 4u, second = lane / 4u % 2u, shift = 3u - product;
+        const uint mask = 0x0f0f0f0fu << shift, sign = 0x08080808u << shift;
+        threadgroup uint *at =
+            (threadgroup uint *)(to + product / 2u * part + lane / 8u) + product % 2u * 2u + second;
+        OXB_UNROLL
+        for (uint byte = 0; byte < 4u; byte++) {
+            // Byte 3 - byte of all four: two digits each.
+            const uint from = (3u - byte) * 0x11u + 0x40u;
+            const uint four = matrix_permute(matrix_permute(digits[0], digits[1], from),
+                                             matrix_permute(digits[2], digits[3], from), 0x5410u);
+            uint high = four >> (4u - shift) & mask;
+            // The highest digit has the sign, the others are from 0 on.
+            if (byte == 0u) high = ((high ^ sign) | 0x80808080u) - sign ^ 0x80808080u;
+            at[2u * byte * 16u] = high;
+            at[(2u * byte + 1u) * 16u] = four << shift & mask;
+        }
+    }
+
+    static uint4 load(threadgroup const uint4 *from, uint pair, uint lane) {
+        return from[pair * part + lane];
+    }
+
+    // A pair of sums as a float that is larger by 1.5 * 2^23: cheaper than a conversion.
+    static int before(uint i) { return i % 2u == 0u ? 0 : 0x4b400000; }
+    static float joined(int high, int low) {
+        return as_type<float>((uint(high) << 4u) + uint(low));
+    }
+    // What the pair of all activations takes away from the float, times `unit`: half of the pair,
+    // for the sums are of codes that count four times what a level does.
+    static float less(float all, float unit) { return -fma(all, 0.5f, 6291456.0f) * unit; }
+    // 2^e, for slices of numbers below 2^e, to the unit of the lane's pair of columns.
+    static float unit(uint quad) { return as_type<float>((127u - 8u - 8u * quad) << 23u); }
+};
+
+template <>
+struct slices<code_2bit> {
+    enum { products = 2, lane_elements = 2, elements_apart = 4 };
+    enum { part = OXB_SIMD_WIDTH, size = part };
+
+    static uint element(uint lane) { return lane / 8u * 16u + lane / 4u % 2u * 8u + lane % 4u; }
+
+    static uint rows(uint word, uint product, uint second) {
+        return word >> (4u * product + 2u * second) & 0x03030303u;
+    }
+    static uint ones(uint) { return 0x01010101u; }
+
+    // Codes of level 0 may hide the largest of a block: numbers need all of their digits
+    // themselves.
+    static bool loses(float x, uint exponent) {
+        const uint bits = as_type<uint>(x) & 0x7fffffffu;
+        return bits != 0u && (bits >> 23u) + 36u < exponent;
+    }
+
+    static void store(thread const float *x, threadgroup uint4 *to, uint lane) {
+        uint low[2], high[2];
+        OXB_UNROLL
+        for (uint j = 0; j < 2u; j++) {
+            const ulong digits = ulong(long(x[j] * 4294967296.0f)) + 0x8080808080808080ul;
+            low[j] = uint(digits) ^ 0x80808080u;
+            high[j] = uint(digits >> 32u) ^ 0x80808080u;
+        }
+        threadgroup ushort *at =
+            (threadgroup ushort *)(to + lane / 8u) + lane % 4u * 2u + lane / 4u % 2u;
+        OXB_UNROLL
+        for (uint byte = 0; byte < 8u; byte++) {
+            const uint from = 3u - byte % 4u;
+            const uint two = byte < 4u ? matrix_permute(high[0], high[1], from | (4u + from) << 4u)
+                                       : matrix_permute(low[0], low[1], from | (4u + from) << 4u);
+            at[byte * 32u] = ushort(two);
+        }
+    }
+
+    static uint4 load(threadgroup const uint4 *from, uint, uint lane) { return from[lane]; }
+
+    static int before(uint) { return 0; }
+    static float joined(int high, int low) { return float(high * 256 + low); }
+    static float less(float all, float unit) { return -all * unit; }
+    static float unit(uint quad) { return as_type<float>((127u - 14u - 16u * quad) << 23u); }
+};
+
+template <typename Code>
+struct slices_memory {
+    uint4
+        slots[2u * OXB_SLICES_SIMDGROUPS * uint(slices<Code>::size)]; // a block of each SIMD-group
+    float sums[2u * OXB_SLICES_SIMDGROUPS * OXB_SLICES_MOST_ROWS];    // [SIMD-group][row]
+    float squares[2u * OXB_SLICES_SIMDGROUPS];                        // of their activations
+    float partial[OXB_MAX_SIMDGROUPS];
+};
+
+// What the matrix is multiplied by: x, or x * scale * inverse * weight where there is a norm.
+struct slices_input {
+    device const float *x;
+    device const float *weight;
+    float scale, inverse;
+};
+
+// The tiles of a SIMD-group: 16 TILES rows from `first` on of each of MATRICES, n_rows apart. The
+// matrix lies in columns.
+struct slices_rows {
+    uint n_rows, first;
+};
+
+// What a lane holds of the weights of a block, and of its activations.
+template <uint TILES>
+struct slices_weights {
+    uint words[TILES][2];
+    half2 scales[TILES];
+};
+
+template <uint ELEMENTS>
+struct slices_activations {
+    float x[ELEMENTS], weight[ELEMENTS];
+};
+
+// Where a lane's words and scales of the first tile lie in a row's first block. Blocks are `column`
+// rows apart, matrices n_rows.
+struct slices_place {
+    device const uint *codes;
+    device const half *scales;
+    uint column, n_rows;
+};
+
+inline slices_place place_of(weight_bytes w, slices_rows rows, uint lane) {
+    const ulong row = rows.first + lane / 4u * 2u;
+    return {(device const uint *)(w.bytes + w.codes_offset) + row * (OXB_LOAD_BYTES / 4u) +
+                lane % 4u,
+            (device const half *)w.bytes + row, w.column, rows.n_rows};
+}
+
+// Tile t of MATRICES * TILES of a block.
+template <typename Format, uint MATRICES, uint TILES>
+inline void ask_tile(slices_place at, uint block, uint t,
+                     thread slices_weights<MATRICES * TILES> &to) {
+    const uint words = OXB_LOAD_BYTES / 4u;
+    device const uint *codes =
+        at.codes + ulong(block) * (at.column * words) + ulong(t / TILES) * (at.n_rows * words);
+    to.words[t][0] = codes[t % TILES * 16u * words];
+    to.words[t][1] = codes[t % TILES * 16u * words + words];
+    device const half *scales = at.scales + ulong(block / Format::loads_per_group) * at.column +
+                                ulong(t / TILES) * at.n_rows;
+    to.scales[t] = *(device const half2 *)(scales + t % TILES * 16u);
+}
+
+template <typename Format, bool NORM>
+inline void
+ask_activations(slices_input input, uint block, uint lane,
+                thread slices_activations<slices<typename Format::code>::lane_elements> &to) {
+    typedef slices<typename Format::code> kind;
+    const uint at = block * Format::weights_per_load + kind::element(lane);
+    device const float *x = input.x + at, *weight = input.weight + at;
+    OXB_UNROLL
+    for (uint j = 0; j < kind::lane_elements; j++) {
+        to.x[j] = x[j * kind::elements_apart];
+        to.weight[j] = NORM ? weight[j * kind::elements_apart] : 1.0f;
+    }
+}
+
+// Make the slices of a block of activations; returns the unit of the lane's pair of columns.
+template <typename Code>
+inline float make_slices(thread float *x, threadgroup uint4 *to, uint lane) {
+    typedef slices<Code> kind;
+    uint most = 0;
+    OXB_UNROLL
+    for (uint j = 0; j < kind::lane_elements; j++)
+        most = max(most, as_type<uint>(x[j]) & 0x7fffffffu); // a NaN is above infinity
+    most = simd_max(most);
+    const uint found = most >> 23u, exponent = max(found, OXB_SLICES_LEAST);
+    bool odd = most != 0u && found - OXB_SLICES_LEAST > OXB_SLICES_MOST - OXB_SLICES_LEAST;
+    const float up = as_type<float>((253u + OXB_SLICES_INTEGER - exponent) << 23u);
+    OXB_UNROLL
+    for (uint j = 0; j < kind::lane_elements; j++) {
+        odd = odd || kind::loses(x[j], exponent);
+        x[j] *= up;
+    }
+    kind::store(x, to, lane);
+    const float unit = as_type<float>((exponent + 1u) << 23u) * kind::unit(lane % 4u);
+    return simd_any(odd) ? NAN : unit;
+}
+
+// A SIMD-group's part of a product.
+template <typename Format, uint MATRICES, uint TILES>
+struct slices_part {
+    typedef slices<typename Format::code> kind;
+    // Where the registers allow it, weights are asked for two blocks ahead of their use.
+    enum { tiles = MATRICES * TILES, ring = 2 - tiles / 4 };
+
+    slices_weights<tiles> weights[ring];
+    slices_activations<kind::lane_elements> next;
+    float sums[2 * tiles]; // the lane's share of row r % 2 of its two of tile r / 2
+    float squares;         // of the lane's activations
+    int before[4];
+    uint ones[kind::products][4];
+};
+
+// Ask for the weights that a part begins with. Behind the last block of a row the last block is
+// asked for again, here and below, and not used.
+template <typename Format, uint MATRICES, uint TILES>
+inline void begin_part(slices_place at, uint blocks, thread_place place,
+                       thread slices_part<Format, MATRICES, TILES> &part) {
+    typedef slices_part<Format, MATRICES, TILES> parts;
+    OXB_UNROLL
+    for (uint i = 0; i < parts::ring; i++) {
+        const uint block = min(place.simdgroup + i * place.simdgroups, blocks - 1u);
+        OXB_UNROLL
+        for (uint t = 0; t < parts::tiles; t++)
+            ask_tile<Format, MATRICES, TILES>(at, block, t, part.weights[i]);
+    }
+}
+
+// Block `block` of a part, whose weights are asked for.
+template <typename Format, uint MATRICES, uint TILES, bool NORM>
+inline void add_block(slices_place at, uint blocks, uint block, slices_input input,
+                      thread_place place, threadgroup uint4 *slot,
+                      thread slices_weights<MATRICES * TILES> &weights,
+                      thread slices_part<Format, MATRICES, TILES> &part) {
+    typedef slices_part<Format, MATRICES, TILES> parts;
+    typedef typename parts::kind kind;
+    const uint ahead = block + parts::ring * place.simdgroups;
+    float x[kind::lane_elements];
+    OXB_UNROLL
+    for (uint j = 0; j < kind::lane_elements; j++) {
+        const float value = part.next.x[j];
+        if (NORM) part.squares = fma(value, value, part.squares);
+        x[j] = NORM ? value * part.next.weight[j] : value;
+    }
+    const float unit = make_slices<typename Format::code>(x, slot, place.lane);
+    ask_activations<Format, NORM>(input, min(block + place.simdgroups, blocks - 1u), place.lane,
+                                  part.next);
+    dependents_start(2u, ahead >= blocks); // all weights are asked for
+    simdgroup_barrier(mem_flags::mem_threadgroup);
+    uint words[2 * kind::products]; // of the lane's column
+    OXB_UNROLL
+    for (uint pair = 0; pair < kind::products / 2u; pair++) {
+        const uint4 four = kind::load(slot, pair, place.lane);
+        OXB_UNROLL
+        for (uint i = 0; i < 4u; i++) words[4u * pair + i] = four[i];
+    }
+    int all[4];
+    OXB_UNROLL
+    for (uint p = 0; p < kind::products; p++) {
+        matrix_add_bytes(all, p == 0u ? part.before : all, part.ones[p], words[2u * p],
+                         words[2u * p + 1u], place.lane);
+    }
+    const float less = kind::less(kind::joined(all[0], all[1]), unit);
+    OXB_UNROLL
+    for (uint t = 0; t < parts::tiles; t++) {
+        const uint low = weights.words[t][0], high = weights.words[t][1];
+        const float2 scales = float2(weights.scales[t]);
+        ask_tile<Format, MATRICES, TILES>(at, min(ahead, blocks - 1u), t, weights);
+        int products[4];
+        OXB_UNROLL
+        for (uint p = 0; p < kind::products; p++) {
+            const uint four[4] = {kind::rows(low, p, 0u), kind::rows(high, p, 0u),
+                                  kind::rows(low, p, 1u), kind::rows(high, p, 1u)};
+            matrix_add_bytes(products, p == 0u ? part.before : products, four, words[2u * p],
+                             words[2u * p + 1u], place.lane);
+        }
+        OXB_UNROLL
+        for (uint i = 0; i < 2u; i++) {
+            const float sum = kind::joined(products[2u * i], products[2u * i + 1u]);
+            part.sums[2u * t + i] = fma(scales[i], fma(sum, unit, less), part.sums[2u * t + i]);
+        }
+    }
+    simdgroup_barrier(mem_flags::mem_threadgroup); // the next slices take the place of these
+}
+
+// memory.sums[simdgroup][row] = the SIMD-group's share of the product of x and the tiles' rows;
+// with a norm also memory.squares. `part` is begun.
+template <typename Format, uint MATRICES, uint TILES, bool NORM>
+inline void multiply_slices(slices_place at, uint blocks, slices_input input,
+                            thread slices_part<Format, MATRICES, TILES> &part, thread_place place,
+                            threadgroup slices_memory<typename Format::code> &memory) {
+    typedef slices_part<Format, MATRICES, TILES> parts;
+    typedef typename parts::kind kind;
+    threadgroup uint4 *slot = memory.slots + place.simdgroup * uint(kind::size);
+    ask_activations<Format, NORM>(input, min(place.simdgroup, blocks - 1u), place.lane, part.next);
+    dependents_start(1u, true);
+    OXB_UNROLL
+    for (uint r = 0; r < 2u * parts::tiles; r++) part.sums[r] = 0.0f;
+    part.squares = 0.0f;
+    OXB_UNROLL
+    for (uint i = 0; i < 4u; i++) part.before[i] = int(matrix_keep(uint(kind::before(i))));
+    OXB_UNROLL
+    for (uint i = 0; i < 4u * kind::products; i++) {
+        const uint one = kind::ones(i / 4u);
+        part.ones[i / 4u][i % 4u] = parts::ring == 2 ? matrix_keep(one) : one;
+    }
+    for (uint block = place.simdgroup; block < blocks; block += parts::ring * place.simdgroups) {
+        OXB_UNROLL
+        for (uint i = 0; i < parts::ring; i++) {
+            const uint one = block + i * place.simdgroups;
+            const bool is_there = i == 0u || one < blocks;
+            if (is_there)
+                add_block<Format, MATRICES, TILES, NORM>(at, blocks, one, input, place, slot,
+                                                         part.weights[i], part);
+        }
+    }
+    // The four lanes of a row have a pair of columns each.
+    threadgroup float *to =
+        memory.sums + place.simdgroup * 16u * parts::tiles + place.lane / 4u * 2u;
+    OXB_UNROLL
+    for (uint r = 0; r < 2u * parts::tiles; r++) {
+        float sum = part.sums[r];
+        sum += simd_shuffle_xor(sum, ushort(1));
+        sum += simd_shuffle_xor(sum, ushort(2));
+        if (place.lane % 4u == r / 2u % 4u) to[r / 2u * 16u + r % 2u] = sum;
+    }
+    if (NORM) {
+        const float squares = simd_sum(part.squares);
+        if (place.lane == 0u) memory.squares[place.simdgroup] = squares;
+    }
+    threadgroup_barrier(mem_flags::mem_threadgroup);
+}
+
+// multiply_slices for x, or where NORM for its RMSNorm; returns the factor that the sums still
+// lack, and completes `input`. The squares of x are summed in the same pass. Where they leave
+// float's range (rms.h) the factor is NaN: then every row is computed by the definition.
+template <typename Format, uint MATRICES, uint TILES, bool NORM>
+inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_input &input,
+                                float eps, thread_place place,
+                                threadgroup slices_memory<typename Format::code> &memory) {
+    const uint k = uint(w.k), blocks = k / Format::weights_per_load;
+    const slices_place at = place_of(w, rows, place.lane);
+    slices_part<Format, MATRICES, TILES> part;
+    begin_part<Format, MATRICES, TILES>(at, blocks, place, part);
+    inputs_wait();
+    multiply_slices<Format, MATRICES, TILES, NORM>(at, blocks, input, part, place, memory);
+    if (!NORM) return 1.0f;
+    float total = 0.0f;
+    for (uint s = 0; s < place.simdgroups; s++) total += memory.squares[s];
+    input.scale = scale_for(total, eps);
+    const bool is_in_range = input.scale == 1.0f;
+    if (!is_in_range) {
+        total = threadgroup_sum(sum_of_squares(input.x, k, input.scale, index_of(place),
+                                               place.simdgroups * OXB_SIMD_WIDTH),
+                                memory.partial, place);
+    }
+    input.inverse = inverse_rms(total, k, input.scale, eps);
+    return is_in_range ? input.inverse : NAN;
+}
+
+// The product of a row by the definition. A SIMD-group's work.
+template <typename Format, bool NORM>
+inline float row_by_definition(weight_bytes w, ulong row, slices_input input, uint lane) {
+    const uint step = Format::lane_weights;
+    float sum = 0.0f;
+    for (uint j = lane * step; j < uint(w.k); j += OXB_SIMD_WIDTH * step) {
+        const uint codes = Format::word(w, row, j);
+        // A scale that is not finite belongs to every level; others lose no digits of small sums.
+        const float scale = float(Format::scale(w, row, j));
+        const float each = isfinite(scale) ? 1.0f : scale, all = isfinite(scale) ? scale : 1.0f;
+        float part = 0.0f;
+        OXB_UNROLL
+        for (uint i = 0; i < step; i++) {
+            float x = input.x[j + i];
+            if (NORM) x = x * input.scale * input.inverse * input.weight[j + i];
+            part = fma(Format::code::level(codes, i) * each, x, part);
+        }
+        sum = fma(all, part, sum);
+    }
+    return simd_sum(sum);
+}
+
+// The product of row i of the tiles' n, which is `row` of the matrix. All lanes of a SIMD-group
+// take part.
+template <typename Format, bool NORM>
+inline float row_of_slices(weight_bytes w, ulong row, uint i, uint n, slices_input input,
+                           float factor, thread_place place,
+                           threadgroup const slices_memory<typename Format::code> &memory) {
+    float sum = 0.0f;
+    for (uint s = 0; s < place.simdgroups; s += OXB_SLICES_SIMDGROUPS) {
+        OXB_UNROLL
+        for (uint of = 0; of < OXB_SLICES_SIMDGROUPS; of++) sum += memory.sums[(s + of) * n + i];
+    }
+    sum *= factor;
+    const uint odd = isfinite(sum) ? 0u : 1u;
+    if (!simd_any(odd != 0u)) return sum;
+    for (uint lane = 0; lane < OXB_SIMD_WIDTH; lane++) {
+        if (simd_shuffle(odd, ushort(lane)) == 0u) continue;
+        const float defined =
+            row_by_definition<Format, NORM>(w, simd_shuffle(row, ushort(lane)), input, place.lane);
+        sum = place.lane == lane ? defined : sum;
+    }
+    return sum;
+}
+
+#endif
