@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import ctypes
-import shlex
-import subprocess
-import sysconfig
-from collections.abc import Iterator
-from pathlib import Path
-
 import numpy as np
 import pytest
 import reference
 from cases import activations, close_to, contents, dense, random_weight, run_python
-from places import SIMULATORS
+from toys import ADD_ELEMENTS, GEMV_ROWS, THREADS, build
 
-import oxibonsai
 from oxibonsai import metal
 from oxibonsai.metal import (
     ChosenVariant,
@@ -24,58 +16,6 @@ from oxibonsai.metal import (
     DeviceNotFoundError,
     EncodingError,
 )
-
-SOURCE = SIMULATORS / "toy_driver" / "toy_driver.c"
-GEMV_ROWS, ADD_ELEMENTS, THREADS = 5, 13, 3
-
-
-def build(folder: Path, gap: str = "NONE") -> Path:
-    library = folder / f"toy_{gap.lower()}.so"
-    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
-    command = [compiler[0], "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-Wall", "-Wextra"]
-    command += ["-Werror", "-I", oxibonsai.get_include(), f"-DTOY_GAP={gap}", str(SOURCE)]
-    subprocess.run([*command, "-o", str(library), "-lm"], check=True)
-    return library
-
-
-class Toy:
-    """The device, and what it ran."""
-
-    def __init__(self, device: Device, library: ctypes.CDLL) -> None:
-        self.device = device
-        self.library = library
-        library.toy_kernel.restype = ctypes.c_char_p
-
-    def ran(self) -> list[tuple[str, tuple[int, int, int], int, int]]:
-        """Return kernel, grid, threads and function constant of every dispatch."""
-        n = ctypes.c_int.in_dll(self.library, "toy_log_length").value
-        of = self.library
-        return [
-            (
-                of.toy_kernel(i).decode(),
-                (of.toy_grid(i, 0), of.toy_grid(i, 1), of.toy_grid(i, 2)),
-                of.toy_threads(i),
-                of.toy_rows(i),
-            )
-            for i in range(n)
-        ]
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory) -> ctypes.CDLL:
-    path = build(tmp_path_factory.mktemp("toy"))
-    metal.load_driver(path)
-    return ctypes.CDLL(str(path))
-
-
-@pytest.fixture
-def toy(library) -> Iterator[Toy]:
-    ctypes.c_int.in_dll(library, "toy_log_length").value = 0
-    present = ctypes.c_int.in_dll(library, "toy_present")
-    present.value = 1
-    with Device("toy") as device:
-        yield Toy(device, library)
-    present.value = 0
 
 
 @pytest.mark.parametrize("n", [1, 13, 14, 40])
@@ -209,7 +149,7 @@ def test_a_variant_that_is_no_text_is_a_type_error(toy):
         toy.device.choose_variant("gemv", "q1_g128", 9, 128, 3)
 
 
-def test_a_closed_device_has_no_variants(library, toy):
+def test_a_closed_device_has_no_variants(toy):
     toy.device.close()
     for call in (
         lambda: toy.device.kernel_variants("gemv", "q1_g128", 9, 128),
@@ -303,6 +243,6 @@ def test_a_gap_in_the_table_is_named_when_the_driver_is_loaded_or_opened(tmp_pat
     assert "the driver must be corrected" in done.stdout
 
 
-def test_a_driver_without_devices_is_not_asked_for_tiles(library):
+def test_a_driver_without_devices_is_not_asked_for_tiles(toy_library):
     with pytest.raises(DeviceNotFoundError, match='no device "toy:0": 0 devices of driver'):
         Device("toy")
