@@ -662,7 +662,9 @@ cdef extern from "oxb_driver.h" nogil:
         uint64_t k
         uint64_t elements
         const oxb_attention_shape *attention
-        uint64_t cache_alignment
+        uint64_t alignment
+        uint32_t halves
+        uint32_t same_bits
         const char *variant
 
     ctypedef struct oxb_tile:
