@@ -22,6 +22,29 @@ struct half_memory {
     uint4 vectors[2u * OXB_HALF_VECTORS / 8u * 2u * 32u];
 };
 
+// Where the words and scales of a matrix lie. From row to row 32 bits suffice, and for the vectors
+// in units of 16 bytes: the op layer takes other kernels for more.
+struct half_matrix {
+    device const uchar *codes;
+    device const uchar *scales;
+    ulong load, group;          // bytes from load to load of a row, from scale to scale
+    uint row_codes, row_scales; // from row to row
+};
+
+template <typename Format>
+inline half_matrix half_matrix_of(weight_bytes w) {
+    const uint loads = uint(w.k / Format::weights_per_load);
+    const bool columns = w.column != 0u;
+    half_matrix m;
+    m.codes = w.bytes + w.codes_offset;
+    m.scales = w.bytes;
+    m.load = columns ? ulong(w.column) * OXB_LOAD_BYTES : OXB_LOAD_BYTES;
+    m.group = columns ? w.column * 2ul : 2ul;
+    m.row_codes = columns ? OXB_LOAD_BYTES : loads * OXB_LOAD_BYTES;
+    m.row_scales = columns ? 2u : loads / uint(Format::loads_per_group) * 2u;
+    return m;
+}
+
 // What a threadgroup multiplies by.
 struct half_input {
     device const uint4 *vectors;
@@ -42,46 +65,51 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
     const uint n_eights = (input.n_vectors + 7u) / 8u;
     const uint stage_size = place.simdgroups / ROWS * EIGHTS * 2u * OXB_SIMD_WIDTH;
     const uint quad = matrix_quad(place.lane);
-    uint row[2 * TILES / Rows::matrices]; // every 8, of the first matrix
+    const half_matrix m = half_matrix_of<Format>(w);
+    uint codes_at[2 * TILES], scales_at[2 * TILES]; // of every 8th row
     OXB_UNROLL
-    for (uint r = 0; r < 2 * TILES / Rows::matrices; r++)
-        row[r] = min(input.first + place.simdgroup % ROWS * (16u * TILES / Rows::matrices) +
-                         8u * r + matrix_row(place.lane),
-                     input.n_rows - 1u);
+    for (uint r = 0; r < 2 * TILES; r++) {
+        const uint of_matrix = 2u * TILES / Rows::matrices;
+        const uint row = min(input.first + place.simdgroup % ROWS * (8u * of_matrix) +
+                                 8u * (r % of_matrix) + matrix_row(place.lane),
+                             input.n_rows - 1u) +
+                         r / of_matrix * input.n_rows;
+        codes_at[r] = row * m.row_codes + 4u * quad;
+        scales_at[r] = row * m.row_scales;
+    }
     OXB_UNROLL
     for (uint t = 0; t < TILES; t++) {
         OXB_UNROLL
         for (uint e = 0; e < EIGHTS; e++) matrix_clear(sums[t][e]);
     }
-    device const uint4 *from[copies];
+    uint from[copies];
     uint4 coming[copies];
     OXB_UNROLL
     for (uint c = 0; c < copies; c++) {
         const uint at = place.simdgroup + c * place.simdgroups;
         const uint eight = min(input.first_eight + at / 2u, n_eights - 1u);
-        from[c] =
-            input.vectors + half_tile(eight, uint(w.k)) + at % 2u * OXB_SIMD_WIDTH + place.lane;
-        coming[c] = *from[c];
+        from[c] = uint(half_tile(eight, uint(w.k))) + at % 2u * OXB_SIMD_WIDTH + place.lane;
+        coming[c] = input.vectors[from[c]];
     }
     uint next_words[2 * TILES];
     half next_scales[2 * TILES];
     OXB_UNROLL
     for (uint r = 0; r < 2 * TILES; r++) {
-        const ulong at = row_of<Rows, TILES>(row, r, input.n_rows);
-        next_words[r] = Format::load_word(w, at, 0, quad);
-        next_scales[r] = Format::load_scale(w, at, 0);
+        next_words[r] = *(device const uint *)(m.codes + codes_at[r]);
+        next_scales[r] = *(device const half *)(m.scales + scales_at[r]);
     }
-    const matrix_held held = matrix_hold(kind);
+    const auto held = matrix_hold_weights(kind, input.n_rows >> 31u);
     for (uint block = 0; block < blocks; block++) {
         uint words[2 * TILES], factors[2 * TILES];
         const uint next = min(block + 1u, blocks - 1u); // the last one is read again, and not used
+        device const uchar *next_codes = m.codes + next * m.load;
+        device const uchar *next_group = m.scales + next / uint(Format::loads_per_group) * m.group;
         OXB_UNROLL
         for (uint r = 0; r < 2 * TILES; r++) {
             words[r] = next_words[r];
             factors[r] = matrix_factor(kind, next_scales[r]);
-            const ulong at = row_of<Rows, TILES>(row, r, input.n_rows);
-            next_words[r] = Format::load_word(w, at, next, quad);
-            next_scales[r] = Format::load_scale(w, at, next);
+            next_words[r] = *(device const uint *)(next_codes + codes_at[r]);
+            next_scales[r] = *(device const half *)(next_group + scales_at[r]);
         }
         OXB_UNROLL
         for (uint part = 0; part < parts; part++) {
@@ -92,10 +120,10 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
                 vectors[(place.simdgroup + c * place.simdgroups) * OXB_SIMD_WIDTH] = coming[c];
             // Who is past it has read the stage before the last, whose place the next one takes.
             threadgroup_barrier(mem_flags::mem_threadgroup);
-            const uint ahead = min(stage + 1u, stages - 1u);
+            device const uint4 *next_vectors =
+                input.vectors + min(stage + 1u, stages - 1u) * (2u * OXB_SIMD_WIDTH);
             OXB_UNROLL
-            for (uint c = 0; c < copies; c++)
-                coming[c] = from[c][ulong(ahead) * (2u * OXB_SIMD_WIDTH)];
+            for (uint c = 0; c < copies; c++) coming[c] = next_vectors[from[c]];
             vectors += place.simdgroup / ROWS * (EIGHTS * 2u * OXB_SIMD_WIDTH);
             OXB_UNROLL
             for (uint pair = 0; pair < 2u; pair++) {

@@ -219,6 +219,15 @@ inline uint matrix_pair(code_2bit, uint word, uint p, matrix_held held) {
 
 // Two weights as halves: the levels of matrix_pair() times their row's scale, which
 // matrix_factor() holds. Exact but for level 2 of a scale above 32752, which becomes infinite.
+// `held` is matrix_hold_weights() of the kind of code: constants in registers, since an instruction
+// takes one other. `nothing` is a zero that the compiler does not know, so that it keeps them
+// there.
+
+struct matrix_held_levels {
+    uint bits, less[3];
+};
+
+inline matrix_held matrix_hold_weights(code_1bit, uint nothing) { return {nothing}; }
 
 inline uint matrix_factor(code_1bit, half scale) {
     return (as_type<ushort>(scale) ^ 0x8000u) * 0x10001u;
@@ -228,10 +237,19 @@ inline uint matrix_weights(code_1bit, uint word, uint p, uint factor, matrix_hel
     return (word << (15u - p) & 0x80008000u) ^ factor; // the bit turns the sign of -scale
 }
 
+inline matrix_held_levels matrix_hold_weights(code_2bit, uint nothing) {
+    return {0x64006400u + nothing,
+            {0xe401e401u + nothing, 0xdc04dc04u + nothing, 0xd410d410u + nothing}};
+}
+
 inline uint matrix_factor(code_2bit, half scale) { return as_type<ushort>(scale) * 0x10001u; }
 
-inline uint matrix_weights(code_2bit kind, uint word, uint p, uint factor, matrix_held held) {
-    return matrix_fma(matrix_pair(kind, word, p, held), factor, 0x80008000u); // less zero
+inline uint matrix_weights(code_2bit, uint word, uint p, uint factor, matrix_held_levels held) {
+    // As in matrix_pair(), with shifts in the place of two constants: 1024 + code * 2^at.
+    const uint at = p % 3u * 2u;
+    const uint bits = (word >> p / 3u * 6u & 0x30003u << at) | held.bits;
+    const uint level = matrix_fma(bits, (0x3c00u - (at << 10u)) * 0x10001u, held.less[p % 3u]);
+    return matrix_fma(level, factor, 0x80008000u); // less zero
 }
 
 #endif

@@ -61,7 +61,7 @@ class Commands:
         self,
         device: Device,
         *,
-        activations: Literal["float32", "int8"] = "float32",
+        activations: Literal["float32", "half", "int8"] = "float32",
         deterministic: bool = False,
     ) -> None: ...
     @property

@@ -74,7 +74,7 @@ class MetalGraph(WeightUploads):
     def commands(
         self,
         *,
-        activations: Literal["float32", "int8"] = "float32",
+        activations: Literal["float32", "half", "int8"] = "float32",
         deterministic: bool = False,
     ) -> Commands:
         """Make an empty recording on the graph's device.

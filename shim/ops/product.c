@@ -43,12 +43,15 @@ static int takes_halves(const oxb_commands *commands, const product *p) {
            p->n_vectors >= abilities->half_vectors;
 }
 
-/* One half of each, where the recording is in half. */
+/* One half of each, where the recording is in half. Their kernel finds rows and vectors by 32 bits:
+ * bytes of codes, and 16 bytes of halves. */
 static int takes_half(const oxb_commands *commands, const product *p) {
     const oxb_abilities *abilities = &front_commands_device(commands)->abilities;
     return front_commands_in_half(commands) &&
            (abilities->rounded_products >> p->weight->device_format & 1) &&
-           p->n_vectors >= abilities->rounded_vectors;
+           p->n_vectors >= abilities->rounded_vectors &&
+           p->n_rows * p->k / 8 * ops_format_of(p->weight)->bits <= UINT32_MAX &&
+           (p->n_vectors + 7) / 8 * p->k <= UINT32_MAX;
 }
 
 /* Where every vector has to have the bits that it has alone, GEMV does it, or a GEMM that says so.
