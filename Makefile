@@ -1,8 +1,8 @@
 # Everything runs from .venv, which is made on first use from $(PYTHON).
 #   make demo       generate text with the model that ships
 #   make test       the fast tests          make test-slow / test-peer / test-all  the rest
-#   make lint       ruff, mypy, import-linter, stubs, cython-lint, clang-format, layers, shellcheck,
-#                   GitHub's forms and workflows, codespell
+#   make lint       ruff, mypy, import-linter, stubs, cython-lint, clang-format, layers, warnings of
+#                   gcc and clang, shellcheck, GitHub's forms and workflows, codespell
 #   make format     bring the code into shape
 #   make cross      compile the C code for macOS with zig
 #   make sanitize   the tests under ASan + UBSan, those with threads under TSan, the simulated Metal
@@ -31,7 +31,8 @@ SOURCES := $(wildcard shim/*/*.[chm] shim/*/*/*.[ch] shaders/*.metal oxibonsai/m
 BUILT := $(VENV)/.built $(VENV)/.installed
 
 .PHONY: demo build test test-slow test-peer test-all
-.PHONY: lint lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-shell lint-github lint-spelling format
+.PHONY: lint lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-warnings
+.PHONY: lint-shell lint-github lint-spelling format
 .PHONY: cross sanitize bench clean
 .DELETE_ON_ERROR:
 
@@ -52,7 +53,8 @@ test-peer: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers $(QWEN3)/.installed
 test-all: $(BUILT) $(VENV)/.extra-test $(VENV)/.extra-peers $(QWEN3)/.installed
 	$(PYTEST) -m "slow or not slow" $(PARALLEL) $(PYTEST_ARGS)
 
-lint: lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-shell lint-github lint-spelling
+lint: lint-ruff lint-mypy lint-imports lint-stubs lint-cython lint-c lint-warnings
+lint: lint-shell lint-github lint-spelling
 
 lint-ruff: $(VENV)/.extra-dev
 	$(VENV)/bin/ruff check .
@@ -82,6 +84,9 @@ lint-cython: $(VENV)/.extra-dev
 lint-c: $(VENV)/.extra-dev
 	$(PY) tools/format_c.py --check
 	$(PY) tools/check_layers.py
+
+lint-warnings: $(VENV)/.simulation
+	$(PY) tools/c_warnings.py
 
 lint-shell: $(VENV)/.extra-dev
 	$(VENV)/bin/shellcheck .ci/run tools/*.sh

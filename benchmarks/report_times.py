@@ -1,13 +1,15 @@
 """Times of a device by its own clock, as JSON, for the report of tools/mac_check.sh.
 
     python benchmarks/report_times.py kernels --device metal [--small] [--out TIMES.json]
+    python benchmarks/report_times.py variants --device cuda [--small] [--out TIMES.json]
     python benchmarks/report_times.py model FILE.gguf --device metal --chunk 128 --tokens 64
 
 `kernels` times what each operation records, in every device format and kind of K/V cache, and every
 variant of the products of codes; a figure is the median of replays. Weights cycle through copies
-that are more than a cache holds. An operation that fails is named, and the others go on. `model`
-feeds a prompt and decodes. With --small both are over in seconds, to see that they run. The file of
---out has after each operation what is known so far, for a run that does not end.
+that are more than a cache holds. An operation that fails is named, and the others go on. `variants`
+times the variants alone. `model` feeds a prompt and decodes. With --small all are over in seconds,
+to see that they run. The file of --out has after each operation what is known so far, for a run
+that does not end.
 """
 
 from __future__ import annotations
@@ -334,11 +336,25 @@ class Kernels:
                 self._fail(name, error)
 
 
-def kernels(device: Device, sizes: Sizes, keep: Callable[[Row], None]) -> Row:
-    """Return the times of all operations, and give `keep` what is known after each."""
+def kernels(
+    device: Device, sizes: Sizes, keep: Callable[[Row], None], *, every: bool = True
+) -> Row:
+    """Return the times of all operations, or not `every` one but variants alone.
+
+    Parameters
+    ----------
+    device
+        What is timed.
+    sizes
+        The shapes.
+    keep
+        Gets what is known after each operation.
+    every
+        Whether the operations are timed that are no variants by name.
+    """
     # The cpu device has kernels of its own.
     shipped = {f for one in embed_shaders.families() for f in one.functions}
-    untimed = set() if device.driver == "cpu" else shipped
+    untimed = shipped if every and device.driver != "cpu" else set()
     found: Row = {
         "device": device.info._asdict(),
         "untimed": sorted(untimed),
@@ -351,7 +367,7 @@ def kernels(device: Device, sizes: Sizes, keep: Callable[[Row], None]) -> Row:
     with MetalGraph(device) as graph:
         table = Kernels(graph, sizes)
         found |= {"bandwidth_bytes_per_second": table.bandwidth, "failed": table.failed}
-        for row in table.rows():
+        for row in table.rows() if every else ():
             found["kernels"].append(row)
             untimed.difference_update(row["kernels"])
             found["untimed"] = sorted(untimed)
@@ -416,7 +432,7 @@ def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     kinds = parser.add_subparsers(dest="kind", required=True)
-    for kind in ("kernels", "model"):
+    for kind in ("kernels", "variants", "model"):
         one = kinds.add_parser(kind)
         one.add_argument("--device", default=None)
         one.add_argument("--driver", help="a driver's library to load first")
@@ -436,8 +452,9 @@ def main() -> None:
             written(found, options.out)
 
     with Device(options.device) as device:
-        if options.kind == "kernels":
-            found = kernels(device, SMALL if options.small else Sizes(), keep)
+        if options.kind != "model":
+            sizes, every = SMALL if options.small else Sizes(), options.kind == "kernels"
+            found = kernels(device, sizes, keep, every=every)
         else:
             found = model(
                 options.file,

@@ -1,4 +1,4 @@
-// What all kernels of attention are given, and the weight of a score.
+// What all kernels of attention are given, and what an empty split leaves.
 #ifndef OXB_ATTENTION_OPERANDS_H
 #define OXB_ATTENTION_OPERANDS_H
 
@@ -22,8 +22,7 @@ inline ulong head_of_tile(constant oxb_attention_args &args, uint tile) {
            ulong(tile * args.heads / (args.n_heads / args.n_kv_heads)) * args.cache.head_stride;
 }
 
-// A split that has no positions says so, for each head of the tile; the heads of a token lie side
-// by side in `rows`.
+// Say that a split of a row of the output has no positions.
 inline void mark_empty_split(device float *out, constant oxb_attention_args &args, ulong row,
                              uint split) {
     device float *to = out + (row * args.n_splits + split) * (args.head_dim + 2u) + args.head_dim;

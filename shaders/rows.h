@@ -4,8 +4,8 @@
 
 // Rows of the output that a SIMD-group computes, or sets of rows for coded formats (coded.h): 1, 2
 // or 4. More rows share each load of the activations; fewer give small matrices enough threadgroups
-// to occupy the GPU. The constant selects a template instance: a loop bounded by the constant itself
-// might stay rolled, and arrays of sums would spill from registers.
+// to occupy the GPU. The constant selects a template instance: a loop bounded by the constant
+// itself might stay rolled, and arrays of sums would spill from registers.
 constant uint rows_constant [[function_constant(0)]];
 constant uint rows_at_once = is_function_constant_defined(rows_constant) ? rows_constant : 2u;
 

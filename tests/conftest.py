@@ -63,6 +63,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line(
         "markers", "large: more arithmetic than the sanitized simulation can do in a fast test"
     )
+    os.environ["OXIBONSAI_TUNING"] = "0"  # what the user's machine was tuned to is no test's
     paths = os.environ.get("OXIBONSAI_TEST_DRIVERS", "").split(os.pathsep)
     for path in [*config.getoption("--driver"), *filter(None, paths)]:
         path = str(Path(path).resolve())

@@ -18,3 +18,5 @@ C_FLAGS = [
 # The C that Cython writes checks arguments and passes pointers on: some megabytes that take three
 # times as long to compile at -O3.
 CYTHON_FLAGS = ["-O1"]
+# What no C file of ours may give cause for; not of a user's build, whose compiler may be newer.
+C_WARNINGS = ["-Wall", "-Wextra", "-Wpedantic", "-Wshadow", "-Werror"]

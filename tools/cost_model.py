@@ -4,7 +4,8 @@
     python tools/cost_model.py TABLE ...        prints those of them
     python tools/cost_model.py --update         writes the tables into the page
     python tools/cost_model.py --check          tells whether the page has them
-    python tools/cost_model.py --report FILE    puts a report of tools/mac_check.sh beside them
+    python tools/cost_model.py --report FILE    puts a report of tools/mac_check.sh beside them, or
+                                                the JSON of benchmarks/report_times.py
     python tools/cost_model.py --count          counts the instructions anew (NVRTC, nvdisasm)
 
 The model is in tools/cost/. It needs no GPU: instructions of NVIDIA's code are counted in what
@@ -14,6 +15,7 @@ NVRTC compiles, and stored; those of Apple's are counted by hand from the source
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
@@ -52,7 +54,9 @@ def main() -> None:
         print(f"{compiled.update(options.nvdisasm)} kernels counted")
     elif options.report:
         try:
-            print(compared(mac_report.read(options.report.read_text())))
+            text = options.report.read_text()
+            is_json = options.report.suffix == ".json"
+            print(compared(json.loads(text) if is_json else mac_report.read(text)))
         except (OSError, ValueError) as error:
             parser.exit(1, f"{options.report}: {error}\n")
     elif options.update:

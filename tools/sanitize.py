@@ -49,8 +49,12 @@ class Kind:
     arguments: tuple[str, ...] = ()
 
 
-# What is Python alone; the compiled code that chats run is the models'.
-PURE = tuple(f"--ignore=tests/{room}" for room in ("chat", "docs", "gguf", "quant", "tools"))
+# What is Python alone, or NVRTC; the compiled code that chats and the command run is the models',
+# and tests/cli/test_cli.py runs all of it in processes of their own.
+CLI = tuple(f"cli/test_cli_{what}.py" for what in ("docs", "inputs", "streams", "tty", "usage"))
+PURE = ("chat", *CLI, "docs", "gguf", "msl", "quant", "tools", "shim/cuda/test_cuda_compile.py")
+# They compile a program of their own, which no sanitizer is in.
+UNTOUCHED = ("test_the_check_program_passes_here", "test_neon_passes_under_an_emulator")
 
 KINDS = {
     "address": Kind(
@@ -63,7 +67,11 @@ KINDS = {
             "ASAN_OPTIONS": f"detect_leaks=0:detect_stack_use_after_return={AFTER_RETURN}",
             "UBSAN_OPTIONS": "print_stacktrace=1",
         },
-        arguments=("tests", *PURE),
+        arguments=(
+            "tests",
+            *(f"--ignore=tests/{path}" for path in PURE),
+            *(f"--deselect=tests/shim/cpu/test_cpu_variants.py::{name}" for name in UNTOUCHED),
+        ),
     ),
     "thread": Kind(
         flags="-fsanitize=thread",

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 
 from oxibonsai import __version__, metal
-from oxibonsai.cli import bench, chat, devices, generate, info
+from oxibonsai.cli import bench, chat, devices, generate, info, tune
 from oxibonsai.cli.inputs import argument
 from oxibonsai.cli.naming import as_typed
 from oxibonsai.cli.parsing import Parser
@@ -31,6 +31,7 @@ _COMMANDS = {
     "bench": (bench, "measure the speed of a model"),
     "info": (info, "say what is in a GGUF file"),
     "devices": (devices, "list the devices, the default first"),
+    "tune": (tune, "choose the fastest kernels for a device"),
 }
 
 

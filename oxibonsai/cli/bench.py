@@ -10,6 +10,7 @@ from typing import Any, TextIO
 from oxibonsai.cli.measuring import measure
 from oxibonsai.cli.options import add_model, add_session, load
 from oxibonsai.cli.terminal import escaped
+from oxibonsai.model.runtime.kernels import names_by_op
 
 __all__ = ["add_options", "measure", "run"]
 
@@ -83,6 +84,9 @@ def report(found: dict[str, Any]) -> Iterator[str]:
     rounded = "" if kind == "float32" else f", {kind} activations"
     runs = "one run" if settings["repeat"] == 1 else f"medians of {settings['repeat']} runs"
     yield f"K/V cache in {settings['kv_dtype']}{rounded}; {runs}"
+    if found["variants"]:
+        kernels = names_by_op((v["op"], v["name"]) for v in found["variants"])
+        yield f"kernels: {kernels}"
     yield ""
     rows: list[tuple[str, ...]] = [("", "tokens/s", "slowest", "fastest")]
     notes = []

@@ -8,6 +8,7 @@ from typing import TextIO
 
 from oxibonsai import metal
 from oxibonsai.cli.terminal import escaped
+from oxibonsai.model.runtime.kernels import names_by_op
 
 __all__ = ["add_options", "run"]
 
@@ -35,7 +36,14 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
 
 
 def _objects(found: metal.FoundDevices) -> list[dict[str, object]]:
-    usable = [{**device._asdict(), "reason": None} for device in found.usable]
+    usable = [
+        {
+            **device._asdict(),
+            "variants": [variant._asdict() for variant in metal.kept_variants(device)],
+            "reason": None,
+        }
+        for device in found.usable
+    ]
     return [*usable, *(refused._asdict() for refused in found.refused)]
 
 
@@ -46,7 +54,9 @@ def _reason(refused: metal.RefusedDevice) -> str:
 
 def _line(device: metal.DeviceInfo) -> str:
     threads = f", {device.threads} threads" if device.threads else ""
+    names = names_by_op((variant.op, variant.name) for variant in metal.kept_variants(device))
+    tuned = f" (tuned: {names})" if names else ""
     return (
         f"{device.driver}:{device.index}  {escaped(device.name)}: {device.variant} "
-        f"kernels{threads}, {device.recommended_working_set / 2**30:.1f} GiB"
+        f"kernels{tuned}{threads}, {device.recommended_working_set / 2**30:.1f} GiB"
     )

@@ -134,6 +134,7 @@ def measure(
             str(n): _batch(model, n, prompt_tokens, tokens, repeat, kv_dtype, chunk)
             for n in batches
         }
+    found["variants"] = [variant._asdict() for variant in device.recorded_variants()]
     return found
 
 

@@ -11,7 +11,16 @@ from oxibonsai.model import Model, Session
 from oxibonsai.model.protocols import ACTIVATIONS
 from oxibonsai.model.runtime.cache import KV_DTYPES
 
-__all__ = ["add_model", "add_nfc", "add_session", "add_type42", "fewest_tokens", "load", "room"]
+__all__ = [
+    "add_device",
+    "add_model",
+    "add_nfc",
+    "add_session",
+    "add_type42",
+    "fewest_tokens",
+    "load",
+    "room",
+]
 
 
 def add_model(
@@ -56,11 +65,12 @@ def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> Non
         help="of prompts: half is less exact and faster on GPUs, int8 mostly on the cpu device "
         "(half on GPUs, else float32)",
     )
-    _add_device(parser)
+    add_device(parser)
     add_type42(parser)
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Add ``--device`` and ``--threads``."""
     parser.add_argument("--device", metavar="NAME", help='such as "metal", "metal:1" or "cpu"')
     parser.add_argument("--threads", type=int, metavar="N", help="threads of the cpu device")
 

@@ -45,6 +45,7 @@ from oxibonsai.metal._errors import (
 )
 from oxibonsai.metal._graph import MetalGraph
 from oxibonsai.metal._pipeline import Argument, Library, Pipeline, PipelineInfo
+from oxibonsai.metal._tuning import Measured, Tuning, kept_variants, tune
 from oxibonsai.metal._weights import WeightCache, WeightHandle, reformat
 
 __all__ = [
@@ -62,16 +63,20 @@ __all__ = [
     "ExecutionError",
     "FoundDevices",
     "Library",
+    "Measured",
     "MetalGraph",
     "MetalGraphError",
     "Pipeline",
     "PipelineInfo",
     "RefusedDevice",
+    "Tuning",
     "WeightCache",
     "WeightHandle",
     "devices",
+    "kept_variants",
     "load_driver",
     "probe_devices",
     "reformat",
+    "tune",
     "variants",
 ]

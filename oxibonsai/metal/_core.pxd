@@ -14,6 +14,7 @@ cdef class Device:
     cdef oxb_device *handle  # one reference; NULL once closed
     cdef readonly str driver
     cdef readonly int index
+    cdef bint tuning_loaded
     cdef object __weakref__
 
     cdef oxb_device *open_handle(self) except NULL

@@ -112,7 +112,7 @@ class FoundDevices(NamedTuple):
     refused: list[RefusedDevice]
 
 class ChosenVariant(NamedTuple):
-    """A kernel that was chosen for a product on one device.
+    """A kernel that a device takes for a product: one that was chosen, or that was recorded.
 
     Attributes
     ----------
@@ -125,8 +125,7 @@ class ChosenVariant(NamedTuple):
     k : int
         Columns of the matrix.
     n_vectors : int
-        The most vectors that the choice holds for: a power of two. It does not hold for half as
-        many.
+        The most vectors that it holds for: a power of two. It does not hold for half as many.
     name : str
         The variant, one of ``Device.kernel_variants(...)``.
     """
@@ -420,6 +419,23 @@ class Device:
         ------
         EncodingError
             If there is no such op, format, matrix or variant; the text lists those there are.
+        """
+    def recorded_variants(self) -> list[ChosenVariant]:
+        """List the products that were recorded on this device, with the kernel that each took last.
+
+        Deterministic recordings do not count, nor do products of which the device has one form.
+
+        Returns
+        -------
+        list of ChosenVariant
+            In the order in which they were first recorded or chosen, the first 4096 of them.
+        """
+    def load_tuning(self) -> None:
+        """Choose what tune() found on this machine for this device, where it kept something.
+
+        It is done once for a device: later calls do nothing. A product that has a choice keeps it.
+        MetalGraph calls it, so that a device is tuned before anything of a model is recorded. The
+        environment variable ``OXIBONSAI_TUNING=0`` switches it off.
         """
     def chosen_variants(self) -> list[ChosenVariant]:
         """List the choices of kernels that this device has.

@@ -256,7 +256,7 @@ class DeviceStats(NamedTuple):
 
 
 class ChosenVariant(NamedTuple):
-    """A kernel that was chosen for a product on one device.
+    """A kernel that a device takes for a product: one that was chosen, or that was recorded.
 
     Attributes
     ----------
@@ -269,8 +269,7 @@ class ChosenVariant(NamedTuple):
     k : int
         Columns of the matrix.
     n_vectors : int
-        The most vectors that the choice holds for: a power of two. It does not hold for half as
-        many.
+        The most vectors that it holds for: a power of two. It does not hold for half as many.
     name : str
         The variant, one of ``Device.kernel_variants(...)``.
     """
@@ -713,17 +712,51 @@ cdef class Device:
         list of ChosenVariant
             In the order in which they were first made, without those that went back to the default.
         """
+        return [choice for choice, _ in self._products() if choice.name]
+
+    def recorded_variants(self):
+        """List the products that were recorded on this device, with the kernel that each took last.
+
+        Deterministic recordings do not count, nor do products of which the device has one form.
+
+        Returns
+        -------
+        list of ChosenVariant
+            In the order in which they were first recorded or chosen, the first 4096 of them.
+        """
+        return [
+            choice._replace(name=used) for choice, used in self._products() if used is not None
+        ]
+
+    def _products(self):
         cdef oxb_product product
-        cdef const char *name = NULL
+        cdef const char *chosen = NULL
+        cdef const char *used = NULL
         cdef oxb_device *handle = self.open_handle()
         found = []
-        while api.device_chosen_variant(handle, len(found), &product, &name):
-            found.append(ChosenVariant(
+        while api.device_product(handle, len(found), &product, &chosen, &used):
+            choice = ChosenVariant(
                 product.op.decode(),
                 oxb_device_format_of(<oxb_device_format>product.device_format).name.decode(),
-                product.n_rows, product.k, product.n_vectors, name.decode(),
-            ))
+                product.n_rows, product.k, product.n_vectors,
+                chosen.decode() if chosen != NULL else "",
+            )
+            found.append((choice, used.decode() if used != NULL else None))
         return found
+
+    def load_tuning(self):
+        """Choose what tune() found on this machine for this device, where it kept something.
+
+        It is done once for a device: later calls do nothing. A product that has a choice keeps it.
+        MetalGraph calls it, so that a device is tuned before anything of a model is recorded. The
+        environment variable ``OXIBONSAI_TUNING=0`` switches it off.
+        """
+        self.open_handle()
+        if self.tuning_loaded:
+            return
+        self.tuning_loaded = True
+        from oxibonsai.metal._tuning import load_choices
+        load_choices(self)
 
     @contextmanager
     def capture(self, path):

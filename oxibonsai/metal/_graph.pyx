@@ -84,7 +84,7 @@ cdef class MetalGraph(WeightUploads):
     def __init__(self, device=None, *, timeout=None):
         if not isinstance(device, Device):
             device = Device(device)
-        (<Device>device).open_handle()
+        device.load_tuning()
         self.timeout_s = timeout_seconds(timeout)
         self.device = device
         self.weights = WeightCache()

@@ -379,9 +379,9 @@ cdef extern from "oxb_shim.h" nogil:
             uint32_t *n) noexcept nogil
         oxb_status (*device_choose_variant)(
             oxb_device *device, const oxb_product *product, const char *name) noexcept nogil
-        int (*device_chosen_variant)(
-            oxb_device *device, uint32_t index, oxb_product *product,
-            const char **name) noexcept nogil
+        int (*device_product)(
+            oxb_device *device, uint32_t index, oxb_product *product, const char **chosen,
+            const char **used) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:
@@ -662,7 +662,9 @@ cdef extern from "oxb_driver.h" nogil:
         uint64_t k
         uint64_t elements
         const oxb_attention_shape *attention
-        uint64_t cache_alignment
+        uint64_t alignment
+        uint32_t halves
+        uint32_t same_bits
         const char *variant
 
     ctypedef struct oxb_tile:

@@ -1,4 +1,4 @@
-/* Which variant of a kernel a device runs for a product, where somebody chose one. */
+/* The products that a device was asked for, and which variant of its kernel each of them takes. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,12 +7,16 @@
 
 #define VECTORS_LIMIT ((uint64_t)1 << 31) /* above all that an op takes */
 
-/* `format` is that of the device, `n_vectors` the most that the choice holds for. */
+#define MAX_NOTED 4096u /* products that are kept only because they were recorded */
+
+/* `format` is that of the device, `n_vectors` the most of the product's class. The names are the
+ * driver's. */
 struct front_choice {
     oxb_op op;
     oxb_device_format format;
     uint64_t n_rows, k, n_vectors;
-    const char *name; /* the driver's; NULL: its default */
+    const char *chosen; /* NULL: the driver's default */
+    const char *used;   /* when it was last recorded; NULL: never */
 };
 
 /* The products, and how many rows of the matrix make one of the output. The kernels of GEMM_HALVES
@@ -30,7 +34,15 @@ static uint64_t class_of(uint64_t n_vectors) {
     return most;
 }
 
-/* Guarded by the device's cache_lock. */
+static struct front_choice key_of(oxb_op op, const oxb_op_shape *shape) {
+    return (struct front_choice){.op = op,
+                                 .format = shape->format,
+                                 .n_rows = shape->n_rows,
+                                 .k = shape->k,
+                                 .n_vectors = class_of(shape->extent[1])};
+}
+
+/* With the device's cache_lock held, as add(). */
 static struct front_choice *find(const oxb_device *device, const struct front_choice *key) {
     for (uint32_t i = 0; i < device->n_choices; i++) {
         struct front_choice *c = device->choices + i;
@@ -41,17 +53,36 @@ static struct front_choice *find(const oxb_device *device, const struct front_ch
     return NULL;
 }
 
+/* NULL: there is no memory for it. */
+static struct front_choice *add(oxb_device *device, const struct front_choice *key) {
+    struct front_choice *more = realloc(device->choices, (device->n_choices + 1) * sizeof *more);
+    if (!more) return NULL;
+    device->choices = more;
+    more += device->n_choices++;
+    *more = *key;
+    return more;
+}
+
 const char *front_chosen_variant(oxb_device *device, oxb_op op, const oxb_op_shape *shape) {
-    const struct front_choice key = {.op = op,
-                                     .format = shape->format,
-                                     .n_rows = shape->n_rows,
-                                     .k = shape->k,
-                                     .n_vectors = class_of(shape->extent[1])};
+    const struct front_choice key = key_of(op, shape);
     pthread_mutex_lock(&device->cache_lock);
     const struct front_choice *found = find(device, &key);
-    const char *name = found ? found->name : NULL;
+    const char *name = found ? found->chosen : NULL;
     pthread_mutex_unlock(&device->cache_lock);
     return name;
+}
+
+void front_variant_used(oxb_device *device, oxb_op op, const oxb_op_shape *shape,
+                        const char *name) {
+    int product = 0;
+    for (size_t i = 0; i < N_PRODUCTS; i++) product |= products[i].op == op;
+    if (!product || !name[0]) return;
+    const struct front_choice key = key_of(op, shape);
+    pthread_mutex_lock(&device->cache_lock);
+    struct front_choice *noted = find(device, &key);
+    if (!noted && device->n_choices < MAX_NOTED) noted = add(device, &key);
+    if (noted) noted->used = name; /* without memory it is not noted */
+    pthread_mutex_unlock(&device->cache_lock);
 }
 
 void front_choices_free(oxb_device *device) { free(device->choices); }
@@ -149,45 +180,33 @@ oxb_status oxb_device_choose_variant(oxb_device *device, const oxb_product *prod
     uint32_t n;
     oxb_status status = variants_of(device, product, &op, &shape, names, &n);
     if (status != OXB_OK) return status;
-    struct front_choice choice = {.op = op,
-                                  .format = shape.format,
-                                  .n_rows = shape.n_rows,
-                                  .k = shape.k,
-                                  .n_vectors = class_of(product->n_vectors)};
+    const char *chosen = NULL; /* the driver's text, which lives as long as it */
     for (uint32_t i = 0; name && i < n; i++)
-        if (strcmp(names[i], name) == 0) choice.name = names[i];
-    if (name && !choice.name) return no_variant(product, name, names, n);
+        if (strcmp(names[i], name) == 0) chosen = names[i];
+    if (name && !chosen) return no_variant(product, name, names, n);
+    const struct front_choice key = key_of(op, &shape);
     pthread_mutex_lock(&device->cache_lock);
-    struct front_choice *made = find(device, &choice);
-    if (!made && name) {
-        struct front_choice *more =
-            realloc(device->choices, (device->n_choices + 1) * sizeof *more);
-        if (more) {
-            device->choices = more;
-            made = more + device->n_choices++;
-        } else {
-            status = front_fail(OXB_ENCODING_FAILED, "out of memory for the choice of a variant");
-        }
-    }
-    if (made) *made = choice;
+    struct front_choice *found = find(device, &key);
+    if (!found && chosen) found = add(device, &key);
+    if (found) found->chosen = chosen;
     pthread_mutex_unlock(&device->cache_lock);
-    return status;
+    if (found || !chosen) return OXB_OK;
+    return front_fail(OXB_ENCODING_FAILED, "out of memory for the choice of a variant");
 }
 
-int oxb_device_chosen_variant(oxb_device *device, uint32_t index, oxb_product *product,
-                              const char **name) {
-    int found = 0;
+int oxb_device_product(oxb_device *device, uint32_t index, oxb_product *product,
+                       const char **chosen, const char **used) {
     pthread_mutex_lock(&device->cache_lock);
-    for (uint32_t i = 0; i < device->n_choices && !found; i++) {
-        const struct front_choice *c = device->choices + i;
-        if (!c->name || index--) continue;
+    const int found = index < device->n_choices;
+    if (found) {
+        const struct front_choice *c = device->choices + index;
         *product = (oxb_product){.op = front_op_name(c->op),
                                  .device_format = (uint32_t)c->format,
                                  .n_rows = c->n_rows,
                                  .k = c->k,
                                  .n_vectors = c->n_vectors};
-        *name = c->name;
-        found = 1;
+        *chosen = c->chosen;
+        *used = c->used;
     }
     pthread_mutex_unlock(&device->cache_lock);
     return found;

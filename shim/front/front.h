@@ -47,6 +47,8 @@ oxb_status front_weight_layouts(const oxb_device *device, oxb_device_format form
 
 /* choices.c: the variant that was chosen for the product, or NULL. */
 const char *front_chosen_variant(oxb_device *device, oxb_op op, const oxb_op_shape *shape);
+/* Note what it is recorded with, which is no product where `name` is "". */
+void front_variant_used(oxb_device *device, oxb_op op, const oxb_op_shape *shape, const char *name);
 void front_choices_free(oxb_device *device);
 
 struct front_pipeline_entry;

@@ -68,14 +68,15 @@ static gpu_fitness fit_coded(const gpu_traits *traits, const oxb_op_shape *shape
 }
 
 /* Whole tiles of 16 rows in columns. More tiles share the slices of the activations, as long as
- * nearly every core has a threadgroup; where few have two, one has more SIMD-groups. */
+ * nearly every core has a threadgroup. Few threadgroups of rows of more than 4096 have more
+ * SIMD-groups; else those of the next kernel find room beside them, and ask for their weights. */
 static gpu_fitness fit_slices(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
     const uint64_t rows = shape->extent[0], size = tile->size[0];
     if (shape->layout != GPU_LAYOUT_COLUMNS || rows % SLICES_ROWS != 0 || rows < size)
         return GPU_REFUSED;
     const uint64_t threadgroups = (rows + size - 1) / size, cores = traits->cores;
     if (size > SLICES_ROWS && 8 * threadgroups < 7 * cores) return GPU_TAKEN;
-    const int alone = 2 * threadgroups < 3 * cores;
+    const int alone = 2 * threadgroups < 3 * cores && shape->k > 4096;
     return alone == (tile->threads > SIMD * SLICES_SIMDGROUPS) ? GPU_FAVOURED : GPU_TAKEN;
 }
 

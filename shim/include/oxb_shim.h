@@ -421,10 +421,12 @@ typedef struct oxb_sample {
      * driver's default again where `name` is NULL. Deterministic recordings take the default. */  \
     X(oxb_status, device_choose_variant,                                                           \
       (oxb_device * device, const oxb_product *product, const char *name))                         \
-    /* Choice `index` of the device, in the order in which they were first made; 0 past the last.  \
-     * `n_vectors` is the most that the choice holds for. */                                       \
-    X(int, device_chosen_variant,                                                                  \
-      (oxb_device * device, uint32_t index, oxb_product *product, const char **name))
+    /* Product `index` of those for which a variant was chosen or, on a device with several,       \
+     * recorded; 0 past the last. `chosen` and `used`, when it was last recorded, may be NULL.     \
+     * `n_vectors` is the most that a choice holds for. */                                         \
+    X(int, device_product,                                                                         \
+      (oxb_device * device, uint32_t index, oxb_product *product, const char **chosen,             \
+       const char **used))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

@@ -87,9 +87,11 @@ oxb_status ops_tile(const oxb_commands *commands, oxb_op op, const oxb_op_shape 
     oxb_device *device = front_commands_device(commands);
     oxb_op_shape chosen = *shape;
     /* A choice may depend on the number of vectors, which deterministic products must not. */
-    if (!front_commands_deterministic(commands))
-        chosen.variant = front_chosen_variant(device, op, shape);
-    return front_tile(device, op, &chosen, tile);
+    const int choose = !front_commands_deterministic(commands);
+    if (choose) chosen.variant = front_chosen_variant(device, op, shape);
+    oxb_status status = front_tile(device, op, &chosen, tile);
+    if (status == OXB_OK && choose) front_variant_used(device, op, shape, tile->variant);
+    return status;
 }
 
 oxb_status ops_record(oxb_commands *commands, oxb_op op, const oxb_op_shape *shape,

@@ -34,6 +34,7 @@ COMMANDS = {
     "chat": ("chat", "--message", "a"),
     "info": ("info", "--tensors", Q1_MODEL),
     "devices": ("devices",),
+    "tune": ("tune",),
     "version": ("--version",),
     "help": ("generate", "--help"),
     "usage": ("generate", "--nonsense"),

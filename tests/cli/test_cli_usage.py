@@ -98,7 +98,7 @@ def test_misspelt_option_gets_the_usage_of_its_command(capsys, arguments, text):
     [("generatee", ": did you mean generate?"), ("chta", ": did you mean chat?"), ("m.gguf", "\n")],
 )
 def test_misspelt_command(capsys, name, meant):
-    known = "there are generate, chat, bench, info, devices"
+    known = "there are generate, chat, bench, info, devices, tune"
     assert f"there is no command {name!r}; {known}{meant}" in usage(capsys, name)
 
 
@@ -237,7 +237,7 @@ def test_info_as_json_of_numbers_that_json_has_not(tmp_path, capsys):
 def test_devices_as_json(capsys):
     assert main(["devices", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == [
-        {**d._asdict(), "reason": None} for d in metal.devices()
+        {**d._asdict(), "variants": [], "reason": None} for d in metal.devices()
     ]
 
 

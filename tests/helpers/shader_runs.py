@@ -19,16 +19,15 @@ from numpy.typing import NDArray
 
 require_runner()
 
-from msl_runner import Buffer, CompileError, Library  # noqa: E402
+from msl_runner import Buffer, Library  # noqa: E402
 from msl_runner.launch import ORDERS  # noqa: E402
+from msl_runner.mutate import with_mutants  # noqa: E402
 from shader_sources import FAMILIES, FAMILY_OF  # noqa: E402
 
 SENTINEL = np.float32(-12345.5)
-# "FAMILY:PATH" of a source to run in place of a family's: all other families' tests are skipped.
-MUTANT = os.environ.get("OXIBONSAI_SHADER_MUTANT", "")
-# A file to add "KERNEL ORDER MODE" to for each run.
-LOG = os.environ.get("OXIBONSAI_SHADER_LOG")
-NOT_COMPILED = 9  # exit status of a run whose mutant is no program
+# A family to run with all its mutants in it: tests of the others are skipped (shader_mutants.py).
+MUTATED = os.environ.get("OXIBONSAI_MUTATED_SHADER", "")
+RUNS: set[tuple[str, str, str]] = set()  # kernel, order and mode of each run
 
 every_order = pytest.mark.parametrize("order", ORDERS)
 
@@ -53,18 +52,10 @@ class Placed(NamedTuple):
 
 @functools.cache
 def compile_family(name: str, mode: str, constants: tuple[tuple[int, Any], ...]) -> Library:
-    return Library(FAMILIES[name].source, f"{name}.metal", mode=mode, constants=dict(constants))
-
-
-@functools.cache
-def compile_mutant(kernel: str, mode: str, constants: tuple[tuple[int, Any], ...]) -> Library:
-    family, _, path = MUTANT.partition(":")
-    if FAMILY_OF[kernel] != family:
-        pytest.skip("a mutant of another family")
-    try:
-        return Library.file(path, mode=mode, constants=dict(constants), kernels=[kernel])
-    except CompileError as error:
-        pytest.exit(f"the mutant does not compile: {error}", NOT_COMPILED)
+    source = FAMILIES[name].source
+    if name == MUTATED:
+        source = with_mutants(source)
+    return Library(source, f"{name}.metal", mode=mode, constants=dict(constants))
 
 
 def run(
@@ -82,20 +73,17 @@ def run(
     """Run a kernel on copies of `arrays`, bound from 0, and `args` behind them; return the copies.
 
     The same array twice is one buffer bound twice. `constants` are values by index. A kernel that
-    only prepares what the one under test takes runs as it is where a mutant of another family does.
+    only prepares what the one under test takes runs as it is where another family has mutants.
     """
-    values = tuple(sorted((constants or {}).items()))
-    if MUTANT and not (prepares and FAMILY_OF[kernel] != MUTANT.partition(":")[0]):
-        library = compile_mutant(kernel, mode, values)
-    else:
-        library = compile_family(FAMILY_OF[kernel], mode, values)
+    family = FAMILY_OF[kernel]
+    if MUTATED not in ("", family) and not prepares:
+        pytest.skip("the mutants are another family's")
+    library = compile_family(family, mode, tuple(sorted((constants or {}).items())))
     placed = [a if isinstance(a, Placed) else Placed(a) for a in arrays]
     buffers = {id(p.array): Buffer(p.array) for p in placed}
     bound: list[Any] = [(buffers[id(p.array)], p.offset, p.before) for p in placed]
     bound.append(np.frombuffer(args, np.uint8))
-    if LOG:
-        with open(LOG, "a") as log:
-            log.write(f"{kernel} {order} {mode}\n")
+    RUNS.add((kernel, order, mode))
     function = library[kernel]
     names = {function.describe(name)["index"]: name for name in function.arguments}
     function(

@@ -17,6 +17,7 @@ from commands import environment
 from places import ROOT
 
 SECONDS = 60.0
+AGAIN = 5.0  # when a key is pressed again that had no effect
 # The process makes the terminal its controlling one, from which Ctrl-C comes.
 CONTROLLED = "import fcntl, termios\nfcntl.ioctl(0, termios.TIOCSCTTY, 0)\n"
 # What starts this suite may ignore SIGINT, which a process inherits.
@@ -78,6 +79,21 @@ class Terminal:
     def send(self, text: str | bytes) -> None:
         """Press keys."""
         os.write(self._outer, text.encode() if isinstance(text, str) else text)
+
+    def interrupt(self, *wanted: str) -> None:
+        """Press Ctrl-C until the last lines of the screen are these, as somebody would.
+
+        A signal that comes after the prompt is written and before the process waits for a key is
+        seen by Python's input() at the next key only.
+        """
+        end = time.monotonic() + SECONDS
+        while True:
+            self.send("\x03")
+            try:
+                return self.until(*wanted, seconds=AGAIN)
+            except AssertionError:
+                if time.monotonic() > end or self.process.poll() is not None:
+                    raise
 
     def paste(self, text: str) -> None:
         """Paste as a terminal does in which the program asked for marks around it."""

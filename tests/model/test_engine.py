@@ -29,6 +29,7 @@ from oxibonsai.model import (
     Request,
     Session,
 )
+from oxibonsai.model.engine.scheduler import Plan, Scheduler
 
 TINY = Tiny(context=2048)
 SAMPLED: dict[str, Any] = {
@@ -177,17 +178,42 @@ def test_200_schedules_give_the_texts_of_sessions(
     check_schedule(model, known, **schedule)
 
 
-def test_pages_run_out_and_the_youngest_text_is_unchanged(model: Model) -> None:
+class Plans:
+    """The steps of an engine: none is planned before go(), and each is noted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.most_active = self.most_aside = 0
+        self._gate = threading.Event()
+        plan = Scheduler.plan
+
+        def noted(scheduler: Scheduler) -> Plan | None:
+            assert self._gate.wait(60)
+            found = plan(scheduler)
+            self.most_active = max(self.most_active, scheduler.n_active)
+            self.most_aside = max(self.most_aside, scheduler.n_aside)
+            return found
+
+        monkeypatch.setattr(Scheduler, "plan", noted)
+
+    def go(self) -> None:
+        self._gate.set()
+
+
+@pytest.fixture
+def plans(monkeypatch: pytest.MonkeyPatch) -> Iterator[Plans]:
+    found = Plans(monkeypatch)
+    yield found
+    found.go()  # where the test has failed before
+
+
+def test_pages_run_out_and_the_youngest_text_is_unchanged(model: Model, plans: Plans) -> None:
     prompts = [prompt_of(i, 100) for i in range(3)]
     with model.engine(max_seq=256, kv_dtype="f32", n_pages=5, deterministic=True) as engine:
         requests = [engine.submit(p, 100) for p in prompts]
-        most = 0
-        while not all(request.done for request in requests):
-            most = max(most, engine.statistics().aside)
-            time.sleep(0.0005)
-        assert most >= 1
+        plans.go()
         for p, request in zip(prompts, requests, strict=True):
-            assert request.result(20).tokens == alone(model, p, 100)
+            assert request.result(60).tokens == alone(model, p, 100)
+        assert plans.most_aside >= 1
         assert engine.statistics().pages_used == 0
 
 
@@ -225,16 +251,13 @@ def test_a_long_prompt_does_not_stop_the_others(model: Model) -> None:
         assert running.result(20).finish_reason == "cancelled"
 
 
-def test_as_many_run_as_the_engine_was_made_for(model: Model) -> None:
+def test_as_many_run_as_the_engine_was_made_for(model: Model, plans: Plans) -> None:
     # The pages that are there by default hold max_sequences texts of max_seq tokens.
     with model.engine(8, max_seq=106) as engine:
         requests = [engine.submit(prompt_of(i, 64), 42) for i in range(8)]
-        most = 0
-        while not any(request.done for request in requests):
-            most = max(most, engine.statistics().running)
-            time.sleep(0.0002)
-        assert all(request.tokens for request in requests)
-        assert most == 8
+        plans.go()
+        assert all(len(request.result(60).tokens) == 42 for request in requests)
+        assert plans.most_active == 8
 
 
 @pytest.mark.parametrize("add_bos", [True, False])

@@ -456,16 +456,17 @@ def test_argmax_of_several_vectors(order, threads):
 def test_every_kernel_of_the_table_is_there_and_no_other():
     expected = {"rmsnorm", "residual_add", "bias_add", "qk_norm_rope", "attention_combine"}
     expected |= {"argmax_blocks", "argmax", "advance", "sample_blocks", "sample_choose"}
-    expected |= {"halve", "halve_norm"}
+    expected |= {"halve", "halve_norm", "round_half", "round_half_norm"}
+    expected |= {"attention_f16_prompt", "attention_f16_step"}
     for op in ("kv_store", "qkv_to_cache", "attention"):
         expected |= {f"{op}_f16", f"{op}_f32", f"{op}_q8"}
     for name in CODES:
         products = (f"gemv_{name}", f"fused_gate_up_swiglu_{name}")
         forms = {kernel_of(p, n) for p in products for n in ("", "norm")}
         forms.add(f"gemv_{name}_residual")
-        expected |= {kernel_of(p, form) for p in forms for form in FORM_ROWS}
-        expected |= {f"gemm_{name}_halves", f"gemm_{name}_residual_halves"}
-        expected.add(f"fused_gate_up_swiglu_gemm_{name}_halves")
+        expected |= {kernel_of(p, form) for p in forms for form in (*FORM_ROWS, "slices")}
+        products = (f"gemm_{name}", f"gemm_{name}_residual", f"fused_gate_up_swiglu_gemm_{name}")
+        expected |= {kernel_of(p, form) for p in products for form in ("halves", "half")}
     for name in {formats.get(file_format).device_format for file_format in formats.FORMATS}:
         expected |= {f"gemv_{name}", f"gemv_{name}_residual", f"fused_gate_up_swiglu_{name}"}
         expected |= {f"gemm_{name}", f"gemm_{name}_residual", f"fused_gate_up_swiglu_gemm_{name}"}

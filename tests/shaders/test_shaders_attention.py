@@ -249,6 +249,18 @@ def test_an_empty_split_of_a_step_is_marked_and_nothing_else(order):
     np.testing.assert_array_equal(y[:, :, 3, -1], -1)
 
 
+def test_a_piece_of_several_tokens_takes_a_step_for_its_own():
+    heads = Heads(4, 2, 64, 60)
+    k, v = text(heads, 50)
+    q = queries(heads, 5)
+    caches = written(heads, [([0], k, v)])
+    y = attend("step", heads, caches, q, state(45), None, Tile(2), first_token=3)
+    np.testing.assert_array_equal(y[:3], SENTINEL)
+    for t in (3, 4):
+        alone = step(heads, k[: 46 + t], v[: 46 + t], q[t : t + 1], Tile(2))
+        np.testing.assert_array_equal(y[t], alone[0])
+
+
 @pytest.mark.parametrize("size", [0.0, 1e-40, 1e-20, 1e-3, 10.0, 1e10])
 def test_queries_of_any_size_are_exact_in_a_step(size):
     heads = Heads(2, 1, 64, 140)

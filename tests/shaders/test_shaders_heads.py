@@ -154,7 +154,6 @@ def test_kv_store_past_max_seq_writes_nothing(cache, position):
 @every_order
 def test_odd_heads_are_rounded_to_8_bits_as_defined(order):
     n = 32
-    heads = Heads(1, 9, n, 3)
     tiny = np.float32(1e-45)
     odd = [
         [0, -0.0, 0, 0],
@@ -166,12 +165,15 @@ def test_odd_heads_are_rounded_to_8_bits_as_defined(order):
         np.array([3, -3, 1, 0]) * tiny,  # a unit of 0
         [3.4e38, -3.4e38, 1, 1e37],
         [1e-30, -2e-30, 0, 1.5e-30],
+        [1e-14, -2e-14, 0, 1.5e-14],
     ]
-    qkv = np.zeros((19, n), np.float32)
-    qkv[1:10, :4], qkv[10:, -4:] = odd, odd[::-1]
+    heads = Heads(1, len(odd), n, 3)
+    qkv = np.zeros((1 + 2 * len(odd), n), np.float32)
+    keys, values = qkv[1 : 1 + len(odd)], qkv[1 + len(odd) :]
+    keys[:, :4], values[:, -4:] = odd, odd[::-1]
     expected, after = kv_store(heads, "q8", qkv, 1, order)
-    expected[0].store(0, 0, 1, qkv[1:10])
-    expected[1].store(0, 0, 1, qkv[10:])
+    expected[0].store(0, 0, 1, keys)
+    expected[1].store(0, 0, 1, values)
     for got, e in zip(after, expected, strict=True):
         np.testing.assert_array_equal(got, e.raw)
 

@@ -55,52 +55,61 @@ def test_the_bytes_of_a_cache_are_those_that_its_kind_takes():
         assert nbytes[f"{name} f32"] == nbytes[f"{name} f16"] * 2
 
 
+class Choosing:
+    """A device with other variants than its own."""
+
+    def __init__(self, device: metal.Device, names: tuple[str, ...] | None = None) -> None:
+        self._device, self._names, self.chosen = device, names, []
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._device, name)
+
+    def kernel_variants(self, *product: object) -> tuple[str, ...]:
+        """Return the given names, or two of the device's own: each is a pipeline to be made."""
+        return self._device.kernel_variants(*product)[:2] if self._names is None else self._names
+
+    def choose_variant(self, *product: object) -> None:
+        self.chosen.append(product[-1])
+        if self._names is None:
+            self._device.choose_variant(*product)
+        elif product[-1] == "two":
+            raise ValueError("no two")
+
+
 def test_every_variant_is_timed_by_its_name(device, monkeypatch):
     monkeypatch.setattr(report_times, "median_seconds", lambda _: 2e-3)
+    monkeypatch.setattr(report_times, "CODED", ("Q1_0",))
     with metal.MetalGraph(device) as graph:
         table = report_times.Kernels(graph, report_times.SMALL)
+        table.device = few = Choosing(device)
         rows = list(table.every_variant())
     assert table.failed == []
     shapes = [("gemv", 256, 256), ("gemv", 256, 256), ("swiglu", 512, 256)]
-    expected = [
-        (*shape, name, names)
-        for name in report_times.CODED
-        for shape in shapes
-        if (names := device.kernel_variants(shape[0], on_device(name), *shape[1:]))
-    ]
-    found = [(r["op"], r["n_rows"], r["k"], r["format"], tuple(r["seconds"])) for r in rows]
-    assert found == expected
+    names = [few.kernel_variants(op, on_device("Q1_0"), n, k) for op, n, k in shapes]
+    expected = [(*shape, of) for shape, of in zip(shapes, names, strict=True) if of]
+    assert [(r["op"], r["n_rows"], r["k"], tuple(r["seconds"])) for r in rows] == expected
     assert problems(rows, REPORT["variants"]) == []
     assert device.chosen_variants() == []
 
 
-def test_a_variant_that_fails_is_named_and_the_others_are_timed(monkeypatch):
-    chosen = []
-
-    class Chooser:
-        """A device with two variants, of which the second one cannot be chosen."""
-
-        def __init__(self, device: metal.Device) -> None:
-            self._device = device
-
-        def __getattr__(self, name: str) -> object:
-            return getattr(self._device, name)
-
-        def kernel_variants(self, *product: object) -> tuple[str, ...]:
-            return ("one", "two")
-
-        def choose_variant(self, *product: object) -> None:
-            chosen.append(product[-1])
-            if product[-1] == "two":
-                raise ValueError("no two")
-
+def test_a_variant_that_fails_is_named_and_the_others_are_timed():
     with metal.Device("cpu") as device, metal.MetalGraph(device) as graph:
         table = report_times.Kernels(graph, report_times.SMALL)
-        table.device = Chooser(device)
+        table.device = two = Choosing(device, ("one", "two"))
         rows = list(table.every_variant())
     assert [list(row["seconds"]) for row in rows] == [["one"]] * 9
-    assert chosen == ["one", None, "two", None] * 9
+    assert two.chosen == ["one", None, "two", None] * 9
     assert table.failed[0] == {"name": "gemv Q1_0 two", "error": "ValueError: no two"}
+
+
+def test_the_variants_can_be_timed_alone(monkeypatch, tmp_path):
+    out = tmp_path / "v.json"
+    arguments = ["variants", "--device", "cpu", "--small", "--out", str(out)]
+    monkeypatch.setattr(sys, "argv", [str(SCRIPT), *arguments])
+    report_times.main()
+    found = json.loads(out.read_text())
+    assert found["kernels"] == found["variants"] == found["failed"] == found["untimed"] == []
+    assert found["bandwidth_bytes_per_second"] > 0
 
 
 def test_what_fails_is_named_and_the_rest_is_timed(monkeypatch, tmp_path):

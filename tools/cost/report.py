@@ -1,4 +1,4 @@
-"""Predicted times beside those of a report of tools/mac_check.sh."""
+"""Predicted times beside those of tools/mac_check.sh, or of benchmarks/report_times.py."""
 
 from __future__ import annotations
 
@@ -22,9 +22,11 @@ _MEASURED = ("predicted us", "measured us", "ratio")
 
 def chip_of(report: dict[str, Any]) -> Chip:
     """Return the chip of a report; raise ValueError where the model does not know it."""
-    machine = report["machine"]
-    name, cores = str(machine.get("chip")), machine.get("gpu_cores")
-    known = CHIPS.get(name.removeprefix("Apple "))
+    machine = report.get("machine") or {}
+    device = report.get("device") or {}
+    name, cores = str(machine.get("chip") or device.get("name")), machine.get("gpu_cores")
+    known = next((CHIPS[word] for word in name.split() if word in CHIPS), None)
+    known = CHIPS.get(name.removeprefix("Apple "), known)
     if known is None:
         raise ValueError(f"the cost model has no chip {name!r}; it has {', '.join(CHIPS)}")
     return apple_with(known, cores) if isinstance(cores, int) else known
@@ -84,7 +86,7 @@ def _others(report: dict[str, Any], chip: Chip) -> Iterator[list[str]]:
 
 def _models(report: dict[str, Any], chip: Chip) -> Iterator[list[str]]:
     shape = SHAPES["1.7B"]  # that of the check's synthetic model
-    for one in report["models"]:
+    for one in report.get("models", ()):
         if not one["model"].startswith("synthetic"):
             continue
         tokens, chunk = one["prompt_tokens"], one["chunk"]
@@ -103,7 +105,7 @@ def _models(report: dict[str, Any], chip: Chip) -> Iterator[list[str]]:
 
 
 def compared(report: dict[str, Any]) -> str:
-    """Return the tables of a report: what the model knows of it, predicted and measured."""
+    """Return the tables of what the model knows of a report, or of report_times.py's times."""
     chip = chip_of(report)
     lines = [f"{chip.name}, {chip.cores} GPU cores", ""]
     rate = report["bandwidth_bytes_per_second"]

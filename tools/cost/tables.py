@@ -12,7 +12,6 @@ from cost.formats import FORMATS, CodedFormat
 from cost.kernels import (
     Product,
     decode_attention,
-    default_rows,
     gemv,
     variants_of,
 )
@@ -109,14 +108,13 @@ def measured_gemvs() -> str:
     rows = []
     for one in GEMVS:
         chip, product = CHIPS[one.card], Product("", one.n_rows, one.k)
-        variant = f"lookup-{default_rows(product)}"
-        found = estimate(chip, gemv(chip, product, FORMATS[one.format], variant))
+        found = estimate(chip, gemv(chip, product, FORMATS[one.format], one.variant))
         rows.append(
             [
                 one.card,
                 f"{one.n_rows} x {one.k}",
                 one.format,
-                variant,
+                one.variant,
                 us(found.seconds),
                 us(one.seconds),
                 f"{found.seconds / one.seconds:.2f}",
@@ -140,8 +138,9 @@ def predicted_speed(one: Speed) -> float:
     """Return the tokens a second that the model gives for a measurement."""
     chip, shape = CHIPS[one.card], SHAPES[one.model]
     if one.what == "prompt":
-        return one.tokens / seconds_of(prompt(chip, shape, Q1, one.tokens))
-    return 1 / seconds_of(decode(chip, shape, Q1, one.tokens, "lookup"))
+        parts = prompt(chip, shape, Q1, one.tokens, one.chunk, one.halves)
+        return one.tokens / seconds_of(parts)
+    return 1 / seconds_of(decode(chip, shape, Q1, one.tokens, one.variant))
 
 
 def measured_speeds() -> str:

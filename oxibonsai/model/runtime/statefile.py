@@ -19,6 +19,7 @@ from oxibonsai.model.errors import SessionFileError
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.decoder import Decoder
+from oxibonsai.model.runtime.kernels import kernel_names
 from oxibonsai.model.runtime.precision import activations_of
 from oxibonsai.model.timeline import Timeline
 from oxibonsai.writing import written_whole
@@ -114,6 +115,8 @@ def save(
             "chunk": str(chunk),
             "chunk_given": str(int(chunk_given)),
             "deterministic": str(int(decoder.deterministic)),
+            "device": model.graph.device.name,
+            "kernels": "" if decoder.deterministic else kernel_names(model.graph.device),
             "activations": activations_of(model, decoder.kv_dtype, exact=decoder.deterministic),
         }
     }

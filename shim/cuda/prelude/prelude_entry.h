@@ -13,7 +13,8 @@ MSL_FN void msl_begin() {
 #endif
     asm volatile("griddepcontrol.wait;" ::: "memory");
 #ifdef MSL_STALL
-    for (const long long begin = clock64(); clock64() - begin < 40000;) {}
+    for (const long long begin = clock64(); clock64() - begin < 40000;) {
+    }
 #endif
 #endif
 }

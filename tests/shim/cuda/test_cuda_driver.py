@@ -391,6 +391,23 @@ with Device("cuda") as device:
 """
 
 
+DEFAULTS = """
+with Device("cuda") as d:
+    for op, n_rows, k in (
+        ("gemv", 4096, 4096), ("gemv", 112, 4096), ("gemv", 64, 4096), ("gemv", 64, 8192),
+        ("gemv", 40, 4096), ("swiglu", 4096, 4096), ("swiglu", 48, 4096),  # 24 rows of each
+    ):
+        print(d.kernel_variants(op, "q1_g128", n_rows, k)[0])
+"""
+
+
+def test_the_default_of_a_product_goes_by_rows_cores_and_matrix_units(run):
+    # Of 4 multiprocessors.
+    slices = ["slices-6x8", "slices-2x8", "slices-1x8", "slices-1x16", "lookup-1", "slices-3x8"]
+    assert run(DEFAULTS) == [*slices, "lookup-1"]
+    assert all(name.startswith("lookup-") for name in run("fake.major = 7" + DEFAULTS))
+
+
 @pytest.fixture
 def cached(run, tmp_path):
     """Compile into a cache of the test's own; return a way to do it again, and the entry."""
@@ -467,6 +484,15 @@ def test_other_options_and_another_driver_are_other_entries(cached, run, tmp_pat
     run('with Device("cuda") as d: d.pipeline("gemv_f32", constants={0: 4})', XDG_CACHE_HOME=cache)
     run('with Device("cuda") as d: d.pipeline("gemv_f32", constants={0: 2})', XDG_CACHE_HOME=cache)
     assert len(list(entry.parent.iterdir())) == 5
+
+
+def test_kernels_with_macros_of_the_environment_are_other_entries(cached):
+    again, entry = cached
+    for n, defines in enumerate(("MSL_STALL", "MSL_STALL,MSL_EARLY=1u", "MSL_EARLY=1u"), 2):
+        assert again(OXIBONSAI_CUDA_DEFINES=defines) == ["1024"]
+        assert len(list(entry.parent.iterdir())) == n
+    assert again(OXIBONSAI_CUDA_DEFINES="") == ["1024"]
+    assert len(list(entry.parent.iterdir())) == 4
 
 
 @pytest.mark.parametrize("mode", [0o770, 0o702])

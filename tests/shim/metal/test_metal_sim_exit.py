@@ -14,11 +14,11 @@ from typing import Any
 
 import pytest
 from metal_sim import exits
+from msl_runner import cache
 from places import HELPERS, ROOT, SIMULATORS
 from tiny_models import chain, write_chain
 
 SECONDS = 300  # for one process: the first of its kind compiles kernels
-EXITS = 200
 
 
 def supported() -> list[str]:
@@ -104,12 +104,34 @@ def test_a_process_ends_well(driver: Path, model: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("python", interpreters())
-def test_two_hundred_processes_end_well(driver: Path, model: Path, python: str) -> None:
-    names = list(exits.ENDINGS)
+def test_processes_end_well_however_late_handlers_run(
+    driver: Path, model: Path, python: str
+) -> None:
+    cases = [(name, number) for number in range(len(exits.LATE)) for name in exits.ENDINGS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        problems = pool.map(
-            lambda number: end(python, driver, model, names[number % len(names)], number),
-            range(EXITS),
-        )
+        problems = pool.map(lambda case: end(python, driver, model, *case), cases)
     wrong = [*filter(None, problems)]
-    assert not wrong, f"{len(wrong)} of {EXITS}\n" + "\n".join(wrong)
+    assert not wrong, f"{len(wrong)} of {len(cases)}\n" + "\n".join(wrong)
+
+
+def test_what_the_compiler_said_is_asked_again_where_its_library_is_gone(
+    driver: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "msl"
+    folder.mkdir()
+    for path in cache.folder().iterdir():  # so that kernels alone are compiled
+        if not path.name.startswith(("sim-", "kernels-", "tmp-")):
+            (folder / path.name).symlink_to(path)
+    kept = environment() | {"OXIBONSAI_CACHE_DIR": str(tmp_path)}
+    monkeypatch.setattr(sys.modules[__name__], "environment", lambda: kept)
+    assert not end(sys.executable, driver, model, "main_returns")
+    libraries = list(folder.glob("kernels-*.so"))
+    answers = {path: path.read_bytes() for path in folder.glob("sim-*")}
+    assert all(any(str(path).encode() in a for a in answers.values()) for path in libraries)
+    for path in libraries:
+        path.unlink()
+    for path in answers:
+        path.write_bytes(path.read_bytes()[:-30])
+    assert not end(sys.executable, driver, model, "main_returns")
+    assert all(path.exists() for path in libraries)
+    assert {path: path.read_bytes() for path in folder.glob("sim-*")} == answers

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, contents, relative_error
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_runs import SENTINEL, Heads, state
 
@@ -104,6 +104,21 @@ def test_a_prompt_is_exact_where_halves_are_not_for_it(device, change, options):
     q, k, v = text(heads, 40, 20)
     y, described = attend(device, heads, q, k, v, **{"activations": "half"} | options)
     assert "_prompt" not in described
+    assert relative_error(y, reference.attention(q, k, v)) < 1e-6
+
+
+@settings(max_examples=10)
+@given(
+    n_tokens=st.integers(1, 15),
+    before=st.integers(0, 290),
+    kv=st.integers(1, 2),
+    per=st.integers(1, 9),
+    seed=st.integers(0, 99),
+)
+def test_a_few_tokens_of_any_shape(device, n_tokens, before, kv, per, seed):
+    heads = Heads(kv * per, kv, (64, 128)[seed % 2], 305, kv_dtype="f16")
+    q, k, v = text(heads, n_tokens + before, n_tokens, seed)
+    y, _ = attend(device, heads, q, k, v)
     assert relative_error(y, reference.attention(q, k, v)) < 1e-6
 
 

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import ctypes
-import shlex
-import subprocess
-import sysconfig
-from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import reference
 from cases import activations, close_to, contents, dense, random_weight, run_python
-from places import SIMULATORS
+from toys import ADD_ELEMENTS, GEMV_ROWS, THREADS, build
 
-import oxibonsai
 from oxibonsai import metal
 from oxibonsai.metal import (
     ChosenVariant,
@@ -24,58 +18,6 @@ from oxibonsai.metal import (
     DeviceNotFoundError,
     EncodingError,
 )
-
-SOURCE = SIMULATORS / "toy_driver" / "toy_driver.c"
-GEMV_ROWS, ADD_ELEMENTS, THREADS = 5, 13, 3
-
-
-def build(folder: Path, gap: str = "NONE") -> Path:
-    library = folder / f"toy_{gap.lower()}.so"
-    compiler = shlex.split(sysconfig.get_config_var("CC") or "cc")
-    command = [compiler[0], "-shared", "-fPIC", "-fvisibility=hidden", "-O1", "-Wall", "-Wextra"]
-    command += ["-Werror", "-I", oxibonsai.get_include(), f"-DTOY_GAP={gap}", str(SOURCE)]
-    subprocess.run([*command, "-o", str(library), "-lm"], check=True)
-    return library
-
-
-class Toy:
-    """The device, and what it ran."""
-
-    def __init__(self, device: Device, library: ctypes.CDLL) -> None:
-        self.device = device
-        self.library = library
-        library.toy_kernel.restype = ctypes.c_char_p
-
-    def ran(self) -> list[tuple[str, tuple[int, int, int], int, int]]:
-        """Return kernel, grid, threads and function constant of every dispatch."""
-        n = ctypes.c_int.in_dll(self.library, "toy_log_length").value
-        of = self.library
-        return [
-            (
-                of.toy_kernel(i).decode(),
-                (of.toy_grid(i, 0), of.toy_grid(i, 1), of.toy_grid(i, 2)),
-                of.toy_threads(i),
-                of.toy_rows(i),
-            )
-            for i in range(n)
-        ]
-
-
-@pytest.fixture(scope="session")
-def library(tmp_path_factory) -> ctypes.CDLL:
-    path = build(tmp_path_factory.mktemp("toy"))
-    metal.load_driver(path)
-    return ctypes.CDLL(str(path))
-
-
-@pytest.fixture
-def toy(library) -> Iterator[Toy]:
-    ctypes.c_int.in_dll(library, "toy_log_length").value = 0
-    present = ctypes.c_int.in_dll(library, "toy_present")
-    present.value = 1
-    with Device("toy") as device:
-        yield Toy(device, library)
-    present.value = 0
 
 
 @pytest.mark.parametrize("n", [1, 13, 14, 40])
@@ -181,6 +123,30 @@ def test_the_choices_of_a_device_are_listed_and_are_its_own(toy):
         assert other.chosen_variants() == []
 
 
+def test_threads_choose_and_record_at_the_same_time(toy):
+    q = random_weight("Q1_0", 9, 128)
+    with (
+        metal.MetalGraph(toy.device) as graph,
+        graph.upload_q1_weight_soa(q) as handle,
+        toy.device.buffer(512) as x,
+        toy.device.buffer(36) as y,
+    ):
+
+        def work(number):
+            for turn in range(50):
+                toy.device.choose_variant("gemv", "q1_g128", 9 + number, 128, "threes", 1 + turn)
+                with toy.device.commands() as commands:
+                    commands.gemv(handle, x, y)
+                toy.device.chosen_variants()
+
+        with ThreadPoolExecutor(4) as pool:
+            list(pool.map(work, range(4)))
+    chosen = toy.device.chosen_variants()
+    assert len(chosen) == len(set(chosen)) == 4 * 7  # 1, 2, 4, ... 64 vectors
+    (recorded,) = toy.device.recorded_variants()
+    assert recorded == ChosenVariant("gemv", "q1_g128", 9, 128, 1, "threes")
+
+
 WRONG_PRODUCTS = [
     (("gemv", "q1_g128", 9, 128, "fours"), 'no variant "fours" of gemv for 9 x 128 q1_g128 by 1 '),
     (("gemv", "q1_g128", 9, 128, "fours"), ": there are fives, threes"),
@@ -209,7 +175,7 @@ def test_a_variant_that_is_no_text_is_a_type_error(toy):
         toy.device.choose_variant("gemv", "q1_g128", 9, 128, 3)
 
 
-def test_a_closed_device_has_no_variants(library, toy):
+def test_a_closed_device_has_no_variants(toy):
     toy.device.close()
     for call in (
         lambda: toy.device.kernel_variants("gemv", "q1_g128", 9, 128),
@@ -303,6 +269,6 @@ def test_a_gap_in_the_table_is_named_when_the_driver_is_loaded_or_opened(tmp_pat
     assert "the driver must be corrected" in done.stdout
 
 
-def test_a_driver_without_devices_is_not_asked_for_tiles(library):
+def test_a_driver_without_devices_is_not_asked_for_tiles(toy_library):
     with pytest.raises(DeviceNotFoundError, match='no device "toy:0": 0 devices of driver'):
         Device("toy")

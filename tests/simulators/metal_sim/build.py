@@ -94,16 +94,30 @@ def libraries() -> list[str]:
 def inputs() -> list[Path]:
     """Return every file that the library is made of."""
     patterns = [(SHIM, "**/*.[hmc]"), (HERE, "*.[hmc]"), (HERE, "include/**/*.h")]
-    patterns += [(ROOT / "shaders", "*"), (RUNNER, "msl_runtime.h")]
+    patterns += [(ROOT / "shaders", "*"), (ROOT / "oxibonsai" / "msl", "*.py")]
+    patterns += [(RUNNER, pattern) for pattern in ("*.py", "*.h", "[irs]*/*")]
     files = [path for folder, pattern in patterns for path in folder.glob(pattern)]
     return sorted([*files, Path(__file__), ROOT / "tools" / "embed_shaders.py"])
 
 
-def digest(sanitize: bool) -> str:
-    h = hashlib.sha256(f"{sys.executable} {compiler()} {sanitize} {ROOT}".encode())
+def inputs_digest() -> str:
+    """Return a hash of all that decides what a kernel is compiled to, the processor included."""
+    version = output(compiler(), "--version")
+    h = hashlib.sha256(f"{sys.executable} {compiler()} {version} {processor()} {ROOT}".encode())
     for path in inputs():
         h.update(f"{path} ".encode() + hashlib.sha256(path.read_bytes()).digest())
     return h.hexdigest()[:20]
+
+
+def digest(sanitize: bool) -> str:
+    return inputs_digest() + ("-sanitized" if sanitize else "")
+
+
+def processor() -> str:
+    """Return what the processor can do: kernels are compiled for this one."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def run(command: list[str]) -> None:
@@ -116,6 +130,7 @@ def compile_all(folder: Path, sanitize: bool) -> None:
     run([sys.executable, str(ROOT / "tools" / "embed_shaders.py"), str(folder)])
     flags = [*COMMON, *WARNINGS, *include_flags(), *(SANITIZE if sanitize else [])]
     places = [f'-DSIM_PYTHON="{sys.executable}"', f'-DSIM_TESTS="{HERE.parent}"']
+    places += [f'-DSIM_CACHE="{CACHE.parent}"', f'-DSIM_DIGEST="{inputs_digest()}"']
     sources = [
         *sorted((SHIM / "metal").glob("*.m")),
         *sorted((SHIM / "gpu").glob("*.c")),

@@ -2,8 +2,9 @@
 
     python -m metal_sim.exits LIBRARY ENDING MODEL [NUMBER]
 
-An ending is a function of this file; NUMBER varies when it comes and how late completion handlers
-run. What stays behind is global here, as it is in a script: the interpreter finds it at its end.
+An ending is a function of this file; NUMBER varies when it comes and, modulo len(LATE), how late
+completion handlers run. What stays behind is global here, as it is in a script: the interpreter
+finds it at its end.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ from oxibonsai.model import Model
 
 KEPT: list[Any] = []  # until the modules are taken down
 ENDINGS: dict[str, int] = {}  # the exit status of each
+LATE = (0, 1, 3, 10)  # milliseconds
 
 
 def ending(status: int = 0) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -339,7 +341,8 @@ if __name__ == "__main__":
     library, name, path, *rest = sys.argv[1:]
     metal.load_driver(library)
     simulation = Simulation(library)
-    seed = random.Random(next(numbers(rest)))
-    simulation.late(seed.choice([0, 1, 3, 10]))
+    number = next(numbers(rest))
+    seed = random.Random(number)
+    simulation.late(LATE[number % len(LATE)])
     sys.excepthook = silent
     globals()[name](simulation, seed, path)

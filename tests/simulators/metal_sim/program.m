@@ -81,12 +81,45 @@ static NSArray *compiler_lines(NSArray *arguments, NSString *source, NSString **
     return status == 0 ? [out componentsSeparatedByString:@"\n"] : nil;
 }
 
+/* Where the compiler's answer to `key` is kept: to start it takes far longer than to read a file,
+ * and processes by the hundred ask for the same kernels. */
+static NSString *kept_path(NSString *key) {
+    const char *root = getenv("OXIBONSAI_CACHE_DIR");
+    uint64_t hash = 0xcbf29ce484222325;
+    for (const char *c = [key UTF8String]; *c != '\0'; c++)
+        hash = (hash ^ (unsigned char)*c) * 0x100000001b3;
+    return [NSString stringWithFormat:@"%s/msl/sim-%016llx",
+                                      root != NULL && root[0] != '\0' ? root : SIM_CACHE,
+                                      (unsigned long long)hash];
+}
+
 static const char *path_after(NSString *keyword, NSArray *lines) {
     for (NSString *line in lines) {
         if ([line hasPrefix:keyword])
             return [[line substringFromIndex:[keyword length]] fileSystemRepresentation];
     }
     return "";
+}
+
+/* As compiler_lines(), or what it gave before. The key is the beginning of the file. */
+static NSArray *kept_lines(NSArray *arguments, NSString *source, NSString *key, NSString **log) {
+    NSString *path = kept_path(key), *begin = [key stringByAppendingString:@"\n=====\n"];
+    NSString *text = contents_of([path fileSystemRepresentation]);
+    if ([text hasPrefix:begin]) {
+        NSArray *lines =
+            [[text substringFromIndex:[begin length]] componentsSeparatedByString:@"\n"];
+        if (access(path_after(@"runtime ", lines), R_OK) == 0 &&
+            (source == nil || access(path_after(@"library ", lines), R_OK) == 0))
+            return lines;
+    }
+    NSArray *lines = compiler_lines(arguments, source, log);
+    if (lines != nil)[[begin stringByAppendingString:[lines componentsJoinedByString:@"\n"]]
+        writeToFile:path
+         atomically:YES
+           encoding:NSUTF8StringEncoding
+              error:NULL]
+        ;
+    return lines;
 }
 
 /* With lock held. */
@@ -123,15 +156,18 @@ const sim_runtime *sim_load_runtime(NSString **reason) {
     pthread_mutex_lock(&lock);
     BOOL loaded = runtime.run != NULL;
     if (!loaded) {
-        NSArray *lines = compiler_lines([NSArray arrayWithObject:@"--runtime"], nil, reason);
+        NSArray *lines = kept_lines([NSArray arrayWithObject:@"--runtime"], nil,
+                                    @SIM_DIGEST "\n--runtime", reason);
         loaded = lines != nil && open_runtime(lines, reason);
     }
     pthread_mutex_unlock(&lock);
     return loaded ? &runtime : NULL;
 }
 
-static const msl_library *compile(NSArray *arguments, NSString *source, NSString **log) {
-    NSArray *lines = compiler_lines(arguments, source, log);
+/* With lock held. */
+static const msl_library *compile(NSArray *arguments, NSString *source, NSString *key,
+                                  NSString **log) {
+    NSArray *lines = kept_lines(arguments, source, key, log);
     if (lines == nil || !open_runtime(lines, log)) return NULL;
     char error[1024] = "";
     const msl_library *library = runtime.open(path_after(@"library ", lines), error, sizeof error);
@@ -149,13 +185,13 @@ const msl_library *sim_compile(NSString *source, NSArray *constants, NSString *k
         [arguments addObjectsFromArray:[NSArray arrayWithObjects:@"--kernel", kernel, nil]];
     for (NSString *constant in constants)
         [arguments addObjectsFromArray:[NSArray arrayWithObjects:@"--constant", constant, nil]];
-    NSString *key =
-        [[arguments componentsJoinedByString:@"\n"] stringByAppendingFormat:@"\n%@", source];
+    NSString *key = [NSString stringWithFormat:@"%s\n%@\n%@", SIM_DIGEST,
+                                               [arguments componentsJoinedByString:@"\n"], source];
     pthread_mutex_lock(&lock);
     if (programs == nil) programs = [[NSMutableDictionary alloc] init];
     const msl_library *library = [[programs objectForKey:key] pointerValue];
     if (library == NULL) {
-        library = compile(arguments, source, log);
+        library = compile(arguments, source, key, log);
         if (library != NULL) [programs setObject:[NSValue valueWithPointer:library] forKey:key];
     }
     pthread_mutex_unlock(&lock);

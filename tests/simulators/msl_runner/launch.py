@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +100,27 @@ def _runtime() -> ctypes.CDLL:
         *(ctypes.c_void_p, ctypes.POINTER(_Kernel), ctypes.POINTER(_Launch)),
         *(ctypes.c_char_p, ctypes.c_size_t),
     ]
+    lib.msl_take_mutant.restype = None
+    lib.msl_take_mutant.argtypes = [ctypes.c_uint32, ctypes.c_void_p]
     return lib
+
+
+def take_mutant(number: int) -> None:
+    """Take that mutant of every program that has mutants in it, see mutate.py."""
+    _runtime().msl_take_mutant(number, None)
+
+
+@contextmanager
+def watched_mutants(count: int) -> Iterator[set[int]]:
+    """Take no mutant; the set has, at the end, the numbers of those that would change something."""
+    matter = (ctypes.c_uint8 * (count + 1))()
+    found: set[int] = set()
+    _runtime().msl_take_mutant(0, ctypes.byref(matter))
+    try:
+        yield found
+    finally:
+        take_mutant(0)
+        found.update(i for i, matters in enumerate(matter) if matters)
 
 
 class Buffer:

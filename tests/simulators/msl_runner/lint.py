@@ -58,6 +58,7 @@ _REFUSED = {
     "get_local_id": _OPENCL,
     "get_group_id": _OPENCL,
 }
+_OF_MUTANTS = ("msl_rt_mutant", "msl_rt_guard")
 _OWN_UNDERSCORES = {"__METAL_VERSION__", "__LINE__", "__FILE__"}
 _FLOAT = re.compile(r"(\d+\.\d*|\.\d+)([eE][+-]?\d+)?|\d+[eE][+-]?\d+")
 _WAITS = ("atomic_load_explicit", "atomic_exchange_explicit")
@@ -100,7 +101,7 @@ def _word(program: Program, i: int, version: int) -> None:
         program.error(tokens[i], f"'{word}': {_REFUSED[word]}")
     elif word == "long" and text_at(tokens, following(tokens, i)) == "long":
         program.error(tokens[i], "'long long': long has 64 bits in Metal")
-    elif word.startswith("msl_"):
+    elif word.startswith("msl_") and word not in _OF_MUTANTS:
         program.error(tokens[i], f"'{word}': names that begin with msl_ are the runner's own")
     elif (word.startswith("__") or re.match(r"_[A-Z]", word)) and word not in _OWN_UNDERSCORES:
         if word not in ("_Pragma",) and not word.startswith("__builtin_"):

@@ -137,6 +137,10 @@ struct msl_launch {
 int msl_run(const msl_library *library, const struct msl_kernel *kernel,
             const struct msl_launch *launch, char *error, size_t error_size);
 
+/* For sources that mutate.py made: take mutant `number` of every program from now on, or none of
+ * them for 0. Unless it is NULL, matter[i] becomes 1 where mutant i would change what runs. */
+void msl_take_mutant(uint32_t number, uint8_t *matter);
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,14 +1,17 @@
 """Mutants of a shader: the source with one barrier or one bounds guard taken out.
 
 A test that runs each of them and sees an error or a wrong result shows that the tests, and the
-runner itself, would notice the same mistake in the real shader.
+runner itself, would notice the same mistake in the real shader. All mutants of a source are
+compiled as one program, in which a number chooses at run time: compiling each alone takes far
+longer than running it.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from oxibonsai.msl.tokens import (
     Token,
@@ -24,61 +27,39 @@ from oxibonsai.msl.tokens import (
 _BARRIERS = ("threadgroup_barrier", "simdgroup_barrier")
 _COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|(?P<comment>//[^\n]*|/\*.*?\*/)', re.S)
 _COMPARISONS = ("<", "<=", ">", ">=")
+_ASSIGNMENTS = ("=", "+=", "-=", "*=", "/=", "%=", "&=", "|=", "^=", "<<=", ">>=")
+_BEFORE_A_CONDITION = (*_ASSIGNMENTS, "return", ",", "(", ";", "{", "}", ":")
 
 
 @dataclass(frozen=True)
 class Mutant:
-    """A changed source. `kind`: barrier or guard; `original`: what was taken out."""
+    """A place to change. `kind`: barrier or guard; `original`: what is taken out."""
 
     kind: str
     file: str  # by the #line directives of the source
     line: int
     original: str
-    source: str
-    function: str  # that it was in
-    is_used: bool  # the function is a kernel, or its name stands in another place too
-
-    @property
-    def name(self) -> str:
-        """A name for a test: the kind, the line, and the text in short."""
-        return f"{self.kind}-{self.file}:{self.line}-{' '.join(self.original.split())[:60]}"
+    replacement: str
+    name: str  # for a test: the kind, the place, and the text in short
+    begin: int  # tokens [begin, end) of the source without its comments
+    end: int
 
 
-def _replaced(tokens: list[Token], begin: int, end: int, text: str) -> str:
-    """Put text in place of tokens [begin, end), with their line breaks after it."""
-    cut = "".join(t.text for t in tokens[begin:end])
-    before = "".join(t.text for t in tokens[:begin])
-    return before + text + "\n" * cut.count("\n") + "".join(t.text for t in tokens[end:])
+def _tokens(source: str) -> list[Token]:
+    """Blank the comments out: an apostrophe in one would begin a character for the tokenizer."""
+    blank = _COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m[0]) if m["comment"] else m[0], source)
+    return tokenize(blank, "")
 
 
-def _function(tokens: list[Token], i: int) -> tuple[str, bool]:
-    """Give the name of the function or struct around i, and whether something uses it."""
-    begin, at, is_kernel = 0, 0, False
-    while at < i:  # the last bracket at the outermost level that opens before i
-        if tokens[at].text == "{":
-            begin, at = at, closing(tokens, at)
-        at += 1
-    name = preceding(tokens, begin)
-    if text_at(tokens, name) == ")":
-        name = preceding(tokens, opening(tokens, name))
-        before = name
-        while before >= 0 and tokens[before].text not in (";", "}"):
-            before -= 1
-        is_kernel = any(t.text == "kernel" for t in tokens[before + 1 : name])
-    word = text_at(tokens, name)
-    return word, is_kernel or sum(t.text == word for t in tokens) > 1
-
-
-def _mutant(kind: str, tokens: list[Token], begin: int, end: int, text: str) -> Mutant:
+def _mutant(kind: str, tokens: list[Token], begin: int, end: int, replacement: str) -> Mutant:
     original = "".join(t.text for t in tokens[begin:end])
     first = tokens[begin]
-    changed = _replaced(tokens, begin, end, text)
-    return Mutant(kind, first.file, first.line, original, changed, *_function(tokens, begin))
+    name = f"{kind}-{first.file}:{first.line}-{' '.join(original.split())[:60]}"
+    return Mutant(kind, first.file, first.line, original, replacement, name, begin, end)
 
 
-def barriers(source: str) -> Iterator[Mutant]:
+def _barriers(tokens: list[Token]) -> Iterator[Mutant]:
     """Take out each call of a barrier in turn."""
-    tokens = tokenize(source, "")
     for i, token in enumerate(tokens):
         if token.text in _BARRIERS and text_at(tokens, following(tokens, i)) == "(":
             end = closing(tokens, following(tokens, i)) + 1
@@ -131,26 +112,27 @@ def _leaves(tokens: list[Token], i: int) -> bool:
 def _condition_begin(tokens: list[Token], i: int) -> int:
     """Give the first index of the condition that ends with the '?' at i."""
     i -= 1
-    while i >= 0 and tokens[i].text not in ("=", "return", ",", "(", ";", "{", "}"):
+    while i >= 0 and tokens[i].text not in _BEFORE_A_CONDITION:
         i = opening(tokens, i) - 1 if tokens[i].text in (")", "]") else i - 1
     return i + 1
 
 
-def guards(source: str) -> Iterator[Mutant]:
+def _guards(tokens: list[Token]) -> Iterator[Mutant]:
     """Take each comparison for less or more out of an `if` or a `?:`, in turn.
 
     ``if (row >= args.n_rows) return;`` becomes ``if (false) return;``, ``if (i < n) x;`` becomes
     ``if (true) x;`` and ``i < n ? x : y`` becomes ``true ? x : y``. Of a condition with && or ||,
-    one comparison goes at a time.
+    one comparison goes at a time. ``rank += a < b ? 1 : 0`` counts nothing: all of them may be
+    as good as the right number.
     """
-    tokens = tokenize(source, "")
     for i, token in enumerate(tokens):
         bracket = following(tokens, i)
         if token.text == "if" and text_at(tokens, bracket) == "(":
             start, close = bracket + 1, closing(tokens, bracket)
-            leaves = _leaves(tokens, following(tokens, close))
+            alone = "false" if _leaves(tokens, following(tokens, close)) else "true"
         elif token.text == "?":
-            start, close, leaves = _condition_begin(tokens, i), i, False
+            start, close = _condition_begin(tokens, i), i
+            alone = "false" if text_at(tokens, preceding(tokens, start)) == "+=" else "true"
         else:
             continue
         for begin, end in _parts(tokens, start, close):
@@ -160,18 +142,38 @@ def guards(source: str) -> Iterator[Mutant]:
             first, last = following(tokens, begin - 1), preceding(tokens, end) + 1
             joined = {text_at(tokens, preceding(tokens, first)), text_at(tokens, last)}
             joined.add(text_at(tokens, following(tokens, last - 1)))
-            neutral = "true" if "&&" in joined else "false" if "||" in joined else None
-            yield _mutant("guard", tokens, first, last, neutral or ("false" if leaves else "true"))
-
-
-def without_comments(source: str) -> str:
-    """Blank the comments out: an apostrophe in one would begin a character for the tokenizer."""
-    return _COMMENT.sub(lambda m: re.sub(r"[^\n]", " ", m[0]) if m["comment"] else m[0], source)
+            neutral = "true" if "&&" in joined else "false" if "||" in joined else alone
+            yield _mutant("guard", tokens, first, last, neutral)
 
 
 def mutants(source: str) -> list[Mutant]:
-    """Give all mutants of a source, by file and line."""
-    source = without_comments(source)
-    return sorted(
-        [*barriers(source), *guards(source)], key=lambda mutant: (mutant.file, mutant.line)
-    )
+    """Give all mutants of a source, by file and line, each with a name of its own."""
+    tokens = _tokens(source)
+    found = sorted([*_barriers(tokens), *_guards(tokens)], key=lambda m: (m.file, m.line))
+    seen: Counter[str] = Counter()
+    for i, mutant in enumerate(found):
+        seen[mutant.name] += 1
+        if seen[mutant.name] > 1:
+            found[i] = replace(mutant, name=f"{mutant.name} {seen[mutant.name]}")
+    return found
+
+
+def with_mutants(source: str) -> str:
+    """Give the source with all its mutants, mutants(source)[i] under the number i + 1.
+
+    A mutant is what it would be alone: what was taken out is not evaluated either. Where none is
+    taken, what a guard says is held against what the mutant would say, and reported.
+    """
+    tokens = _tokens(source)
+    texts = [t.text for t in tokens]
+    numbered = list(enumerate(mutants(source), 1))
+    # Of two that begin or end together, the longer one goes around the other.
+    for number, m in sorted(numbered, key=lambda pair: pair[1].end - pair[1].begin):
+        one, without = f"msl_rt_mutant({number})", m.replacement
+        if m.kind == "barrier":
+            before, after = f"({one} ? {without} : (msl_rt_guard({number}, 1, 0), ", "))"
+        else:
+            before, after = f"({one} ? {without} : msl_rt_guard({number}, (", f"), {without}))"
+        texts[m.begin] = before + texts[m.begin]
+        texts[m.end - 1] += after
+    return "".join(texts)

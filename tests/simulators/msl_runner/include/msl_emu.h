@@ -44,6 +44,9 @@ struct msl_exchange *msl_rt_simd(uint kind, uint line, uint column, const void *
 void msl_rt_bad_lane(uint lane);
 void *msl_rt_variable(uint number, ulong size, MSL_TABLE char *name);
 uint msl_rt_lane();
+/* Written into a shader by mutate.py. */
+bool msl_rt_mutant(uint number);
+bool msl_rt_guard(uint number, bool value, bool without);
 }
 
 #include "msl_math.h"
