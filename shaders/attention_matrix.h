@@ -61,6 +61,29 @@ inline void load_values(device const half *from, uint count, uint lane,
     }
 }
 
+// The rows from `stored` on of what load_keys() and load_values() gave, from one row that is not in
+// the cache yet.
+template <uint N>
+inline void complete_keys(threadgroup const uint4 *from, uint stored, uint lane,
+                          thread uint4 (&keys)[N / 16u]) {
+    OXB_UNROLL
+    for (uint i = 0; i < N / 16u; i++) {
+        const uint load = i % (N / 32u), eight = i / (N / 32u);
+        if (8u * eight + matrix_along_row(lane, load) >= stored)
+            keys[i] = from[matrix_along_unit(lane, load)];
+    }
+}
+
+template <uint N>
+inline void complete_values(threadgroup const uint4 *from, uint stored, uint lane,
+                            thread uint4 (&values)[N / 16u]) {
+    OXB_UNROLL
+    for (uint i = 0; i < N / 16u; i++) {
+        if (matrix_across_row(lane, i) >= stored)
+            values[i] = from[matrix_across_unit(lane, i)];
+    }
+}
+
 // scores[e][i]: sum i of the lane's rows by eight e of the positions. queries[s]: the four words of
 // step s. Even and odd steps are added up apart: half as long a chain of products.
 template <uint N>
@@ -100,11 +123,11 @@ struct defined_attention {
     float sums[N / OXB_SIMD_WIDTH];
 };
 
-template <uint N>
+template <uint N, typename Query>
 inline defined_attention<N> attend_by_definition(attention_operands<half> in,
                                                  constant oxb_attention_args &args, uint pages,
-                                                 device const float *query, uint seen, uint first,
-                                                 uint end, uint step, uint lane) {
+                                                 Query query, uint seen, uint first, uint end,
+                                                 uint step, uint lane) {
     defined_attention<N> found;
     found.largest = -INFINITY;
     found.total = 0.0f;

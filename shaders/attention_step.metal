@@ -5,6 +5,10 @@
 // what their rounding to halves left, times 2^11; so it is with weights. Keys and values are halves
 // as they are. Each SIMD-group takes every so manyth block of its split and asks for the keys and
 // the values of its first one together, as soon as it knows the position.
+//
+// Where the token's heads are not made yet, every threadgroup makes its own queries, and the one
+// whose split has the token's position makes its key and value too, stores them for later tokens,
+// and takes them from threadgroup memory where it asked for their block before.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -14,6 +18,7 @@ using namespace metal;
 #include "matrix.h"
 #include "matrix_memory.h"
 #include "cache.h"
+#include "heads.h"
 #include "attention_operands.h"
 #include "attention_matrix.h"
 #include "instantiate.h"
@@ -33,6 +38,8 @@ constant uint most_splits =
 
 struct step_memory {
     uint4 words[8 * OXB_SIMD_WIDTH]; // of the queries, [step][lane]: what multiply_keys() takes
+    uint4 key[16], value[16];        // of the token, in halves, where they are made here
+    float queries[OXB_STEP_QUERIES][128]; // the same
     float units[OXB_STEP_QUERIES];   // factors of their scores
     float sums[OXB_STEP_SIMDGROUPS][OXB_STEP_AT_ONCE * (128u + OXB_STEP_PAD)]; // weight * value
     float largests[OXB_STEP_SIMDGROUPS][OXB_STEP_QUERIES];
@@ -47,9 +54,36 @@ inline uint step_sum_at(uint i) {
 // What a value is rounded to as a half, and what that leaves.
 inline half rest_of(float value, half near) { return half((value - float(near)) * OXB_STEP_REST); }
 
-// A query as the words of its row. A lane has the elements of one quad in one step.
+// What a token's heads are made of, where that is done here.
+struct new_heads {
+    device const float *q_norm, *k_norm, *rope;
+    device half *k, *v; // of the key-value head, in page 0
+    head_form form;
+};
+
+// Make the key and the value of a token, each by a SIMD-group, the last ones, which have the fewest
+// queries. They are stored from element `at` on where they have a place.
 template <uint N>
-inline void prepare_query(device const float *from, uint q, bool there, float scale, uint lane,
+inline void make_key_and_value(new_heads made, device const float *key, device const float *value,
+                               device const float *cosine, bool has_place, ulong at,
+                               thread_place place, threadgroup step_memory &memory) {
+    for (uint part = place.simdgroups - 1u - place.simdgroup; part < 2u; part += place.simdgroups) {
+        threadgroup half *own = (threadgroup half *)(part == 0u ? memory.key : memory.value);
+        if (part == 0u) {
+            norm_and_rotate<half>(key, made.k_norm, cosine, own, made.form, place.lane);
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+        } else {
+            for (uint i = place.lane; i < N; i += OXB_SIMD_WIDTH) own[i] = half(value[i]);
+        }
+        device half *to = (part == 0u ? made.k : made.v) + at;
+        if (!has_place) continue;
+        for (uint i = place.lane; i < N; i += OXB_SIMD_WIDTH) to[i] = own[i];
+    }
+}
+
+// A query as the words of its row. A lane has the elements of one quad in one step.
+template <uint N, typename From>
+inline void prepare_query(From from, uint q, bool there, float scale, uint lane,
                           threadgroup step_memory &memory) {
     const uint step = lane / 4u % (N / 16u), quad = lane % 4u;
     float own[4];
@@ -83,9 +117,11 @@ inline uint step_split(uint seen) {
     return seen <= OXB_STEP_ALONE ? OXB_STEP_ALONE : grains * OXB_STEP_GRAIN;
 }
 
-template <uint N>
-inline void attend_step(attention_operands<half> in, constant oxb_attention_args &args, uint3 tile,
-                        thread_place place, threadgroup step_memory &memory) {
+// MAKES: the token's heads are made of `made`.
+template <uint N, bool MAKES>
+inline void attend_step(attention_operands<half> in, new_heads made,
+                        constant oxb_attention_args &args, uint3 tile, thread_place place,
+                        threadgroup step_memory &memory) {
     const uint token = args.first_token + tile.y, first_head = tile.x * args.heads;
     const uint lane = place.lane, query = matrix_row(lane), quad = matrix_quad(lane);
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH;
@@ -108,19 +144,43 @@ inline void attend_step(attention_operands<half> in, constant oxb_attention_args
     }
 
     uint4 keys[N / 16u], values[N / 16u];
-    const uint first = begin + place.simdgroup;
-    block_place at =
-        place_of_block<N>(args.cache, in.pages, sequence.pages, min(first, end - 1u), seen);
-    if (loads_ahead != 0u) {
-        load_keys<N>(in.k + at.at, at.count, lane, keys);
-        load_values<N>(in.v + at.at, at.count, lane, values);
+    const uint first = begin + place.simdgroup, nearest = min(first, end - 1u);
+    block_place at = place_of_block<N>(args.cache, in.pages, sequence.pages, nearest, seen);
+    const bool own_block = MAKES && nearest + 1u == blocks; // it has the token's own position
+    const uint stored = at.count - (own_block ? 1u : 0u);
+    if (loads_ahead != 0u && (!MAKES || stored != 0u)) {
+        load_keys<N>(in.k + at.at, stored, lane, keys);
+        load_values<N>(in.v + at.at, stored, lane, values);
         matrix_fence();
+    }
+    device const float *cosine =
+        MAKES ? made.rope + ulong(seen - 1u) * made.form.rotary_dim : made.rope;
+    if (MAKES && end == blocks) {
+        const block_place last =
+            place_of_block<N>(args.cache, in.pages, sequence.pages, blocks - 1u, seen);
+        device const float *key = queries + (args.n_heads - first_head + tile.x) * N;
+        make_key_and_value<N>(made, key, key + args.n_kv_heads * N, cosine,
+                              has_place && !last.lost, last.at + ulong(last.count - 1u) * N, place,
+                              memory);
     }
     for (uint q = place.simdgroup; q < OXB_STEP_QUERIES; q += place.simdgroups) {
         const bool there = q < args.heads;
-        prepare_query<N>(queries + (there ? q : 0u) * N, q, there, args.scale, lane, memory);
+        device const float *from = queries + (there ? q : 0u) * N;
+        if (MAKES) {
+            threadgroup float *own = memory.queries[q];
+            if (there) norm_and_rotate<float>(from, made.q_norm, cosine, own, made.form, lane);
+            simdgroup_barrier(mem_flags::mem_threadgroup);
+            prepare_query<N>(own, q, there, args.scale, lane, memory);
+        } else {
+            prepare_query<N>(from, q, there, args.scale, lane, memory);
+        }
     }
-    threadgroup_barrier(mem_flags::mem_threadgroup);
+    threadgroup_barrier(MAKES ? mem_flags::mem_threadgroup | mem_flags::mem_device
+                              : mem_flags::mem_threadgroup);
+    if (loads_ahead != 0u && own_block) {
+        complete_keys<N>(memory.key, stored, lane, keys);
+        complete_values<N>(memory.value, stored, lane, values);
+    }
 
     const float unit = memory.units[query];
     float largest = -INFINITY, total = 0.0f;
@@ -210,9 +270,15 @@ inline void attend_step(attention_operands<half> in, constant oxb_attention_args
             OXB_ROLLED
             for (uint q = 0; q < n_queries; q++) {
                 if (simd_shuffle(odd ? 1u : 0u, ushort(matrix_lane(pass + q, 0u))) == 0u) continue;
-                const defined_attention<N> found =
-                    attend_by_definition<N>(in, args, sequence.pages, queries + (pass + q) * N,
-                                            seen, first, end, place.simdgroups, lane);
+                defined_attention<N> found;
+                if (MAKES)
+                    found = attend_by_definition<N>(in, args, sequence.pages,
+                                                    memory.queries[pass + q], seen, first, end,
+                                                    place.simdgroups, lane);
+                else
+                    found = attend_by_definition<N>(in, args, sequence.pages,
+                                                    queries + (pass + q) * N, seen, first, end,
+                                                    place.simdgroups, lane);
                 OXB_UNROLL
                 for (uint i = 0; i < N / OXB_SIMD_WIDTH; i++)
                     own[q * stride + step_sum_at(lane + OXB_SIMD_WIDTH * i)] = found.sums[i];
@@ -264,8 +330,32 @@ kernel void attention_f16_step(
     const ulong first = head_of_tile(args, tile.x);
     const thread_place place = {lane, simdgroup, simdgroups};
     const attention_operands<half> in = {qkv, k_cache + first, v_cache + first, state, pages, out};
+    const new_heads none = {nullptr, nullptr, nullptr, nullptr, nullptr, head_form()};
     if (head_dim_of_kernel == 64u)
-        attend_step<64>(in, args, tile, place, memory);
+        attend_step<64, false>(in, none, args, tile, place, memory);
     else
-        attend_step<128>(in, args, tile, place, memory);
+        attend_step<128, false>(in, none, args, tile, place, memory);
+}
+
+// qkv_to_cache and attention in one: a tile has all query heads of a key-value head.
+kernel void qkv_attention_f16_step(
+    device const float *qkv [[buffer(0)]], device const float *q_norm [[buffer(1)]],
+    device const float *k_norm [[buffer(2)]], device const float *rope [[buffer(3)]],
+    device half *k_cache [[buffer(4)]], device half *v_cache [[buffer(5)]],
+    device const oxb_decode_state *state [[buffer(6)]], device const uint *pages [[buffer(7)]],
+    device float *out [[buffer(8)]], constant oxb_qkv_attention_args &args [[buffer(9)]],
+    uint3 tile [[threadgroup_position_in_grid]],
+    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
+    threadgroup step_memory memory;
+    constant oxb_attention_args &attention = args.attention;
+    const ulong first = head_of_tile(attention, tile.x);
+    const thread_place place = {lane, simdgroup, simdgroups};
+    const attention_operands<half> in = {qkv, k_cache + first, v_cache + first, state, pages, out};
+    const new_heads made = {q_norm, k_norm, rope, k_cache + first, v_cache + first,
+                            form_of(args, attention.head_dim)};
+    if (head_dim_of_kernel == 64u)
+        attend_step<64, true>(in, made, attention, tile, place, memory);
+    else
+        attend_step<128, true>(in, made, attention, tile, place, memory);
 }

@@ -5,65 +5,9 @@ using namespace metal;
 
 #include "oxb_args.h"
 #include "simd.h"
-#include "rms.h"
 #include "cache.h"
+#include "heads.h"
 #include "instantiate.h"
-
-// What is done with a head of q or k.
-struct head_form {
-    uint head_dim;
-    uint rotary_dim;  // elements that are rotated, the first of the head
-    uint step, apart; // pair i is elements step * i and step * i + apart
-    bool has_norm;
-    float eps;
-};
-
-template <typename Args>
-inline head_form form_of(constant Args &args) {
-    head_form form;
-    form.head_dim = args.head_dim;
-    form.rotary_dim = args.rotary_dim;
-    form.step = args.interleaved != 0u ? 2u : 1u;
-    form.apart = args.interleaved != 0u ? 1u : args.rotary_dim / 2u;
-    form.has_norm = args.has_norm != 0u;
-    form.eps = args.eps;
-    return form;
-}
-
-// The squares of the elements that this lane rotates or copies.
-inline float squares_of_lane(device const float *head, head_form form, float scale, uint lane) {
-    const uint end = form.rotary_dim / 2u * form.step; // past every pair's first element
-    const uint first = lane * form.step, step = OXB_SIMD_WIDTH * form.step;
-    const float pairs = sum_of_squares(head, end, scale, first, step) +
-                        sum_of_squares(head + form.apart, end, scale, first, step);
-    return pairs + sum_of_squares(head + form.rotary_dim, form.head_dim - form.rotary_dim, scale,
-                                  lane, OXB_SIMD_WIDTH);
-}
-
-// RMSNorm of a head where it has one, then RoPE. `from` and `to` may be the same: a lane reads only
-// the elements that it writes.
-template <typename T>
-inline void norm_and_rotate(device const float *from, device const float *weight,
-                            device const float *cosine, device T *to, head_form form, uint lane) {
-    float scale = 1.0f, inverse = 1.0f;
-    if (form.has_norm) {
-        float total = simd_sum(squares_of_lane(from, form, 1.0f, lane));
-        scale = scale_for(total, form.eps);
-        if (scale != 1.0f) total = simd_sum(squares_of_lane(from, form, scale, lane));
-        inverse = inverse_rms(total, form.head_dim, scale, form.eps);
-    }
-    const uint pairs = form.rotary_dim / 2u;
-    device const float *sine = cosine + pairs;
-    for (uint i = lane; i < pairs; i += OXB_SIMD_WIDTH) {
-        const uint low = form.step * i, high = low + form.apart;
-        const float a = form.has_norm ? from[low] * scale * inverse * weight[low] : from[low];
-        const float b = form.has_norm ? from[high] * scale * inverse * weight[high] : from[high];
-        to[low] = T(a * cosine[i] - b * sine[i]);
-        to[high] = T(b * cosine[i] + a * sine[i]);
-    }
-    for (uint i = form.rotary_dim + lane; i < form.head_dim; i += OXB_SIMD_WIDTH)
-        to[i] = T(form.has_norm ? from[i] * scale * inverse * weight[i] : from[i]);
-}
 
 // A SIMD-group per head of q and k; y counts tokens.
 kernel void qk_norm_rope(device float *qkv [[buffer(0)]], device const float *q_norm [[buffer(1)]],
@@ -80,8 +24,9 @@ kernel void qk_norm_rope(device float *qkv [[buffer(0)]], device const float *q_
     if (head >= args.n_heads + args.n_kv_heads || position >= args.max_seq) return;
     device float *at =
         qkv + (ulong(tile.y) * (args.n_heads + 2u * args.n_kv_heads) + head) * args.head_dim;
-    norm_and_rotate(at, head < args.n_heads ? q_norm : k_norm, rope + position * args.rotary_dim,
-                    at, form_of(args), lane);
+    norm_and_rotate<float>(at, head < args.n_heads ? q_norm : k_norm,
+                           rope + position * args.rotary_dim, at, form_of(args, args.head_dim),
+                           lane);
 }
 
 // Caches of elements T.
@@ -101,7 +46,7 @@ struct plain_cache {
     static void rotate_and_store_key(device float *from, device const float *weight,
                                      device const float *cosine, device T *page, uint, ulong slot,
                                      head_form form, uint lane) {
-        norm_and_rotate(from, weight, cosine, page + slot * form.head_dim, form, lane);
+        norm_and_rotate<T>(from, weight, cosine, page + slot * form.head_dim, form, lane);
     }
 };
 
@@ -199,7 +144,7 @@ struct q8_cache {
     static void rotate_and_store_key(device float *from, device const float *weight,
                                      device const float *cosine, device char *page, uint page_size,
                                      ulong slot, head_form form, uint lane) {
-        norm_and_rotate(from, weight, cosine, from, form, lane);
+        norm_and_rotate<float>(from, weight, cosine, from, form, lane);
         simdgroup_barrier(mem_flags::mem_device);
         store_key(from, page, page_size, slot, form.head_dim, lane);
     }
@@ -259,11 +204,12 @@ template <typename T, typename Cache>
     device const float *cosine = rope + place.position * args.rotary_dim;
     const uint kv_head = (head - args.n_heads) % args.n_kv_heads; // of a key or value
     const ulong at = layer_of(args.cache, page) + kv_head * args.cache.head_stride;
+    const head_form form = form_of(args, args.head_dim);
     if (head < args.n_heads)
-        norm_and_rotate(from, q_norm, cosine, from, form_of(args), lane);
+        norm_and_rotate<float>(from, q_norm, cosine, from, form, lane);
     else if (head < args.n_heads + args.n_kv_heads)
         Cache::rotate_and_store_key(from, k_norm, cosine, k_cache + at, args.cache.page_size, slot,
-                                    form_of(args), lane);
+                                    form, lane);
     else
         Cache::store_value(from, v_cache + at, args.cache.page_size, slot, args.head_dim, lane);
 }

@@ -811,6 +811,105 @@ class Commands:
         TypeError
             Where an operand is none, or a number no integer.
         """
+    def qkv_attention(
+        self,
+        qkv: _Binding,
+        q_norm: _Binding | None,
+        k_norm: _Binding | None,
+        rope: _Binding,
+        k_cache: _Binding,
+        v_cache: _Binding,
+        state: _Binding,
+        out: _Binding,
+        *,
+        eps: float = 1e-6,
+        n_heads: SupportsIndex,
+        n_kv_heads: SupportsIndex,
+        head_dim: SupportsIndex,
+        max_seq: SupportsIndex,
+        layer: SupportsIndex,
+        kv_dtype: Literal["f16", "f32", "q8"],
+        n_tokens: SupportsIndex = 1,
+        max_length: SupportsIndex | None = None,
+        scale: float | None = None,
+        rotary_dim: SupportsIndex = 0,
+        rope_style: Literal["neox", "interleaved"] = "neox",
+        batch: bool = False,
+        pages: _Binding | None = None,
+        page_size: SupportsIndex = 0,
+        n_layers: SupportsIndex = 0,
+        n_pages: SupportsIndex = 0,
+    ) -> None:
+        """Record qkv_to_cache() and attention() in one, with the same bits.
+
+        What is left in qkv is not defined. A GPU does it in one dispatch where each sequence has
+        one token in flight, and where it has such a kernel for the heads.
+
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
+        rope : operand
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
+        k_cache, v_cache : operand
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by head_dim / 16
+            words of 16 bits for each position: low bits of the elements, and their unit.
+        state : operand
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
+        out : operand
+            float32 [n_tokens, n_heads, head_dim]; NaN for a token past max_seq. It does not overlap
+            qkv.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
+        eps : float
+            Of the norms; finite and not negative.
+        max_length : int, optional
+            The most positions that a replay will meet, max_seq where left out: it decides into how
+            many splits the positions of one token are divided, and nothing else.
+        scale : float, optional
+            Factor of the scores; 1 / sqrt(head_dim) where left out.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
     def argmax(
         self, logits: _Binding, out: _Binding, n: SupportsIndex, *, n_vectors: SupportsIndex = 1
     ) -> None:

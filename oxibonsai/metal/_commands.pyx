@@ -996,6 +996,96 @@ cdef class Commands:
                   ("out", out)), b)
         check(api.op_attention(self.recording(), b[0], b[1], b[2], b[3], b[4], &shape, factor))
 
+    def qkv_attention(self, qkv, q_norm, k_norm, rope, k_cache, v_cache, state, out, *, n_heads,
+                      n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens=1, eps=1e-6,
+                      max_length=None, scale=None, rotary_dim=0, rope_style="neox", batch=False,
+                      pages=None, page_size=0, n_layers=0, n_pages=0):
+        """Record qkv_to_cache() and attention() in one, with the same bits.
+
+        What is left in qkv is not defined. A GPU does it in one dispatch where each sequence has
+        one token in flight, and where it has such a kernel for the heads.
+
+        Parameters
+        ----------
+        qkv : operand
+            float32 [n_tokens, n_heads + 2 n_kv_heads, head_dim]: queries, keys, values of each
+            token.
+        q_norm, k_norm : operand or None
+            float32 [head_dim]; both None for heads without norms.
+        rope : operand
+            float32 [max_seq, 2, rotary_dim / 2]: cosines, then sines, of each position.
+        k_cache, v_cache : operand
+            [layers, n_kv_heads, max_seq, head_dim] of kv_dtype; of pages, [n_pages, n_layers,
+            n_kv_heads, page_size, head_dim]. Each head of q8 is followed by head_dim / 16
+            words of 16 bits for each position: low bits of the elements, and their unit.
+        state : operand
+            struct oxb_decode_state: uint32 position, first token and first page of the sequence;
+            one, or with batch [n_tokens].
+        out : operand
+            float32 [n_tokens, n_heads, head_dim]; NaN for a token past max_seq. It does not overlap
+            qkv.
+        n_heads : int
+            Query heads, a multiple of n_kv_heads.
+        n_kv_heads : int
+            Key-value heads.
+        head_dim : int
+            Elements of a head: even, at most 512.
+        max_seq : int
+            Positions that the caches hold.
+        layer : int
+            Which layer of the caches, from 0.
+        kv_dtype : {"f16", "f32", "q8"}
+            Elements of the caches; q8 wants a head_dim that is a multiple of 32.
+        n_tokens : int
+            Tokens in flight, at the state's position and after it, or with batch one for each
+            state, at its position.
+        eps : float
+            Of the norms; finite and not negative.
+        max_length : int, optional
+            The most positions that a replay will meet, max_seq where left out: it decides into how
+            many splits the positions of one token are divided, and nothing else.
+        scale : float, optional
+            Factor of the scores; 1 / sqrt(head_dim) where left out.
+        rotary_dim : int
+            Elements of a head that are rotated, the first ones, after the norm of the whole head:
+            even, 0 for all of them.
+        rope_style : {"neox", "interleaved"}
+            The elements that rotate together: i and i + rotary_dim / 2, or 2 i and 2 i + 1.
+        batch : bool
+            Whether each token belongs to a sequence of its own.
+        pages : operand, optional
+            uint32, for each page_size positions of a sequence its page in the caches, from element
+            ``pages`` of its state on. Without, a cache is one page of max_seq positions.
+        page_size, n_layers, n_pages : int
+            Positions of a page, a multiple of 64, its layers, and how many a cache has.
+
+        Raises
+        ------
+        EncodingError
+            Where a shape does not fit its operands, operands overlap that may not, an object
+            belongs to another device or is closed, or the commands are sealed. Nothing is recorded
+            then.
+        ValueError
+            For another kv_dtype.
+        TypeError
+            Where an operand is none, or a number no integer.
+        """
+        cdef oxb_binding b[8]
+        cdef oxb_attention_shape shape = _attention_shape(
+            n_heads, n_kv_heads, head_dim, max_seq, layer, kv_dtype, n_tokens, batch, pages,
+            page_size, n_layers, n_pages, max_length)
+        cdef float epsilon = eps
+        cdef float factor = scale if scale is not None else max(shape.head_dim, 1) ** -0.5
+        _set_rope(&shape, rotary_dim, rope_style)
+        b[6].buffer = b[7].buffer = NULL
+        bind_all(_with_norms(q_norm, k_norm, (
+            ("qkv", qkv), ("rope", rope), ("k_cache", k_cache), ("v_cache", v_cache),
+            ("state", state), ("out", out),
+        )), b)
+        check(api.op_qkv_attention(
+            self.recording(), b[0], b[6], b[7], b[1], b[2], b[3], b[4], b[5], &shape, epsilon,
+            factor))
+
     def argmax(self, logits, out, n, *, n_vectors=1):
         """Record out[v] = the index of the largest of row v of the logits.
 

@@ -382,6 +382,11 @@ cdef extern from "oxb_shim.h" nogil:
         int (*device_product)(
             oxb_device *device, uint32_t index, oxb_product *product, const char **chosen,
             const char **used) noexcept nogil
+        oxb_status (*op_qkv_attention)(
+            oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,
+            oxb_binding rope, oxb_binding k_cache, oxb_binding v_cache, oxb_binding state,
+            oxb_binding out, const oxb_attention_shape *shape, float eps,
+            float scale) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:
@@ -514,6 +519,13 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 batch
         oxb_u32 first_token
         oxb_u32 pad[2]
+
+    struct oxb_qkv_attention_args:
+        oxb_attention_args attention
+        oxb_u32 rotary_dim
+        oxb_u32 interleaved
+        oxb_u32 has_norm
+        oxb_f32 eps
 
     struct oxb_combine_args:
         oxb_u64 n_rows
@@ -665,6 +677,8 @@ cdef extern from "oxb_driver.h" nogil:
         uint64_t alignment
         uint32_t halves
         uint32_t same_bits
+        uint32_t makes
+        uint32_t pad
         const char *variant
 
     ctypedef struct oxb_tile:
@@ -674,6 +688,7 @@ cdef extern from "oxb_driver.h" nogil:
         const char *variant
         uint32_t column
         uint32_t splits
+        uint32_t makes
         uint32_t n_constants
         oxb_constant constants[3]
 

@@ -201,6 +201,9 @@ static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape,
     tile->splits = splits < most ? splits : most;
     set_matrices(traits, s, tile);
     tile->constants[2].value.u32 = most;
+    /* One threadgroup stores a key, and reads it: the others of its head have other splits. */
+    const int single = s->n_tokens == 1 || s->batch;
+    tile->makes = shape->makes && single && tile->size[0] == s->n_heads / s->n_kv_heads;
     const int alone = s->batch || shape->same_bits || s->n_tokens < PROMPT_TOKENS;
     return alone ? GPU_FAVOURED : GPU_TAKEN;
 }

@@ -234,6 +234,18 @@ struct oxb_attention_args {
 };
 OXB_ARGS_SIZE(oxb_attention_args, 96);
 
+/* qkv_to_cache and attention in one, for tokens that have no other token of their sequence beside
+ * them; a tile has all query heads of a key-value head. qkv stays as it is. Bindings: qkv, q_norm,
+ * k_norm, rope, k cache, v cache, state, pages, out. */
+struct oxb_qkv_attention_args {
+    struct oxb_attention_args attention;
+    oxb_u32 rotary_dim;
+    oxb_u32 interleaved;
+    oxb_u32 has_norm;
+    oxb_f32 eps;
+};
+OXB_ARGS_SIZE(oxb_qkv_attention_args, 112);
+
 /* out[row][head_dim] from the n_splits splits of each row, n_tokens * n_heads of them. Bindings:
  * splits, out. */
 struct oxb_combine_args {

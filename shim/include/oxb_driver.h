@@ -108,6 +108,8 @@ typedef struct oxb_op_shape {
     uint64_t alignment;  /* bytes; that of the start of caches and output in device memory */
     uint32_t halves;     /* 1: queries and weights may be rounded to half */
     uint32_t same_bits;  /* 1: a token of several has the bits that it has alone */
+    uint32_t makes;      /* 1: queries, keys and values are to be made, where the kernel can */
+    uint32_t pad;
     const char *variant; /* one of variants(); NULL, and a name that does not take the shape: the
                             driver's default */
 } oxb_op_shape;
@@ -124,6 +126,8 @@ typedef struct oxb_tile {
     const char *variant; /* its name among variants(); "" or NULL where there is one form; static */
     uint32_t column;     /* `column` of the argument struct, for ops on a matrix */
     uint32_t splits;     /* ATTENTION: of the positions, 1 to OXB_MAX_SPLITS; the extent along z */
+    uint32_t makes;      /* ATTENTION of a shape with `makes`. 1: qkv_attention_* does what
+                            QKV_TO_CACHE does too, and size[0] is all heads of a key-value head */
     uint32_t n_constants;
     oxb_constant constants[OXB_TILE_CONSTANTS]; /* function constants of the kernel */
 } oxb_tile;

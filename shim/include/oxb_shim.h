@@ -426,7 +426,13 @@ typedef struct oxb_sample {
      * `n_vectors` is the most that a choice holds for. */                                         \
     X(int, device_product,                                                                         \
       (oxb_device * device, uint32_t index, oxb_product *product, const char **chosen,             \
-       const char **used))
+       const char **used))                                                                         \
+                                                                                                   \
+    /* qkv_to_cache and attention in one; what is left in qkv is not defined. */                   \
+    X(oxb_status, op_qkv_attention,                                                                \
+      (oxb_commands * commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,           \
+       oxb_binding rope, oxb_binding k_cache, oxb_binding v_cache, oxb_binding state,              \
+       oxb_binding out, const oxb_attention_shape *shape, float eps, float scale))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

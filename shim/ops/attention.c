@@ -120,6 +120,10 @@ static ops_operand pages_operand(oxb_binding state, const oxb_attention_shape *s
     return (ops_operand){"pages", s->pages, bytes ? bytes : 4, 0};
 }
 
+static ops_operand output_operand(oxb_binding out, const oxb_attention_shape *s) {
+    return (ops_operand){"output", out, (uint64_t)s->n_tokens * s->n_heads * s->head_dim * 4, 1};
+}
+
 static uint32_t rotary_dim_of(const oxb_attention_shape *s) {
     return s->rotary_dim ? s->rotary_dim : s->head_dim;
 }
@@ -285,66 +289,142 @@ static uint64_t alignment_of(oxb_binding k_cache, oxb_binding v_cache, oxb_bindi
     return start & (~start + 1);
 }
 
+/* What attention is recorded as. */
+typedef struct plan {
+    oxb_op_shape extent;
+    oxb_tile tile;
+    struct oxb_attention_args args;
+} plan;
+
+/* `makes`: the kernel is to do what qkv_to_cache does too, if it can. */
+static oxb_status plan_attention(const oxb_commands *commands, oxb_binding k_cache,
+                                 oxb_binding v_cache, oxb_binding out,
+                                 const oxb_attention_shape *shape, float scale, int makes,
+                                 plan *plan) {
+    plan->extent = (oxb_op_shape){.extent = {shape->n_heads, shape->n_tokens, 1},
+                                  .attention = shape,
+                                  .alignment = alignment_of(k_cache, v_cache, out),
+                                  .halves = front_commands_in_half(commands) != 0,
+                                  .same_bits = front_commands_deterministic(commands) != 0,
+                                  .makes = makes != 0};
+    const oxb_status status = ops_tile(commands, OXB_OP_ATTENTION, &plan->extent, &plan->tile);
+    if (status != OXB_OK) return status;
+    plan->extent.extent[2] = plan->tile.splits;
+    plan->args = (struct oxb_attention_args){.cache = cache_of(shape),
+                                             .n_heads = shape->n_heads,
+                                             .n_kv_heads = shape->n_kv_heads,
+                                             .head_dim = shape->head_dim,
+                                             .scale = scale,
+                                             .n_tokens = shape->n_tokens,
+                                             .n_splits = plan->tile.splits,
+                                             .heads = plan->tile.size[0],
+                                             .tokens = plan->tile.size[1],
+                                             .batch = shape->batch != 0};
+    return OXB_OK;
+}
+
+/* Record `kernel`, whose last operand is the output, and what adds up its splits. `args` begins
+ * with those of the plan, or is them. */
+static oxb_status record_attention(oxb_commands *commands, const plan *plan, const char *kernel,
+                                   ops_operand *operands, uint32_t n, void *args,
+                                   uint32_t args_size) {
+    struct oxb_attention_args *a = args;
+    const uint64_t rows = (uint64_t)a->n_tokens * a->n_heads;
+    const ops_operand final = operands[n - 1];
+    oxb_buffer *splits = NULL;
+    const uint64_t bytes = rows * a->n_splits * (a->head_dim + (uint64_t)2) * 4;
+    oxb_status status;
+    if (a->n_splits > 1) {
+        if ((status = front_commands_scratch(commands, bytes, &splits)) != OXB_OK) return status;
+        operands[n - 1] = (ops_operand){"splits", {splits, 0}, bytes, 1};
+    }
+    const ops_cut tokens = {
+        .axis = 1,
+        .piece = ops_piece_of(commands, OXB_OP_ATTENTION, &plan->extent, &plan->tile, 1, 1),
+        .first = &a->first_token,
+        .end = &a->n_tokens};
+    const uint32_t mark = oxb_commands_length(commands);
+    const ops_recording recording = {.op = OXB_OP_ATTENTION,
+                                     .shape = &plan->extent,
+                                     .tile = &plan->tile,
+                                     .kernel = kernel,
+                                     .operands = operands,
+                                     .n_operands = n,
+                                     .args_size = args_size,
+                                     .args = args,
+                                     .cut = &tokens};
+    status = ops_record_tiles(commands, &recording);
+    if (status == OXB_OK && splits)
+        status = record_combine(commands, splits, bytes, final, &plan->args);
+    if (status != OXB_OK) front_commands_cut(commands, mark);
+    return status;
+}
+
 oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding k_cache,
                             oxb_binding v_cache, oxb_binding state, oxb_binding out,
                             const oxb_attention_shape *shape, float scale) {
     const char *op = "attention";
     oxb_status status = check_attention(op, shape);
     if (status != OXB_OK) return status;
-    uint64_t rows = (uint64_t)shape->n_tokens * shape->n_heads;
     ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 0},
                               {"k_cache", k_cache, cache_bytes(shape), 0},
                               {"v_cache", v_cache, cache_bytes(shape), 0},
                               state_operand(state, shape),
                               pages_operand(state, shape),
-                              {"output", out, rows * shape->head_dim * 4, 1}};
+                              output_operand(out, shape)};
     if ((status = ops_check_operands(op, operands, 6)) != OXB_OK) return status;
     for (unsigned i = 0; i < 5; i++) {
         if ((status = ops_check_apart(op, operands + i, operands + 5)) != OXB_OK) return status;
     }
-    oxb_op_shape extent = {.extent = {shape->n_heads, shape->n_tokens, 1},
-                           .attention = shape,
-                           .alignment = alignment_of(k_cache, v_cache, out),
-                           .halves = front_commands_in_half(commands) != 0,
-                           .same_bits = front_commands_deterministic(commands) != 0};
-    oxb_tile tile;
-    if ((status = ops_tile(commands, OXB_OP_ATTENTION, &extent, &tile)) != OXB_OK) return status;
-    struct oxb_attention_args args = {.cache = cache_of(shape),
-                                      .n_heads = shape->n_heads,
-                                      .n_kv_heads = shape->n_kv_heads,
-                                      .head_dim = shape->head_dim,
-                                      .scale = scale,
-                                      .n_tokens = shape->n_tokens,
-                                      .n_splits = tile.splits,
-                                      .heads = tile.size[0],
-                                      .tokens = tile.size[1],
-                                      .batch = shape->batch != 0};
-    ops_operand final = operands[5];
-    oxb_buffer *splits = NULL;
-    uint64_t bytes = rows * tile.splits * (shape->head_dim + (uint64_t)2) * 4;
-    if (tile.splits > 1) {
-        if ((status = front_commands_scratch(commands, bytes, &splits)) != OXB_OK) return status;
-        operands[5] = (ops_operand){"splits", {splits, 0}, bytes, 1};
-    }
-    extent.extent[2] = tile.splits;
-    const ops_cut tokens = {.axis = 1,
-                            .piece = ops_piece_of(commands, OXB_OP_ATTENTION, &extent, &tile, 1, 1),
-                            .first = &args.first_token,
-                            .end = &args.n_tokens};
-    const uint32_t mark = oxb_commands_length(commands);
+    plan plan;
+    status = plan_attention(commands, k_cache, v_cache, out, shape, scale, 0, &plan);
+    if (status != OXB_OK) return status;
     char kernel[OXB_NAME_BYTES];
     snprintf(kernel, sizeof kernel, "attention_%s", suffix_of(shape));
-    const ops_recording recording = {.op = OXB_OP_ATTENTION,
-                                     .shape = &extent,
-                                     .tile = &tile,
-                                     .kernel = kernel,
-                                     .operands = operands,
-                                     .n_operands = 6,
-                                     .args_size = sizeof args,
-                                     .args = &args,
-                                     .cut = &tokens};
-    status = ops_record_tiles(commands, &recording);
-    if (status == OXB_OK && splits) status = record_combine(commands, splits, bytes, final, &args);
-    if (status != OXB_OK) front_commands_cut(commands, mark);
-    return status;
+    struct oxb_attention_args args = plan.args;
+    return record_attention(commands, &plan, kernel, operands, 6, &args, sizeof args);
+}
+
+oxb_status oxb_op_qkv_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding q_norm,
+                                oxb_binding k_norm, oxb_binding rope, oxb_binding k_cache,
+                                oxb_binding v_cache, oxb_binding state, oxb_binding out,
+                                const oxb_attention_shape *shape, float eps, float scale) {
+    const char *op = "qkv_attention";
+    oxb_status status = check_attention(op, shape);
+    if (status == OXB_OK) status = check_rope(op, shape, q_norm, k_norm, eps);
+    if (status != OXB_OK) return status;
+    ops_operand operands[] = {{"qkv", qkv, qkv_bytes(shape), 0},
+                              norm_operand("q_norm", q_norm, rope, shape),
+                              norm_operand("k_norm", k_norm, rope, shape),
+                              rope_operand(rope, shape),
+                              {"k_cache", k_cache, cache_bytes(shape), 1},
+                              {"v_cache", v_cache, cache_bytes(shape), 1},
+                              state_operand(state, shape),
+                              pages_operand(state, shape),
+                              output_operand(out, shape)};
+    if ((status = ops_check_operands(op, operands, 9)) != OXB_OK) return status;
+    if ((status = check_stores_apart(op, operands + 6, operands + 4)) != OXB_OK) return status;
+    for (unsigned i = 0; i < 8; i++) {
+        if ((status = ops_check_apart(op, operands + i, operands + 8)) != OXB_OK) return status;
+    }
+    plan plan;
+    status = plan_attention(commands, k_cache, v_cache, out, shape, scale, 1, &plan);
+    if (status != OXB_OK) return status;
+    const uint32_t mark = oxb_commands_length(commands);
+    if (!plan.tile.makes) {
+        status = oxb_op_qkv_to_cache(commands, qkv, q_norm, k_norm, rope, k_cache, v_cache, state,
+                                     shape, eps);
+        if (status == OXB_OK)
+            status = oxb_op_attention(commands, qkv, k_cache, v_cache, state, out, shape, scale);
+        if (status != OXB_OK) front_commands_cut(commands, mark);
+        return status;
+    }
+    char kernel[OXB_NAME_BYTES];
+    snprintf(kernel, sizeof kernel, "qkv_attention_%s", suffix_of(shape));
+    struct oxb_qkv_attention_args args = {.attention = plan.args,
+                                          .rotary_dim = rotary_dim_of(shape),
+                                          .interleaved = shape->rope_style == OXB_ROPE_INTERLEAVED,
+                                          .has_norm = q_norm.buffer != NULL,
+                                          .eps = eps};
+    return record_attention(commands, &plan, kernel, operands, 9, &args, sizeof args);
 }

@@ -6,7 +6,7 @@
 #include "front/front.h"
 
 #define OPS_MAX_COUNT    0x7fffffffu
-#define OPS_MAX_OPERANDS 8u
+#define OPS_MAX_OPERANDS 9u
 
 /* One binding of an op with what the op needs of it. */
 typedef struct ops_operand {

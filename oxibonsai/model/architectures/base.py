@@ -71,6 +71,9 @@ class LayerStep:
     heads : dict
         The arguments that all ops on heads share: n_heads, n_kv_heads, head_dim, max_seq, layer,
         kv_dtype, and what tells where the caches' pages are.
+    whole : bool
+        Whether the layer's second part follows at once with the same step: what the first one has
+        to leave in the caches may be done there, in one op with attention.
     """
 
     commands: Commands
@@ -85,6 +88,7 @@ class LayerStep:
     k_cache: Buffer
     v_cache: Buffer
     heads: Mapping[str, Any]
+    whole: bool = False
 
     def qkv_of(self, group: TokenGroup) -> Place:
         """Return a group's rows of qkv."""

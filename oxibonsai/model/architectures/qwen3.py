@@ -117,7 +117,7 @@ class Qwen3Layer:
         if self.bias is not None:
             size = step.config.qkv_size
             step.commands.add_bias(self.bias, step.qkv, size, n_vectors=step.n_tokens)
-        for group in step.groups:
+        for group in () if step.whole else step.groups:
             step.commands.qkv_to_cache(
                 step.qkv_of(group),
                 self.q_norm,
@@ -133,15 +133,30 @@ class Qwen3Layer:
     def record_rest(self, step: LayerStep) -> None:
         """Record the attention, its output projection and the feed-forward block."""
         for group in step.groups:
-            step.commands.attention(
-                step.qkv_of(group),
-                step.k_cache,
-                step.v_cache,
-                group.state,
-                step.attention_of(group),
-                max_length=group.max_length,
-                **step.heads_of(group),
-            )
+            if step.whole:
+                step.commands.qkv_attention(
+                    step.qkv_of(group),
+                    self.q_norm,
+                    self.k_norm,
+                    step.rope,
+                    step.k_cache,
+                    step.v_cache,
+                    group.state,
+                    step.attention_of(group),
+                    eps=step.config.rms_eps,
+                    max_length=group.max_length,
+                    **step.heads_of(group),
+                )
+            else:
+                step.commands.attention(
+                    step.qkv_of(group),
+                    step.k_cache,
+                    step.v_cache,
+                    group.state,
+                    step.attention_of(group),
+                    max_length=group.max_length,
+                    **step.heads_of(group),
+                )
         step.commands.feed_forward(
             step.attention,
             step.hidden,

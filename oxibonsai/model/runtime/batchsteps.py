@@ -197,7 +197,7 @@ class _Recorder:
             )
         last = c.n_layers - 1
         for i, layer in enumerate(weights.layers):
-            at = self._layer_step(i, 0, step.chunk + step.n_rows, groups)
+            at = self._layer_step(i, 0, step.chunk + step.n_rows, groups, whole=i < last)
             layer.record_keys_and_values(at)
             if i < last:
                 layer.record_rest(at)
@@ -209,7 +209,13 @@ class _Recorder:
             weights.layers[last].record_rest(at)
 
     def _layer_step(
-        self, layer: int, first: int, n: int, groups: Sequence[TokenGroup]
+        self,
+        layer: int,
+        first: int,
+        n: int,
+        groups: Sequence[TokenGroup],
+        *,
+        whole: bool = False,
     ) -> LayerStep:
         c, b = self._model.config, self._buffers
         return LayerStep(
@@ -225,6 +231,7 @@ class _Recorder:
             k_cache=b.k,
             v_cache=b.v,
             heads={**self._heads, "pages": b.pages, "layer": layer},
+            whole=whole,
         )
 
     def _head(self) -> None:

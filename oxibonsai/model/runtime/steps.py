@@ -224,9 +224,10 @@ class _Recorder:
             self.weights.embedding, self.text.tokens, self.text.state, self.work.hidden, n_tokens=n
         )
         for i, layer in enumerate(self.weights.layers):
-            at = self._layer_step(i, 0, n, step.max_length)
+            whole = i < last or step.rows == n
+            at = self._layer_step(i, 0, n, step.max_length, whole=whole)
             layer.record_keys_and_values(at)
-            if i < last or step.rows == n:
+            if whole:
                 layer.record_rest(at)
         if step.rows == 1:
             if n > 1:
@@ -273,7 +274,9 @@ class _Recorder:
             **shape,
         )
 
-    def _layer_step(self, layer: int, first: int, n: int, max_length: int) -> LayerStep:
+    def _layer_step(
+        self, layer: int, first: int, n: int, max_length: int, *, whole: bool = False
+    ) -> LayerStep:
         """Return where a layer is recorded for n tokens, from row `first` of the step's on."""
         c, work = self.config, self.work
         return LayerStep(
@@ -289,6 +292,7 @@ class _Recorder:
             k_cache=self.cache.k,
             v_cache=self.cache.v,
             heads={**self.heads, "layer": layer},
+            whole=whole,
         )
 
     def _head(self, first: int, n: int, logits: Buffer) -> None:
