@@ -6,7 +6,7 @@ import copy
 
 import numpy as np
 import pytest
-from attention_runs import Making, make_and_attend, make_then_attend, written
+from attention_runs import Making, combine, make_and_attend, make_then_attend, written
 from cases import activations
 from kv_caches import tables_of
 from shader_heads import Heads
@@ -36,8 +36,9 @@ def check(heads, caches, qkv, states, tables, making, *, order="random", ahead=T
     expected = make_then_attend(heads, caches, qkv, states, tables, making, **options)
     for a, b in zip(got[:2], expected[:2], strict=True):
         np.testing.assert_array_equal(a, b)
-    np.testing.assert_array_equal(got[2], expected[2])
-    return got[2]
+    y, same = (a if options.get("splits", 1) == 1 else combine(a) for a in (got[2], expected[2]))
+    np.testing.assert_array_equal(y, same)
+    return y
 
 
 def check_one(heads, length, making, qkv=None, **options):
@@ -66,8 +67,7 @@ def test_heads_are_made_by_any_number_of_simdgroups(simdgroups):
 @pytest.mark.parametrize("splits", [2, 3])
 @pytest.mark.parametrize("length", [100, 256, 300, 383])
 def test_the_split_of_the_tokens_position_makes_its_key_and_value(splits, length):
-    y = check_one(Heads(2, 1, 64, 400), length, Making(64), splits=splits)
-    assert np.isfinite(y[..., 0, :]).all()
+    assert np.isfinite(check_one(Heads(2, 1, 64, 400), length, Making(64), splits=splits)).all()
 
 
 @pytest.mark.parametrize("n", [64, 128])
@@ -95,6 +95,7 @@ def test_odd_heads_have_the_bits_of_two_dispatches(odd, head):
 @pytest.mark.parametrize("splits", [1, 2])
 def test_heads_of_a_batch_go_to_their_own_pages_or_nowhere(splits, ahead):
     heads = Heads(4, 2, 64, 400, layer=1)
+    # Nobody's own page is read for the lost, whose result does not depend on it.
     placed = [(0, [5]), (63, [2]), (64, [0, 6]), (131, [4, 1, 3])]
     lost = [(IDLE, []), (400, [7] * 7), (3, [N_PAGES]), (70, [7, IDLE])]
     texts = [(pages, *history(heads, position, position)) for position, pages in placed]
@@ -113,4 +114,5 @@ def test_heads_of_a_batch_go_to_their_own_pages_or_nowhere(splits, ahead):
         batch=1,
         ahead=ahead,
     )
-    assert np.isfinite(y[len(lost) :]).all() or splits == 2
+    assert np.isfinite(y[len(lost) :]).all()
+    assert np.isnan(y[: len(lost)]).all()

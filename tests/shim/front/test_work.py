@@ -56,6 +56,10 @@ OPS: dict[str, tuple[Callable[[Any, Operands], None], list[int]]] = {
         lambda c, o: c.attention(*o.some(5), n_tokens=4, max_length=30, **HEADS),
         [6 * 4 * 30 * 16 * 2 * LOADS],
     ),
+    "qkv_attention": (
+        lambda c, o: c.qkv_attention(*o.some(8), n_tokens=4, eps=1e-6, **HEADS),
+        [10 * 16 * 4, 6 * 4 * 100 * 16 * 2 * LOADS],
+    ),
     "argmax": (lambda c, o: c.argmax(*o.some(2), 5000, n_vectors=2), [2 * 5000, 2 * 2]),
     "sample": (
         lambda c, o: c.sample(*o.some(5), 5000, 64, n_vectors=1),

@@ -393,6 +393,9 @@ def test_batches_that_cannot_be_are_refused(device, change, text):
             lambda: c.kv_store(qkv, cache, cache, small, **shape),
             lambda: c.qkv_to_cache(qkv, small, small, cache, cache, cache, small, **shape),
             lambda: c.attention(qkv, cache, cache, small, small, **shape),
+            lambda: c.qkv_attention(
+                qkv, small, small, cache, cache, cache, small, device.buffer(4096), **shape
+            ),
         ]
         for call in calls:
             with pytest.raises(EncodingError, match=text):

@@ -252,6 +252,8 @@ def test_options_that_cannot_be_are_refused(device, options, text):
             c.qk_norm_rope: {"qkv": qkv, "rope": rope, "state": small},
             c.qkv_to_cache: {"qkv": qkv, "rope": rope, "state": small}
             | {"k_cache": cache, "v_cache": cache},
+            c.qkv_attention: {"qkv": qkv, "rope": rope, "state": small, "out": device.buffer(1024)}
+            | {"k_cache": cache, "v_cache": cache},
         }
         for call, operands in calls.items():
             given_norms = {"q_norm": small, "k_norm": small}

@@ -319,6 +319,10 @@ def test_what_is_written_lies_apart_from_states_and_pages(device, shared):
                 qkv, None, None, device.upload(np.zeros(512, np.float32)), other, one,
                 place["state"], **given
             ),
+            lambda: c.qkv_attention(
+                qkv, None, None, device.upload(np.zeros(512, np.float32)), other, one,
+                place["state"], device.upload(cache), **given
+            ),
         ):  # fmt: skip
             with pytest.raises(metal.EncodingError, match="overlap"):
                 record()
