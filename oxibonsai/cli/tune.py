@@ -36,7 +36,7 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
     if args.model is None:
         with Device(args.device, threads=args.threads) as device:
             return _tune(args, device, None, out)
-    args.activations = "float32"
+    args.activations = None  # as the device likes it
     with load(args) as model:
         n_tokens = min(_PROMPT, model.config.context_length - 1)
         with model.session(n_tokens + 1) as session:

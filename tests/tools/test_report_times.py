@@ -59,7 +59,8 @@ class Choosing:
     """A device with other variants than its own."""
 
     def __init__(self, device: metal.Device, names: tuple[str, ...] | None = None) -> None:
-        self._device, self._names, self.chosen = device, names, []
+        self._device, self._names = device, names
+        self.chosen: list[object] = []
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._device, name)

@@ -19,6 +19,7 @@ from places import HELPERS, ROOT, SIMULATORS
 from tiny_models import chain, write_chain
 
 SECONDS = 300  # for one process: the first of its kind compiles kernels
+EXITS = 200
 
 
 def supported() -> list[str]:
@@ -104,10 +105,9 @@ def test_a_process_ends_well(driver: Path, model: Path, name: str) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("python", interpreters())
-def test_processes_end_well_however_late_handlers_run(
-    driver: Path, model: Path, python: str
-) -> None:
-    cases = [(name, number) for number in range(len(exits.LATE)) for name in exits.ENDINGS]
+def test_two_hundred_processes_end_well(driver: Path, model: Path, python: str) -> None:
+    rounds = -(-EXITS // len(exits.ENDINGS))
+    cases = [(name, number) for number in range(rounds) for name in exits.ENDINGS]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         problems = pool.map(lambda case: end(python, driver, model, *case), cases)
     wrong = [*filter(None, problems)]
