@@ -137,11 +137,27 @@ class StepOps:
         cmd.attention(self.x, self.k_cache, self.v_cache, self.state, self.y, layer=i, **self.shape)
         return kv_bytes(self.model, PROMPT) // self.model.config.n_layers
 
+    def qkv_attention(self, cmd: Commands, layer: Any, i: int) -> int:
+        cmd.qkv_attention(
+            self.x,
+            layer.q_norm,
+            layer.k_norm,
+            self.rope,
+            self.k_cache,
+            self.v_cache,
+            self.state,
+            self.y,
+            layer=i,
+            **self.shape,
+        )
+        return kv_bytes(self.model, PROMPT) // self.model.config.n_layers
+
 
 OPS = (
     "qkv",
     "rope_and_store",
     "attention",
+    "qkv_attention",
     "attn_output",
     "gate_up",
     "down",

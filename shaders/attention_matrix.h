@@ -79,8 +79,7 @@ inline void complete_values(threadgroup const uint4 *from, uint stored, uint lan
                             thread uint4 (&values)[N / 16u]) {
     OXB_UNROLL
     for (uint i = 0; i < N / 16u; i++) {
-        if (matrix_across_row(lane, i) >= stored)
-            values[i] = from[matrix_across_unit(lane, i)];
+        if (matrix_across_row(lane, i) >= stored) values[i] = from[matrix_across_unit(lane, i)];
     }
 }
 
@@ -124,10 +123,9 @@ struct defined_attention {
 };
 
 template <uint N, typename Query>
-inline defined_attention<N> attend_by_definition(attention_operands<half> in,
-                                                 constant oxb_attention_args &args, uint pages,
-                                                 Query query, uint seen, uint first, uint end,
-                                                 uint step, uint lane) {
+inline defined_attention<N>
+attend_by_definition(attention_operands<half> in, constant oxb_attention_args &args, uint pages,
+                     Query query, uint seen, uint first, uint end, uint step, uint lane) {
     defined_attention<N> found;
     found.largest = -INFINITY;
     found.total = 0.0f;

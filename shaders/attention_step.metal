@@ -40,7 +40,7 @@ struct step_memory {
     uint4 words[8 * OXB_SIMD_WIDTH]; // of the queries, [step][lane]: what multiply_keys() takes
     uint4 key[16], value[16];        // of the token, in halves, where they are made here
     float queries[OXB_STEP_QUERIES][128]; // the same
-    float units[OXB_STEP_QUERIES];   // factors of their scores
+    float units[OXB_STEP_QUERIES];        // factors of their scores
     float sums[OXB_STEP_SIMDGROUPS][OXB_STEP_AT_ONCE * (128u + OXB_STEP_PAD)]; // weight * value
     float largests[OXB_STEP_SIMDGROUPS][OXB_STEP_QUERIES];
     float totals[OXB_STEP_SIMDGROUPS][OXB_STEP_QUERIES];
@@ -159,9 +159,8 @@ inline void attend_step(attention_operands<half> in, new_heads made,
         const block_place last =
             place_of_block<N>(args.cache, in.pages, sequence.pages, blocks - 1u, seen);
         device const float *key = queries + (args.n_heads - first_head + tile.x) * N;
-        make_key_and_value<N>(made, key, key + args.n_kv_heads * N, cosine,
-                              has_place && !last.lost, last.at + ulong(last.count - 1u) * N, place,
-                              memory);
+        make_key_and_value<N>(made, key, key + args.n_kv_heads * N, cosine, has_place && !last.lost,
+                              last.at + ulong(last.count - 1u) * N, place, memory);
     }
     for (uint q = place.simdgroup; q < OXB_STEP_QUERIES; q += place.simdgroups) {
         const bool there = q < args.heads;
@@ -272,13 +271,13 @@ inline void attend_step(attention_operands<half> in, new_heads made,
                 if (simd_shuffle(odd ? 1u : 0u, ushort(matrix_lane(pass + q, 0u))) == 0u) continue;
                 defined_attention<N> found;
                 if (MAKES)
-                    found = attend_by_definition<N>(in, args, sequence.pages,
-                                                    memory.queries[pass + q], seen, first, end,
-                                                    place.simdgroups, lane);
+                    found =
+                        attend_by_definition<N>(in, args, sequence.pages, memory.queries[pass + q],
+                                                seen, first, end, place.simdgroups, lane);
                 else
-                    found = attend_by_definition<N>(in, args, sequence.pages,
-                                                    queries + (pass + q) * N, seen, first, end,
-                                                    place.simdgroups, lane);
+                    found =
+                        attend_by_definition<N>(in, args, sequence.pages, queries + (pass + q) * N,
+                                                seen, first, end, place.simdgroups, lane);
                 OXB_UNROLL
                 for (uint i = 0; i < N / OXB_SIMD_WIDTH; i++)
                     own[q * stride + step_sum_at(lane + OXB_SIMD_WIDTH * i)] = found.sums[i];
@@ -344,16 +343,15 @@ kernel void qkv_attention_f16_step(
     device half *k_cache [[buffer(4)]], device half *v_cache [[buffer(5)]],
     device const oxb_decode_state *state [[buffer(6)]], device const uint *pages [[buffer(7)]],
     device float *out [[buffer(8)]], constant oxb_qkv_attention_args &args [[buffer(9)]],
-    uint3 tile [[threadgroup_position_in_grid]],
-    uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint3 tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
     uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup step_memory memory;
     constant oxb_attention_args &attention = args.attention;
     const ulong first = head_of_tile(attention, tile.x);
     const thread_place place = {lane, simdgroup, simdgroups};
     const attention_operands<half> in = {qkv, k_cache + first, v_cache + first, state, pages, out};
-    const new_heads made = {q_norm, k_norm, rope, k_cache + first, v_cache + first,
-                            form_of(args, attention.head_dim)};
+    const new_heads made = {q_norm,          k_norm,          rope,
+                            k_cache + first, v_cache + first, form_of(args, attention.head_dim)};
     if (head_dim_of_kernel == 64u)
         attend_step<64, true>(in, made, attention, tile, place, memory);
     else

@@ -105,10 +105,10 @@ typedef struct oxb_op_shape {
                           0: 1 */
     /* ATTENTION only. */
     const oxb_attention_shape *attention;
-    uint64_t alignment;  /* bytes; that of the start of caches and output in device memory */
-    uint32_t halves;     /* 1: queries and weights may be rounded to half */
-    uint32_t same_bits;  /* 1: a token of several has the bits that it has alone */
-    uint32_t makes;      /* 1: queries, keys and values are to be made, where the kernel can */
+    uint64_t alignment; /* bytes; that of the start of caches and output in device memory */
+    uint32_t halves;    /* 1: queries and weights may be rounded to half */
+    uint32_t same_bits; /* 1: a token of several has the bits that it has alone */
+    uint32_t makes;     /* 1: queries, keys and values are to be made, where the kernel can */
     uint32_t pad;
     const char *variant; /* one of variants(); NULL, and a name that does not take the shape: the
                             driver's default */

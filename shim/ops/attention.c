@@ -290,17 +290,17 @@ static uint64_t alignment_of(oxb_binding k_cache, oxb_binding v_cache, oxb_bindi
 }
 
 /* What attention is recorded as. */
-typedef struct plan {
+typedef struct attention_plan {
     oxb_op_shape extent;
     oxb_tile tile;
     struct oxb_attention_args args;
-} plan;
+} attention_plan;
 
 /* `makes`: the kernel is to do what qkv_to_cache does too, if it can. */
 static oxb_status plan_attention(const oxb_commands *commands, oxb_binding k_cache,
                                  oxb_binding v_cache, oxb_binding out,
                                  const oxb_attention_shape *shape, float scale, int makes,
-                                 plan *plan) {
+                                 attention_plan *plan) {
     plan->extent = (oxb_op_shape){.extent = {shape->n_heads, shape->n_tokens, 1},
                                   .attention = shape,
                                   .alignment = alignment_of(k_cache, v_cache, out),
@@ -325,9 +325,9 @@ static oxb_status plan_attention(const oxb_commands *commands, oxb_binding k_cac
 
 /* Record `kernel`, whose last operand is the output, and what adds up its splits. `args` begins
  * with those of the plan, or is them. */
-static oxb_status record_attention(oxb_commands *commands, const plan *plan, const char *kernel,
-                                   ops_operand *operands, uint32_t n, void *args,
-                                   uint32_t args_size) {
+static oxb_status record_attention(oxb_commands *commands, const attention_plan *plan,
+                                   const char *kernel, ops_operand *operands, uint32_t n,
+                                   void *args, uint32_t args_size) {
     struct oxb_attention_args *a = args;
     const uint64_t rows = (uint64_t)a->n_tokens * a->n_heads;
     const ops_operand final = operands[n - 1];
@@ -376,7 +376,7 @@ oxb_status oxb_op_attention(oxb_commands *commands, oxb_binding qkv, oxb_binding
     for (unsigned i = 0; i < 5; i++) {
         if ((status = ops_check_apart(op, operands + i, operands + 5)) != OXB_OK) return status;
     }
-    plan plan;
+    attention_plan plan;
     status = plan_attention(commands, k_cache, v_cache, out, shape, scale, 0, &plan);
     if (status != OXB_OK) return status;
     char kernel[OXB_NAME_BYTES];
@@ -407,7 +407,7 @@ oxb_status oxb_op_qkv_attention(oxb_commands *commands, oxb_binding qkv, oxb_bin
     for (unsigned i = 0; i < 8; i++) {
         if ((status = ops_check_apart(op, operands + i, operands + 8)) != OXB_OK) return status;
     }
-    plan plan;
+    attention_plan plan;
     status = plan_attention(commands, k_cache, v_cache, out, shape, scale, 1, &plan);
     if (status != OXB_OK) return status;
     const uint32_t mark = oxb_commands_length(commands);

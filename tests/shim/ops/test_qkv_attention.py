@@ -67,7 +67,10 @@ def test_one_op_has_the_bits_of_two(device, counts, kv_dtype, position):
 
 @settings(max_examples=10)
 @given(
-    kv=st.integers(1, 3), per=st.integers(1, 8), position=st.integers(0, 599), seed=st.integers(0, 9)
+    kv=st.integers(1, 3),
+    per=st.integers(1, 8),
+    position=st.integers(0, 599),
+    seed=st.integers(0, 9),
 )
 def test_one_op_of_any_shape_has_the_bits_of_two(device, kv, per, position, seed):
     heads = Heads(kv * per, kv, (64, 128)[seed % 2], 600, 1, "f16")
