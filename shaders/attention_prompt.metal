@@ -14,8 +14,9 @@ using namespace metal;
 
 #define OXB_LOG2_E 1.44269504f
 #define OXB_LOWEST -3.402823466e38f
-// A weight is 2^10 for the largest score so far: below it half floats keep 2^-34 of that.
-#define OXB_WEIGHT_EXPONENT 10.0f
+// A weight is 2^15 for the largest score so far: a half keeps 11 bits down to 2^-29 of that, e^-20.
+// From scores of 2^24 on, where this is rounded to 2^16 and overflows, the definition is taken.
+#define OXB_WEIGHT_EXPONENT 15.0f
 
 // A query: row matrix_row(lane) of the SIMD-group's, or the one 8 below.
 struct prompt_query {

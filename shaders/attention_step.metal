@@ -35,6 +35,9 @@ constant uint most_splits =
 #define OXB_STEP_AT_ONCE    4u   // queries whose sums are in memory
 #define OXB_STEP_PAD        4u   // floats between two of them: no bank conflicts
 #define OXB_STEP_REST       2048.0f
+// What the largest weight is as a half: 22 bits are left of one that is e^-20 of it, as where one
+// position has nearly all the weight and nearly no value.
+#define OXB_STEP_WEIGHT 32768.0f
 
 struct step_memory {
     uint4 words[8 * OXB_SIMD_WIDTH]; // of the queries, [step][lane]: what multiply_keys() takes
@@ -217,8 +220,9 @@ inline void attend_step(attention_operands<half> in, new_heads made,
         for (uint i = 0; i < 4u; i++) {
             weights[i] = precise::exp(weights[i] - base_of(largest));
             total += weights[i];
-            near[i] = half(weights[i]);
-            rest[i] = rest_of(weights[i], near[i]);
+            const float large = weights[i] * OXB_STEP_WEIGHT;
+            near[i] = half(large);
+            rest[i] = rest_of(large, near[i]);
         }
         if (loads_ahead == 0u) load_values<N>(in.v + own.at, own.count, lane, values);
         const uint rows[4] = {matrix_join(near[0], near[1]), matrix_join(rest[0], rest[1]),
@@ -232,9 +236,10 @@ inline void attend_step(attention_operands<half> in, new_heads made,
             matrix_add(part, rows, low, high);
             OXB_UNROLL
             for (uint c = 0; c < 2u; c++)
-                sums[e][c] =
-                    fma(sums[e][c], fade,
-                        fma(matrix_sum(part, 2u + c), 1.0f / OXB_STEP_REST, matrix_sum(part, c)));
+                sums[e][c] = fma(
+                    sums[e][c], fade,
+                    fma(matrix_sum(part, 2u + c), 1.0f / OXB_STEP_REST, matrix_sum(part, c)) *
+                        (1.0f / OXB_STEP_WEIGHT));
         }
         if (more && loads_ahead != 0u) load_values<N>(in.v + at.at, at.count, lane, values);
     }

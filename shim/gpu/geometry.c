@@ -130,7 +130,8 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     const oxb_attention_shape *s = shape->attention;
     const uint32_t length = s->max_length ? s->max_length : s->max_seq;
     const uint32_t ratio = s->n_heads / s->n_kv_heads;
-    const int single = s->n_tokens == 1 || s->batch; /* tokens of a sequence */
+    /* By itself, with the splits that it would have alone. */
+    const int single = s->n_tokens == 1 || s->batch || shape->same_bits;
     /* A prompt has threadgroups enough as it is. */
     const uint32_t splits = single ? length / ATTENTION_SPLIT + (length % ATTENTION_SPLIT != 0) : 1;
     tile->splits = splits < ATTENTION_SPLITS ? splits : ATTENTION_SPLITS;

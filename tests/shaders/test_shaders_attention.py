@@ -114,6 +114,32 @@ def test_many_small_weights_beside_a_large_one_are_not_lost():
     assert relative_error(y, reference.attention(q, k, v)) < PROMPT_BOUND
 
 
+def beside_a_sink(score):
+    """Return keys, values and a query: the first position has all the weight and the value 0."""
+    heads = Heads(1, 1, 64, 140)
+    k, v = text(heads, 140)
+    q = np.zeros((1, 1, 64), np.float32)
+    q[..., 0], k[:, 0, 0], k[0, 0, 0], v[0] = 8.0, score + k[:, 0, 0] / 4, 0, 0
+    return heads, k, v, q
+
+
+sinks = pytest.mark.parametrize("score", [-4, -12, -20])
+
+
+@sinks
+def test_what_a_sink_of_value_zero_leaves_keeps_the_error_of_halves_in_a_prompt(score):
+    heads, k, v, q = beside_a_sink(score)
+    y = prompt(heads, k, v, q, Tile(1, 16, 1))
+    assert relative_error(y, reference.attention(q, k, v)) < PROMPT_BOUND
+
+
+@sinks
+def test_what_a_sink_of_value_zero_leaves_is_exact_in_a_step(score):
+    heads, k, v, q = beside_a_sink(score)
+    y = step(heads, k, v, q, Tile(1))
+    assert relative_error(y, reference.attention(q, k, v)) < STEP_BOUND
+
+
 @every_order
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_what_comes_later_does_not_reach_a_token_of_a_prompt(order, value):
@@ -366,4 +392,5 @@ def test_pages_past_32_bits_are_found(kind, tile):
         constants={0: 64, 1: 1} | ({2: 16} if kind == "step" else {}),
         mode="fast",
     )[5]
-    np.testing.assert_allclose(y, v[0].repeat(2, axis=0), rtol=1e-6)
+    expected = v[0].astype(np.float32).repeat(2, axis=0)  # halves would make a tolerance of 0
+    np.testing.assert_allclose(y, expected, rtol=1e-6)

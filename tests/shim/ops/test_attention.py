@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import numpy as np
+import paged_runs
 import pytest
 import reference
 from cases import activations, contents, relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_runs import SENTINEL, Heads, state
+from paged_runs import caches_of
 
 from oxibonsai import metal
 
@@ -21,17 +23,17 @@ def attend(device, heads, q, k, v, first=0, *, offset=0, activations="float32", 
     `offset`: bytes of the output's buffer before it.
     """
     n_tokens, length = len(q), len(k)
-    caches = [heads.cache(heads.layer + 1, np.nan) for _ in range(2)]
+    caches = caches_of(heads)
     for cache, rows in zip(caches, (k, v), strict=True):
-        cache[heads.layer, :, :length] = rows.transpose(1, 0, 2)
+        cache.write([0], heads.layer, rows)
     qkv = np.full((n_tokens, heads.n_qkv, heads.head_dim), np.nan, np.float32)
     qkv[:, : heads.n_heads] = q
     out = np.full(q.size + offset // 4, SENTINEL)
     with (
         device.commands(activations=activations, **options) as c,
         device.upload(qkv) as b,
-        device.upload(caches[0]) as bk,
-        device.upload(caches[1]) as bv,
+        device.upload(caches[0].raw) as bk,
+        device.upload(caches[1].raw) as bv,
         device.upload(state(length - n_tokens)) as bs,
         device.upload(out) as bo,
     ):
@@ -44,8 +46,7 @@ def attend(device, heads, q, k, v, first=0, *, offset=0, activations="float32", 
 
 
 def text(heads, length, n_tokens, seed=0):
-    rng = np.random.default_rng([seed, length, *heads[:3]])
-    k, v = rng.standard_normal((2, length, heads.n_kv_heads, heads.head_dim)).astype(np.float16)
+    k, v = paged_runs.text(heads, length, seed)
     n = n_tokens * heads.n_heads * heads.head_dim
     return activations(n, seed).reshape(n_tokens, heads.n_heads, heads.head_dim), k, v
 
@@ -137,8 +138,13 @@ def test_a_few_tokens_have_the_bits_that_each_has_alone_on_a_gpu(device, n_token
         np.testing.assert_array_equal(y[t], alone[0])
 
 
-def test_a_token_of_a_deterministic_prompt_has_the_bits_that_it_has_alone(device):
-    heads = Heads(4, 2, 64, 300, 1, "f16")
+@pytest.mark.parametrize(
+    ("head_dim", "kv_dtype"), [(64, "f16"), (96, "f16"), (64, "f32"), (128, "q8"), (96, "q8")]
+)
+def test_a_token_of_a_deterministic_prompt_has_the_bits_that_it_has_alone(
+    device, head_dim, kv_dtype
+):
+    heads = Heads(4, 2, head_dim, 300, 1, kv_dtype)
     q, k, v = text(heads, 300, 50)
     y, _ = attend(device, heads, q, k, v, deterministic=True)
     for t in (0, 7, 49):
