@@ -16,6 +16,7 @@ from oxibonsai.metal import _tuning_file
 from oxibonsai.metal._core import ChosenVariant, Device, DeviceInfo
 from oxibonsai.metal._errors import CompilationError, MetalGraphError
 from oxibonsai.metal._graph import MetalGraph
+from oxibonsai.metal._tuning_file import of_class
 
 if TYPE_CHECKING:
     from oxibonsai.metal._commands import Commands
@@ -159,8 +160,8 @@ def tune(
             continue
         share = (deadline - time.monotonic()) * len(group) / (len(wanted) - len(found))
         found += _measure_matrix(device, group, share)
-    for measured in found:
-        _choose(device, measured)
+    for m in found:
+        _choose(device, m.variant, None if m.variant.name == m.default else m.variant.name)
     path = None
     if keep and found:
         path = _tuning_file.keep(device.info, [m.variant for m in found], _changes(found))
@@ -169,13 +170,13 @@ def tune(
 
 def load_choices(device: Device) -> None:
     """Choose what the user's cache has for this device; a product that has a choice keeps it."""
-    taken = {choice[:5] for choice in device.chosen_variants()}
+    taken = {of_class(choice) for choice in device.chosen_variants()}
     for choice in _tuning_file.load(device.info):
-        if choice[:5] in taken:
+        if of_class(choice) in taken:
             continue
         try:
-            device.choose_variant(*choice[:4], choice.name, choice.n_vectors)
-        except MetalGraphError as error:
+            _choose(device, choice, choice.name)
+        except (MetalGraphError, ValueError) as error:
             _log.warning("a choice of the tuner is left out: %s", error)
 
 
@@ -207,8 +208,8 @@ def _default_products() -> Iterator[ChosenVariant]:
 
 def _several(device: Device, products: Iterable[ChosenVariant]) -> list[ChosenVariant]:
     """Return each product once that has several variants."""
-    unique = dict.fromkeys(product._replace(name="") for product in products)
-    return [p for p in unique if len(device.kernel_variants(*p[:5])) > 1]
+    unique = dict.fromkeys(of_class(product) for product in products)
+    return [product for product in unique if len(_names(device, product)) > 1]
 
 
 def _by_matrix(
@@ -217,19 +218,24 @@ def _by_matrix(
     """Yield the products of each matrix, which share its copies."""
     groups: dict[tuple[str, int, int], list[ChosenVariant]] = {}
     for product in products:
-        groups.setdefault(product[1:4], []).append(product)
+        matrix = (product.device_format, product.n_rows, product.k)
+        groups.setdefault(matrix, []).append(product)
     yield from groups.items()
 
 
 def _in_use(device: Device, product: ChosenVariant) -> ChosenVariant:
-    chosen = (c for c in device.chosen_variants() if c[:5] == product[:5])
-    return next(chosen, product._replace(name=device.kernel_variants(*product[:5])[0]))
+    chosen = (c for c in device.chosen_variants() if of_class(c) == product)
+    return next(chosen, product._replace(name=_names(device, product)[0]))
 
 
-def _choose(device: Device, measured: Measured) -> None:
-    op, device_format, n_rows, k, n_vectors, name = measured.variant
-    taken = None if name == measured.default else name
-    device.choose_variant(op, device_format, n_rows, k, taken, n_vectors)
+def _names(device: Device, product: ChosenVariant) -> tuple[str, ...]:
+    p = product
+    return device.kernel_variants(p.op, p.device_format, p.n_rows, p.k, p.n_vectors)
+
+
+def _choose(device: Device, product: ChosenVariant, name: str | None) -> None:
+    p = product
+    device.choose_variant(p.op, p.device_format, p.n_rows, p.k, name, n_vectors=p.n_vectors)
 
 
 def _changes(found: Iterable[Measured]) -> list[ChosenVariant]:
@@ -285,7 +291,7 @@ def _measure_matrix(
 def _measure(
     device: Device, product: ChosenVariant, handles: list[WeightHandle], seconds: float
 ) -> Measured | None:
-    op, device_format, n_rows, k, n_vectors, _ = product
+    op, n_rows, k, n_vectors = product.op, product.n_rows, product.k, product.n_vectors
     halved = op.startswith("swiglu")
     activations: Literal["float32", "half"] = "half" if op == "gemm_half" else "float32"
     if n_vectors > _FEW_VECTORS:
@@ -293,8 +299,8 @@ def _measure(
     x = np.random.default_rng(1).standard_normal(n_vectors * k, np.float32)
     storage = device.working_storage
     n_out = n_rows // 2 if halved else n_rows
-    before = next((c.name for c in device.chosen_variants() if c[:5] == product[:5]), None)
-    names = device.kernel_variants(*product[:5])
+    before = next((c.name for c in device.chosen_variants() if of_class(c) == product), None)
+    names = _names(device, product)
     recordings: dict[str, Commands] = {}
     with (
         ExitStack() as stack,
@@ -304,7 +310,7 @@ def _measure(
         results: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
         try:
             for name in names:
-                device.choose_variant(op, device_format, n_rows, k, name, n_vectors)
+                _choose(device, product, name)
                 commands = stack.enter_context(device.commands(activations=activations))
                 record = commands.gate_up_swiglu if halved else commands.gemv
                 try:
@@ -317,7 +323,7 @@ def _measure(
                 results[name] = b.read(np.empty(n_vectors * n_out, np.float32))
                 recordings[name] = commands
         finally:
-            device.choose_variant(op, device_format, n_rows, k, before, n_vectors)
+            _choose(device, product, before)
         if names[0] not in recordings:
             return None
         for name in list(recordings):

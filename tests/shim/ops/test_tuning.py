@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
+import logging
 import os
 import stat
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from oxibonsai import metal
 from oxibonsai.metal import ChosenVariant, Device, MetalGraph
 
-PRODUCT = ChosenVariant("gemv", "q1_g128", 9, 128, 1, "")
-OTHER = ChosenVariant("gemv", "q1_g128", 16, 256, 1, "")
+PRODUCT = ChosenVariant(op="gemv", device_format="q1_g128", n_rows=9, k=128, n_vectors=1, name="")
+OTHER = PRODUCT._replace(n_rows=16, k=256)
 
 
 @pytest.fixture
@@ -138,6 +142,75 @@ def test_choices_are_loaded_once_and_over_no_choice_of_the_caller(toy, clock, ca
             assert names(device.chosen_variants()) == ["fives"]
 
 
+class Handler(logging.Handler):
+    """Calls a function with each warning of the package."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.emit = lambda record: call()
+
+    def __enter__(self):
+        logging.getLogger("oxibonsai.metal").addHandler(self)
+
+    def __exit__(self, *exc):
+        logging.getLogger("oxibonsai.metal").removeHandler(self)
+
+
+def with_a_warning(toy, clock, cache):
+    """Keep a choice that the device takes after one of which it warns."""
+    path = cache / "toy-Toy.json"
+    tuned(toy, clock)
+    rows = [named("sevens"), OTHER._replace(name="threes")._asdict()]
+    path.write_text(changed(path, variants=rows))
+
+
+def test_a_graph_of_another_thread_waits_until_the_choices_are_loaded(toy, clock, cache):
+    with_a_warning(toy, clock, cache)
+    loading, go_on = threading.Event(), threading.Event()
+
+    def stop():
+        loading.set()
+        go_on.wait(60)
+
+    def chosen(device):
+        with MetalGraph(device):
+            return names(device.chosen_variants())
+
+    with Device("toy") as device, ThreadPoolExecutor(2) as threads:
+        with Handler(stop):
+            first = threads.submit(chosen, device)
+            assert loading.wait(60)
+            second = threads.submit(chosen, device)
+            with pytest.raises(TimeoutError):
+                second.result(0.2)
+            go_on.set()
+            assert (first.result(60), second.result(60)) == (["threes"], ["threes"])
+
+
+def test_a_graph_that_a_warning_makes_does_not_load_again(toy, clock, cache):
+    with_a_warning(toy, clock, cache)
+    with Device("toy") as device:
+        made = []
+        with Handler(lambda: made.append(MetalGraph(device))):
+            MetalGraph(device).close()
+        (graph,) = made
+        graph.close()
+        assert names(device.chosen_variants()) == ["threes"]
+
+
+def test_what_ends_the_loading_has_the_next_graph_load_again(toy, clock, cache):
+    with_a_warning(toy, clock, cache)
+
+    def end():
+        raise KeyboardInterrupt
+
+    with Device("toy") as device:
+        with Handler(end), pytest.raises(KeyboardInterrupt):
+            MetalGraph(device)
+        with MetalGraph(device):
+            assert names(device.chosen_variants()) == ["threes"]
+
+
 def test_the_variable_switches_the_cache_off(toy, clock, cache, monkeypatch):
     tuned(toy, clock)
     monkeypatch.setenv("OXIBONSAI_TUNING", "0")
@@ -157,15 +230,19 @@ def test_a_second_model_adds_to_what_is_kept_and_measures_the_rest_anew(toy, clo
 
 def test_the_file_and_its_folders_are_the_users_alone(toy, clock, cache):
     path = tuned(toy, clock).path
-    for place in (path, cache, cache.parent):
+    for place in (path, cache / "lock", cache, cache.parent):
         assert stat.S_IMODE(os.stat(place).st_mode) & 0o077 == 0
-    assert os.listdir(cache) == ["toy-Toy.json"]
+    assert sorted(os.listdir(cache)) == ["lock", "toy-Toy.json"]
 
 
 def changed(path, **changes):
     content = json.loads(path.read_text())
     content.update(changes)
     return json.dumps(content)
+
+
+def named(name):
+    return PRODUCT._replace(name=name)._asdict()
 
 
 def pipe_in_place(path):
@@ -186,6 +263,10 @@ def pipe_in_place(path):
         lambda path: path.write_text(changed(path, variants=[PRODUCT._replace(k="8")._asdict()])),
         lambda path: path.write_text(changed(path, variants=[PRODUCT._replace(op=8)._asdict()])),
         lambda path: path.write_text(changed(path, variants=[PRODUCT._replace(k=True)._asdict()])),
+        lambda path: path.write_text(changed(path, variants=[named("\ud800")])),
+        lambda path: path.write_text(changed(path, variants=[named("threes\0")])),
+        lambda path: path.write_text(changed(path, variants=[named("\x1b[2J")])),
+        lambda path: path.write_text(changed(path, variants=[named("")])),
         lambda path: path.chmod(0o622),
         lambda path: path.parent.chmod(0o722),
         lambda path: (path.rename(path.with_name("x")), path.symlink_to("x")),
@@ -203,12 +284,107 @@ def test_a_file_that_is_damaged_or_not_safe_is_ignored_with_a_warning(
     cache.chmod(0o700)
 
 
+def a_link(path):
+    path.rename(path.with_name("other"))
+    path.symlink_to("other")
+
+
+def a_file(path):
+    path.rename(path.with_name("other"))
+    path.write_text("")
+
+
+def a_folder(path):
+    path.rename(path.with_name("other"))
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (a_link, "it is a symbolic link"),
+        (a_folder, "it is no file"),
+        (pipe_in_place, "it is no file"),
+        (lambda path: path.chmod(0o666), "others may write it"),
+    ],
+)
+def test_why_a_file_is_not_taken_is_told(toy, clock, cache, caplog, damage, text):
+    tuned(toy, clock)
+    damage(cache / "toy-Toy.json")
+    assert loaded() == []
+    assert caplog.messages == [f"the tuner's file {cache / 'toy-Toy.json'} is ignored: {text}"]
+
+
+@pytest.mark.parametrize("which", ["tuning", "oxibonsai"])
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (a_link, "the folder {} is a symbolic link"),
+        (a_file, "the folder {} is no folder"),
+        (lambda path: path.chmod(0o777), "others may write the folder {}"),
+    ],
+)
+def test_why_a_folder_is_not_taken_is_told_alike_in_reading_and_in_writing(
+    toy, clock, cache, caplog, damage, text, which
+):
+    tuned(toy, clock)
+    place = cache if which == "tuning" else cache.parent
+    damage(place)
+    assert loaded() == []
+    assert tuned(toy, clock).path is None
+    assert [message.rpartition(": ")[2] for message in caplog.messages] == 2 * [text.format(place)]
+
+
+def test_the_users_cache_may_be_a_link(toy, clock, cache, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "link"))
+    tuned(toy, clock)
+    assert loaded() == [PRODUCT._replace(name="threes")]
+
+
+def test_what_is_kept_waits_for_who_keeps_something_at_the_same_time(toy, clock, cache):
+    path = cache / "toy-Toy.json"
+    tuned(toy, clock)
+    with ThreadPoolExecutor(1) as other, open(cache / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = other.submit(tuned, toy, clock, products=[OTHER])
+        with pytest.raises(TimeoutError):
+            done.result(0.5)
+        row = PRODUCT._replace(n_rows=30, name="threes")
+        path.write_text(changed(path, variants=[row._asdict()]))
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        done.result(60)
+    assert loaded() == [row, OTHER._replace(name="threes")]
+
+
+def test_a_number_of_vectors_stands_for_its_power_of_two(toy, clock, cache):
+    three, four = (PRODUCT._replace(n_vectors=n) for n in (3, 4))
+    found = tuned(toy, clock, products=[three, four, PRODUCT._replace(n_vectors=5)], budget=0)
+    assert [product.n_vectors for product in found.left] == [4, 8]
+    toy.device.choose_variant(*PRODUCT[:4], "threes", n_vectors=3)
+    (left,) = tuned(toy, clock, products=[three], budget=0).left
+    assert left == four._replace(name="threes")
+
+
+def test_a_file_with_a_number_of_vectors_is_no_other_choice_than_the_callers(toy, clock, cache):
+    path = cache / "toy-Toy.json"
+    tuned(toy, clock)
+    three = PRODUCT._replace(n_vectors=3, name="threes")
+    path.write_text(changed(path, variants=[three._asdict()]))
+    assert loaded() == [three._replace(n_vectors=4)]
+    with Device("toy") as device:
+        device.choose_variant(*PRODUCT[:4], "fives", n_vectors=4)
+        with MetalGraph(device):
+            assert names(device.chosen_variants()) == ["fives"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
         PRODUCT._replace(name="sevens"),
-        PRODUCT._replace(op="rmsnorm"),
-        PRODUCT._replace(device_format="q9"),
+        PRODUCT._replace(op="rmsnorm", name="threes"),
+        PRODUCT._replace(device_format="q9", name="threes"),
         PRODUCT._replace(k=2**70, name="threes"),
     ],
 )
