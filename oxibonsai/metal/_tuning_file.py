@@ -244,7 +244,7 @@ def _parsed(text: bytes) -> tuple[Any, list[ChosenVariant]]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _UnfitError("it is damaged") from None
     for choice in choices:
-        texts = (choice.op, choice.device_format, choice.name)
+        texts: tuple[object, ...] = (choice.op, choice.device_format, choice.name)
         if not all(isinstance(text, str) and _NAME.fullmatch(text) for text in texts):
             raise _UnfitError("it is damaged")
         if not all(type(n) is int and n > 0 for n in (choice.n_rows, choice.k, choice.n_vectors)):

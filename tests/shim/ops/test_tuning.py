@@ -9,12 +9,17 @@ import logging
 import os
 import stat
 import threading
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from oxibonsai import metal
 from oxibonsai.metal import ChosenVariant, Device, MetalGraph
+from oxibonsai.model.chunks import ChunkSize
 
 PRODUCT = ChosenVariant(op="gemv", device_format="q1_g128", n_rows=9, k=128, n_vectors=1, name="")
 OTHER = PRODUCT._replace(n_rows=16, k=256)
@@ -95,10 +100,85 @@ def test_products_of_one_variant_and_repeated_ones_are_not_measured_again(toy, c
     assert [measured.variant.n_rows for measured in found.measured] == [9]
 
 
-def test_a_device_tells_the_products_that_were_recorded_on_it(toy, clock, cache):
-    assert toy.device.recorded_variants() == []
+def test_the_tuner_records_nothing_on_the_callers_device(toy, clock, cache):
     tuned(toy, clock, products=[PRODUCT, OTHER], keep=False)
-    assert [v[:4] for v in toy.device.recorded_variants()] == [PRODUCT[:4], OTHER[:4]]
+    assert toy.device.recorded_variants() == []
+
+
+def test_a_product_is_measured_with_norm_and_with_residual_as_models_have_it(toy, clock, cache):
+    tuned(toy, clock)
+    kernels = Counter(kernel for kernel, *_ in toy.ran())
+    assert set(kernels) == {"gemv_q1_g128_norm_bottom_up", "gemv_q1_g128_residual_bottom_up"}
+    assert len(set(kernels.values())) == 1
+
+
+@contextmanager
+def setting(toy, name, value):
+    found = ctypes.c_uint64.in_dll(toy.library, name)
+    found.value = value
+    try:
+        yield
+    finally:
+        found.value = 0
+
+
+def test_a_variant_that_is_recorded_as_another_is_not_measured(toy, clock, cache, caplog):
+    with setting(toy, "toy_deaf_rows", PRODUCT.n_rows):
+        found = tuned(toy, clock)
+    assert list(found.measured[0].seconds) == ["fives"]
+    assert found.measured[0].variant.name == "fives"
+    assert "by threes is left out: the device records another kernel" in caplog.text
+
+
+@pytest.mark.parametrize(("fives", "threes"), [(0, 1e-3), (1e-3, 0)])
+def test_a_product_without_a_time_is_left_out_with_a_warning(
+    toy, clock, cache, caplog, fives, threes
+):
+    found = tuned(toy, clock, fives, threes)
+    assert found == ([], [], None)
+    assert "gemv q1_g128 9 x 128 by 1 is left out: the device tells no time" in caplog.text
+
+
+def test_what_does_not_fit_into_memory_is_left_and_the_rest_is_measured(toy, clock, cache, caplog):
+    big = PRODUCT._replace(n_rows=90, k=12800)
+    with setting(toy, "toy_most_bytes", 100_000):
+        found = tuned(toy, clock, products=[big, PRODUCT])
+    assert [measured.variant.n_rows for measured in found.measured] == [9]
+    assert found.left == [big._replace(name="fives")]
+    assert "gemv q1_g128 90 x 12800 by 1 is left: the toy is full" in caplog.text
+
+
+def test_what_was_measured_before_an_interruption_is_chosen_and_kept(
+    toy, clock, cache, monkeypatch
+):
+    generators = iter([np.random.default_rng(0), np.random.default_rng(1)])
+
+    def generator(seed):
+        for found in generators:
+            return found
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.random, "default_rng", generator)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(toy, clock, products=[PRODUCT, OTHER])
+    assert names(toy.device.chosen_variants()) == ["threes"]
+    assert loaded() == [PRODUCT._replace(name="threes")]
+
+
+def test_prompts_are_measured_by_the_chunks_that_sessions_make(toy, clock, cache, monkeypatch):
+    asked = []
+
+    class Asked(Device):
+        def kernel_variants(self, op, device_format, n_rows, k, n_vectors=1):
+            asked.append((op, n_vectors))
+            return ()
+
+    with Asked("toy") as device:
+        assert metal.tune(device) == ([], [], None)
+        model = SimpleNamespace(device=device)
+        most = ChunkSize(model, None).most
+    expected = [n for n in (64, 128, 256, 512) if n <= most]
+    assert sorted({n for op, n in asked if op == "gemm_half"}) == expected
 
 
 def test_a_budget_that_is_used_up_leaves_products_with_what_they_have(toy, clock, cache):
@@ -176,15 +256,14 @@ def test_a_graph_of_another_thread_waits_until_the_choices_are_loaded(toy, clock
         with MetalGraph(device):
             return names(device.chosen_variants())
 
-    with Device("toy") as device, ThreadPoolExecutor(2) as threads:
-        with Handler(stop):
-            first = threads.submit(chosen, device)
-            assert loading.wait(60)
-            second = threads.submit(chosen, device)
-            with pytest.raises(TimeoutError):
-                second.result(0.2)
-            go_on.set()
-            assert (first.result(60), second.result(60)) == (["threes"], ["threes"])
+    with Device("toy") as device, ThreadPoolExecutor(2) as threads, Handler(stop):
+        first = threads.submit(chosen, device)
+        assert loading.wait(60)
+        second = threads.submit(chosen, device)
+        with pytest.raises(TimeoutError):
+            second.result(0.2)
+        go_on.set()
+        assert (first.result(60), second.result(60)) == (["threes"], ["threes"])
 
 
 def test_a_graph_that_a_warning_makes_does_not_load_again(toy, clock, cache):
