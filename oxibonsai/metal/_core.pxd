@@ -14,6 +14,8 @@ cdef class Device:
     cdef oxb_device *handle  # one reference; NULL once closed
     cdef readonly str driver
     cdef readonly int index
+    cdef object tuning_lock  # held while the tuner's choices are read
+    cdef bint tuning_begun
     cdef bint tuning_loaded
     cdef object __weakref__
 

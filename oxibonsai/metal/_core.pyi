@@ -433,7 +433,8 @@ class Device:
     def load_tuning(self) -> None:
         """Choose what tune() found on this machine for this device, where it kept something.
 
-        It is done once for a device: later calls do nothing. A product that has a choice keeps it.
+        It is done once for a device: later calls do nothing, and those of other threads meanwhile
+        wait for it. A product that has a choice keeps it.
         MetalGraph calls it, so that a device is tuned before anything of a model is recorded. The
         environment variable ``OXIBONSAI_TUNING=0`` switches it off.
         """

@@ -33,6 +33,7 @@ from oxibonsai.metal.oxb cimport (
 
 import atexit
 import os
+import threading
 from contextlib import contextmanager, suppress
 from typing import NamedTuple
 
@@ -401,6 +402,9 @@ cdef class Device:
     pickled: open it in the process that uses it.
     """
 
+    def __cinit__(self):
+        self.tuning_lock = threading.RLock()
+
     def __init__(self, name=None, *, threads=None, variant=None):
         cdef oxb_device_options options
         cdef oxb_device_info info
@@ -747,16 +751,24 @@ cdef class Device:
     def load_tuning(self):
         """Choose what tune() found on this machine for this device, where it kept something.
 
-        It is done once for a device: later calls do nothing. A product that has a choice keeps it.
+        It is done once for a device: later calls do nothing, and those of other threads meanwhile
+        wait for it. A product that has a choice keeps it.
         MetalGraph calls it, so that a device is tuned before anything of a model is recorded. The
         environment variable ``OXIBONSAI_TUNING=0`` switches it off.
         """
         self.open_handle()
         if self.tuning_loaded:
             return
-        self.tuning_loaded = True
         from oxibonsai.metal._tuning import load_choices
-        load_choices(self)
+        with self.tuning_lock:
+            if self.tuning_begun:  # by another thread, which is done, or by what logs a warning
+                return
+            self.tuning_begun = True
+            try:
+                load_choices(self)
+                self.tuning_loaded = True
+            finally:
+                self.tuning_begun = self.tuning_loaded
 
     @contextmanager
     def capture(self, path):

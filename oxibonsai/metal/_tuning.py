@@ -14,8 +14,9 @@ import numpy as np
 from oxibonsai.formats import FORMATS, Format
 from oxibonsai.metal import _tuning_file
 from oxibonsai.metal._core import ChosenVariant, Device, DeviceInfo
-from oxibonsai.metal._errors import CompilationError, MetalGraphError
+from oxibonsai.metal._errors import BufferCreationError, CompilationError, MetalGraphError
 from oxibonsai.metal._graph import MetalGraph
+from oxibonsai.metal._tuning_file import of_class
 
 if TYPE_CHECKING:
     from oxibonsai.metal._commands import Commands
@@ -30,7 +31,9 @@ _WORKING_SET = 128 << 20
 _MOST_COPIES = 128
 _FEW_VECTORS = 16
 """More take longer than their matrix does."""
-_PROMPT = 512
+_OWN_CHUNK, _SHARED_CHUNK, _SMALLEST_CHUNK = 512, 128, 64
+"""Tokens of a prompt that run at once: on a GPU with memory of its own, on another; the smallest
+class of the last ones that half products take. Each class has a choice of its own."""
 _MOST_ROUNDS = 9
 _FEWEST_ROUNDS = 3
 _GAIN = 0.98
@@ -95,7 +98,8 @@ class Tuning(NamedTuple):
     measured : list of Measured
         The products that were measured.
     left : list of ChosenVariant
-        Those for which the budget was too short, with the kernels that they take.
+        Those for which the budget was too short, or the device's memory, with the kernels that they
+        take.
     path : str or None
         The file that keeps the choices; None where none was written.
     """
@@ -114,8 +118,9 @@ def tune(
 ) -> Tuning:
     """Measure the variants of the kernels on a device, and choose the fastest.
 
-    Each variant of a product is recorded over copies of its matrix that no cache holds. The
-    recordings are replayed in turn, so that a change of the clock meets all of them, and timed by
+    Each variant of a product is recorded over copies of its matrix that no cache holds, with the
+    norm where the device fuses it and with the sum that models have. The recordings are replayed in
+    turn, so that a change of the clock meets all of them, and timed by
     the device. A variant replaces the default where its median is more than 2 % shorter. Results
     change within rounding only. What was recorded before keeps its kernels.
 
@@ -126,7 +131,8 @@ def tune(
     products : iterable of ChosenVariant, optional
         What to measure, most important first; names do not matter.
         ``device.recorded_variants()`` has those of a model that ran. Left out, the products of
-        1-bit and ternary models of 8B, 1.7B, 4B and 27B parameters, by one vector and by 512.
+        1-bit and ternary models of 8B, 1.7B, 4B and 27B parameters, by one vector and by those of
+        a prompt: 64 to 512 on a GPU with memory of its own, 64 and 128 on another.
     budget : float
         Seconds after which no further product is begun.
     keep : bool
@@ -137,45 +143,62 @@ def tune(
     Returns
     -------
     Tuning
-        The times and the choices. A product of which the device has one kernel is in no list.
+        The times and the choices. A product of which the device has one kernel is in no list, nor
+        is one that cannot be measured: a warning says why.
 
     Raises
     ------
-    BufferCreationError, EncodingError, ExecutionError
-        If the device cannot hold or run a product.
+    EncodingError, ExecutionError
+        If the device cannot run a product. What was measured before is chosen and kept.
     ValueError
         If `budget` is negative or NaN.
     """
     if not budget >= 0:
         raise ValueError(f"budget = {budget}: a number of seconds is needed, 0 or more")
     deadline = time.monotonic() + budget
-    device.load_tuning()  # else a graph of the tuner's own would load it, over what is found here
-    wanted = _several(device, _default_products() if products is None else products)
+    device.load_tuning()  # else a later graph would load it, over what is found here
+    wanted = _several(device, _default_products(device) if products is None else products)
+    if not wanted:
+        return Tuning([], [], None)
     found: list[Measured] = []
     left: list[ChosenVariant] = []
-    for _, group in _by_matrix(wanted):
-        if time.monotonic() >= deadline:
-            left += [_in_use(device, product) for product in group]
-            continue
-        share = (deadline - time.monotonic()) * len(group) / (len(wanted) - len(found))
-        found += _measure_matrix(device, group, share)
-    for measured in found:
-        _choose(device, measured)
     path = None
-    if keep and found:
-        path = _tuning_file.keep(device.info, [m.variant for m in found], _changes(found))
-    return Tuning(found, left, path)
+    n_open = len(wanted)
+    try:
+        # What is measured is not what the caller's device records: it has a device of its own.
+        name = f"{device.driver}:{device.index}"
+        with _BenchDevice(name) as own, MetalGraph(own) as graph:
+            for group in _by_matrix(wanted):
+                remaining = deadline - time.monotonic()
+                share, n_open = remaining * len(group) / n_open, n_open - len(group)
+                if remaining <= 0:
+                    left += group
+                    continue
+                try:
+                    for measured in _measure_matrix(graph, group, share):
+                        found.append(measured)
+                        name = measured.variant.name
+                        taken = None if name == measured.default else name
+                        _choose(device, measured.variant, taken)
+                except (BufferCreationError, MemoryError) as error:
+                    _log.warning("%s is left: %s", _told(group[0]), error)
+                    done = {of_class(measured.variant) for measured in found}
+                    left += [product for product in group if product not in done]
+    finally:  # what was measured is not lost with the rest
+        if keep and found:
+            path = _tuning_file.keep(device.info, [m.variant for m in found], _changes(found))
+    return Tuning(found, [_in_use(device, product) for product in left], path)
 
 
 def load_choices(device: Device) -> None:
     """Choose what the user's cache has for this device; a product that has a choice keeps it."""
-    taken = {choice[:5] for choice in device.chosen_variants()}
+    taken = {of_class(choice) for choice in device.chosen_variants()}
     for choice in _tuning_file.load(device.info):
-        if choice[:5] in taken:
+        if of_class(choice) in taken:
             continue
         try:
-            device.choose_variant(*choice[:4], choice.name, choice.n_vectors)
-        except MetalGraphError as error:
+            _choose(device, choice, choice.name)
+        except (MetalGraphError, ValueError) as error:
             _log.warning("a choice of the tuner is left out: %s", error)
 
 
@@ -197,39 +220,48 @@ def kept_variants(device: DeviceInfo) -> list[ChosenVariant]:
     return _tuning_file.load(device)
 
 
-def _default_products() -> Iterator[ChosenVariant]:
+def _default_products(device: Device) -> Iterator[ChosenVariant]:
+    chunk = _SHARED_CHUNK if device.info.unified_memory else _OWN_CHUNK
     for device_format in ("q1_g128", "q2_g128"):
         for op, n_rows, k in _SHAPES:
-            yield ChosenVariant(op, device_format, n_rows, k, 1, "")
-            if n_rows not in _HEADS:
-                yield ChosenVariant("gemm_half", device_format, n_rows, k, _PROMPT, "")
+            product = ChosenVariant(
+                op=op, device_format=device_format, n_rows=n_rows, k=k, n_vectors=1, name=""
+            )
+            yield product
+            n_vectors = chunk
+            while n_vectors >= _SMALLEST_CHUNK and n_rows not in _HEADS:
+                yield product._replace(op="gemm_half", n_vectors=n_vectors)
+                n_vectors //= 2
 
 
 def _several(device: Device, products: Iterable[ChosenVariant]) -> list[ChosenVariant]:
     """Return each product once that has several variants."""
-    unique = dict.fromkeys(product._replace(name="") for product in products)
-    return [p for p in unique if len(device.kernel_variants(*p[:5])) > 1]
+    unique = dict.fromkeys(of_class(product) for product in products)
+    return [product for product in unique if len(_names(device, product)) > 1]
 
 
-def _by_matrix(
-    products: list[ChosenVariant],
-) -> Iterator[tuple[tuple[str, int, int], list[ChosenVariant]]]:
+def _by_matrix(products: list[ChosenVariant]) -> Iterator[list[ChosenVariant]]:
     """Yield the products of each matrix, which share its copies."""
     groups: dict[tuple[str, int, int], list[ChosenVariant]] = {}
     for product in products:
-        groups.setdefault(product[1:4], []).append(product)
-    yield from groups.items()
+        matrix = (product.device_format, product.n_rows, product.k)
+        groups.setdefault(matrix, []).append(product)
+    yield from groups.values()
 
 
 def _in_use(device: Device, product: ChosenVariant) -> ChosenVariant:
-    chosen = (c for c in device.chosen_variants() if c[:5] == product[:5])
-    return next(chosen, product._replace(name=device.kernel_variants(*product[:5])[0]))
+    chosen = (c for c in device.chosen_variants() if of_class(c) == product)
+    return next(chosen, product._replace(name=_names(device, product)[0]))
 
 
-def _choose(device: Device, measured: Measured) -> None:
-    op, device_format, n_rows, k, n_vectors, name = measured.variant
-    taken = None if name == measured.default else name
-    device.choose_variant(op, device_format, n_rows, k, taken, n_vectors)
+def _names(device: Device, product: ChosenVariant) -> tuple[str, ...]:
+    p = product
+    return device.kernel_variants(p.op, p.device_format, p.n_rows, p.k, p.n_vectors)
+
+
+def _choose(device: Device, product: ChosenVariant, name: str | None) -> None:
+    p = product
+    device.choose_variant(p.op, p.device_format, p.n_rows, p.k, name, n_vectors=p.n_vectors)
 
 
 def _changes(found: Iterable[Measured]) -> list[ChosenVariant]:
@@ -269,67 +301,134 @@ def _copies(graph: MetalGraph, product: ChosenVariant) -> Iterator[list[WeightHa
 
 
 def _measure_matrix(
-    device: Device, products: list[ChosenVariant], seconds: float
-) -> list[Measured]:
+    graph: MetalGraph, products: list[ChosenVariant], seconds: float
+) -> Iterator[Measured]:
     """Measure the products of one matrix in about so many seconds."""
-    found = []
-    graph = MetalGraph(device)
-    with graph, _copies(graph, products[0]) as handles:
+    with _copies(graph, products[0]) as handles:
         for product in products:
-            measured = _measure(device, product, handles, seconds / len(products))
+            few = product.n_vectors <= _FEW_VECTORS  # else the matrix is read once for all vectors
+            with _Bench(graph.device, product, handles if few else handles[:2]) as bench:
+                measured = bench.measure(seconds / len(products))
             if measured:
-                found.append(measured)
-    return found
+                yield measured
 
 
-def _measure(
-    device: Device, product: ChosenVariant, handles: list[WeightHandle], seconds: float
-) -> Measured | None:
-    op, device_format, n_rows, k, n_vectors, _ = product
-    halved = op.startswith("swiglu")
-    activations: Literal["float32", "half"] = "half" if op == "gemm_half" else "float32"
-    if n_vectors > _FEW_VECTORS:
-        handles = handles[:2]  # the matrix is read once for all vectors
-    x = np.random.default_rng(1).standard_normal(n_vectors * k, np.float32)
-    storage = device.working_storage
-    n_out = n_rows // 2 if halved else n_rows
-    before = next((c.name for c in device.chosen_variants() if c[:5] == product[:5]), None)
-    names = device.kernel_variants(*product[:5])
-    recordings: dict[str, Commands] = {}
-    with (
-        ExitStack() as stack,
-        device.upload(x, storage=storage) as a,
-        device.buffer(4 * n_vectors * n_out, storage=storage) as b,
-    ):
-        results: dict[str, np.ndarray[tuple[int], np.dtype[np.float32]]] = {}
+class _BenchDevice(Device):
+    """A device that takes what the tuner chooses, and nothing that was kept before."""
+
+    def load_tuning(self) -> None:
+        """Load nothing."""
+
+
+class _Bench:
+    """A product on a device, with what its variants read and write.
+
+    The forms are those of a model: with the norm of its vectors where the device fuses it, and
+    added to what is there, one after the other.
+    """
+
+    def __init__(self, device: Device, product: ChosenVariant, handles: list[WeightHandle]) -> None:
+        self._device, self._product, self._handles = device, product, handles
+        self._swiglu = product.op.startswith("swiglu")
+        n_vectors, k = product.n_vectors, product.k
+        self._n_out = n_vectors * product.n_rows // (2 if self._swiglu else 1)
+        self._stack = ExitStack()
+        x = np.random.default_rng(1).standard_normal(n_vectors * k, np.float32)
+        storage = device.working_storage
         try:
-            for name in names:
-                device.choose_variant(op, device_format, n_rows, k, name, n_vectors)
-                commands = stack.enter_context(device.commands(activations=activations))
-                record = commands.gate_up_swiglu if halved else commands.gemv
-                try:
-                    for handle in handles:
-                        record(handle, a, b, n_vectors=n_vectors)
-                except CompilationError as error:
-                    _log.warning("%s of %s is left out: %s", name, op, str(error).splitlines()[0])
-                    continue
-                commands.replay()
-                results[name] = b.read(np.empty(n_vectors * n_out, np.float32))
-                recordings[name] = commands
-        finally:
-            device.choose_variant(op, device_format, n_rows, k, before, n_vectors)
-        if names[0] not in recordings:
+            keep = self._stack.enter_context
+            self._x = keep(device.upload(x, storage=storage))
+            self._norm = keep(device.upload(np.ones(k, np.float32), storage=storage))
+            self._y = keep(device.buffer(4 * self._n_out, storage=storage))
+        except BaseException:
+            self._stack.close()
+            raise
+
+    def __enter__(self) -> _Bench:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._stack.close()
+
+    def measure(self, seconds: float) -> Measured | None:
+        """Time the variants for about so long; None, with a warning, where that says nothing."""
+        product, default = self._product, _names(self._device, self._product)[0]
+        recordings = self._recordings()
+        if default not in recordings:
             return None
-        for name in list(recordings):
-            if name != names[0] and not _agree(results[name], results[names[0]]):
-                _log.warning("%s of %s is wrong on this device, and left out", name, op)
-                del recordings[name]
         times = _rounds(recordings, seconds)
-    medians = {name: statistics.median(ts) / len(handles) for name, ts in times.items()}
-    best = min(medians, key=medians.__getitem__)
-    if not medians[best] < _GAIN * medians[names[0]]:
-        best = names[0]
-    return Measured(product._replace(name=best), names[0], medians)
+        medians = {
+            name: statistics.median(taken) / len(self._handles) if taken else 0.0
+            for name, taken in times.items()
+        }
+        if not all(median > 0 for median in medians.values()):
+            _log.warning("%s is left out: the device tells no time", _told(product))
+            return None
+        best = min(medians, key=medians.__getitem__)
+        if not medians[best] < _GAIN * medians[default]:
+            best = default
+        return Measured(product._replace(name=best), default, medians)
+
+    def _recordings(self) -> dict[str, Commands]:
+        """Record the product by each variant, the default first, and leave out what is wrong."""
+        expected = None
+        recordings: dict[str, Commands] = {}
+        fused = self._product.n_vectors <= _FEW_VECTORS and self._is_norm_fused()
+        for name in _names(self._device, self._product):
+            _choose(self._device, self._product, name)
+            try:
+                commands = self._recorded(fused)
+            except CompilationError as error:
+                text = str(error).splitlines()[0]
+                _log.warning("%s of %s is left out: %s", name, self._product.op, text)
+                continue
+            if self._product._replace(name=name) not in self._device.recorded_variants():
+                text = "the device records another kernel for it"
+                _log.warning("%s by %s is left out: %s", _told(self._product), name, text)
+                continue
+            self._y.fill(0)
+            commands.replay()
+            result = self._y.read(np.empty(self._n_out, np.float32))
+            expected = result if expected is None else expected
+            if _agree(result, expected):
+                recordings[name] = commands
+            else:
+                _log.warning(
+                    "%s of %s is wrong on this device, and left out", name, self._product.op
+                )
+        return recordings
+
+    def _is_norm_fused(self) -> bool:
+        with self._device.commands() as commands:
+            try:
+                self._record(commands, self._handles[0], norm=True, residual=False)
+            except CompilationError:
+                return False
+            return commands.describe().startswith("1 dispatch ")
+
+    def _recorded(self, fused: bool) -> Commands:
+        half: Literal["float32", "half"] = "half" if self._product.op == "gemm_half" else "float32"
+        commands = self._stack.enter_context(self._device.commands(activations=half))
+        for number, handle in enumerate(self._handles):
+            added = number % 2 == 1 and not self._swiglu
+            self._record(commands, handle, norm=fused and not added, residual=added)
+        return commands
+
+    def _record(
+        self, commands: Commands, handle: WeightHandle, *, norm: bool, residual: bool
+    ) -> None:
+        n_vectors, scale = self._product.n_vectors, self._norm if norm else None
+        if self._swiglu:
+            commands.gate_up_swiglu(handle, self._x, self._y, n_vectors=n_vectors, norm=scale)
+        else:
+            commands.gemv(
+                handle, self._x, self._y, n_vectors=n_vectors, norm=scale, residual=residual
+            )
+
+
+def _told(product: ChosenVariant) -> str:
+    p = product
+    return f"{p.op} {p.device_format} {p.n_rows} x {p.k} by {p.n_vectors}"
 
 
 def _agree(

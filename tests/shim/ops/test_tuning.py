@@ -3,17 +3,26 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import json
+import logging
 import os
 import stat
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from oxibonsai import metal
 from oxibonsai.metal import ChosenVariant, Device, MetalGraph
+from oxibonsai.model.chunks import ChunkSize
 
-PRODUCT = ChosenVariant("gemv", "q1_g128", 9, 128, 1, "")
-OTHER = ChosenVariant("gemv", "q1_g128", 16, 256, 1, "")
+PRODUCT = ChosenVariant(op="gemv", device_format="q1_g128", n_rows=9, k=128, n_vectors=1, name="")
+OTHER = PRODUCT._replace(n_rows=16, k=256)
 
 
 @pytest.fixture
@@ -91,10 +100,85 @@ def test_products_of_one_variant_and_repeated_ones_are_not_measured_again(toy, c
     assert [measured.variant.n_rows for measured in found.measured] == [9]
 
 
-def test_a_device_tells_the_products_that_were_recorded_on_it(toy, clock, cache):
-    assert toy.device.recorded_variants() == []
+def test_the_tuner_records_nothing_on_the_callers_device(toy, clock, cache):
     tuned(toy, clock, products=[PRODUCT, OTHER], keep=False)
-    assert [v[:4] for v in toy.device.recorded_variants()] == [PRODUCT[:4], OTHER[:4]]
+    assert toy.device.recorded_variants() == []
+
+
+def test_a_product_is_measured_with_norm_and_with_residual_as_models_have_it(toy, clock, cache):
+    tuned(toy, clock)
+    kernels = Counter(kernel for kernel, *_ in toy.ran())
+    assert set(kernels) == {"gemv_q1_g128_norm_bottom_up", "gemv_q1_g128_residual_bottom_up"}
+    assert len(set(kernels.values())) == 1
+
+
+@contextmanager
+def setting(toy, name, value):
+    found = ctypes.c_uint64.in_dll(toy.library, name)
+    found.value = value
+    try:
+        yield
+    finally:
+        found.value = 0
+
+
+def test_a_variant_that_is_recorded_as_another_is_not_measured(toy, clock, cache, caplog):
+    with setting(toy, "toy_deaf_rows", PRODUCT.n_rows):
+        found = tuned(toy, clock)
+    assert list(found.measured[0].seconds) == ["fives"]
+    assert found.measured[0].variant.name == "fives"
+    assert "by threes is left out: the device records another kernel" in caplog.text
+
+
+@pytest.mark.parametrize(("fives", "threes"), [(0, 1e-3), (1e-3, 0)])
+def test_a_product_without_a_time_is_left_out_with_a_warning(
+    toy, clock, cache, caplog, fives, threes
+):
+    found = tuned(toy, clock, fives, threes)
+    assert found == ([], [], None)
+    assert "gemv q1_g128 9 x 128 by 1 is left out: the device tells no time" in caplog.text
+
+
+def test_what_does_not_fit_into_memory_is_left_and_the_rest_is_measured(toy, clock, cache, caplog):
+    big = PRODUCT._replace(n_rows=90, k=12800)
+    with setting(toy, "toy_most_bytes", 100_000):
+        found = tuned(toy, clock, products=[big, PRODUCT])
+    assert [measured.variant.n_rows for measured in found.measured] == [9]
+    assert found.left == [big._replace(name="fives")]
+    assert "gemv q1_g128 90 x 12800 by 1 is left: the toy is full" in caplog.text
+
+
+def test_what_was_measured_before_an_interruption_is_chosen_and_kept(
+    toy, clock, cache, monkeypatch
+):
+    generators = iter([np.random.default_rng(0), np.random.default_rng(1)])
+
+    def generator(seed):
+        for found in generators:
+            return found
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(np.random, "default_rng", generator)
+    with pytest.raises(KeyboardInterrupt):
+        tuned(toy, clock, products=[PRODUCT, OTHER])
+    assert names(toy.device.chosen_variants()) == ["threes"]
+    assert loaded() == [PRODUCT._replace(name="threes")]
+
+
+def test_prompts_are_measured_by_the_chunks_that_sessions_make(toy, clock, cache, monkeypatch):
+    asked = []
+
+    class Asked(Device):
+        def kernel_variants(self, op, device_format, n_rows, k, n_vectors=1):
+            asked.append((op, n_vectors))
+            return ()
+
+    with Asked("toy") as device:
+        assert metal.tune(device) == ([], [], None)
+        model = SimpleNamespace(device=device)
+        most = ChunkSize(model, None).most
+    expected = [n for n in (64, 128, 256, 512) if n <= most]
+    assert sorted({n for op, n in asked if op == "gemm_half"}) == expected
 
 
 def test_a_budget_that_is_used_up_leaves_products_with_what_they_have(toy, clock, cache):
@@ -138,6 +222,74 @@ def test_choices_are_loaded_once_and_over_no_choice_of_the_caller(toy, clock, ca
             assert names(device.chosen_variants()) == ["fives"]
 
 
+class Handler(logging.Handler):
+    """Calls a function with each warning of the package."""
+
+    def __init__(self, call):
+        super().__init__()
+        self.emit = lambda record: call()
+
+    def __enter__(self):
+        logging.getLogger("oxibonsai.metal").addHandler(self)
+
+    def __exit__(self, *exc):
+        logging.getLogger("oxibonsai.metal").removeHandler(self)
+
+
+def with_a_warning(toy, clock, cache):
+    """Keep a choice that the device takes after one of which it warns."""
+    path = cache / "toy-Toy.json"
+    tuned(toy, clock)
+    rows = [named("sevens"), OTHER._replace(name="threes")._asdict()]
+    path.write_text(changed(path, variants=rows))
+
+
+def test_a_graph_of_another_thread_waits_until_the_choices_are_loaded(toy, clock, cache):
+    with_a_warning(toy, clock, cache)
+    loading, go_on = threading.Event(), threading.Event()
+
+    def stop():
+        loading.set()
+        go_on.wait(60)
+
+    def chosen(device):
+        with MetalGraph(device):
+            return names(device.chosen_variants())
+
+    with Device("toy") as device, ThreadPoolExecutor(2) as threads, Handler(stop):
+        first = threads.submit(chosen, device)
+        assert loading.wait(60)
+        second = threads.submit(chosen, device)
+        with pytest.raises(TimeoutError):
+            second.result(0.2)
+        go_on.set()
+        assert (first.result(60), second.result(60)) == (["threes"], ["threes"])
+
+
+def test_a_graph_that_a_warning_makes_does_not_load_again(toy, clock, cache):
+    with_a_warning(toy, clock, cache)
+    with Device("toy") as device:
+        made = []
+        with Handler(lambda: made.append(MetalGraph(device))):
+            MetalGraph(device).close()
+        (graph,) = made
+        graph.close()
+        assert names(device.chosen_variants()) == ["threes"]
+
+
+def test_what_ends_the_loading_has_the_next_graph_load_again(toy, clock, cache):
+    with_a_warning(toy, clock, cache)
+
+    def end():
+        raise KeyboardInterrupt
+
+    with Device("toy") as device:
+        with Handler(end), pytest.raises(KeyboardInterrupt):
+            MetalGraph(device)
+        with MetalGraph(device):
+            assert names(device.chosen_variants()) == ["threes"]
+
+
 def test_the_variable_switches_the_cache_off(toy, clock, cache, monkeypatch):
     tuned(toy, clock)
     monkeypatch.setenv("OXIBONSAI_TUNING", "0")
@@ -157,15 +309,19 @@ def test_a_second_model_adds_to_what_is_kept_and_measures_the_rest_anew(toy, clo
 
 def test_the_file_and_its_folders_are_the_users_alone(toy, clock, cache):
     path = tuned(toy, clock).path
-    for place in (path, cache, cache.parent):
+    for place in (path, cache / "lock", cache, cache.parent):
         assert stat.S_IMODE(os.stat(place).st_mode) & 0o077 == 0
-    assert os.listdir(cache) == ["toy-Toy.json"]
+    assert sorted(os.listdir(cache)) == ["lock", "toy-Toy.json"]
 
 
 def changed(path, **changes):
     content = json.loads(path.read_text())
     content.update(changes)
     return json.dumps(content)
+
+
+def named(name):
+    return PRODUCT._replace(name=name)._asdict()
 
 
 def pipe_in_place(path):
@@ -186,6 +342,10 @@ def pipe_in_place(path):
         lambda path: path.write_text(changed(path, variants=[PRODUCT._replace(k="8")._asdict()])),
         lambda path: path.write_text(changed(path, variants=[PRODUCT._replace(op=8)._asdict()])),
         lambda path: path.write_text(changed(path, variants=[PRODUCT._replace(k=True)._asdict()])),
+        lambda path: path.write_text(changed(path, variants=[named("\ud800")])),
+        lambda path: path.write_text(changed(path, variants=[named("threes\0")])),
+        lambda path: path.write_text(changed(path, variants=[named("\x1b[2J")])),
+        lambda path: path.write_text(changed(path, variants=[named("")])),
         lambda path: path.chmod(0o622),
         lambda path: path.parent.chmod(0o722),
         lambda path: (path.rename(path.with_name("x")), path.symlink_to("x")),
@@ -203,12 +363,107 @@ def test_a_file_that_is_damaged_or_not_safe_is_ignored_with_a_warning(
     cache.chmod(0o700)
 
 
+def a_link(path):
+    path.rename(path.with_name("other"))
+    path.symlink_to("other")
+
+
+def a_file(path):
+    path.rename(path.with_name("other"))
+    path.write_text("")
+
+
+def a_folder(path):
+    path.rename(path.with_name("other"))
+    path.mkdir()
+
+
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (a_link, "it is a symbolic link"),
+        (a_folder, "it is no file"),
+        (pipe_in_place, "it is no file"),
+        (lambda path: path.chmod(0o666), "others may write it"),
+    ],
+)
+def test_why_a_file_is_not_taken_is_told(toy, clock, cache, caplog, damage, text):
+    tuned(toy, clock)
+    damage(cache / "toy-Toy.json")
+    assert loaded() == []
+    assert caplog.messages == [f"the tuner's file {cache / 'toy-Toy.json'} is ignored: {text}"]
+
+
+@pytest.mark.parametrize("which", ["tuning", "oxibonsai"])
+@pytest.mark.parametrize(
+    ("damage", "text"),
+    [
+        (a_link, "the folder {} is a symbolic link"),
+        (a_file, "the folder {} is no folder"),
+        (lambda path: path.chmod(0o777), "others may write the folder {}"),
+    ],
+)
+def test_why_a_folder_is_not_taken_is_told_alike_in_reading_and_in_writing(
+    toy, clock, cache, caplog, damage, text, which
+):
+    tuned(toy, clock)
+    place = cache if which == "tuning" else cache.parent
+    damage(place)
+    assert loaded() == []
+    assert tuned(toy, clock).path is None
+    assert [message.rpartition(": ")[2] for message in caplog.messages] == 2 * [text.format(place)]
+
+
+def test_the_users_cache_may_be_a_link(toy, clock, cache, tmp_path, monkeypatch):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to("real")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "link"))
+    tuned(toy, clock)
+    assert loaded() == [PRODUCT._replace(name="threes")]
+
+
+def test_what_is_kept_waits_for_who_keeps_something_at_the_same_time(toy, clock, cache):
+    path = cache / "toy-Toy.json"
+    tuned(toy, clock)
+    with ThreadPoolExecutor(1) as other, open(cache / "lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        done = other.submit(tuned, toy, clock, products=[OTHER])
+        with pytest.raises(TimeoutError):
+            done.result(0.5)
+        row = PRODUCT._replace(n_rows=30, name="threes")
+        path.write_text(changed(path, variants=[row._asdict()]))
+        fcntl.flock(lock, fcntl.LOCK_UN)
+        done.result(60)
+    assert loaded() == [row, OTHER._replace(name="threes")]
+
+
+def test_a_number_of_vectors_stands_for_its_power_of_two(toy, clock, cache):
+    three, four = (PRODUCT._replace(n_vectors=n) for n in (3, 4))
+    found = tuned(toy, clock, products=[three, four, PRODUCT._replace(n_vectors=5)], budget=0)
+    assert [product.n_vectors for product in found.left] == [4, 8]
+    toy.device.choose_variant(*PRODUCT[:4], "threes", n_vectors=3)
+    (left,) = tuned(toy, clock, products=[three], budget=0).left
+    assert left == four._replace(name="threes")
+
+
+def test_a_file_with_a_number_of_vectors_is_no_other_choice_than_the_callers(toy, clock, cache):
+    path = cache / "toy-Toy.json"
+    tuned(toy, clock)
+    three = PRODUCT._replace(n_vectors=3, name="threes")
+    path.write_text(changed(path, variants=[three._asdict()]))
+    assert loaded() == [three._replace(n_vectors=4)]
+    with Device("toy") as device:
+        device.choose_variant(*PRODUCT[:4], "fives", n_vectors=4)
+        with MetalGraph(device):
+            assert names(device.chosen_variants()) == ["fives"]
+
+
 @pytest.mark.parametrize(
     "row",
     [
         PRODUCT._replace(name="sevens"),
-        PRODUCT._replace(op="rmsnorm"),
-        PRODUCT._replace(device_format="q9"),
+        PRODUCT._replace(op="rmsnorm", name="threes"),
+        PRODUCT._replace(device_format="q9", name="threes"),
         PRODUCT._replace(k=2**70, name="threes"),
     ],
 )

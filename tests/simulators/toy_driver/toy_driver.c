@@ -45,8 +45,10 @@ enum gap {
 
 EXPORT int toy_present; /* devices counted */
 EXPORT int toy_log_length;
-EXPORT double toy_seconds[8]; /* of a dispatch, by the rows of its tile */
-EXPORT int toy_wrong_rows;    /* a tile of so many gives wrong results */
+EXPORT double toy_seconds[8];  /* of a dispatch, by the rows of its tile */
+EXPORT int toy_wrong_rows;     /* a tile of so many gives wrong results */
+EXPORT uint64_t toy_deaf_rows, /* a matrix of so many takes the default whatever is asked for */
+    toy_most_bytes;            /* of a buffer; 0: any number */
 
 static const oxb_host *host;
 
@@ -115,8 +117,8 @@ static oxb_status tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_t
     switch (op) {
     case OXB_OP_GEMV:
         found->variant = THREES;
-        if (TOY_GAP == LOST_VARIANT || !takes_threes(shape) || !shape->variant ||
-            strcmp(shape->variant, THREES) != 0)
+        if (TOY_GAP == LOST_VARIANT || shape->n_rows == toy_deaf_rows || !takes_threes(shape) ||
+            !shape->variant || strcmp(shape->variant, THREES) != 0)
             found->variant = FIVES;
         found->size[0] = found->variant == FIVES ? GEMV_ROWS : 3;
         found->n_constants = 1;
@@ -171,6 +173,8 @@ static oxb_status weight_pack(void *device, uint32_t layout, oxb_file_format for
 static oxb_status buffer_new(void *device, uint64_t length, oxb_storage storage, void **buffer,
                              void **contents) {
     (void)device;
+    if (toy_most_bytes && length > toy_most_bytes)
+        return host->fail(OXB_BUFFER_CREATION_FAILED, "the toy is full");
     *buffer = calloc(1, length);
     if (storage == OXB_STORAGE_SHARED) *contents = *buffer;
     return OXB_OK;
@@ -272,7 +276,8 @@ static void gemv(const toy_pipeline *p, const oxb_driver_dispatch *d, uint32_t g
             const float w = scale_at(scales + i / GROUP * 2) * (codes[i / 8] >> i % 8 & 1 ? 1 : -1);
             sum += (double)w * x[i] * (norm ? inverse * (double)norm[i] : 1);
         }
-        y[row] = (float)(p->rows == (uint32_t)toy_wrong_rows ? 2 * sum : sum);
+        if (p->rows == (uint32_t)toy_wrong_rows) sum *= 2;
+        y[row] = (float)(strstr(p->name, "_residual") ? y[row] + sum : sum);
     }
 }
 
@@ -287,6 +292,7 @@ static oxb_status pipeline_new(void *device, void *library, const char *function
     } kernels[] = {{"residual_add", add},
                    {"gemv_q1_g128", gemv},
                    {"gemv_q1_g128" SUFFIX, gemv},
+                   {"gemv_q1_g128_residual" SUFFIX, gemv},
                    {"gemv_q1_g128_norm" SUFFIX, gemv}};
     for (unsigned i = 0; i < sizeof kernels / sizeof kernels[0]; i++) {
         if (strcmp(kernels[i].name, function) != 0) continue;
