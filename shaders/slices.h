@@ -175,8 +175,8 @@ template <typename Format>
 inline slices_place place_of(weight_bytes w, slices_rows rows, slices_input input, uint block,
                              thread_place place) {
     const uint words = OXB_LOAD_BYTES / 4u, row = rows.first + place.lane / 4u * 2u;
-    const uint element = block * Format::weights_per_load +
-                         slices<typename Format::code>::element(place.lane);
+    const uint element =
+        block * Format::weights_per_load + slices<typename Format::code>::element(place.lane);
     return {(device const uint *)(w.bytes + w.codes_offset) +
                 (ulong(block) * w.column + row) * words + place.lane % 4u,
             (device const half *)w.bytes + ulong(block / Format::loads_per_group) * w.column + row,
@@ -255,8 +255,7 @@ inline void begin_part(thread slices_place &at, uint blocks, thread_place place,
     OXB_UNROLL
     for (uint i = 0; i < parts::ring; i++) {
         OXB_UNROLL
-        for (uint t = 0; t < parts::tiles; t++)
-            ask_tile<MATRICES, TILES>(at, t, part.weights[i]);
+        for (uint t = 0; t < parts::tiles; t++) ask_tile<MATRICES, TILES>(at, t, part.weights[i]);
         if (NORM) ask_elements<typename Format::code>(at.norm, part.weights[i].norm);
         const uint on = place.simdgroup + (i + 1u) * place.simdgroups < blocks ? 1u : 0u;
         at.codes += on * at.codes_step;
@@ -285,11 +284,10 @@ inline float sum_of_all(thread const uint *words, float unit, uint lane,
 // Block `block` of a part, whose weights and activations are asked for; `at` is where those lie
 // that are asked for here.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
-inline void add_block(thread slices_place &at, uint blocks, uint block, thread_place place,
-                      threadgroup uint4 *slot,
-                      thread slices_weights<MATRICES * TILES,
-                                            slices<typename Format::code>::lane_elements> &weights,
-                      thread slices_part<Format, MATRICES, TILES> &part) {
+inline void add_block(
+    thread slices_place &at, uint blocks, uint block, thread_place place, threadgroup uint4 *slot,
+    thread slices_weights<MATRICES * TILES, slices<typename Format::code>::lane_elements> &weights,
+    thread slices_part<Format, MATRICES, TILES> &part) {
     typedef slices_part<Format, MATRICES, TILES> parts;
     typedef typename parts::kind kind;
     const bool more = block + parts::ring * place.simdgroups < blocks;
@@ -335,8 +333,7 @@ inline void add_block(thread slices_place &at, uint blocks, uint block, thread_p
             OXB_UNROLL
             for (uint r = 0; r < 2u; r++) {
                 const float sum = kind::joined(products[2u * r], products[2u * r + 1u]);
-                part.sums[2u * t + r] =
-                    fma(scales[r], fma(sum, unit, less), part.sums[2u * t + r]);
+                part.sums[2u * t + r] = fma(scales[r], fma(sum, unit, less), part.sums[2u * t + r]);
             }
         }
         if (more) {
@@ -369,8 +366,10 @@ inline void multiply_slices(slices_place at, uint blocks,
     OXB_UNROLL
     for (uint i = 0; i < 4u; i++) part.before[i] = int(matrix_keep(uint(kind::before(i))));
     OXB_UNROLL
-    for (uint i = 0; i < 2u * kind::products; i++)
-        part.ones[i / 4u][i % 4u] = matrix_keep(kind::ones(i / 4u * 2u + i % 2u));
+    for (uint i = 0; i < 2u * kind::products; i++) {
+        const uint one = kind::ones(i / 4u * 2u + i % 2u);
+        part.ones[i / 4u][i % 4u] = parts::tiles == 3 ? matrix_keep(one) : one;
+    }
     for (uint block = place.simdgroup; block < blocks; block += parts::ring * place.simdgroups) {
         OXB_UNROLL
         for (uint i = 0; i < parts::ring; i++) {
@@ -406,8 +405,7 @@ inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_
                                 float eps, thread_place place,
                                 threadgroup slices_memory<typename Format::code> &memory) {
     const uint k = uint(w.k), blocks = k / Format::weights_per_load;
-    slices_place at =
-        place_of<Format>(w, rows, input, min(place.simdgroup, blocks - 1u), place);
+    slices_place at = place_of<Format>(w, rows, input, min(place.simdgroup, blocks - 1u), place);
     slices_part<Format, MATRICES, TILES> part;
     begin_part<Format, MATRICES, TILES, NORM>(at, blocks, place, part);
     inputs_wait();
@@ -441,7 +439,7 @@ inline float row_by_definition(weight_bytes w, ulong row, slices_input input, ui
         const float each = isfinite(scale) ? 1.0f : scale, all = isfinite(scale) ? scale : 1.0f;
         float part = 0.0f;
         OXB_ROLLED // this is for few rows, and must not cost the others registers
-        for (uint i = 0; i < step; i++) {
+            for (uint i = 0; i < step; i++) {
             float x = input.x[j + i];
             if (NORM) x = x * input.scale * input.inverse * input.weight[j + i];
             part = fma(Format::code::level(codes, i) * each, x, part);
