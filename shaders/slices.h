@@ -55,12 +55,17 @@ struct slices<code_1bit> {
         const uint mask = 0x0f0f0f0fu << shift, sign = 0x08080808u << shift;
         threadgroup uint *at =
             (threadgroup uint *)(to + product / 2u * part + lane / 8u) + product % 2u * 2u + second;
+        uint pairs[4]; // bytes 0 and 1 of the first two, of the others, then bytes 2 and 3
+        OXB_UNROLL
+        for (uint j = 0; j < 4u; j++)
+            pairs[j] = matrix_permute(digits[j % 2u * 2u], digits[j % 2u * 2u + 1u],
+                                      j < 2u ? 0x5140u : 0x7362u);
         OXB_UNROLL
         for (uint byte = 0; byte < 4u; byte++) {
             // Byte 3 - byte of all four: two digits each.
-            const uint from = (3u - byte) * 0x11u + 0x40u;
-            const uint four = matrix_permute(matrix_permute(digits[0], digits[1], from),
-                                             matrix_permute(digits[2], digits[3], from), 0x5410u);
+            const uint of = byte < 2u ? 2u : 0u;
+            const uint four =
+                matrix_permute(pairs[of], pairs[of + 1u], byte % 2u == 0u ? 0x7632u : 0x5410u);
             uint high = four >> (4u - shift) & mask;
             // The highest digit has the sign, the others are from 0 on.
             if (byte == 0u) high = ((high ^ sign) | 0x80808080u) - sign ^ 0x80808080u;
@@ -383,12 +388,15 @@ inline void multiply_slices(slices_place at, uint blocks,
     // The four lanes of a row have a pair of columns each.
     threadgroup float *to =
         memory.sums + place.simdgroup * 16u * parts::tiles + place.lane / 4u * 2u;
+    const uint second = place.lane % 2u; // each of two lanes adds one of their two rows
     OXB_UNROLL
-    for (uint r = 0; r < 2u * parts::tiles; r++) {
-        float sum = part.sums[r];
-        sum += simd_shuffle_xor(sum, ushort(1));
+    for (uint t = 0; t < parts::tiles; t++) {
+        const float rows[2] = {part.sums[2u * t], part.sums[2u * t + 1u]};
+        const float other = second != 0u ? rows[0] : rows[1];
+        float sum = second != 0u ? rows[1] : rows[0];
+        sum += simd_shuffle_xor(other, ushort(1));
         sum += simd_shuffle_xor(sum, ushort(2));
-        if (place.lane % 4u == r / 2u % 4u) to[r / 2u * 16u + r % 2u] = sum;
+        if (place.lane / 2u % 2u == t % 2u) to[t * 16u + second] = sum;
     }
     if (NORM) {
         const float squares = simd_sum(part.squares);
