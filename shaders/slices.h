@@ -408,15 +408,18 @@ inline void multiply_slices(slices_place at, uint blocks,
 // multiply_slices for x, or where NORM for its RMSNorm; returns the factor that the sums still
 // lack, and completes `input`. The squares of x are summed in the same pass. Where they leave
 // float's range (rms.h) the factor is NaN: then every row is computed by the definition.
+// `addend`, where there is one, is read into `added` beside the products.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
 inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_input &input,
-                                float eps, thread_place place,
+                                float eps, device const float *addend, thread float &added,
+                                thread_place place,
                                 threadgroup slices_memory<typename Format::code> &memory) {
     const uint k = uint(w.k), blocks = k / Format::weights_per_load;
     slices_place at = place_of<Format>(w, rows, input, min(place.simdgroup, blocks - 1u), place);
     slices_part<Format, MATRICES, TILES> part;
     begin_part<Format, MATRICES, TILES, NORM>(at, blocks, place, part);
     inputs_wait();
+    if (addend) added = *addend;
     multiply_slices<Format, MATRICES, TILES, NORM>(at, blocks, part, place, memory);
     if (!NORM) return 1.0f;
     float total = 0.0f;
