@@ -67,9 +67,9 @@ static gpu_fitness fit_coded(const gpu_traits *traits, const oxb_op_shape *shape
                : GPU_FAVOURED;
 }
 
-/* Whole tiles of 16 rows in columns. What counts is how long a SIMD-group takes, for its blocks of k
- * come one after the other: twice as many SIMD-groups, which leave a core room for one threadgroup,
- * and the fewest tiles with which every core has no more than that. */
+/* Whole tiles of 16 rows in columns. What counts is how long a SIMD-group takes, for its blocks of
+ * k come one after the other: twice as many SIMD-groups, which leave a core room for one
+ * threadgroup, and the fewest tiles with which every core has no more than that. */
 static gpu_fitness fit_slices(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
     const uint64_t rows = shape->extent[0], size = tile->size[0];
     if (shape->layout != GPU_LAYOUT_COLUMNS || rows % SLICES_ROWS != 0 || rows < size)

@@ -404,8 +404,8 @@ def test_a_product_has_the_fewest_tiles_that_every_core_has_room_for_in_long_thr
         ("gemv", 16, 32, 48, 128, 144, 192, 208, 256, 272, 384, 400, 151936),
         ("swiglu", 32, 128, 160, 256, 288, 384, 416, 24576),
     ]
-    long = "1x16 2x16 2x16 2x16 3x16 3x16 4x16 4x16 6x16 6x16".split()
-    halves = "1x16 1x16 2x16 2x16 3x16 3x16 3x8 3x8".split()
+    long = ["1x16", "2x16", "2x16", "2x16", "3x16", "3x16", "4x16", "4x16", "6x16", "6x16"]
+    halves = ["1x16", "1x16", "2x16", "2x16", "3x16", "3x16", "3x8", "3x8"]
     assert run(f"products = {products}" + DEFAULTS) == [*long, "6x8", "6x8", *halves]
     # Rows of the 8B and the 1.7B.
     products = [("gemv", 2048, 4096, 6144, 12288, 24576), ("swiglu", 12288, 24576)]
