@@ -55,12 +55,17 @@ struct slices<code_1bit> {
         const uint mask = 0x0f0f0f0fu << shift, sign = 0x08080808u << shift;
         threadgroup uint *at =
             (threadgroup uint *)(to + product / 2u * part + lane / 8u) + product % 2u * 2u + second;
+        uint pairs[4]; // bytes 0 and 1 of the first two, of the others, then bytes 2 and 3
+        OXB_UNROLL
+        for (uint j = 0; j < 4u; j++)
+            pairs[j] = matrix_permute(digits[j % 2u * 2u], digits[j % 2u * 2u + 1u],
+                                      j < 2u ? 0x5140u : 0x7362u);
         OXB_UNROLL
         for (uint byte = 0; byte < 4u; byte++) {
             // Byte 3 - byte of all four: two digits each.
-            const uint from = (3u - byte) * 0x11u + 0x40u;
-            const uint four = matrix_permute(matrix_permute(digits[0], digits[1], from),
-                                             matrix_permute(digits[2], digits[3], from), 0x5410u);
+            const uint of = byte < 2u ? 2u : 0u;
+            const uint four =
+                matrix_permute(pairs[of], pairs[of + 1u], byte % 2u == 0u ? 0x7632u : 0x5410u);
             uint high = four >> (4u - shift) & mask;
             // The highest digit has the sign, the others are from 0 on.
             if (byte == 0u) high = ((high ^ sign) | 0x80808080u) - sign ^ 0x80808080u;
@@ -153,59 +158,58 @@ struct slices_rows {
     uint n_rows, first;
 };
 
-// What a lane holds of the weights of a block, and of its activations.
-template <uint TILES>
+// What a lane holds of the weights of a block: of the matrix, and of the norm for its activations.
+template <uint TILES, uint ELEMENTS>
 struct slices_weights {
     uint words[TILES][2];
     half2 scales[TILES];
+    float norm[ELEMENTS];
 };
 
-template <uint ELEMENTS>
-struct slices_activations {
-    float x[ELEMENTS], weight[ELEMENTS];
-};
-
-// Where a lane's words and scales of the first tile lie in a row's first block. Blocks are `column`
-// rows apart, matrices n_rows.
+// Where a lane's part of a block lies: words and scales of the first tile, with matrices n_rows
+// apart, weights of the norm, and activations; and how far on that of the SIMD-group's next block.
 struct slices_place {
     device const uint *codes;
     device const half *scales;
-    uint column, n_rows;
+    device const float *norm, *x;
+    uint n_rows, x_step;
+    ulong codes_step, scales_step;
 };
 
-inline slices_place place_of(weight_bytes w, slices_rows rows, uint lane) {
-    const ulong row = rows.first + lane / 4u * 2u;
-    return {(device const uint *)(w.bytes + w.codes_offset) + row * (OXB_LOAD_BYTES / 4u) +
-                lane % 4u,
-            (device const half *)w.bytes + row, w.column, rows.n_rows};
+template <typename Format>
+inline slices_place place_of(weight_bytes w, slices_rows rows, slices_input input, uint block,
+                             thread_place place) {
+    const uint words = OXB_LOAD_BYTES / 4u, row = rows.first + place.lane / 4u * 2u;
+    const uint element =
+        block * Format::weights_per_load + slices<typename Format::code>::element(place.lane);
+    return {(device const uint *)(w.bytes + w.codes_offset) +
+                (ulong(block) * w.column + row) * words + place.lane % 4u,
+            (device const half *)w.bytes + ulong(block / Format::loads_per_group) * w.column + row,
+            input.weight + element,
+            input.x + element,
+            rows.n_rows,
+            place.simdgroups * Format::weights_per_load,
+            ulong(place.simdgroups * words) * w.column,
+            ulong(place.simdgroups / Format::loads_per_group) * w.column};
 }
 
-// Tile t of MATRICES * TILES of a block.
-template <typename Format, uint MATRICES, uint TILES>
-inline void ask_tile(slices_place at, uint block, uint t,
-                     thread slices_weights<MATRICES * TILES> &to) {
-    const uint words = OXB_LOAD_BYTES / 4u;
-    device const uint *codes =
-        at.codes + ulong(block) * (at.column * words) + ulong(t / TILES) * (at.n_rows * words);
-    to.words[t][0] = codes[t % TILES * 16u * words];
-    to.words[t][1] = codes[t % TILES * 16u * words + words];
-    device const half *scales = at.scales + ulong(block / Format::loads_per_group) * at.column +
-                                ulong(t / TILES) * at.n_rows;
-    to.scales[t] = *(device const half2 *)(scales + t % TILES * 16u);
+// Tile t of MATRICES * TILES.
+template <uint MATRICES, uint TILES, uint ELEMENTS>
+inline void ask_tile(slices_place at, uint t,
+                     thread slices_weights<MATRICES * TILES, ELEMENTS> &to) {
+    const uint words = OXB_LOAD_BYTES / 4u, down = t % TILES * 16u;
+    device const uint *codes = at.codes + ulong(t / TILES) * (at.n_rows * words) + down * words;
+    to.words[t][0] = codes[0];
+    to.words[t][1] = codes[words];
+    to.scales[t] = *(device const half2 *)(at.scales + ulong(t / TILES) * at.n_rows + down);
 }
 
-template <typename Format, bool NORM>
-inline void
-ask_activations(slices_input input, uint block, uint lane,
-                thread slices_activations<slices<typename Format::code>::lane_elements> &to) {
-    typedef slices<typename Format::code> kind;
-    const uint at = block * Format::weights_per_load + kind::element(lane);
-    device const float *x = input.x + at, *weight = input.weight + at;
+// A lane's elements of a block.
+template <typename Code>
+inline void ask_elements(device const float *from, thread float *to) {
+    typedef slices<Code> kind;
     OXB_UNROLL
-    for (uint j = 0; j < kind::lane_elements; j++) {
-        to.x[j] = x[j * kind::elements_apart];
-        to.weight[j] = NORM ? weight[j * kind::elements_apart] : 1.0f;
-    }
+    for (uint j = 0; j < kind::lane_elements; j++) to[j] = from[j * kind::elements_apart];
 }
 
 // Make the slices of a block of activations; returns the unit of the lane's pair of columns.
@@ -234,99 +238,132 @@ inline float make_slices(thread float *x, threadgroup uint4 *to, uint lane) {
 template <typename Format, uint MATRICES, uint TILES>
 struct slices_part {
     typedef slices<typename Format::code> kind;
-    // Where the registers allow it, weights are asked for two blocks ahead of their use.
-    enum { tiles = MATRICES * TILES, ring = 2 - tiles / 4 };
+    // Where the registers allow it, weights are asked for two blocks ahead of their use. Else the
+    // tiles of a block are multiplied in two rounds, and asked for one block ahead after each.
+    enum { tiles = MATRICES * TILES, ring = 2 - tiles / 4, rounds = 3 - ring };
+    typedef slices_weights<tiles, kind::lane_elements> weights_of_block;
 
-    slices_weights<tiles> weights[ring];
-    slices_activations<kind::lane_elements> next;
-    float sums[2 * tiles]; // the lane's share of row r % 2 of its two of tile r / 2
-    float squares;         // of the lane's activations
+    weights_of_block weights[ring];
+    float x[kind::lane_elements]; // of the next block
+    float sums[2 * tiles];        // the lane's share of row r % 2 of its two of tile r / 2
+    float squares;                // of the lane's activations
     int before[4];
-    uint ones[kind::products][4];
+    uint ones[kind::products / 2][4];
 };
 
-// Ask for the weights that a part begins with. Behind the last block of a row the last block is
-// asked for again, here and below, and not used.
-template <typename Format, uint MATRICES, uint TILES>
-inline void begin_part(slices_place at, uint blocks, thread_place place,
+// Ask for the weights that a part begins with, and leave `at` where those after them lie. A
+// SIMD-group without as many blocks asks for one again and does not use it.
+template <typename Format, uint MATRICES, uint TILES, bool NORM>
+inline void begin_part(thread slices_place &at, uint blocks, thread_place place,
                        thread slices_part<Format, MATRICES, TILES> &part) {
     typedef slices_part<Format, MATRICES, TILES> parts;
     OXB_UNROLL
     for (uint i = 0; i < parts::ring; i++) {
-        const uint block = min(place.simdgroup + i * place.simdgroups, blocks - 1u);
         OXB_UNROLL
-        for (uint t = 0; t < parts::tiles; t++)
-            ask_tile<Format, MATRICES, TILES>(at, block, t, part.weights[i]);
+        for (uint t = 0; t < parts::tiles; t++) ask_tile<MATRICES, TILES>(at, t, part.weights[i]);
+        if (NORM) ask_elements<typename Format::code>(at.norm, part.weights[i].norm);
+        const uint on = place.simdgroup + (i + 1u) * place.simdgroups < blocks ? 1u : 0u;
+        at.codes += on * at.codes_step;
+        at.scales += on * at.scales_step;
+        at.norm += on * at.x_step;
     }
 }
 
-// Block `block` of a part, whose weights are asked for.
+// What the sum of all activations takes away from that of codes, for the lane's pair of columns.
+// Of the tile's two rows of codes of 1 the first has those of even products, the second the others.
+template <typename Format, uint MATRICES, uint TILES>
+inline float sum_of_all(thread const uint *words, float unit, uint lane,
+                        thread const slices_part<Format, MATRICES, TILES> &part) {
+    typedef slices<typename Format::code> kind;
+    const int nothing[4] = {0, 0, 0, 0};
+    int even[4], odd[4];
+    OXB_UNROLL
+    for (uint i = 0; i < kind::products / 2u; i++) {
+        thread const uint *of = words + 4u * i;
+        matrix_add_bytes(even, i == 0u ? part.before : even, part.ones[i], of[0], of[1], lane);
+        matrix_add_bytes(odd, i == 0u ? nothing : odd, part.ones[i], of[2], of[3], lane);
+    }
+    return kind::less(kind::joined(even[0] + odd[2], even[1] + odd[3]), unit);
+}
+
+// Block `block` of a part, whose weights and activations are asked for; `at` is where those lie
+// that are asked for here.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
-inline void add_block(slices_place at, uint blocks, uint block, slices_input input,
-                      thread_place place, threadgroup uint4 *slot,
-                      thread slices_weights<MATRICES * TILES> &weights,
-                      thread slices_part<Format, MATRICES, TILES> &part) {
+inline void add_block(
+    thread slices_place &at, uint blocks, uint block, thread_place place, threadgroup uint4 *slot,
+    thread slices_weights<MATRICES * TILES, slices<typename Format::code>::lane_elements> &weights,
+    thread slices_part<Format, MATRICES, TILES> &part) {
     typedef slices_part<Format, MATRICES, TILES> parts;
     typedef typename parts::kind kind;
-    const uint ahead = block + parts::ring * place.simdgroups;
+    const bool more = block + parts::ring * place.simdgroups < blocks;
+    const bool more_x = block + place.simdgroups < blocks;
     float x[kind::lane_elements];
     OXB_UNROLL
     for (uint j = 0; j < kind::lane_elements; j++) {
-        const float value = part.next.x[j];
+        const float value = part.x[j];
         if (NORM) part.squares = fma(value, value, part.squares);
-        x[j] = NORM ? value * part.next.weight[j] : value;
+        x[j] = NORM ? value * weights.norm[j] : value;
     }
     const float unit = make_slices<typename Format::code>(x, slot, place.lane);
-    ask_activations<Format, NORM>(input, min(block + place.simdgroups, blocks - 1u), place.lane,
-                                  part.next);
-    dependents_start(2u, ahead >= blocks); // all weights are asked for
-    simdgroup_barrier(mem_flags::mem_threadgroup);
-    uint words[2 * kind::products]; // of the lane's column
+    at.x += more_x ? at.x_step : 0u;
+    ask_elements<typename Format::code>(at.x, part.x);
+    if (NORM && more) ask_elements<typename Format::code>(at.norm, weights.norm);
+    dependents_start(2u, !more); // all weights are asked for
+    float less = 0.0f;
     OXB_UNROLL
-    for (uint pair = 0; pair < kind::products / 2u; pair++) {
-        const uint4 four = kind::load(slot, pair, place.lane);
+    for (uint round = 0; round < parts::rounds; round++) {
+        // Behind it no product begins before those loads that stand in front of it.
+        simdgroup_barrier(mem_flags::mem_threadgroup);
+        uint words[2 * kind::products]; // of the lane's column
         OXB_UNROLL
-        for (uint i = 0; i < 4u; i++) words[4u * pair + i] = four[i];
-    }
-    int all[4];
-    OXB_UNROLL
-    for (uint p = 0; p < kind::products; p++) {
-        matrix_add_bytes(all, p == 0u ? part.before : all, part.ones[p], words[2u * p],
-                         words[2u * p + 1u], place.lane);
-    }
-    const float less = kind::less(kind::joined(all[0], all[1]), unit);
-    OXB_UNROLL
-    for (uint t = 0; t < parts::tiles; t++) {
-        const uint low = weights.words[t][0], high = weights.words[t][1];
-        const float2 scales = float2(weights.scales[t]);
-        ask_tile<Format, MATRICES, TILES>(at, min(ahead, blocks - 1u), t, weights);
-        int products[4];
-        OXB_UNROLL
-        for (uint p = 0; p < kind::products; p++) {
-            const uint four[4] = {kind::rows(low, p, 0u), kind::rows(high, p, 0u),
-                                  kind::rows(low, p, 1u), kind::rows(high, p, 1u)};
-            matrix_add_bytes(products, p == 0u ? part.before : products, four, words[2u * p],
-                             words[2u * p + 1u], place.lane);
+        for (uint pair = 0; pair < kind::products / 2u; pair++) {
+            const uint4 four = kind::load(slot, pair, place.lane);
+            OXB_UNROLL
+            for (uint i = 0; i < 4u; i++) words[4u * pair + i] = four[i];
         }
+        if (round == 0u) less = sum_of_all(words, unit, place.lane, part);
         OXB_UNROLL
-        for (uint i = 0; i < 2u; i++) {
-            const float sum = kind::joined(products[2u * i], products[2u * i + 1u]);
-            part.sums[2u * t + i] = fma(scales[i], fma(sum, unit, less), part.sums[2u * t + i]);
+        for (uint i = 0; i < parts::tiles / parts::rounds; i++) {
+            const uint t = round * uint(parts::tiles / parts::rounds) + i;
+            const uint low = weights.words[t][0], high = weights.words[t][1];
+            const float2 scales = float2(weights.scales[t]);
+            int products[4];
+            OXB_UNROLL
+            for (uint p = 0; p < kind::products; p++) {
+                const uint four[4] = {kind::rows(low, p, 0u), kind::rows(high, p, 0u),
+                                      kind::rows(low, p, 1u), kind::rows(high, p, 1u)};
+                matrix_add_bytes(products, p == 0u ? part.before : products, four, words[2u * p],
+                                 words[2u * p + 1u], place.lane);
+            }
+            OXB_UNROLL
+            for (uint r = 0; r < 2u; r++) {
+                const float sum = kind::joined(products[2u * r], products[2u * r + 1u]);
+                part.sums[2u * t + r] = fma(scales[r], fma(sum, unit, less), part.sums[2u * t + r]);
+            }
+        }
+        if (more) {
+            OXB_UNROLL
+            for (uint i = 0; i < parts::tiles / parts::rounds; i++)
+                ask_tile<MATRICES, TILES>(at, round * uint(parts::tiles / parts::rounds) + i,
+                                          weights);
         }
     }
+    at.codes += at.codes_step;
+    at.scales += at.scales_step;
+    at.norm += at.x_step;
     simdgroup_barrier(mem_flags::mem_threadgroup); // the next slices take the place of these
 }
 
 // memory.sums[simdgroup][row] = the SIMD-group's share of the product of x and the tiles' rows;
 // with a norm also memory.squares. `part` is begun.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
-inline void multiply_slices(slices_place at, uint blocks, slices_input input,
+inline void multiply_slices(slices_place at, uint blocks,
                             thread slices_part<Format, MATRICES, TILES> &part, thread_place place,
                             threadgroup slices_memory<typename Format::code> &memory) {
     typedef slices_part<Format, MATRICES, TILES> parts;
     typedef typename parts::kind kind;
     threadgroup uint4 *slot = memory.slots + place.simdgroup * uint(kind::size);
-    ask_activations<Format, NORM>(input, min(place.simdgroup, blocks - 1u), place.lane, part.next);
+    ask_elements<typename Format::code>(at.x, part.x);
     dependents_start(1u, true);
     OXB_UNROLL
     for (uint r = 0; r < 2u * parts::tiles; r++) part.sums[r] = 0.0f;
@@ -334,9 +371,9 @@ inline void multiply_slices(slices_place at, uint blocks, slices_input input,
     OXB_UNROLL
     for (uint i = 0; i < 4u; i++) part.before[i] = int(matrix_keep(uint(kind::before(i))));
     OXB_UNROLL
-    for (uint i = 0; i < 4u * kind::products; i++) {
-        const uint one = kind::ones(i / 4u);
-        part.ones[i / 4u][i % 4u] = parts::ring == 2 ? matrix_keep(one) : one;
+    for (uint i = 0; i < 2u * kind::products; i++) {
+        const uint one = kind::ones(i / 4u * 2u + i % 2u);
+        part.ones[i / 4u][i % 4u] = parts::tiles == 3 ? matrix_keep(one) : one;
     }
     for (uint block = place.simdgroup; block < blocks; block += parts::ring * place.simdgroups) {
         OXB_UNROLL
@@ -344,19 +381,22 @@ inline void multiply_slices(slices_place at, uint blocks, slices_input input,
             const uint one = block + i * place.simdgroups;
             const bool is_there = i == 0u || one < blocks;
             if (is_there)
-                add_block<Format, MATRICES, TILES, NORM>(at, blocks, one, input, place, slot,
+                add_block<Format, MATRICES, TILES, NORM>(at, blocks, one, place, slot,
                                                          part.weights[i], part);
         }
     }
     // The four lanes of a row have a pair of columns each.
     threadgroup float *to =
         memory.sums + place.simdgroup * 16u * parts::tiles + place.lane / 4u * 2u;
+    const uint second = place.lane % 2u; // each of two lanes adds one of their two rows
     OXB_UNROLL
-    for (uint r = 0; r < 2u * parts::tiles; r++) {
-        float sum = part.sums[r];
-        sum += simd_shuffle_xor(sum, ushort(1));
+    for (uint t = 0; t < parts::tiles; t++) {
+        const float rows[2] = {part.sums[2u * t], part.sums[2u * t + 1u]};
+        const float other = second != 0u ? rows[0] : rows[1];
+        float sum = second != 0u ? rows[1] : rows[0];
+        sum += simd_shuffle_xor(other, ushort(1));
         sum += simd_shuffle_xor(sum, ushort(2));
-        if (place.lane % 4u == r / 2u % 4u) to[r / 2u * 16u + r % 2u] = sum;
+        if (place.lane / 2u % 2u == t % 2u) to[t * 16u + second] = sum;
     }
     if (NORM) {
         const float squares = simd_sum(part.squares);
@@ -368,19 +408,25 @@ inline void multiply_slices(slices_place at, uint blocks, slices_input input,
 // multiply_slices for x, or where NORM for its RMSNorm; returns the factor that the sums still
 // lack, and completes `input`. The squares of x are summed in the same pass. Where they leave
 // float's range (rms.h) the factor is NaN: then every row is computed by the definition.
+// `addend`, where there is one, is read into `added` beside the products.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
 inline float multiply_by_slices(weight_bytes w, slices_rows rows, thread slices_input &input,
-                                float eps, thread_place place,
+                                float eps, device const float *addend, thread float &added,
+                                thread_place place,
                                 threadgroup slices_memory<typename Format::code> &memory) {
     const uint k = uint(w.k), blocks = k / Format::weights_per_load;
-    const slices_place at = place_of(w, rows, place.lane);
+    slices_place at = place_of<Format>(w, rows, input, min(place.simdgroup, blocks - 1u), place);
     slices_part<Format, MATRICES, TILES> part;
-    begin_part<Format, MATRICES, TILES>(at, blocks, place, part);
+    begin_part<Format, MATRICES, TILES, NORM>(at, blocks, place, part);
     inputs_wait();
-    multiply_slices<Format, MATRICES, TILES, NORM>(at, blocks, input, part, place, memory);
+    if (addend) added = *addend;
+    multiply_slices<Format, MATRICES, TILES, NORM>(at, blocks, part, place, memory);
     if (!NORM) return 1.0f;
     float total = 0.0f;
-    for (uint s = 0; s < place.simdgroups; s++) total += memory.squares[s];
+    for (uint s = 0; s < place.simdgroups; s += OXB_SLICES_SIMDGROUPS) {
+        OXB_UNROLL
+        for (uint of = 0; of < OXB_SLICES_SIMDGROUPS; of++) total += memory.squares[s + of];
+    }
     input.scale = scale_for(total, eps);
     const bool is_in_range = input.scale == 1.0f;
     if (!is_in_range) {
@@ -403,8 +449,8 @@ inline float row_by_definition(weight_bytes w, ulong row, slices_input input, ui
         const float scale = float(Format::scale(w, row, j));
         const float each = isfinite(scale) ? 1.0f : scale, all = isfinite(scale) ? scale : 1.0f;
         float part = 0.0f;
-        OXB_UNROLL
-        for (uint i = 0; i < step; i++) {
+        OXB_ROLLED // this is for few rows, and must not cost the others registers
+            for (uint i = 0; i < step; i++) {
             float x = input.x[j + i];
             if (NORM) x = x * input.scale * input.inverse * input.weight[j + i];
             part = fma(Format::code::level(codes, i) * each, x, part);

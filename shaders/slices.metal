@@ -22,19 +22,19 @@ template <typename Format, bool RESIDUAL, bool NORM, uint TILES>
 inline void gemv_tiles(weight_bytes w, device const float *x, device const float *norm,
                        device float *y, constant oxb_gemv_args &args, uint tile, thread_place place,
                        threadgroup slices_memory<typename Format::code> &memory) {
-    const uint n = 16u * TILES, begin = tile * n;
+    const uint n = 16u * TILES, begin = tile * n; // fewer than threads
     // The last threadgroup computes rows of the one before it again, and leaves them alone.
     const slices_rows rows = {args.n_rows, min(begin, args.n_rows - n)};
+    const uint i = min(index_of(place), n - 1u), row = rows.first + i;
     slices_input input = {x, norm, 1.0f, 1.0f};
-    const float factor =
-        multiply_by_slices<Format, 1, TILES, NORM>(w, rows, input, args.eps, place, memory);
-    for (uint base = place.simdgroup * OXB_SIMD_WIDTH; base < n;
-         base += place.simdgroups * OXB_SIMD_WIDTH) {
-        const uint i = min(base + place.lane, n - 1u), row = rows.first + i;
-        const float result =
-            row_of_slices<Format, NORM>(w, row, i, n, input, factor, place, memory);
-        if (base + place.lane < n && row >= begin) y[row] = RESIDUAL ? y[row] + result : result;
-    }
+    const bool has_row = index_of(place) < n && row >= begin;
+    float before = 0.0f; // what a residual adds to
+    const float factor = multiply_by_slices<Format, 1, TILES, NORM>(
+        w, rows, input, args.eps, RESIDUAL && has_row ? y + row : nullptr, before, place, memory);
+    const bool has_rows = place.simdgroup * OXB_SIMD_WIDTH < n;
+    if (!has_rows) return;
+    const float result = row_of_slices<Format, NORM>(w, row, i, n, input, factor, place, memory);
+    if (has_row) y[row] = RESIDUAL ? before + result : result;
 }
 
 template <typename Format, bool RESIDUAL, bool NORM>
@@ -102,8 +102,9 @@ inline void swiglu_tiles(weight_bytes w, device const float *x, device const flo
     const uint n = 16u * TILES, begin = tile * n; // rows of the output
     const slices_rows rows = {args.n_rows, min(begin, args.n_rows - n)};
     slices_input input = {x, norm, 1.0f, 1.0f};
-    const float factor =
-        multiply_by_slices<Format, 2, TILES, NORM>(w, rows, input, args.eps, place, memory);
+    float nothing = 0.0f;
+    const float factor = multiply_by_slices<Format, 2, TILES, NORM>(
+        w, rows, input, args.eps, nullptr, nothing, place, memory);
     for (uint base = place.simdgroup * OXB_SIMD_WIDTH; base < n;
          base += place.simdgroups * OXB_SIMD_WIDTH) {
         const uint i = min(base + place.lane, n - 1u), row = rows.first + i;

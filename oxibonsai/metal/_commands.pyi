@@ -273,6 +273,7 @@ class Commands:
             Elements from one row of y to the next; n_rows where left out.
         norm : operand, optional
             float32 [k]: x is then taken as x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() gives it.
+            It is a weight: no op of the recording may write it.
         eps : float
             Of the norm; finite and not negative.
 
@@ -313,6 +314,7 @@ class Commands:
             Rows of x.
         norm : operand, optional
             float32 [k]: x is then taken as x / sqrt(mean(x^2) + eps) * norm, as rmsnorm() gives it.
+            It is a weight: no op of the recording may write it.
         eps : float
             Of the norm; finite and not negative.
 

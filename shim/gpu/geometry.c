@@ -67,17 +67,15 @@ static gpu_fitness fit_coded(const gpu_traits *traits, const oxb_op_shape *shape
                : GPU_FAVOURED;
 }
 
-/* Whole tiles of 16 rows in columns. More tiles share the slices of the activations, as long as
- * nearly every core has a threadgroup. Few threadgroups of rows of more than 4096 have more
- * SIMD-groups; else those of the next kernel find room beside them, and ask for their weights. */
+/* Whole tiles of 16 rows in columns. What counts is how long a SIMD-group takes, for its blocks of
+ * k come one after the other: twice as many SIMD-groups, which leave a core room for one
+ * threadgroup, and the fewest tiles with which every core has no more than that. */
 static gpu_fitness fit_slices(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
     const uint64_t rows = shape->extent[0], size = tile->size[0];
     if (shape->layout != GPU_LAYOUT_COLUMNS || rows % SLICES_ROWS != 0 || rows < size)
         return GPU_REFUSED;
-    const uint64_t threadgroups = (rows + size - 1) / size, cores = traits->cores;
-    if (size > SLICES_ROWS && 8 * threadgroups < 7 * cores) return GPU_TAKEN;
-    const int alone = 2 * threadgroups < 3 * cores && shape->k > 4096;
-    return alone == (tile->threads > SIMD * SLICES_SIMDGROUPS) ? GPU_FAVOURED : GPU_TAKEN;
+    const int alone = tile->threads > SIMD * SLICES_SIMDGROUPS;
+    return alone && (rows + size - 1) / size > traits->cores ? GPU_TAKEN : GPU_FAVOURED;
 }
 
 /* Matrices of 8 vectors that share the weights of a threadgroup: no more than there are. */
@@ -223,18 +221,17 @@ static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape,
 #define LOOKUP(op, prefer, rows)  CODED_FORM(op, prefer, "lookup", "", SIMD, rows)
 #define SHUFFLE(op, prefer, rows) CODED_FORM(op, prefer, "shuffle", "_shuffle", SIMD, rows)
 #define SELECT(op, rows)          CODED_FORM(op, 0, "select", "_select", SIMD / 4, rows)
-#define SLICES(op, tiles, simdgroups, needs) \
-    {op,                                     \
-     CODED,                                  \
-     "slices-" #tiles "x" #simdgroups,       \
-     GPU_INT8,                               \
-     needs,                                  \
-     {.size = {SLICES_ROWS * tiles, 1, ALL}, \
-      .threads = SIMD * simdgroups,          \
-      .suffix = "_slices",                   \
-      ROWS_CONSTANT(tiles)},                 \
+#define SLICES(op, prefer, tiles, simdgroups, needs) \
+    {op,                                             \
+     CODED,                                          \
+     "slices-" #tiles "x" #simdgroups,               \
+     prefer,                                         \
+     needs,                                          \
+     {.size = {SLICES_ROWS * tiles, 1, ALL},         \
+      .threads = SIMD * simdgroups,                  \
+      .suffix = "_slices",                           \
+      ROWS_CONSTANT(tiles)},                         \
      fit_slices}
-#define SLICES_OF(op, tiles) SLICES(op, tiles, 16, GPU_NVIDIA), SLICES(op, tiles, 8, GPU_NVIDIA)
 #define DENSE(op, prefer, rows, simdgroups)                                     \
     {op,                                                                        \
      ANY & ~CODED,                                                              \
@@ -259,12 +256,16 @@ static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape,
 #define ONE(op, ...) {op, ANY, "", EVERY, 0, {__VA_ARGS__}, NULL}
 
 const gpu_variant gpu_table[] = {
-    SLICES_OF(OXB_OP_GEMV, 6), /* shaders/slices.h */
-    SLICES_OF(OXB_OP_GEMV, 4),
-    SLICES_OF(OXB_OP_GEMV, 3),
-    SLICES(OXB_OP_GEMV, 2, 16, GPU_NVIDIA),
-    SLICES(OXB_OP_GEMV, 2, 8, 0), /* elsewhere one, for tests */
-    SLICES_OF(OXB_OP_GEMV, 1),
+    SLICES(OXB_OP_GEMV, GPU_INT8, 2, 16, GPU_NVIDIA), /* shaders/slices.h */
+    SLICES(OXB_OP_GEMV, GPU_INT8, 3, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, GPU_INT8, 4, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, GPU_INT8, 6, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, GPU_INT8, 6, 8, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, GPU_INT8, 1, 16, GPU_NVIDIA), /* of 16 rows */
+    SLICES(OXB_OP_GEMV, 0, 4, 8, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, 0, 3, 8, GPU_NVIDIA),
+    SLICES(OXB_OP_GEMV, 0, 2, 8, 0), /* elsewhere one, for tests */
+    SLICES(OXB_OP_GEMV, 0, 1, 8, GPU_NVIDIA),
     LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 4),
     LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 2),
     LOOKUP(OXB_OP_GEMV, GPU_NVIDIA, 1),
@@ -277,10 +278,12 @@ const gpu_variant gpu_table[] = {
     DENSE(OXB_OP_GEMV, EVERY, 4, GEMV_SIMDGROUPS), /* shaders/rows.h */
     DENSE(OXB_OP_GEMV, 0, 2, GEMV_SIMDGROUPS),
     DENSE(OXB_OP_GEMV, 0, 1, GEMV_SIMDGROUPS),
-    SLICES_OF(OXB_OP_SWIGLU, 3),
-    SLICES(OXB_OP_SWIGLU, 2, 16, GPU_NVIDIA),
-    SLICES(OXB_OP_SWIGLU, 2, 8, 0),
-    SLICES_OF(OXB_OP_SWIGLU, 1),
+    SLICES(OXB_OP_SWIGLU, GPU_INT8, 1, 16, GPU_NVIDIA), /* of gate and of up */
+    SLICES(OXB_OP_SWIGLU, GPU_INT8, 2, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_SWIGLU, GPU_INT8, 3, 16, GPU_NVIDIA),
+    SLICES(OXB_OP_SWIGLU, GPU_INT8, 3, 8, GPU_NVIDIA),
+    SLICES(OXB_OP_SWIGLU, 0, 2, 8, 0),
+    SLICES(OXB_OP_SWIGLU, 0, 1, 8, GPU_NVIDIA),
     LOOKUP(OXB_OP_SWIGLU, 0, 4), /* of gate and of up */
     LOOKUP(OXB_OP_SWIGLU, GPU_NVIDIA, 2),
     LOOKUP(OXB_OP_SWIGLU, GPU_NVIDIA, 1),

@@ -393,19 +393,32 @@ with Device("cuda") as device:
 
 DEFAULTS = """
 with Device("cuda") as d:
-    for op, n_rows, k in (
-        ("gemv", 4096, 4096), ("gemv", 112, 4096), ("gemv", 64, 4096), ("gemv", 64, 8192),
-        ("gemv", 40, 4096), ("swiglu", 4096, 4096), ("swiglu", 48, 4096),  # 24 rows of each
-    ):
-        print(d.kernel_variants(op, "q1_g128", n_rows, k)[0])
+    for op, *rows in products:
+        for n_rows in rows:
+            print(d.kernel_variants(op, "q1_g128", n_rows, 4096)[0].removeprefix("slices-"))
 """
 
 
-def test_the_default_of_a_product_goes_by_rows_cores_and_matrix_units(run):
-    # Of 4 multiprocessors.
-    slices = ["slices-6x8", "slices-2x8", "slices-1x8", "slices-1x16", "lookup-1", "slices-3x8"]
-    assert run(DEFAULTS) == [*slices, "lookup-1"]
-    assert all(name.startswith("lookup-") for name in run("fake.major = 7" + DEFAULTS))
+def test_a_product_has_the_fewest_tiles_that_every_core_has_room_for_in_long_threadgroups(run):
+    products = [
+        ("gemv", 16, 32, 48, 128, 144, 192, 208, 256, 272, 384, 400, 151936),
+        ("swiglu", 32, 128, 160, 256, 288, 384, 416, 24576),
+    ]
+    long = ["1x16", "2x16", "2x16", "2x16", "3x16", "3x16", "4x16", "4x16", "6x16", "6x16"]
+    halves = ["1x16", "1x16", "2x16", "2x16", "3x16", "3x16", "3x8", "3x8"]
+    assert run(f"products = {products}" + DEFAULTS) == [*long, "6x8", "6x8", *halves]
+    # Rows of the 8B and the 1.7B.
+    products = [("gemv", 2048, 4096, 6144, 12288, 24576), ("swiglu", 12288, 24576)]
+    assert run(f"fake.cores, products = 132, {products}" + DEFAULTS) == [
+        *("2x16", "2x16", "3x16", "6x16", "6x8"),
+        *("3x16", "3x8"),
+    ]
+
+
+def test_a_product_without_whole_tiles_or_matrix_units_has_another_default(run):
+    assert run("products = [('gemv', 40), ('swiglu', 48)]" + DEFAULTS) == ["lookup-1", "lookup-1"]
+    old = run("fake.major, products = 7, [('gemv', 4096), ('swiglu', 4096)]" + DEFAULTS)
+    assert all(name.startswith("lookup-") for name in old)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ EXPORT int fake_fail_after;     /* calls of that name that still succeed */
 EXPORT int fake_fail_result;
 EXPORT int fake_fail_always; /* keep failing */
 EXPORT int fake_calls;
-EXPORT int fake_gpus = 1, fake_version = 13000, fake_major = 9, fake_minor = 0,
+EXPORT int fake_gpus = 1, fake_version = 13000, fake_major = 9, fake_minor = 0, fake_cores = 4,
            fake_host_pointer = 1;
 EXPORT int fake_hold;  /* events are not reached */
 EXPORT int fake_async; /* what events, and then every other call, give: a lost context */
@@ -122,7 +122,7 @@ EXPORT int cuDeviceGetAttribute(int *value, int attribute, int gpu) {
     (void)gpu;
     ENTER(cuDeviceGetAttribute);
     switch (attribute) {
-    case 16: *value = 4; break;
+    case 16: *value = fake_cores; break;
     case 18: *value = 0; break;
     case 75: *value = fake_major; break;
     case 76: *value = fake_minor; break;
