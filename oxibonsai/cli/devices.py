@@ -44,7 +44,7 @@ def _objects(found: metal.FoundDevices) -> list[dict[str, object]]:
         }
         for device in found.usable
     ]
-    return [*usable, *(refused._asdict() for refused in found.refused)]
+    return [*usable, *({**refused._asdict(), "variants": []} for refused in found.refused)]
 
 
 def _reason(refused: metal.RefusedDevice) -> str:
@@ -55,7 +55,7 @@ def _reason(refused: metal.RefusedDevice) -> str:
 def _line(device: metal.DeviceInfo) -> str:
     threads = f", {device.threads} threads" if device.threads else ""
     names = names_by_op((variant.op, variant.name) for variant in metal.kept_variants(device))
-    tuned = f" (tuned: {names})" if names else ""
+    tuned = f" (tuned: {escaped(names)})" if names else ""
     return (
         f"{device.driver}:{device.index}  {escaped(device.name)}: {device.variant} "
         f"kernels{tuned}{threads}, {device.recommended_working_set / 2**30:.1f} GiB"

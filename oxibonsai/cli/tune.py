@@ -14,8 +14,8 @@ from oxibonsai.metal import ChosenVariant, Device, Tuning
 
 __all__ = ["add_options", "run"]
 
-_PROMPT = 512
-"""The most tokens of the prompt with which a model tells its products."""
+_PROMPTS = (512, 256, 128, 64)
+"""Tokens of the prompts with which a model tells its products: of whole chunks and of last ones."""
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -24,7 +24,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         parser, "a GGUF file, whose matrices are measured; without it, those of 8B, 1.7B, 4B, 27B"
     )
     parser.add_argument(
-        "--budget", type=float, default=20.0, metavar="S", help="seconds to measure for (20)"
+        "--budget",
+        type=float,
+        default=20.0,
+        metavar="S",
+        help="seconds after which no further matrix is begun (20)",
     )
     parser.add_argument("--json", action="store_true", help="print everything as one JSON object")
     add_device(parser)
@@ -38,10 +42,12 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
             return _tune(args, device, None, out)
     args.activations = None  # as the device likes it
     with load(args) as model:
-        n_tokens = min(_PROMPT, model.config.context_length - 1)
-        with model.session(n_tokens + 1) as session:
-            session.forward([0] * n_tokens)
+        most = model.config.context_length - 1
+        with model.session(2) as session:
             session.forward([0])
+        for n_tokens in dict.fromkeys(min(n, most) for n in _PROMPTS):
+            with model.session(n_tokens + 1) as session:
+                session.forward([0] * n_tokens)
         return _tune(args, model.device, model.device.recorded_variants(), out)
 
 

@@ -14,7 +14,12 @@ import numpy as np
 from oxibonsai.formats import FORMATS, Format
 from oxibonsai.metal import _tuning_file
 from oxibonsai.metal._core import ChosenVariant, Device, DeviceInfo
-from oxibonsai.metal._errors import BufferCreationError, CompilationError, MetalGraphError
+from oxibonsai.metal._errors import (
+    BufferCreationError,
+    CompilationError,
+    DeviceNotFoundError,
+    MetalGraphError,
+)
 from oxibonsai.metal._graph import MetalGraph
 from oxibonsai.metal._tuning_file import of_class
 
@@ -192,8 +197,12 @@ def tune(
 
 def load_choices(device: Device) -> None:
     """Choose what the user's cache has for this device; a product that has a choice keeps it."""
+    _take(device, _tuning_file.load(device.info))
+
+
+def _take(device: Device, choices: Iterable[ChosenVariant]) -> None:
     taken = {of_class(choice) for choice in device.chosen_variants()}
-    for choice in _tuning_file.load(device.info):
+    for choice in choices:
         if of_class(choice) in taken:
             continue
         try:
@@ -213,11 +222,19 @@ def kept_variants(device: DeviceInfo) -> list[ChosenVariant]:
     Returns
     -------
     list of ChosenVariant
-        What a MetalGraph on the device would choose. Empty where nothing was kept for this name,
-        driver and package, and where the environment variable ``OXIBONSAI_TUNING=0`` switches it
-        off.
+        What a MetalGraph on the device would choose: where something is kept, the device is opened
+        to ask it. Empty where nothing was kept for this name, driver and package, where the device
+        cannot be opened, and where the environment variable ``OXIBONSAI_TUNING=0`` switches it off.
     """
-    return _tuning_file.load(device)
+    kept = _tuning_file.load(device)
+    if not kept:
+        return []
+    try:
+        with Device(f"{device.driver}:{device.index}") as opened:
+            _take(opened, kept)
+            return opened.chosen_variants()
+    except DeviceNotFoundError:
+        return []
 
 
 def _default_products(device: Device) -> Iterator[ChosenVariant]:

@@ -172,7 +172,8 @@ typedef enum oxb_activations {
 /* The products whose kernel can be chosen: those by one matrix for a number of vectors. A choice
  * holds for every number that rounds up to the same power of two. */
 typedef struct oxb_product {
-    const char *op;         /* "gemv", "swiglu", "gemm", "swiglu_gemm" or "gemm_halves" */
+    /* "gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves" or "gemm_half" */
+    const char *op;
     uint32_t device_format; /* oxb_device_format */
     uint32_t pad;
     uint64_t n_rows; /* of the matrix: gate and up together */

@@ -10,9 +10,14 @@ from tiny_models import Tiny, byte_vocabulary, random_tensors, write
 from oxibonsai import metal
 from oxibonsai.cli import main
 from oxibonsai.metal import ChosenVariant, Measured, Tuning
+from oxibonsai.model import Session
 
-GEMV = ChosenVariant("gemv", "q1_g128", 4096, 12288, 1, "lookup-4")
-SWIGLU = ChosenVariant("swiglu", "q2_g64", 96, 64, 8, "lookup-1")
+GEMV = ChosenVariant(
+    op="gemv", device_format="q1_g128", n_rows=4096, k=12288, n_vectors=1, name="lookup-4"
+)
+SWIGLU = ChosenVariant(
+    op="swiglu", device_format="q2_g64", n_rows=96, k=64, n_vectors=8, name="lookup-1"
+)
 MEASURED = [
     Measured(GEMV, "lookup-1", {"lookup-1": 30e-6, "lookup-4": 12.5e-6}),
     Measured(SWIGLU, "lookup-1", {"lookup-1": 1e-6, "lookup-2": 2e-6}),
@@ -86,3 +91,38 @@ def test_devices_and_bench_name_the_kernels(monkeypatch, capsys):
     assert "kernels (tuned: gemv lookup-4; swiglu lookup-1)" in capsys.readouterr().out
     assert main(["devices", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[0]["variants"][1] == GEMV._asdict()
+
+
+def test_names_of_kernels_are_escaped_for_the_terminal(monkeypatch, capsys):
+    monkeypatch.setattr(metal, "kept_variants", lambda device: [GEMV._replace(name="\x1b[2J")])
+    assert main(["devices"]) == 0
+    assert "\x1b" not in capsys.readouterr().out
+
+
+def test_a_refused_device_has_no_variants(monkeypatch, capsys):
+    found = metal.probe_devices()
+    refused = metal.RefusedDevice("metal", 0, "old")
+    monkeypatch.setattr(metal, "probe_devices", lambda: found._replace(refused=[refused]))
+    assert main(["devices", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)[-1] == {**refused._asdict(), "variants": []}
+
+
+def test_the_budget_is_told_as_what_it_is(capsys):
+    with pytest.raises(SystemExit):
+        main(["tune", "--help"])
+    assert "after which no further matrix" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_model_is_fed_prompts_of_each_class(found, tmp_path, monkeypatch):
+    fed = []
+    forward = Session.forward
+
+    def counted(session, ids, *args, **options):
+        fed.append(len(ids))
+        return forward(session, ids, *args, **options)
+
+    monkeypatch.setattr(Session, "forward", counted)
+    tiny = Tiny(n_layers=1, vocab=257, context=200)
+    path = write(tmp_path / "model.gguf", tiny, random_tensors(tiny), byte_vocabulary())
+    assert main(["tune", "--device", "cpu", "--model", str(path)]) == 0
+    assert fed == [1, 199, 128, 64]

@@ -296,6 +296,27 @@ def test_the_variable_switches_the_cache_off(toy, clock, cache, monkeypatch):
     assert loaded() == []
 
 
+def test_the_variable_has_the_tuner_warn_that_what_it_keeps_is_not_taken(
+    toy, clock, cache, caplog, monkeypatch
+):
+    monkeypatch.setenv("OXIBONSAI_TUNING", "0")
+    path = tuned(toy, clock).path
+    assert caplog.messages == [f"OXIBONSAI_TUNING=0: what is kept in {path} is not taken"]
+    monkeypatch.delenv("OXIBONSAI_TUNING")
+    assert loaded() == [PRODUCT._replace(name="threes")]
+
+
+def test_of_what_is_kept_the_choices_are_told_that_the_device_takes(toy, clock, cache):
+    path = cache / "toy-Toy.json"
+    assert metal.kept_variants(toy.device.info) == []
+    tuned(toy, clock)
+    good = PRODUCT._replace(name="threes")
+    path.write_text(changed(path, variants=[named("sevens"), good._asdict()]))
+    assert metal.kept_variants(toy.device.info) == [good]
+    info = toy.device.info._replace(index=7)  # it has gone meanwhile
+    assert metal.kept_variants(info) == []
+
+
 def test_what_is_not_kept_leaves_no_file(toy, clock, cache):
     assert tuned(toy, clock, keep=False).path is None
     assert not cache.exists()
