@@ -497,7 +497,7 @@ def test_a_choice_that_the_device_does_not_know_is_left_out_alone(toy, clock, ca
     assert "a choice of the tuner is left out" in caplog.text
 
 
-@pytest.mark.parametrize("part", ["driver", "name", "kernels", "system", "package"])
+@pytest.mark.parametrize("part", ["driver", "name", "kernels", "system", "compiler", "package"])
 def test_choices_of_another_device_driver_or_package_are_not_taken(toy, clock, cache, caplog, part):
     tuned(toy, clock)
     path = cache / "toy-Toy.json"
