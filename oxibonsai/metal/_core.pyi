@@ -67,6 +67,9 @@ class DeviceInfo(NamedTuple):
         Largest threadgroup memory, in bytes.
     recommended_working_set : int
         Memory that the buffers in use should not exceed together, in bytes.
+    compiler : str
+        What compiles kernels for it at run time, with versions, such as
+        ``"CUDA 13.0, NVRTC 12.9"``; empty where the system or the package's build does.
     """
 
     name: str
@@ -79,6 +82,7 @@ class DeviceInfo(NamedTuple):
     max_buffer_length: int
     max_threadgroup_memory: int
     recommended_working_set: int
+    compiler: str
 
 class RefusedDevice(NamedTuple):
     """A device that is present and cannot be used.

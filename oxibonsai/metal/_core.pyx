@@ -184,6 +184,9 @@ class DeviceInfo(NamedTuple):
         Largest threadgroup memory, in bytes.
     recommended_working_set : int
         Memory that the buffers in use should not exceed together, in bytes.
+    compiler : str
+        What compiles kernels for it at run time, with versions, such as
+        ``"CUDA 13.0, NVRTC 12.9"``; empty where the system or the package's build does.
     """
 
     name: str
@@ -196,6 +199,7 @@ class DeviceInfo(NamedTuple):
     max_buffer_length: int
     max_threadgroup_memory: int
     recommended_working_set: int
+    compiler: str
 
 
 class RefusedDevice(NamedTuple):
@@ -489,7 +493,7 @@ cdef class Device:
         return DeviceInfo(
             i.name.decode("utf-8", "replace"), i.driver.decode(), i.index, i.variant.decode(),
             i.simd_width, bool(i.unified_memory), i.threads, i.max_buffer_length,
-            i.max_threadgroup_memory, i.recommended_working_set,
+            i.max_threadgroup_memory, i.recommended_working_set, i.compiler.decode(),
         )
 
     @property

@@ -125,6 +125,7 @@ def _key(device: DeviceInfo) -> dict[str, str]:
         "name": device.name,
         "kernels": device.variant,
         "system": _system(device.driver),
+        "compiler": device.compiler,
         "package": _package(),
     }
 

@@ -109,6 +109,7 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t page_size
         oxb_size max_threads
         oxb_size max_threadgroups
+        char compiler[64]
 
     ctypedef struct oxb_device_stats:
         uint64_t buffers

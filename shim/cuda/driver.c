@@ -186,6 +186,8 @@ static void device_info(void *device, oxb_device_info *info) {
                           .max_threadgroups = size_of(self->limits + CUDA_MAX_GRID_X)};
     snprintf(info->name, sizeof info->name, "%s", self->name);
     snprintf(info->variant, sizeof info->variant, "sm_%d", self->arch);
+    snprintf(info->compiler, sizeof info->compiler, "CUDA %d.%d, NVRTC %d.%d", cuda.version / 1000,
+             cuda.version % 1000 / 10, cuda_nvrtc.major, cuda_nvrtc.minor);
 }
 
 static const oxb_driver driver = {

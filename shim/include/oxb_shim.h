@@ -74,6 +74,7 @@ typedef struct oxb_device_info {
     uint64_t page_size;        /* bytes; wrapped memory is mapped by the page. 0: the system's */
     oxb_size max_threads;      /* of a threadgroup in each direction; 0: the pipeline's limit */
     oxb_size max_threadgroups; /* of a grid in each direction; 0: as many as 32 bits count */
+    char compiler[64]; /* of kernels at run time, with versions; "": the system's, or none */
 } oxb_device_info;
 
 /* A live view of what a device holds. */

@@ -106,6 +106,7 @@ def test_what_a_device_says_of_itself(device):
         "max_buffer_length",
         "max_threadgroup_memory",
         "recommended_working_set",
+        "compiler",
     )
     assert info.name == device.name != ""
     assert (info.driver, info.index) == (device.driver, device.index)
@@ -115,6 +116,7 @@ def test_what_a_device_says_of_itself(device):
     assert info.max_buffer_length >= 1 << 20
     assert info.recommended_working_set > 0
     assert (info.threads > 0) == (info.driver == "cpu")
+    assert ("NVRTC" in info.compiler) == (info.driver == "cuda")
     assert f"{info.driver}:{info.index}" in repr(device)
     assert info.name in repr(device)
 

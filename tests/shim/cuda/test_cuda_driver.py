@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -485,6 +486,19 @@ def test_a_damaged_entry_is_none(cached, damage, tmp_path):
         assert not entry.is_symlink()
         assert entry.read_bytes() == whole
     assert len(list(entry.parent.iterdir())) == 1
+
+
+def test_a_device_tells_what_compiles_its_kernels(run):
+    older, newer = (
+        run(f"""
+fake.version = {version}
+with Device("cuda") as device:
+    print(device.info.compiler)
+""")[0]
+        for version in (13000, 13010)
+    )
+    assert re.fullmatch(r"CUDA 13\.0, NVRTC \d+\.\d+", older)
+    assert newer.startswith("CUDA 13.1, NVRTC ")
 
 
 def test_other_options_and_another_driver_are_other_entries(cached, run, tmp_path):

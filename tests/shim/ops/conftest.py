@@ -27,3 +27,23 @@ def toy(toy_library) -> Iterator[Toy]:
     with Device("toy") as device:
         yield Toy(device, toy_library)
     present.value = 0
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("OXIBONSAI_TUNING")
+    return tmp_path / "oxibonsai" / "tuning"
+
+
+@pytest.fixture
+def clock(toy):
+    """Set the time of a dispatch by the rows of its tile; what it leaves is one speed for all."""
+    seconds = (ctypes.c_double * 8).in_dll(toy.library, "toy_seconds")
+
+    def set_seconds(fives, threes):
+        seconds[5], seconds[3] = fives, threes
+
+    set_seconds(1e-3, 1e-3)
+    yield set_seconds
+    ctypes.memset(seconds, 0, 64)
