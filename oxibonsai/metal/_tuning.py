@@ -169,12 +169,12 @@ def tune(
 
 def load_choices(device: Device) -> None:
     """Choose what the user's cache has for this device; a product that has a choice keeps it."""
-    taken = {choice[:5] for choice in device.chosen_variants()}
+    taken = {choice.product for choice in device.chosen_variants()}
     for choice in _tuning_file.load(device.info):
-        if choice[:5] in taken:
+        if choice.product in taken:
             continue
         try:
-            device.choose_variant(*choice[:4], choice.name, choice.n_vectors)
+            device.choose_variant(*choice)
         except MetalGraphError as error:
             _log.warning("a choice of the tuner is left out: %s", error)
 
@@ -200,15 +200,15 @@ def kept_variants(device: DeviceInfo) -> list[ChosenVariant]:
 def _default_products() -> Iterator[ChosenVariant]:
     for device_format in ("q1_g128", "q2_g128"):
         for op, n_rows, k in _SHAPES:
-            yield ChosenVariant(op, device_format, n_rows, k, 1, "")
+            yield ChosenVariant(op, device_format, n_rows, k, "", 1)
             if n_rows not in _HEADS:
-                yield ChosenVariant("gemm_half", device_format, n_rows, k, _PROMPT, "")
+                yield ChosenVariant("gemm_half", device_format, n_rows, k, "", _PROMPT)
 
 
 def _several(device: Device, products: Iterable[ChosenVariant]) -> list[ChosenVariant]:
     """Return each product once that has several variants."""
     unique = dict.fromkeys(product._replace(name="") for product in products)
-    return [p for p in unique if len(device.kernel_variants(*p[:5])) > 1]
+    return [p for p in unique if len(device.kernel_variants(*p.product)) > 1]
 
 
 def _by_matrix(
@@ -222,12 +222,12 @@ def _by_matrix(
 
 
 def _in_use(device: Device, product: ChosenVariant) -> ChosenVariant:
-    chosen = (c for c in device.chosen_variants() if c[:5] == product[:5])
-    return next(chosen, product._replace(name=device.kernel_variants(*product[:5])[0]))
+    chosen = (c for c in device.chosen_variants() if c.product == product.product)
+    return next(chosen, product._replace(name=device.kernel_variants(*product.product)[0]))
 
 
 def _choose(device: Device, measured: Measured) -> None:
-    op, device_format, n_rows, k, n_vectors, name = measured.variant
+    op, device_format, n_rows, k, name, n_vectors = measured.variant
     taken = None if name == measured.default else name
     device.choose_variant(op, device_format, n_rows, k, taken, n_vectors)
 
@@ -285,7 +285,7 @@ def _measure_matrix(
 def _measure(
     device: Device, product: ChosenVariant, handles: list[WeightHandle], seconds: float
 ) -> Measured | None:
-    op, device_format, n_rows, k, n_vectors, _ = product
+    op, device_format, n_rows, k, _, n_vectors = product
     halved = op.startswith("swiglu")
     activations: Literal["float32", "half"] = "half" if op == "gemm_half" else "float32"
     if n_vectors > _FEW_VECTORS:
@@ -293,8 +293,8 @@ def _measure(
     x = np.random.default_rng(1).standard_normal(n_vectors * k, np.float32)
     storage = device.working_storage
     n_out = n_rows // 2 if halved else n_rows
-    before = next((c.name for c in device.chosen_variants() if c[:5] == product[:5]), None)
-    names = device.kernel_variants(*product[:5])
+    before = next((c.name for c in device.chosen_variants() if c.product == product.product), None)
+    names = device.kernel_variants(*product.product)
     recordings: dict[str, Commands] = {}
     with (
         ExitStack() as stack,

@@ -67,8 +67,8 @@ def keep(
     except _UnfitError:
         kept = None
     old = kept[1] if kept is not None and kept[0] == _key(device) else []
-    again = {product[:5] for product in measured}
-    new = [*(choice for choice in old if choice[:5] not in again), *choices]
+    again = {product.product for product in measured}
+    new = [*(choice for choice in old if choice.product not in again), *choices]
     text = {"format": _FORMAT, "key": _key(device), "variants": [c._asdict() for c in new]}
     try:
         return _write(_path(device), json.dumps(text, indent=1).encode())
@@ -150,8 +150,9 @@ def _parsed(text: bytes) -> tuple[Any, list[ChosenVariant]]:
     except (ValueError, KeyError, TypeError, RecursionError):
         raise _UnfitError("it is damaged") from None
     for choice in choices:
-        op, device_format, *numbers, name = choice
-        texts_are_texts = all(isinstance(text, str) for text in (op, device_format, name))
+        numbers = (choice.n_rows, choice.k, choice.n_vectors)
+        texts = (choice.op, choice.device_format, choice.name)
+        texts_are_texts = all(isinstance(text, str) for text in texts)
         if not texts_are_texts or not all(type(n) is int and n > 0 for n in numbers):
             raise _UnfitError("it is damaged")
     return key, choices

@@ -11,8 +11,8 @@ from oxibonsai import metal
 from oxibonsai.cli import main
 from oxibonsai.metal import ChosenVariant, Measured, Tuning
 
-GEMV = ChosenVariant("gemv", "q1_g128", 4096, 12288, 1, "lookup-4")
-SWIGLU = ChosenVariant("swiglu", "q2_g64", 96, 64, 8, "lookup-1")
+GEMV = ChosenVariant("gemv", "q1_g128", 4096, 12288, "lookup-4", 1)
+SWIGLU = ChosenVariant("swiglu", "q2_g64", 96, 64, "lookup-1", 8)
 MEASURED = [
     Measured(GEMV, "lookup-1", {"lookup-1": 30e-6, "lookup-4": 12.5e-6}),
     Measured(SWIGLU, "lookup-1", {"lookup-1": 1e-6, "lookup-2": 2e-6}),

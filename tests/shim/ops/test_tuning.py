@@ -12,8 +12,8 @@ import pytest
 from oxibonsai import metal
 from oxibonsai.metal import ChosenVariant, Device, MetalGraph
 
-PRODUCT = ChosenVariant("gemv", "q1_g128", 9, 128, 1, "")
-OTHER = ChosenVariant("gemv", "q1_g128", 16, 256, 1, "")
+PRODUCT = ChosenVariant("gemv", "q1_g128", 9, 128, "", 1)
+OTHER = ChosenVariant("gemv", "q1_g128", 16, 256, "", 1)
 
 
 @pytest.fixture
