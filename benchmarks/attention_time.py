@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 
 import numpy as np
+import probes
 from device_time import WORKING_SET, copy_bandwidth, median_seconds
 
 from oxibonsai.metal import Buffer, Device
@@ -101,6 +102,7 @@ def main() -> None:
     parser.add_argument("--device", default=None)
     parser.add_argument("--exact", action="store_true", help="time prompts in float32 as well")
     options = parser.parse_args()
+    probes.use_defaults()
     with Device(options.device) as device:
         info = device.info
         bandwidth = copy_bandwidth(device)

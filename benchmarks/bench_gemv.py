@@ -133,6 +133,7 @@ def main() -> None:
     parser.add_argument("--op", action="append", choices=OPS)
     parser.add_argument("--variant", action="append", metavar="NAME", default=[])
     options = parser.parse_args()
+    probes.use_defaults()
     shapes = [tuple(map(int, s.split("x"))) for s in options.shape or []] or device_time.SHAPES
     with Device(options.device) as device, MetalGraph(device) as graph:
         copy = device_time.copy_bandwidth(device)

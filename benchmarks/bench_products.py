@@ -159,6 +159,7 @@ def main() -> None:
     parser.add_argument("--shape", action="append", help="such as 4096x4096")
     parser.add_argument("--tiles", action="store_true")
     options = parser.parse_args()
+    probes.use_defaults()
     asked = [s.split("x") for s in options.shape or ()]
     shapes = [(int(n_rows), int(k)) for n_rows, k in asked] or SHAPES
     with Device(options.device) as device, MetalGraph(device) as graph:

@@ -130,6 +130,7 @@ def main() -> None:
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
+    probes.use_defaults()
     print(
         "| format | threads | what | oxibonsai tok/s | llama.cpp tok/s | ratio | memory GB/s "
         "| share of it |\n|---|---|---|---|---|---|---|---|"

@@ -33,6 +33,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    probes.use_defaults()
     config.stash[meters] = []
     config.stash[shared] = {}
 

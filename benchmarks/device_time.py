@@ -179,6 +179,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, action="append", default=[])
     parser.add_argument("--tokens", type=int, default=200)
     options = parser.parse_args()
+    probes.use_defaults()
     with Device(options.device) as device:
         info = device.info
         bandwidth = copy_bandwidth(device)

@@ -143,6 +143,7 @@ def main() -> None:
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=list(SHAPES))
     parser.add_argument("--vectors", type=int, nargs="+", default=[512, 128, 64])
     options = parser.parse_args()
+    probes.use_defaults()
     with Device(options.device) as device, MetalGraph(device) as graph:
         print(f"Device: {device.info.name} ({device.info.driver}).\n")
         print("| product | vectors | half us | TFLOPS | float32 us | variants us |")

@@ -444,6 +444,7 @@ def main() -> None:
             one.add_argument("--prompt-tokens", type=int, default=512)
             one.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
+    probes.use_defaults()
     if options.driver:
         metal.load_driver(options.driver)
 

@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
@@ -26,9 +28,33 @@ import mac_report  # noqa: E402
 from cost import compiled  # noqa: E402
 from cost.report import compared  # noqa: E402
 from cost.tables import TABLES  # noqa: E402
+from mac_report_schema import REPORT, problems  # noqa: E402
 
 PAGE = ROOT / "docs" / "performance.md"
 _PLACE = re.compile(r"(<!-- table: ([\w-]+) -->\n).*?(?=<!-- end -->)", re.DOTALL)
+
+
+# What of a report's data the JSON of benchmarks/report_times.py has too.
+_TIMES = {
+    key: REPORT[key] for key in ("device", "bandwidth_bytes_per_second", "kernels", "variants")
+}
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Return the data of a report, or of its times alone; raise ValueError where it is neither."""
+    text = path.read_text()
+    if path.suffix != ".json":
+        return mac_report.read(text)
+    found = json.loads(text)
+    if isinstance(found, dict) and "version" not in found:
+        found = {key: value for key, value in found.items() if key in _TIMES}
+        wrong = problems(found, _TIMES, "times")
+    else:
+        wrong = problems(found, REPORT)
+    if wrong:
+        raise ValueError("this is neither a report nor its times: " + "; ".join(wrong[:10]))
+    assert isinstance(found, dict)
+    return found
 
 
 def filled(text: str) -> str:
@@ -51,12 +77,13 @@ def main() -> None:
     if unknown:
         parser.error(f"no table {unknown[0]!r}; there are {', '.join(TABLES)}")
     if options.count:
-        print(f"{compiled.update(options.nvdisasm)} kernels counted")
+        try:
+            print(f"{compiled.update(options.nvdisasm)} kernels counted")
+        except (OSError, subprocess.CalledProcessError) as error:
+            parser.exit(1, f"{error}\n")
     elif options.report:
         try:
-            text = options.report.read_text()
-            is_json = options.report.suffix == ".json"
-            print(compared(json.loads(text) if is_json else mac_report.read(text)))
+            print(compared(read(options.report)))
         except (OSError, ValueError) as error:
             parser.exit(1, f"{options.report}: {error}\n")
     elif options.update:

@@ -30,6 +30,8 @@ mkdir -p "$WORK/logs" "$(dirname "$REPORT")"
 rm -rf "$WORK/logs/"* "$WORK"/cache*
 export PYTHONPATH="$PWD:$WORK/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONUNBUFFERED=1 PIP_DISABLE_PIP_VERSION_CHECK=1
 export XDG_CACHE_HOME="$WORK/cache" OXIBONSAI_REQUIRE_DEVICES=cpu,cuda
+# What was tuned on this machine does not change what is measured.
+export OXIBONSAI_TUNING=0
 # Plugins of the machine's own may warn, and a warning is an error here.
 export PYTEST_DISABLE_PLUGIN_AUTOLOAD=1
 CORES="$(nproc)"

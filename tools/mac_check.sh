@@ -50,8 +50,9 @@ fi
     exit 2
 }
 
-# What the person has set for other runs does not change this one.
+# What the person has set for other runs does not change this one, nor what was tuned on this Mac.
 for name in ${!OXIBONSAI_*} ${!PYTEST_*}; do unset "$name"; done
+export OXIBONSAI_TUNING=0
 
 WORK="$PWD/build/mac"
 VENV="$WORK/venv"

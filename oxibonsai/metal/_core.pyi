@@ -118,6 +118,8 @@ class FoundDevices(NamedTuple):
 class ChosenVariant(NamedTuple):
     """A kernel that a device takes for a product: one that was chosen, or that was recorded.
 
+    The order is that of ``Device.choose_variant``, which takes one as ``*chosen``.
+
     Attributes
     ----------
     op : str
@@ -128,18 +130,21 @@ class ChosenVariant(NamedTuple):
         Rows of the matrix; those of gate and up together for SwiGLU.
     k : int
         Columns of the matrix.
-    n_vectors : int
-        The most vectors that it holds for: a power of two. It does not hold for half as many.
     name : str
         The variant, one of ``Device.kernel_variants(...)``.
+    n_vectors : int
+        The most vectors that it holds for: a power of two. It does not hold for half as many.
     """
 
     op: str
     device_format: str
     n_rows: int
     k: int
-    n_vectors: int
     name: str
+    n_vectors: int
+    @property
+    def product(self) -> tuple[str, str, int, int, int]:
+        """What there is but the name, in the order of ``Device.kernel_variants``."""
 
 class DeviceStats(NamedTuple):
     """What a device holds and does at this moment.

@@ -16,6 +16,7 @@ from oxibonsai.metal._owners cimport drain_owners, stop_asking
 from oxibonsai.metal.oxb cimport (
     OXB_API_CAPSULE,
     OXB_FILE_FORMAT_COUNT,
+    OXB_MAX_PRODUCT_COUNT,
     OXB_OK,
     oxb_api,
     oxb_device,
@@ -263,6 +264,8 @@ class DeviceStats(NamedTuple):
 class ChosenVariant(NamedTuple):
     """A kernel that a device takes for a product: one that was chosen, or that was recorded.
 
+    The order is that of ``Device.choose_variant``, which takes one as ``*chosen``.
+
     Attributes
     ----------
     op : str
@@ -273,25 +276,35 @@ class ChosenVariant(NamedTuple):
         Rows of the matrix; those of gate and up together for SwiGLU.
     k : int
         Columns of the matrix.
-    n_vectors : int
-        The most vectors that it holds for: a power of two. It does not hold for half as many.
     name : str
         The variant, one of ``Device.kernel_variants(...)``.
+    n_vectors : int
+        The most vectors that it holds for: a power of two. It does not hold for half as many.
     """
 
     op: str
     device_format: str
     n_rows: int
     k: int
-    n_vectors: int
     name: str
+    n_vectors: int
+
+    @property
+    def product(self) -> tuple[str, str, int, int, int]:
+        """What there is but the name, in the order of ``Device.kernel_variants``."""
+        return self.op, self.device_format, self.n_rows, self.k, self.n_vectors
 
 
 cdef uint64_t _count(object value, str what) except? 0:
     n = PyNumber_Index(value)
-    if not 1 <= n <= 0x7fffffff:
-        raise _errors.EncodingError(f"{what} = {n} must lie in 1..2**31 - 1")
+    if not 1 <= n <= OXB_MAX_PRODUCT_COUNT:
+        raise _errors.EncodingError(f"{what} = {n} must lie in 1..{OXB_MAX_PRODUCT_COUNT}")
     return n
+
+
+cdef bytes _name(str text):
+    # No name has what is escaped here; a NUL would end the text for C.
+    return text.encode("ascii", "backslashreplace").replace(b"\0", b"\\0")
 
 
 cdef oxb_product _product(
@@ -667,7 +680,7 @@ cdef class Device:
         """
         cdef const char *names[OXB_MAX_VARIANTS]
         cdef uint32_t n = 0
-        encoded = op.encode()
+        encoded = _name(op)
         cdef oxb_product product = _product(encoded, device_format, n_rows, k, n_vectors)
         cdef oxb_device *handle = self.open_handle()
         with nogil:
@@ -701,13 +714,13 @@ cdef class Device:
             If there is no such op, format, matrix or variant; the text lists those there are.
         """
         cdef const char *variant = NULL
-        encoded = op.encode()
+        encoded = _name(op)
         cdef oxb_product product = _product(encoded, device_format, n_rows, k, n_vectors)
         cdef oxb_device *handle = self.open_handle()
         if name is not None:
             if not isinstance(name, str):
                 raise TypeError(f"a variant is named by a str, not {type(name).__name__}")
-            encoded_name = name.encode()
+            encoded_name = _name(name)
             variant = encoded_name
         with nogil:
             check(api.device_choose_variant(handle, &product, variant))
@@ -746,8 +759,9 @@ cdef class Device:
             choice = ChosenVariant(
                 product.op.decode(),
                 oxb_device_format_of(<oxb_device_format>product.device_format).name.decode(),
-                product.n_rows, product.k, product.n_vectors,
+                product.n_rows, product.k,
                 chosen.decode() if chosen != NULL else "",
+                product.n_vectors,
             )
             found.append((choice, used.decode() if used != NULL else None))
         return found

@@ -54,6 +54,7 @@ cdef extern from "oxb_shim.h" nogil:
     unsigned int OXB_NAME_BYTES
     unsigned int OXB_MAX_VARIANTS
     unsigned int OXB_LAYOUT_PLAIN
+    unsigned int OXB_MAX_PRODUCT_COUNT
     const char *OXB_API_CAPSULE
 
     ctypedef enum oxb_status:

@@ -5,9 +5,8 @@
 
 #include "front.h"
 
-#define VECTORS_LIMIT ((uint64_t)1 << 31) /* above all that an op takes */
-
-#define MAX_NOTED 4096u /* products that are kept only because they were recorded */
+#define MAX_PRODUCTS 8192u /* of a device, each of which is compared when one is recorded */
+#define MAX_NOTED    (MAX_PRODUCTS / 2) /* from there on recording adds none, only a choice does */
 
 /* `format` is that of the device, `n_vectors` the most of the product's class. The names are the
  * driver's. */
@@ -27,6 +26,12 @@ static const struct {
 } products[] = {{OXB_OP_GEMV, 1},        {OXB_OP_SWIGLU, 2},      {OXB_OP_GEMM, 1},
                 {OXB_OP_SWIGLU_GEMM, 2}, {OXB_OP_GEMM_HALVES, 1}, {OXB_OP_GEMM_HALF, 1}};
 #define N_PRODUCTS (sizeof products / sizeof products[0])
+
+static int is_product(oxb_op op) {
+    for (size_t i = 0; i < N_PRODUCTS; i++)
+        if (products[i].op == op) return 1;
+    return 0;
+}
 
 static uint64_t class_of(uint64_t n_vectors) {
     uint64_t most = 1;
@@ -53,8 +58,20 @@ static struct front_choice *find(const oxb_device *device, const struct front_ch
     return NULL;
 }
 
-/* NULL: there is no memory for it. */
+/* A product that was neither recorded nor kept its choice. */
+static struct front_choice *find_unused(const oxb_device *device) {
+    for (uint32_t i = 0; i < device->n_choices; i++)
+        if (!device->choices[i].chosen && !device->choices[i].used) return device->choices + i;
+    return NULL;
+}
+
+/* NULL: there is no place or no memory for it. */
 static struct front_choice *add(oxb_device *device, const struct front_choice *key) {
+    if (device->n_choices == MAX_PRODUCTS) {
+        struct front_choice *unused = find_unused(device);
+        if (unused) *unused = *key;
+        return unused;
+    }
     struct front_choice *more = realloc(device->choices, (device->n_choices + 1) * sizeof *more);
     if (!more) return NULL;
     device->choices = more;
@@ -64,6 +81,7 @@ static struct front_choice *add(oxb_device *device, const struct front_choice *k
 }
 
 const char *front_chosen_variant(oxb_device *device, oxb_op op, const oxb_op_shape *shape) {
+    if (!is_product(op)) return NULL;
     const struct front_choice key = key_of(op, shape);
     pthread_mutex_lock(&device->cache_lock);
     const struct front_choice *found = find(device, &key);
@@ -74,9 +92,7 @@ const char *front_chosen_variant(oxb_device *device, oxb_op op, const oxb_op_sha
 
 void front_variant_used(oxb_device *device, oxb_op op, const oxb_op_shape *shape,
                         const char *name) {
-    int product = 0;
-    for (size_t i = 0; i < N_PRODUCTS; i++) product |= products[i].op == op;
-    if (!product || !name[0]) return;
+    if (!is_product(op) || !name[0]) return;
     const struct front_choice key = key_of(op, shape);
     pthread_mutex_lock(&device->cache_lock);
     struct front_choice *noted = find(device, &key);
@@ -86,6 +102,19 @@ void front_variant_used(oxb_device *device, oxb_op op, const oxb_op_shape *shape
 }
 
 void front_choices_free(oxb_device *device) { free(device->choices); }
+
+/* `of` are the things of which there are `factor` in a whole one. */
+static oxb_status check_count(const oxb_product *product, const char *name, uint64_t n,
+                              uint64_t factor, const char *of) {
+    const unsigned long long given = n;
+    if (!n || n > OXB_MAX_PRODUCT_COUNT) {
+        return front_fail(OXB_ENCODING_FAILED, "%s: %s = %llu must lie in 1..%u", product->op, name,
+                          given, OXB_MAX_PRODUCT_COUNT);
+    }
+    if (n % factor == 0) return OXB_OK;
+    return front_fail(OXB_ENCODING_FAILED, "%s: %s = %llu must be a multiple of %llu: that many %s",
+                      product->op, name, given, (unsigned long long)factor, of);
+}
 
 /* The op and the shape of a product, in the layout in which the device likes the matrix best. */
 static oxb_status shape_of(const oxb_device *device, const oxb_product *product, oxb_op *op,
@@ -108,20 +137,15 @@ static oxb_status shape_of(const oxb_device *device, const oxb_product *product,
     const oxb_device_format_info *info = oxb_device_format_of(format);
     if (!info)
         return front_fail(OXB_ENCODING_FAILED, "no device format %u", product->device_format);
-    if (!product->n_rows || product->n_rows % matrices || !product->k ||
-        product->k % info->group_size || !product->n_vectors ||
-        product->n_vectors > VECTORS_LIMIT) {
-        return front_fail(OXB_ENCODING_FAILED,
-                          "%s: a matrix of %llu x %llu %s by %llu vectors is none: whole groups of "
-                          "%u weights, rows for %u matrices and 1 to 2^31 vectors are needed",
-                          product->op, (unsigned long long)product->n_rows,
-                          (unsigned long long)product->k, info->name,
-                          (unsigned long long)product->n_vectors, info->group_size, matrices);
-    }
+    oxb_status status = check_count(product, "n_rows", product->n_rows, matrices, "matrices");
+    if (status == OXB_OK)
+        status = check_count(product, "k", product->k, info->group_size, "weights in a group");
+    if (status == OXB_OK)
+        status = check_count(product, "n_vectors", product->n_vectors, 1, "vectors");
+    if (status != OXB_OK) return status;
     oxb_weight_layout layouts[OXB_MAX_LAYOUTS];
     uint32_t n = 0;
-    oxb_status status =
-        front_weight_layouts(device, format, product->n_rows, product->k, layouts, &n);
+    status = front_weight_layouts(device, format, product->n_rows, product->k, layouts, &n);
     *shape = (oxb_op_shape){.extent = {product->n_rows / matrices, product->n_vectors, 1},
                             .format = format,
                             .layout = n ? layouts[0].id : OXB_LAYOUT_PLAIN,
@@ -189,9 +213,14 @@ oxb_status oxb_device_choose_variant(oxb_device *device, const oxb_product *prod
     struct front_choice *found = find(device, &key);
     if (!found && chosen) found = add(device, &key);
     if (found) found->chosen = chosen;
+    const uint32_t kept = device->n_choices;
     pthread_mutex_unlock(&device->cache_lock);
     if (found || !chosen) return OXB_OK;
-    return front_fail(OXB_ENCODING_FAILED, "out of memory for the choice of a variant");
+    if (kept < MAX_PRODUCTS)
+        return front_fail(OXB_ENCODING_FAILED, "out of memory for the choice of a variant");
+    return front_fail(OXB_ENCODING_FAILED,
+                      "no place for the choice of a variant: a device keeps %u products",
+                      MAX_PRODUCTS);
 }
 
 int oxb_device_product(oxb_device *device, uint32_t index, oxb_product *product,

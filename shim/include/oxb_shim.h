@@ -170,11 +170,13 @@ typedef enum oxb_activations {
     OXB_ACTIVATIONS_HALF = 2
 } oxb_activations;
 
+/* The most that `n_rows`, `k` and `n_vectors` of an oxb_product may be. */
+#define OXB_MAX_PRODUCT_COUNT 0x80000000u
+
 /* The products whose kernel can be chosen: those by one matrix for a number of vectors. A choice
  * holds for every number that rounds up to the same power of two. */
 typedef struct oxb_product {
-    /* "gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves" or "gemm_half" */
-    const char *op;
+    const char *op; /* "gemv", "swiglu", "gemm", "swiglu_gemm", "gemm_halves" or "gemm_half" */
     uint32_t device_format; /* oxb_device_format */
     uint32_t pad;
     uint64_t n_rows; /* of the matrix: gate and up together */

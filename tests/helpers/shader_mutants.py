@@ -3,9 +3,10 @@
     python -m shader_mutants FAMILY REPORT [ARGUMENT ...]
 
 Each test runs with no mutant first, which tells those that it reaches: in all others it would
-repeat itself. It runs again with each of the reached that no test has failed for. REPORT gets, in
-JSON, the test that failed for each mutant, and kernel, order and mode of what ran. Arguments are
-pytest's.
+repeat itself. It runs again with each of the reached that no test has failed for. Where it fails,
+it has to pass once more with none: a test that cannot run twice would find every mutant, and fails
+itself. REPORT gets, in JSON, the test that failed for each mutant, and kernel, order and mode of
+what ran. Arguments are pytest's.
 """
 
 from __future__ import annotations
@@ -20,6 +21,20 @@ from typing import Any
 import pytest
 
 
+def passes(item: pytest.Item, mutant: int) -> bool:
+    """Return whether a test that has run passes again with a mutant."""
+    from msl_runner.launch import take_mutant
+
+    take_mutant(mutant)
+    try:
+        item.runtest()
+    except (Exception, pytest.fail.Exception):
+        return False
+    finally:
+        take_mutant(0)
+    return True
+
+
 class Hunt:
     """A plugin of pytest that fails each test on purpose, if it can."""
 
@@ -32,21 +47,15 @@ class Hunt:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, Any, Any]:
-        from msl_runner.launch import take_mutant, watched_mutants
+        from msl_runner.launch import watched_mutants
 
         with watched_mutants(len(self.names)) as reached:
             result = yield
-        for number in sorted(reached):
-            name = self.names[number - 1]
-            if name in self.found:
-                continue
-            take_mutant(number)
-            try:
-                item.runtest()
-            except (Exception, pytest.fail.Exception):
-                self.found[name] = item.nodeid
-            finally:
-                take_mutant(0)
+        new = [n for n in sorted(reached) if self.names[n - 1] not in self.found]
+        failing = [number for number in new if not passes(item, number)]
+        if failing:
+            item.runtest()
+        self.found |= {self.names[number - 1]: item.nodeid for number in failing}
         return result
 
 

@@ -39,13 +39,25 @@ def families_of_mutants() -> dict[str, list[str]]:
 CASES = families_of_mutants()
 
 
+def hunt(family: str, report: Path, *tests: str) -> subprocess.CompletedProcess[str]:
+    """Run shader_mutants.py in a process of its own."""
+    paths = os.pathsep.join(map(str, (SIMULATORS, HELPERS, ROOT)))
+    return subprocess.run(
+        [sys.executable, "-m", "shader_mutants", family, str(report), *tests],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=SECONDS,
+    )
+
+
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Any]]:
     """What shader_mutants.py writes of a family, which one process alone makes in this session."""
     folder = tmp_path_factory.getbasetemp()
     if "PYTEST_XDIST_WORKER" in os.environ:
         folder = folder.parent
-    paths = os.pathsep.join(map(str, (SIMULATORS, HELPERS, ROOT)))
 
     @functools.cache
     def of(family: str) -> dict[str, Any]:
@@ -53,14 +65,7 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str
         with open(folder / f"mutants-{family}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not path.exists():
-                done = subprocess.run(
-                    [sys.executable, "-m", "shader_mutants", family, str(path), *SHADER_TESTS],
-                    cwd=ROOT,
-                    env=os.environ | {"PYTHONPATH": paths},
-                    capture_output=True,
-                    text=True,
-                    timeout=SECONDS,
-                )
+                done = hunt(family, path, *SHADER_TESTS)
                 assert done.returncode == 0, done.stdout + done.stderr
         return json.loads(path.read_text())
 
@@ -80,6 +85,44 @@ def test_every_kernel_is_run_in_every_order_with_every_access_checked(report):
     runs = {tuple(run) for family in shader_runs.FAMILIES for run in report(family)["runs"]}
     needed = {(k, o, "check") for k in shader_runs.FAMILY_OF for o in shader_runs.ORDERS}
     assert not needed - runs
+
+
+TWO_TESTS = """
+import struct
+
+import numpy as np
+from shader_runs import run
+
+RUNS = []
+
+
+def rmsnorm():
+    args = struct.pack("<IIfI", 96, 1, 1e-6, 0)
+    x = np.ones((1, 96), np.float32)
+    return run("rmsnorm", [x, x[0], x * 0], args, groups=1, threads=96)[2]
+
+
+def test_that_can_run_twice():
+    assert abs(rmsnorm() - 1).max() < 1e-5
+
+
+def test_that_cannot():
+    rmsnorm()
+    RUNS.append(1)
+    assert len(RUNS) == 1
+"""
+
+
+@pytest.mark.slow
+def test_a_test_that_cannot_run_twice_finds_no_mutant_and_fails(tmp_path: Path):
+    (tmp_path / "test_two.py").write_text(TWO_TESTS)
+    report = tmp_path / "report.json"
+    done = hunt("norm", report, str(tmp_path / "test_two.py"))
+    assert done.returncode == 1
+    assert "1 failed, 1 passed" in done.stdout
+    found = json.loads(report.read_text())["found"]
+    assert found
+    assert all(test.endswith("::test_that_can_run_twice") for test in found.values())
 
 
 def test_there_are_mutants_of_both_kinds_in_every_file_that_has_them():

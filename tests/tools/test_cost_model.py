@@ -430,10 +430,37 @@ def test_without_a_number_of_cores_it_is_the_whole_chip():
     assert cost_report.chip_of(report_of("Apple M4 Pro", None)) == CHIPS["M4 Pro"]
 
 
-def test_a_file_that_is_no_report_is_refused(monkeypatch, tmp_path, capsys):
-    path = tmp_path / "report.md"
-    path.write_text("# nothing\n")
+NO_TIMES = {"device": {"name": "Apple M1"}, "bandwidth_bytes_per_second": None, "kernels": []}
+NO_SECONDS = {"op": "gemv", "format": "Q1_0", "n_rows": 64, "k": 128, "seconds": {"lookup-1": 0}}
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("report.md", "# nothing\n", "no block of JSON"),
+        ("times.json", "[]", "neither a report nor its times: report is list, not an object"),
+        ("times.json", '{"version": 2}', "report.commit is missing"),
+        ("times.json", "{", "Expecting property name"),
+        ("times.json", json.dumps(NO_TIMES), "times.variants is missing"),
+        ("times.json", '{"kernels": [{"name": 1}]}', "times.bandwidth_bytes_per_second is missing"),
+        ("times.json", json.dumps(NO_TIMES | {"variants": [NO_SECONDS]}), "0 was not measured"),
+    ],
+)
+def test_a_file_that_is_no_report_is_refused(monkeypatch, tmp_path, capsys, name, text, message):
+    path = tmp_path / name
+    path.write_text(text)
     with pytest.raises(SystemExit) as caught:
         run(monkeypatch, "--report", path)
     assert caught.value.code == 1
-    assert "no block of JSON" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
+
+
+def test_without_a_report_or_nvdisasm_it_says_so(monkeypatch, tmp_path, capsys):
+    for arguments, message in [
+        (("--report", tmp_path / "none.json"), "No such file"),
+        (("--count", "--nvdisasm", tmp_path / "none"), f"no {tmp_path / 'none'} to run: it comes"),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            run(monkeypatch, *arguments)
+        assert caught.value.code == 1
+        assert message in capsys.readouterr().err

@@ -170,6 +170,7 @@ def test_what_the_person_has_set_changes_no_stage(checkout, tmp_path):
         process.communicate(timeout=60)
     log = (checkout / "build" / "mac" / "logs" / "devices.log").read_text()
     assert "PYTEST_DISABLE_PLUGIN_AUTOLOAD=1" in log
+    assert "OXIBONSAI_TUNING=0" in log
     assert "PYTEST_ADDOPTS" not in log
     assert "no such device" not in log
 

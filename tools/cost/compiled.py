@@ -157,9 +157,11 @@ def counted(compiler: Compiler, kernel: Kernel, nvdisasm: str) -> dict[str, Any]
 
 def update(nvdisasm: str | None = None) -> int:
     """Count the kernels that are there, keep what is known of others, and return how many."""
-    tool = nvdisasm or shutil.which("nvdisasm")
+    tool = shutil.which(nvdisasm or "nvdisasm")
     if tool is None:
-        raise FileNotFoundError("no nvdisasm: it comes with the CUDA toolkit, and with triton")
+        raise FileNotFoundError(
+            f"no {nvdisasm or 'nvdisasm'} to run: it comes with the CUDA toolkit, and with triton"
+        )
     compiler = Compiler()
     known = json.loads(STORE.read_text())["kernels"] if STORE.exists() else {}
     found = {}

@@ -32,8 +32,14 @@ def chip_of(report: dict[str, Any]) -> Chip:
     return apple_with(known, cores) if isinstance(cores, int) else known
 
 
+def _ratio(predicted: float, measured: float) -> str:
+    if not measured > 0:
+        raise ValueError(f"{measured} was not measured: times and speeds are above 0")
+    return f"{predicted / measured:.2f}"
+
+
 def _cells(predicted: float, measured: float) -> list[str]:
-    return [us(predicted), us(measured), f"{predicted / measured:.2f}"]
+    return [us(predicted), us(measured), _ratio(predicted, measured)]
 
 
 def variant_times(row: dict[str, Any], chip: Chip) -> dict[str, tuple[float, float]]:
@@ -101,7 +107,7 @@ def _models(report: dict[str, Any], chip: Chip) -> Iterator[list[str]]:
             ),
         }
         for what, (predicted, measured) in speeds.items():
-            yield [what, f"{predicted:.0f}", f"{measured:.0f}", f"{predicted / measured:.2f}"]
+            yield [what, f"{predicted:.0f}", f"{measured:.0f}", _ratio(predicted, measured)]
 
 
 def compared(report: dict[str, Any]) -> str:

@@ -114,8 +114,8 @@ def test_the_choices_of_a_device_are_listed_and_are_its_own(toy):
     choose("gemv", "q1_g128", 9, 128, "fives")  # another choice for the first one
     choose("gemv", "q2_g64", 6, 64, None)
     assert toy.device.chosen_variants() == [
-        ChosenVariant("gemv", "q1_g128", 9, 128, 1, "fives"),
-        ChosenVariant("gemv", "q1_g128", 7, 256, 8, "fives"),
+        ChosenVariant("gemv", "q1_g128", 9, 128, "fives", 1),
+        ChosenVariant("gemv", "q1_g128", 7, 256, "fives", 8),
     ]
     choose("gemv", "q1_g128", 9, 128, None)
     assert [choice.k for choice in toy.device.chosen_variants()] == [256]
@@ -144,7 +144,7 @@ def test_threads_choose_and_record_at_the_same_time(toy):
     chosen = toy.device.chosen_variants()
     assert len(chosen) == len(set(chosen)) == 4 * 7  # 1, 2, 4, ... 64 vectors
     (recorded,) = toy.device.recorded_variants()
-    assert recorded == ChosenVariant("gemv", "q1_g128", 9, 128, 1, "threes")
+    assert recorded == ChosenVariant("gemv", "q1_g128", 9, 128, "threes", 1)
 
 
 WRONG_PRODUCTS = [
@@ -155,11 +155,22 @@ WRONG_PRODUCTS = [
     (("swiglu", "q1_g128", 8, 128, "fives"), "by 1 vectors: the device has one form of it"),
     (("rmsnorm", "q1_g128", 9, 128, None), 'no product "rmsnorm": there are gemv, swiglu, gemm, '),
     (("gemv", "q1_0", 9, 128, None), "no device format 'q1_0': there are q1_g128, q2_g128, q2_g64"),
-    (("gemv", "q1_g128", 9, 100, None), "gemv: a matrix of 9 x 100 q1_g128 by 1 vectors is none"),
-    (("swiglu", "q1_g128", 9, 128, None), "swiglu: a matrix of 9 x 128 q1_g128 by 1 vectors is no"),
-    (("gemv", "q1_g128", 0, 128, None), r"n_rows = 0 must lie in 1..2\*\*31 - 1"),
+    (("gemv", "q1_g128", 9, 100, None), "gemv: k = 100 must be a multiple of 128: that many w"),
+    (
+        ("swiglu", "q1_g128", 9, 128, None),
+        "swiglu: n_rows = 9 must be a multiple of 2: that ",
+    ),
+    (("gemv", "q1_g128", 0, 128, None), r"n_rows = 0 must lie in 1..2147483648"),
     (("gemv", "q1_g128", 9, -1, None), "k = -1 must lie in"),
-    (("gemv", "q1_g128", 9, 128, None, 2**31), "n_vectors = 2147483648 must lie in"),
+    (("gemv", "q1_g128", 9, 128, None, 2**31 + 1), "n_vectors = 2147483649 must lie in"),
+    (("gemv", "q1_g128", 9, 128, None, 2**64), "n_vectors = 18446744073709551616 must lie in"),
+    (("gemv\0s", "q1_g128", 9, 128, None), r'no product "gemv\\0s": there are gemv, '),
+    (
+        ("gemv", "q1_g128", 9, 128, "fives\0"),
+        r'no variant "fives\\0" of gemv .*: there are ',
+    ),
+    (("gemv", "q1_g128", 9, 128, "f\ud800"), r'no variant "f\\ud800" of gemv'),
+    (("gemv", "q1_g128", 9, 128, "fünf"), r'no variant "f\\xfcnf" of gemv'),
 ]
 
 
@@ -168,6 +179,36 @@ def test_a_choice_of_what_there_is_not_says_what_there_is(toy, arguments, messag
     with pytest.raises(EncodingError, match=message):
         toy.device.choose_variant(*arguments)
     assert toy.device.chosen_variants() == []
+
+
+def test_what_is_listed_as_chosen_can_be_chosen_as_it_is(toy):
+    toy.device.choose_variant("gemv", "q1_g128", 9, 128, "threes", 3)
+    toy.device.choose_variant("gemv", "q1_g128", 9, 128, "fives", 2**31)
+    chosen = toy.device.chosen_variants()
+    assert [choice.n_vectors for choice in chosen] == [4, 2**31]
+    with Device("toy") as other:
+        for choice in chosen:
+            assert choice.name in other.kernel_variants(*choice.product)
+            other.choose_variant(*choice)
+        assert other.chosen_variants() == chosen
+
+
+def test_a_device_keeps_a_bounded_number_of_choices_and_reuses_those_taken_back(toy):
+    def choose(n_rows, name="threes"):
+        toy.device.choose_variant("gemv", "q2_g64", n_rows, 64, name)
+
+    for n_rows in range(3, 3 + 8192):
+        choose(n_rows)
+    with pytest.raises(EncodingError, match=r"no place for .* a device keeps 8192 products"):
+        choose(9000)
+    choose(9000, None)
+    choose(3, "fives")
+    choose(4, None)
+    choose(9000)
+    chosen = {choice.n_rows: choice.name for choice in toy.device.chosen_variants()}
+    assert len(chosen) == 8192
+    assert 4 not in chosen
+    assert (chosen[3], chosen[9000]) == ("fives", "threes")
 
 
 def test_a_variant_that_is_no_text_is_a_type_error(toy):
