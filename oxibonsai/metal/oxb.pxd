@@ -663,6 +663,7 @@ cdef extern from "oxb_driver.h" nogil:
         uint64_t elements
         const oxb_attention_shape *attention
         uint64_t alignment
+        uint64_t out_alignment
         uint32_t halves
         uint32_t same_bits
         const char *variant
