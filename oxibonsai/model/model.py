@@ -110,11 +110,11 @@ class Model:
             what log_probabilities() and perplexity() are given. half rounds the activations of 64
             tokens or more to halves, for matrices of 1 and 2 bits, and what attention over K/V in
             f16 multiplies, with any matrices. It is for GPUs alone, where it is the default: an
-            error of 2e-4 of each product, less than that of K/V in f16. It is left out where deterministic, where
-            K/V are f32, where verify() scores tokens and where an engine's step generates too. int8
-            rounds the activations of 8 tokens or more to 8 bits in blocks of 16, on the cpu device
-            alone; it is faster with most processors and formats. All that is generated stays
-            float32.
+            error of 2e-4 of each product, less than that of K/V in f16. It is left out where
+            deterministic, where K/V are f32, where verify() scores tokens and where an engine's
+            step generates too. int8 rounds the activations of 8 tokens or more to 8 bits in blocks
+            of 16, on the cpu device alone; it is faster with most processors and formats. All that
+            is generated stays float32.
         nfc : bool
             Whether the tokenizer composes text to Unicode's NFC before it splits it, as Hugging
             Face's tokenizers of qwen3 do. Files do not say so, and llama.cpp does not do it.
