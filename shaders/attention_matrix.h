@@ -109,11 +109,6 @@ inline void multiply_keys(thread const uint4 (&queries)[N / 16u],
     }
 }
 
-// The power of two, as the exponent to shift by, that brings the largest of some floats, whose bits
-// without signs are at most `most`, to 2^14 or above; infinities and NaN stay what they are.
-inline int halves_shift(uint most) { return min(141 - int(min(most >> 23u, 254u)), 126); }
-inline float power_of_two(int exponent) { return as_type<float>(uint(127 + exponent) << 23u); }
-
 // Online softmax of one query over blocks first, first + step, ... before `end`, position after
 // position, in float. A lane has elements lane, lane + 32, ... of the sums.
 template <uint N>

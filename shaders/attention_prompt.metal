@@ -8,6 +8,7 @@ using namespace metal;
 #include "matrix.h"
 #include "matrix_memory.h"
 #include "cache.h"
+#include "half_shift.h"
 #include "attention_operands.h"
 #include "attention_matrix.h"
 #include "instantiate.h"

@@ -19,6 +19,7 @@ using namespace metal;
 #include "matrix_memory.h"
 #include "cache.h"
 #include "heads.h"
+#include "half_shift.h"
 #include "attention_operands.h"
 #include "attention_matrix.h"
 #include "instantiate.h"
@@ -236,10 +237,10 @@ inline void attend_step(attention_operands<half> in, new_heads made,
             matrix_add(part, rows, low, high);
             OXB_UNROLL
             for (uint c = 0; c < 2u; c++)
-                sums[e][c] = fma(
-                    sums[e][c], fade,
-                    fma(matrix_sum(part, 2u + c), 1.0f / OXB_STEP_REST, matrix_sum(part, c)) *
-                        (1.0f / OXB_STEP_WEIGHT));
+                sums[e][c] =
+                    fma(sums[e][c], fade,
+                        fma(matrix_sum(part, 2u + c), 1.0f / OXB_STEP_REST, matrix_sum(part, c)) *
+                            (1.0f / OXB_STEP_WEIGHT));
         }
         if (more && loads_ahead != 0u) load_values<N>(in.v + at.at, at.count, lane, values);
     }

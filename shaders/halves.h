@@ -37,12 +37,6 @@ inline uint halves_element(uint step, uint quad, uint i, uint size) {
     return quad * word + 2u * step + i / 2u + i % 2u * (word / 2u);
 }
 
-// The shift that brings the largest of some numbers, of which `most` has the bits, to 2^14 or
-// above. Beside infinity and NaN the largest exponent keeps finite numbers finite.
-inline int halves_shift(uint most) { return min(141 - int(min(most >> 23u, 254u)), 126); }
-
-inline float halves_power(int exponent) { return as_type<float>(uint(127 + exponent) << 23u); }
-
 // Of the single halves of a vector: two steps of an eight, and the vector's 2^-shift.
 inline ulong half_tile(uint eight, uint k) { return ulong(eight) * (k / 32u) * OXB_SIMD_WIDTH; }
 

@@ -7,6 +7,7 @@ using namespace metal;
 #include "formats.h"
 #include "rms.h"
 #include "matrix.h"
+#include "half_shift.h"
 #include "halves.h"
 
 // Write a lane's four elements of a block, `lane` counted in the block; `values` are 0 past the
@@ -21,7 +22,7 @@ inline void halve_block(thread const float *values, uint vector, uint block, uin
     const uint other = simd_shuffle_xor(most, ushort(16));
     if (size == 128u) most = max(most, other);
     const int shift = halves_shift(most);
-    const float scale = halves_power(shift);
+    const float scale = power_of_two(shift);
     half near[4], rest[4];
     OXB_UNROLL
     for (uint i = 0; i < 4u; i++) {
@@ -40,7 +41,7 @@ inline void halve_block(thread const float *values, uint vector, uint block, uin
     if (lane == 0) {
         device float *units =
             (device float *)((device uint4 *)halves + halves_tile(n_eights, blocks, 0, steps));
-        units[(ulong(eight) * blocks + block) * 8u + vector % 8u] = halves_power(-shift);
+        units[(ulong(eight) * blocks + block) * 8u + vector % 8u] = power_of_two(-shift);
     }
 }
 
@@ -132,7 +133,7 @@ inline void round_vector(Source source, bool there, uint vector, constant oxb_ha
     threadgroup_barrier(mem_flags::mem_threadgroup);
     most = simd_max(place.lane < place.simdgroups ? largest[place.lane] : 0u);
     const int shift = halves_shift(most);
-    const float scale = halves_power(shift);
+    const float scale = power_of_two(shift);
     const uint eight = vector / 8u, word = args.block / 4u, pairs = args.block / 32u;
     device uint4 *tiles = (device uint4 *)halves + half_tile(eight, args.k);
     for (uint at = thread_index; at < args.k / 8u; at += n_threads) {
@@ -148,7 +149,7 @@ inline void round_vector(Source source, bool there, uint vector, constant oxb_ha
     }
     const uint n_eights = (args.n_vectors + 7u) / 8u;
     device float *units = (device float *)((device uint4 *)halves + half_tile(n_eights, args.k));
-    if (thread_index == 0) units[vector] = halves_power(-shift);
+    if (thread_index == 0) units[vector] = power_of_two(-shift);
 }
 
 // A threadgroup per vector of whole eights.

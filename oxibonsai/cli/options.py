@@ -57,7 +57,7 @@ def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> Non
         type=int,
         metavar="N",
         help="prompt tokens that run at once (512 on a GPU with memory of its own, 128 elsewhere, "
-        "and after the first chunk 64 or 32 where that takes the device more than a second)",
+        "and on Metal after the first chunk 64 or 32 where that takes more than a second)",
     )
     parser.add_argument(
         "--activations",

@@ -677,6 +677,7 @@ cdef extern from "oxb_driver.h" nogil:
         uint64_t elements
         const oxb_attention_shape *attention
         uint64_t alignment
+        uint64_t out_alignment
         uint32_t halves
         uint32_t same_bits
         uint32_t makes

@@ -108,12 +108,13 @@ class Model:
         activations : {"float32", "half", "int8"}, optional
             What the matrices are multiplied with where many tokens run as one batch: a prompt, and
             what log_probabilities() and perplexity() are given. half rounds the activations of 64
-            tokens or more to halves, on GPUs alone, where it is the default: an error of 2e-4 of
-            each product, less than that of K/V in f16. It is left out where deterministic, where
-            K/V are f32, where verify() scores tokens and where an engine's step generates too. int8
-            rounds the activations of 8 tokens or more to 8 bits in blocks of 16, on the cpu device
-            alone; it is faster with most processors and formats. All that is generated stays
-            float32.
+            tokens or more to halves, for matrices of 1 and 2 bits, and what attention over K/V in
+            f16 multiplies, with any matrices. It is for GPUs alone, where it is the default: an
+            error of 2e-4 of each product, less than that of K/V in f16. It is left out where
+            deterministic, where K/V are f32, where verify() scores tokens and where an engine's
+            step generates too. int8 rounds the activations of 8 tokens or more to 8 bits in blocks
+            of 16, on the cpu device alone; it is faster with most processors and formats. All that
+            is generated stays float32.
         nfc : bool
             Whether the tokenizer composes text to Unicode's NFC before it splits it, as Hugging
             Face's tokenizers of qwen3 do. Files do not say so, and llama.cpp does not do it.
@@ -218,8 +219,9 @@ class Model:
         chunk : int, optional
             Tokens of a prompt that run in one submission, 1 to 4096. Another size rounds in other
             places; 1 gives the bits of generation. Left out, each chunk has 512 tokens on a GPU
-            with memory of its own and 128 elsewhere, or 64 or 32 where that would take more than a
-            second at the rate that the device has measured so far; always 128 where deterministic.
+            with memory of its own (cuda, which measures no rate) and 128 elsewhere, or on Metal 64
+            or 32 where that would take more than a second at the rate that the device has measured
+            so far; always 128 where deterministic.
         profile : bool
             Whether `Session.profile` keeps, and the logger ``oxibonsai.model`` tells at level INFO,
             where the time of each step goes.

@@ -223,7 +223,7 @@ oxb_status front_check_device(const oxb_device *device) {
                                               .kv_format = OXB_KV_F16,
                                               .n_tokens = 1};
     const oxb_op_shape shape = {
-        .extent = {heads.n_heads, 1, 1}, .attention = &heads, .alignment = 16};
+        .extent = {heads.n_heads, 1, 1}, .attention = &heads, .alignment = 16, .out_alignment = 16};
     if (device->abilities.int8_products && !device->driver->int8_vector_bytes) {
         return front_fail(OXB_DEVICE_NOT_FOUND,
                           "driver \"%s\" has int8 products, and its table has no function "

@@ -47,7 +47,7 @@
 #define STEP_GRAIN           128u /* positions that a split is a multiple of */
 #define PROMPT_QUERIES       64u  /* the same: shaders/attention_prompt.metal */
 #define PROMPT_SIMDGROUPS    4u
-#define PROMPT_TOKENS        16u   /* that fill the rows of a product; fewer are taken one by one */
+#define PROMPT_TOKENS        16u   /* of a SIMD-group; fewer are taken one by one */
 #define CHOOSE_THREADS       896u  /* with 1024, registers spill */
 #define NORM_THREADS         1024u /* of halve_norm: its vectors are few, and wait for memory */
 
@@ -177,13 +177,13 @@ static uint32_t heads_of(const oxb_attention_shape *s, uint32_t most) {
 
 static gpu_fitness fit_prompt(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
     const oxb_attention_shape *s = shape->attention;
-    if (!takes_matrices(shape) || s->batch || shape->same_bits || !shape->halves)
+    if (!takes_matrices(shape) || shape->out_alignment % 16 != 0 || !shape->halves)
         return GPU_REFUSED;
     tile->size[0] = heads_of(s, PROMPT_QUERIES / PROMPT_TOKENS);
     tile->size[1] = PROMPT_QUERIES / tile->size[0];
     tile->splits = 1;
     set_matrices(traits, s, tile);
-    return s->n_tokens < PROMPT_TOKENS ? GPU_TAKEN : GPU_FAVOURED;
+    return GPU_FAVOURED;
 }
 
 /* Every token by itself, with its own splits: as many as fill the device with those of one token,

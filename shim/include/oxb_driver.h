@@ -105,10 +105,11 @@ typedef struct oxb_op_shape {
                           0: 1 */
     /* ATTENTION only. */
     const oxb_attention_shape *attention;
-    uint64_t alignment; /* bytes; that of the start of caches and output in device memory */
-    uint32_t halves;    /* 1: queries and weights may be rounded to half */
-    uint32_t same_bits; /* 1: a token of several has the bits that it has alone */
-    uint32_t makes;     /* 1: queries, keys and values are to be made, where the kernel can */
+    uint64_t alignment;     /* bytes; that of the start of the caches in device memory */
+    uint64_t out_alignment; /* of the output's */
+    uint32_t halves;        /* 1: queries and weights may be rounded to half */
+    uint32_t same_bits;     /* 1: a token of several has the bits that it has alone */
+    uint32_t makes;         /* 1: queries, keys and values are to be made, where the kernel can */
     uint32_t pad;
     const char *variant; /* one of variants(); NULL, and a name that does not take the shape: the
                             driver's default */
@@ -153,7 +154,8 @@ typedef struct oxb_abilities {
     /* Bit f: has ROUND_HALF, and GEMM_HALF for matrices of device format f: for recordings in half.
      */
     uint32_t rounded_products;
-    /* The fewest vectors for which GEMM_HALF is preferred to the exact forms; 2 or more. */
+    /* The fewest vectors for which GEMM_HALF is preferred to the exact forms, and tokens for which
+     * ATTENTION may round; 2 or more. */
     uint32_t rounded_vectors;
     uint32_t pad;
     /* The most multiply-adds that one dispatch should take: the op layer cuts larger ones along

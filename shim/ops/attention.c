@@ -280,12 +280,18 @@ static oxb_status record_combine(oxb_commands *commands, oxb_buffer *splits, uin
                       sizeof args);
 }
 
+/* Prompts of as many tokens as the products of such a recording take. */
+static int in_half(const oxb_commands *commands, const oxb_attention_shape *s) {
+    return front_commands_in_half(commands) && !s->batch &&
+           s->n_tokens >= front_commands_device(commands)->abilities.rounded_vectors;
+}
+
 static uint64_t start_of(oxb_binding binding) { return binding.buffer->base + binding.offset; }
 
-/* Bytes that the start of all three is a multiple of. A driver's buffers start at a page. */
-static uint64_t alignment_of(oxb_binding k_cache, oxb_binding v_cache, oxb_binding out) {
+/* Bytes that the start of both is a multiple of. A driver's buffers start at a page. */
+static uint64_t alignment_of(oxb_binding a, oxb_binding b) {
     /* OR keeps the lowest set bit, so the result has the smallest alignment. */
-    const uint64_t start = start_of(k_cache) | start_of(v_cache) | start_of(out) | 4096;
+    const uint64_t start = start_of(a) | start_of(b) | 4096;
     return start & (~start + 1);
 }
 
@@ -303,8 +309,9 @@ static oxb_status plan_attention(const oxb_commands *commands, oxb_binding k_cac
                                  attention_plan *plan) {
     plan->extent = (oxb_op_shape){.extent = {shape->n_heads, shape->n_tokens, 1},
                                   .attention = shape,
-                                  .alignment = alignment_of(k_cache, v_cache, out),
-                                  .halves = front_commands_in_half(commands) != 0,
+                                  .alignment = alignment_of(k_cache, v_cache),
+                                  .out_alignment = alignment_of(out, out),
+                                  .halves = in_half(commands, shape),
                                   .same_bits = front_commands_deterministic(commands) != 0,
                                   .makes = makes != 0};
     const oxb_status status = ops_tile(commands, OXB_OP_ATTENTION, &plan->extent, &plan->tile);

@@ -69,6 +69,24 @@ def test_what_asks_for_float32_has_the_bits_of_float32(pair):
     assert relative_error(a, b.astype(np.float64)) < 1e-3
 
 
+def test_a_prompt_of_fewer_than_64_tokens_has_the_bits_of_float32(pair):
+    for n_tokens in (20, 63):
+        a, b = (fed(m, lambda s, n=n_tokens: s.forward(IDS[:n])) for m in pair)
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_model_of_dense_matrices_attends_in_half_from_64_tokens_on(device, tmp_path):
+    path = write(tmp_path / "dense.gguf", TINY, random_tensors(TINY, "F16"))
+    with Model.load(path, device) as default, Model.load(path, device, activations="float32") as m:
+        if default.activations != "half":
+            pytest.skip("no half products on this device")
+        a, b = (fed(m, lambda s: s.forward(IDS[:63])) for m in (default, m))
+        np.testing.assert_array_equal(a, b)
+        a, b = (fed(m, lambda s: s.forward(IDS[:64])) for m in (default, m))
+        assert (a != b).any()
+        assert relative_error(a, b.astype(np.float64)) < 1e-3
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("demo", DEMOS)
 def test_the_perplexity_of_a_demo_text_has_the_same_four_digits(device, demo):

@@ -55,6 +55,22 @@ def same(a: tuple[list[int], Any], b: tuple[list[int], Any]) -> None:
     np.testing.assert_array_equal(a[1], b[1])
 
 
+def test_restoring_tells_of_other_activations(model, tmp_path, caplog):
+    path = tmp_path / "session"
+    with model.session(64) as session:
+        session.forward(IDS[:3], logits=None)
+        session.save(path)
+    with caplog.at_level(logging.INFO, "oxibonsai.model"):
+        model.restore_session(path).close()
+        assert not caplog.records
+        saved, other = model.activations, "float32" if model.activations == "half" else "int8"
+        model.activations = other
+        model.restore_session(path).close()
+    (record,) = caplog.records
+    assert record.levelname == "INFO"
+    assert f"activations of {saved}, and goes on with {other}" in record.getMessage()
+
+
 # Copies
 
 

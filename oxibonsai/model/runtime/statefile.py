@@ -8,6 +8,7 @@ is in the header.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import stat
 from dataclasses import dataclass
@@ -25,6 +26,8 @@ from oxibonsai.model.timeline import Timeline
 from oxibonsai.writing import written_whole
 
 __all__ = ["MAX_CHUNK", "SessionState", "load", "open_file", "read_header", "save"]
+
+_log = logging.getLogger("oxibonsai.model")
 
 _VERSIONS: dict[KVDtype, str] = {"f16": "1", "f32": "1", "q8": "2"}
 """Of the format, by what the keys and values are."""
@@ -170,6 +173,7 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
         max_seq, chunk = int(about["max_seq"]), int(about["chunk"])
         chunk_given = about.get("chunk_given", "1") == "1"  # older files do not say
         deterministic = about.get("deterministic", "0") == "1"
+        activations = about.get("activations")  # None in older files
         (n_tokens,) = header["tokens"]["shape"]
         dtype = header["k"]["dtype"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -202,6 +206,15 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
     whole = 8 + length + sum(nbytes for _, _, nbytes in arrays.values())
     if size != whole:
         raise refuse(f"{size} bytes where {whole} are needed: the file is cut short or too long")
+    own = activations_of(model, kv_dtype, exact=deterministic)
+    if activations is not None and activations != own:
+        _log.info(
+            "%s: saved with activations of %s, and goes on with %s: the bits of a prompt that is "
+            "fed may be others",
+            path,
+            activations,
+            own,
+        )
     return SessionState(
         n_tokens,
         kv_dtype,

@@ -64,7 +64,7 @@ def halves(device):
 @pytest.mark.parametrize(
     "counts", [(4, 1, 64), (8, 8, 128), (6, 2, 128), (5, 1, 64), (16, 1, 64)], ids=str
 )
-@pytest.mark.parametrize(("n_tokens", "length"), [(16, 16), (33, 33), (70, 75), (17, 130)])
+@pytest.mark.parametrize(("n_tokens", "length"), [(64, 64), (97, 97), (70, 75), (65, 130)])
 def test_a_prompt_in_half_matches_the_definition(device, counts, n_tokens, length):
     heads = Heads(*counts, 130, 1, "f16")
     q, k, v = text(heads, length, n_tokens)
@@ -75,14 +75,14 @@ def test_a_prompt_in_half_matches_the_definition(device, counts, n_tokens, lengt
 
 @pytest.mark.usefixtures("halves")
 @given(
-    n_tokens=st.integers(16, 60),
+    n_tokens=st.integers(64, 100),
     before=st.integers(0, 40),
     kv=st.integers(1, 2),
     per=st.integers(1, 9),
     seed=st.integers(0, 99),
 )
 def test_a_prompt_in_half_of_any_shape(device, n_tokens, before, kv, per, seed):
-    heads = Heads(kv * per, kv, (64, 128)[seed % 2], 100, kv_dtype="f16")
+    heads = Heads(kv * per, kv, (64, 128)[seed % 2], 140, kv_dtype="f16")
     q, k, v = text(heads, n_tokens + before, n_tokens, seed)
     y, _ = attend(device, heads, q, k, v, activations="half")
     assert relative_error(y, reference.attention(q, k, v)) < HALF_BOUND
@@ -101,11 +101,22 @@ def test_a_prompt_in_half_of_any_shape(device, n_tokens, before, kv, per, seed):
     ids=["f32", "head_dim", "float32", "deterministic", "offset"],
 )
 def test_a_prompt_is_exact_where_halves_are_not_for_it(device, change, options):
-    heads = Heads(4, 2, 64, 40, 0, "f16")._replace(**change)
-    q, k, v = text(heads, 40, 20)
+    heads = Heads(4, 2, 64, 80, 0, "f16")._replace(**change)
+    q, k, v = text(heads, 80, 70)
     y, described = attend(device, heads, q, k, v, **{"activations": "half"} | options)
     assert "_prompt" not in described
     assert relative_error(y, reference.attention(q, k, v)) < 1e-6
+
+
+@pytest.mark.usefixtures("halves")
+@pytest.mark.parametrize("n_tokens", [1, 16, 20, 63])
+def test_fewer_tokens_than_a_product_in_half_takes_attend_as_in_float32(device, n_tokens):
+    heads = Heads(4, 2, 64, 80, 0, "f16")
+    q, k, v = text(heads, 80, n_tokens)
+    y, described = attend(device, heads, q, k, v, activations="half")
+    exact, _ = attend(device, heads, q, k, v)
+    assert "_prompt" not in described
+    np.testing.assert_array_equal(y, exact)
 
 
 @settings(max_examples=10)
@@ -150,6 +161,15 @@ def test_a_token_of_a_deterministic_prompt_has_the_bits_that_it_has_alone(
     for t in (0, 7, 49):
         alone, _ = attend(device, heads, q[t : t + 1], k[: 251 + t], v[: 251 + t])
         np.testing.assert_array_equal(y[t], alone[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"deterministic": True}], ids=str)
+def test_where_the_output_starts_does_not_show_in_the_bits(device, options):
+    heads = Heads(4, 2, 64, 300, 1, "f16")
+    q, k, v = text(heads, 300, 3)
+    y, _ = attend(device, heads, q, k, v, **options)
+    moved, _ = attend(device, heads, q, k, v, offset=4, **options)
+    np.testing.assert_array_equal(moved, y)
 
 
 def test_caches_that_start_at_an_odd_place_are_read_as_well(device):
