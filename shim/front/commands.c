@@ -166,6 +166,20 @@ oxb_status front_commands_scratch(oxb_commands *commands, uint64_t length, oxb_b
 
 uint32_t oxb_commands_length(oxb_commands *commands) { return (uint32_t)commands->records.used; }
 
+int front_commands_write(const oxb_commands *commands, const oxb_buffer *buffer) {
+    const front_record *records = commands->records.data;
+    const front_bound *bindings = commands->bindings.data;
+    for (size_t r = 0; r < commands->records.used; r++) {
+        for (uint32_t i = 0; i < records[r].n_bindings; i++) {
+            const front_bound *bound = bindings + records[r].first_binding + i;
+            if (bound->binding.buffer == buffer &&
+                front_access(&records[r].pipeline->info, &bound->role, i) != OXB_ACCESS_READ)
+                return 1;
+        }
+    }
+    return 0;
+}
+
 oxb_status front_record_dispatch(oxb_commands *commands, oxb_pipeline *pipeline,
                                  const front_dispatch *d) {
     if (commands->list) {

@@ -34,6 +34,8 @@
 #define HALF_CORES           132u /* of the largest GPUs, where they are not known */
 #define HALF_TILE_VECTORS    64u  /* of a threadgroup: shaders/gemm_half.h */
 #define HALF_FEWEST_ROWS     64u
+#define HALF_MANY_VECTORS    512u
+#define HALF_ROUNDS          5u
 #define ROUNDED_VECTORS      64u /* the fewest that fill its tiles */
 #define HEAD_SIMDGROUPS      4u
 #define KV_SIMDGROUPS        2u /* keys and values */
@@ -104,22 +106,17 @@ static gpu_fitness fit_halves(const gpu_traits *traits, const oxb_op_shape *shap
     return GPU_FAVOURED;
 }
 
-/* Rounds of threadgroups that a chip runs, by the rows of each: what the product takes. */
-static uint64_t half_time(const gpu_traits *traits, const oxb_op_shape *shape, uint32_t rows) {
-    const uint64_t across = (shape->n_rows + rows - 1) / rows;
-    const uint64_t down = (shape->extent[1] + HALF_TILE_VECTORS - 1) / HALF_TILE_VECTORS;
-    const uint32_t cores = traits->cores ? traits->cores : HALF_CORES;
-    return (across * down + cores - 1) / cores * rows;
-}
-
-/* The more rows a threadgroup has, the less often the vectors are read: as many as take no longer
- * than fewer would. */
+/* The more rows a threadgroup has, the less often the vectors are read; the fewer, the shorter is
+ * the last round of threadgroups, which many rounds or many vectors make up for. As measured on an
+ * H200. */
 static gpu_fitness fit_half(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
-    const uint32_t rows = tile->size[0];
+    const uint32_t rows = tile->size[0], cores = traits->cores ? traits->cores : HALF_CORES;
+    const uint64_t n_vectors = shape->extent[1];
+    const uint64_t threadgroups = (shape->n_rows + rows - 1) / rows *
+                                  ((n_vectors + HALF_TILE_VECTORS - 1) / HALF_TILE_VECTORS);
     tile->size[0] = (uint32_t)(rows / (shape->n_rows / shape->extent[0]));
-    for (uint32_t fewer = rows / 2; fewer >= HALF_FEWEST_ROWS; fewer /= 2)
-        if (half_time(traits, shape, fewer) < half_time(traits, shape, rows)) return GPU_TAKEN;
-    return GPU_FAVOURED;
+    if (rows == HALF_FEWEST_ROWS || n_vectors >= HALF_MANY_VECTORS) return GPU_FAVOURED;
+    return threadgroups >= HALF_ROUNDS * cores ? GPU_FAVOURED : GPU_TAKEN;
 }
 
 static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *shape,
@@ -309,7 +306,7 @@ const gpu_variant gpu_table[] = {
      {SIZE(32, 8, 1, SIMD *HALVES_SIMDGROUPS), .n_constants = 2,
       .constants = {CONSTANT(0, 21), CONSTANT(1, 1)}},
      fit_halves},
-    HALF(GPU_NVIDIA, 256, 444, 8), /* shaders/gemm_half.h */
+    HALF(0, 256, 444, 8), /* shaders/gemm_half.h */
     HALF(GPU_NVIDIA, 128, 442, 4),
     HALF(EVERY, 64, 242, 4),
     {OXB_OP_ATTENTION,

@@ -78,8 +78,11 @@ static inputs inputs_of(const oxb_commands *commands, const product *p) {
     const oxb_device *device = front_commands_device(commands);
     const oxb_device_format format = (oxb_device_format)p->weight->device_format;
     inputs in = {.by_gemv = by_gemv(commands, p)};
-    in.fused_norm =
-        p->norm && !p->residual && in.by_gemv && (device->abilities.fused_norm >> format & 1);
+    /* A kernel may read the weight of its norm ahead of the dispatch before, as it does the matrix.
+     */
+    in.fused_norm = p->norm && !p->residual && in.by_gemv &&
+                    (device->abilities.fused_norm >> format & 1) &&
+                    !front_commands_write(commands, p->norm->weight.buffer);
     const int half = takes_half(commands, p);
     if (!in.by_gemv && (half || takes_halves(commands, p))) {
         in.of = half ? HALF_VECTORS : HALVES_VECTORS; /* of the norm, where there is one */

@@ -430,7 +430,11 @@ def test_without_a_number_of_cores_it_is_the_whole_chip():
     assert cost_report.chip_of(report_of("Apple M4 Pro", None)) == CHIPS["M4 Pro"]
 
 
-NO_TIMES = {"device": {"name": "Apple M1"}, "bandwidth_bytes_per_second": None, "kernels": []}
+NO_TIMES: dict[str, object] = {
+    "device": {"name": "Apple M1"},
+    "bandwidth_bytes_per_second": None,
+    "kernels": [],
+}
 NO_SECONDS = {"op": "gemv", "format": "Q1_0", "n_rows": 64, "k": 128, "seconds": {"lookup-1": 0}}
 
 

@@ -420,3 +420,33 @@ def test_the_formats_tested_are_all_there_are():
     assert sorted(BLOCK_FORMATS + DENSE_FORMATS) == sorted(formats.FORMATS)
     kernels = {formats.get(name).device_format for name in ALL_FORMATS}
     assert kernels == {"q1_g128", "q2_g128", "q2_g64", "f32", "f16", "bf16", "q8_0"}
+
+
+def test_a_norm_that_the_recording_writes_is_read_after_it(graph):
+    """Kernels may read a norm's weight before the dispatch ahead of them has ended."""
+    n_rows, k = 64, 1024
+    q = random_weight("Q1_0", n_rows, k, seed=1)
+    x, scale, ones = activations(k, 2), activations(k, 3), np.ones(k, np.float32)
+    device = graph.device
+    storage = device.working_storage
+    with (
+        graph.upload_weight_soa(q) as handle,
+        device.upload(x, storage=storage) as a,
+        device.upload(scale, storage=storage) as s,
+        device.upload(ones, storage=storage) as unit,
+        device.buffer(4 * k, storage=storage) as norm,
+        device.buffer(4 * n_rows, storage=storage) as y,
+        device.commands() as commands,
+    ):
+        commands.rmsnorm(s, unit, norm, k)
+        commands.gemv(handle, a, y, norm=norm)
+        text = commands.describe()
+        for _ in range(3):
+            norm.fill(0)
+            commands.replay()
+            found = y.read(np.empty(n_rows, np.float32))
+            made = reference.rmsnorm(scale, ones, 1e-6)
+            normed = reference.rmsnorm(x, made, 1e-6)
+            r = reference.gemv(dense(q), normed)
+            close_to(found, r, 2 * reference.gemv_bound(dense(q), normed, r))
+    assert "gemv_q1_g128_norm" not in text
