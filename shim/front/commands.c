@@ -166,7 +166,7 @@ oxb_status front_commands_scratch(oxb_commands *commands, uint64_t length, oxb_b
 
 uint32_t oxb_commands_length(oxb_commands *commands) { return (uint32_t)commands->records.used; }
 
-int front_commands_write(const oxb_commands *commands, const oxb_buffer *buffer) {
+int front_commands_writes(const oxb_commands *commands, const oxb_buffer *buffer) {
     const front_record *records = commands->records.data;
     const front_bound *bindings = commands->bindings.data;
     for (size_t r = 0; r < commands->records.used; r++) {

@@ -153,7 +153,7 @@ int front_commands_in_int8(const oxb_commands *commands);
 int front_commands_in_half(const oxb_commands *commands);
 int front_commands_deterministic(const oxb_commands *commands);
 /* Whether a recorded dispatch writes to the buffer, as far as that is known. */
-int front_commands_write(const oxb_commands *commands, const oxb_buffer *buffer);
+int front_commands_writes(const oxb_commands *commands, const oxb_buffer *buffer);
 /* Forget what was recorded after the first `n` dispatches: for an operation of several that failed.
  */
 void front_commands_cut(oxb_commands *commands, uint32_t n);

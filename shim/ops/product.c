@@ -82,7 +82,7 @@ static inputs inputs_of(const oxb_commands *commands, const product *p) {
      */
     in.fused_norm = p->norm && !p->residual && in.by_gemv &&
                     (device->abilities.fused_norm >> format & 1) &&
-                    !front_commands_write(commands, p->norm->weight.buffer);
+                    !front_commands_writes(commands, p->norm->weight.buffer);
     const int half = takes_half(commands, p);
     if (!in.by_gemv && (half || takes_halves(commands, p))) {
         in.of = half ? HALF_VECTORS : HALVES_VECTORS; /* of the norm, where there is one */
