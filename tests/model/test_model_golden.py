@@ -32,7 +32,12 @@ from tiny_models import Tiny, random_tensors, write
 from oxibonsai import gguf, metal
 from oxibonsai.model import Model, Session
 
-FORMATS = ("Q1_0", *LAYOUTS)
+# What a device makes of these is what it makes of TQ2_0_g128: 2-bit codes, 128 of them to a scale.
+REPEATED = {"Q2_0_g128", "PQ2_0", "TQ2_0"}
+FORMATS = [
+    pytest.param(name, marks=[pytest.mark.same_kernels] if name in REPEATED else [])
+    for name in ("Q1_0", *LAYOUTS)
+]
 LIMIT = {"f32": 1e-5, "f16": 1e-3}
 F32 = NDArray[np.float32]
 
