@@ -257,6 +257,8 @@ class Model:
         chunk: int | None = None,
         deterministic: bool = False,
         max_waiting: int = 1024,
+        checkpoint_every: int | None = None,
+        max_checkpoints: int | None = None,
     ) -> Engine:
         """Return what runs many texts at a time on this model.
 
@@ -281,6 +283,14 @@ class Model:
             that of a session with the same chunk.
         max_waiting : int
             Requests that may wait; see ``Engine.submit``.
+        checkpoint_every : int, optional
+            Of a model with recurrent states: texts that begin alike share their beginning up to a
+            multiple of so many tokens. A multiple of 64; with `deterministic`, of the chunk. Left
+            out, 512 or a quarter of max_seq, whichever is less.
+        max_checkpoints : int, optional
+            Of a model with recurrent states: the most that are kept for that; the least recently
+            used goes, and 0 shares nothing. Left out, 8, or max_sequences where that is more. All
+            are allocated at once, and each takes as much as the state of a text.
 
         Returns
         -------
@@ -306,6 +316,8 @@ class Model:
             chunk,
             deterministic=deterministic,
             max_waiting=max_waiting,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
         )
 
     def restore_session(

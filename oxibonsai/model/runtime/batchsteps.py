@@ -24,6 +24,7 @@ from oxibonsai.model.choices import (
 )
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batchshape import BatchStep
+from oxibonsai.model.runtime.batchstates import BatchStates
 from oxibonsai.model.runtime.precision import activations_of
 from oxibonsai.model.runtime.steps import Workspace
 
@@ -75,6 +76,8 @@ class BatchBuffers:
         CHOICE_DTYPE [rows, RING].
     work : Workspace
         Activations.
+    states : BatchStates or None
+        Recurrent states, where the model has any.
     best : Buffer or None
         SCORED_DTYPE [rows, RING, MAX_BEST], once asked for.
     biases : Buffer or None
@@ -93,6 +96,7 @@ class BatchBuffers:
     rope: Buffer
     ring: Buffer
     work: Workspace
+    states: BatchStates | None = None
     best: Buffer | None = None
     biases: Buffer | None = None
     masks: Buffer | None = None
