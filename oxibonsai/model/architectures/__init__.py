@@ -11,6 +11,8 @@ from oxibonsai.model.architectures.base import (
     Layer,
     LayerStep,
     ModelWeights,
+    RecurrentPlace,
+    Scratch,
     TokenGroup,
     Variants,
 )
@@ -23,7 +25,9 @@ __all__ = [
     "Layer",
     "LayerStep",
     "ModelWeights",
+    "RecurrentPlace",
     "Registry",
+    "Scratch",
     "TokenGroup",
     "Variants",
     "load_weights",

@@ -65,7 +65,7 @@ def warn_of_kv_cache(
 
 
 class KVCache:
-    """Keys and values, [layer, n_kv_heads, capacity, head_dim] each.
+    """Keys and values, [layer, n_kv_heads, capacity, head_dim] each; of layers that have them.
 
     In 8 bits, words with the low bits and the unit of each position, uint16 [capacity, head_dim /
     16], follow the elements of a head.
@@ -84,7 +84,7 @@ class KVCache:
         nbytes = self.nbytes_of(config, kv_dtype, capacity)
         self.capacity = capacity
         self._parts = self._parts_of(config, kv_dtype)
-        self._n_heads = config.n_layers * config.n_kv_heads
+        self._n_heads = config.n_attention_layers * config.n_kv_heads
         self.k = device.buffer(nbytes, storage=device.working_storage)
         self.v = device.buffer(nbytes, storage=device.working_storage)
 
@@ -102,7 +102,7 @@ class KVCache:
     @classmethod
     def nbytes_of(cls, config: ModelConfig, kv_dtype: KVDtype, n_positions: int) -> int:
         """Bytes of the keys, or of the values, of n_positions."""
-        heads = config.n_layers * config.n_kv_heads
+        heads = config.n_attention_layers * config.n_kv_heads
         return heads * n_positions * cls.row_bytes_of(config, kv_dtype)
 
     @classmethod

@@ -76,7 +76,7 @@ class Decoder:
         self._encoded = 0.0
         self._refuse_too_long()
         self.cache, self._text = self._allocate(length_bucket(1, max_seq))
-        self._work = Workspace(self._device, model.config, 1)
+        self._work = Workspace(model, 1)
         self._choosing = ChoiceBuffers(self._device, model.config.vocab_size)
         self._choice = ChoiceStep()
         self._chooses = True  # whether a decode step ends with a choice
@@ -369,7 +369,7 @@ class Decoder:
 
     def _resize(self, n_tokens: int) -> None:
         self.finish()
-        work = Workspace(self._device, self.model.config, n_tokens)
+        work = Workspace(self.model, n_tokens)
         self._recordings.clear()
         old, self._work = self._work, work
         old.close()

@@ -73,7 +73,7 @@ def _arrays(
 ) -> dict[str, tuple[str, list[int], int]]:
     """Return name: (dtype, shape, bytes) in the order of the file."""
     c = model.config
-    shape = [c.n_layers, c.n_kv_heads, n_tokens, c.head_dim]
+    shape = [c.n_attention_layers, c.n_kv_heads, n_tokens, c.head_dim]
     if kv_dtype == "q8":  # the elements of a head, then the bytes of its words
         shape[2:] = [n_tokens * KVCache.row_bytes_of(c, kv_dtype)]
     nbytes = KVCache.nbytes_of(c, kv_dtype, n_tokens)
@@ -241,7 +241,7 @@ def load(
     cache = decoder.cache
     rows = np.empty(n * cache.row_bytes_of(c, state.kv_dtype), np.uint8)
     for buffer in (cache.k, cache.v):
-        for head in range(c.n_layers * c.n_kv_heads):
+        for head in range(c.n_attention_layers * c.n_kv_heads):
             cache.write(buffer, head, read(rows))
     tokens = read(np.empty(n, "<u4"))
     if n and int(tokens.max()) >= c.vocab_size:
