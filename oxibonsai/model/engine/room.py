@@ -42,7 +42,7 @@ def checkpoints_for(
     *,
     deterministic: bool,
 ) -> CheckpointPool | None:
-    """Return the places of states that an engine keeps; None where the model has no recurrent states.
+    """Return the places of states that an engine keeps; None of a model without such states.
 
     Parameters
     ----------
@@ -67,8 +67,7 @@ def checkpoints_for(
         for name, value in (("checkpoint_every", every), ("max_checkpoints", most)):
             if value is not None:
                 raise ValueError(
-                    f"{name} = {value}: {model.config.architecture} has no recurrent states to "
-                    "keep; leave it out"
+                    f"{name} = {value}: {model.name} has no recurrent states to keep; leave it out"
                 )
         return None
     if every is None:
@@ -77,7 +76,7 @@ def checkpoints_for(
     if every % unit:
         why = "the size of a page" if unit == PAGE_SIZE else "the chunk of a deterministic engine"
         raise ValueError(f"checkpoint_every = {every} must be a multiple of {unit}, {why}")
-    each = BatchStates.nbytes_of(model, 1, 0)
+    each = BatchStates.nbytes_of(model.config, 1)
     fits = max(0, model.device.info.max_buffer_length // each - max_sequences)
     if most is None:
         most = min(max(_FEWEST, max_sequences), max_sequences * (max_seq // every), fits)

@@ -15,6 +15,7 @@ from oxibonsai.model.choices import CHOICE_DTYPE, MAX_BEST, NO_TOKEN, SCORED_DTY
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.rope import rope_table
 from oxibonsai.model.runtime.batchshape import BatchSettings, BatchStep, Choices
+from oxibonsai.model.runtime.batchstates import BatchStates
 from oxibonsai.model.runtime.batchsteps import (
     BIAS_BYTES,
     RING,
@@ -25,7 +26,6 @@ from oxibonsai.model.runtime.batchsteps import (
     record,
     record_choice,
 )
-from oxibonsai.model.runtime.batchstates import BatchStates
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket, warn_of_kv_cache
 from oxibonsai.model.runtime.pages import PAGE_SIZE, pages_of
 from oxibonsai.model.runtime.recordings import Recordings
@@ -92,7 +92,7 @@ class BatchRunner:
             )
         warn_of_kv_cache(
             model,
-            2 * n_pages * self._page_bytes + BatchStates.nbytes_of(model, n_slots, n_checkpoints),
+            2 * n_pages * self._page_bytes + BatchStates.nbytes_of(c, n_slots + n_checkpoints),
             "max_seq, max_sequences, n_pages or max_checkpoints"
             if c.recurrent
             else "max_seq, max_sequences or n_pages",
@@ -194,7 +194,7 @@ class BatchRunner:
             Slot and position of each running sequence.
         """
         states = np.zeros((2 + _rounded(len(rows)), 4), np.uint32)
-        states[:, 0] = NO_TOKEN  # an idle row
+        states[:, [0, 3]] = NO_TOKEN  # an idle row: it has no position, and changes no state
         placed = np.array(
             [(chunk[0], chunk[1]), (chunk[0], chunk[1] + chunk[2] - 1), *rows]
             if chunk is not None

@@ -26,7 +26,6 @@ from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batchshape import BatchStep
 from oxibonsai.model.runtime.batchstates import BatchStates
 from oxibonsai.model.runtime.precision import activations_of
-from oxibonsai.model.runtime.recurrent import RecurrentStates
 from oxibonsai.model.runtime.steps import Workspace
 
 __all__ = [
@@ -77,16 +76,14 @@ class BatchBuffers:
         CHOICE_DTYPE [rows, RING].
     work : Workspace
         Activations.
-    states : BatchStates or None
-        Recurrent states, where the model has any.
     best : Buffer or None
         SCORED_DTYPE [rows, RING, MAX_BEST], once asked for.
     biases : Buffer or None
         struct oxb_bias, as many for each slot, once there are any.
     masks : Buffer or None
         A row of bits for each slot, once there are any.
-    states : RecurrentStates or None
-        Of a model with recurrent layers, one of each slot.
+    states : BatchStates or None
+        Of a model with recurrent layers: one of each slot, and those that are kept.
     """
 
     k: Buffer
@@ -99,11 +96,10 @@ class BatchBuffers:
     rope: Buffer
     ring: Buffer
     work: Workspace
-    states: BatchStates | None = None
     best: Buffer | None = None
     biases: Buffer | None = None
     masks: Buffer | None = None
-    states: RecurrentStates | None = None
+    states: BatchStates | None = None
 
     def close(self) -> None:
         """Release them."""

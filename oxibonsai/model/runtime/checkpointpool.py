@@ -52,7 +52,7 @@ class CheckpointPool:
         return key in self._place_of
 
     def next_boundary(self, position: int) -> int | None:
-        """Return the first position behind `position` whose state is to be kept, if there is one."""
+        """Return the next position whose state is to be kept, or None where none is kept."""
         return (position // self.spacing + 1) * self.spacing if self.n_places else None
 
     def is_boundary(self, position: int) -> bool:
@@ -85,7 +85,7 @@ class CheckpointPool:
         return place
 
     def drop(self, key: bytes) -> None:
-        """Give up the state of a beginning whose pages are gone; one that is not kept is no error."""
+        """Give up the state of a beginning whose pages are gone, where it is kept."""
         place = self._place_of.pop(key, None)
         if place is not None:
             self._free.append(place)
