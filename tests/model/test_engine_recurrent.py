@@ -1,0 +1,330 @@
+"""Many texts on a model with recurrent states: each is the text of a session, whatever else runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny_hybrids
+import tiny_models
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from oxibonsai.model import Engine, EngineClosedError, Model, Request
+from oxibonsai.model.engine.scheduler import Plan, Scheduler
+from oxibonsai.model.runtime.batch import BatchRunner
+
+HYBRID = tiny_hybrids.Hybrid(context=2048)
+SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "seed": 5, "repetition_penalty": 1.2}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_hybrids.write(tmp_path_factory.mktemp("engine") / "hybrid.gguf", HYBRID)
+
+
+@pytest.fixture(scope="module")
+def model(path: Path) -> Iterator[Model]:
+    with Model.load(path, device="cpu") as found:
+        yield found
+
+
+def alone(model: Model, prompt: list[int], max_tokens: int, **options: Any) -> list[int]:
+    settings = {"kv_dtype": "f32", "chunk": 128, **options.pop("settings", {})}
+    with model.session(1024, deterministic=True, **settings) as session:
+        session.forward(prompt, logits=None)
+        return list(session.generate(max_tokens, **options))
+
+
+def prompt_of(seed: int, n: int) -> list[int]:
+    return np.random.default_rng(seed).integers(0, HYBRID.vocab, n).tolist()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    end = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < end, "it does not come"
+        time.sleep(0.001)
+
+
+def test_texts_are_those_of_sessions(model: Model) -> None:
+    prompts = [prompt_of(i, n) for i, n in enumerate((1, 65, 130, 300, 7))]
+    options: list[dict[str, Any]] = [{}, SAMPLED, {}, {**SAMPLED, "seed": 6}, {}]
+    with model.engine(3, kv_dtype="f32", deterministic=True) as engine:
+        requests = [engine.submit(p, 50, **o) for p, o in zip(prompts, options, strict=True)]
+        for p, o, request in zip(prompts, options, requests, strict=True):
+            found = request.result(60)
+            assert found.error is None
+            assert found.tokens == alone(model, p, 50, **o)
+        assert engine.statistics().pages_used == 0
+
+
+def test_texts_are_those_of_sessions_on_every_device(path: Path, device: Any) -> None:
+    with Model.load(path, device=device) as model:
+        prompts = [prompt_of(i, n) for i, n in enumerate((3, 70, 20))]
+        settings = {"kv_dtype": "f32", "chunk": 64, "max_seq": 128, "checkpoint_every": 64}
+        with model.engine(2, **settings, deterministic=True) as engine:
+            requests = [engine.submit(p, 4) for p in prompts]
+            found = [request.result(300) for request in requests]
+            assert [f.error for f in found] == [None] * 3
+            again = engine.submit(prompts[1], 4).result(300)
+            assert (again.n_cached, again.tokens) == (64, found[1].tokens)
+            assert engine.statistics().pages_used == 0
+        for p, f in zip(prompts, found, strict=True):
+            assert f.tokens == alone(model, p, 4, settings={"chunk": 64})
+
+
+one = st.tuples(
+    st.integers(0, 1),  # which beginning
+    st.integers(1, 200),  # tokens of the prompt
+    st.integers(1, 50),  # max_tokens
+    st.booleans(),  # sampled
+    st.integers(0, 1),  # priority
+    st.integers(0, 20),  # tokens of the one before to wait for
+    st.one_of(st.none(), st.none(), st.integers(0, 30)),  # tokens to cancel after
+)
+schedules = {
+    "requests": st.lists(one, min_size=1, max_size=7),
+    "n_pages": st.integers(4, 9),
+    "max_sequences": st.integers(1, 4),
+    "chunk": st.sampled_from([64, 128]),
+    "max_checkpoints": st.integers(0, 3),
+}
+
+
+def check_schedule(
+    model: Model, known: dict[Any, list[int]], requests: list[Any], chunk: int, **sizes: int
+) -> None:
+    engine_settings: dict[str, Any] = {
+        "max_seq": 256, "kv_dtype": "f32", "chunk": chunk, "checkpoint_every": chunk, **sizes,
+    }  # fmt: skip
+    with model.engine(**engine_settings, deterministic=True) as engine:
+        made: list[tuple[Request, list[int], bool]] = []
+        for beginning, n, max_tokens, sampled, priority, after, cancel in requests:
+            key = (beginning, n, sampled, chunk)
+            options = SAMPLED if sampled else {}
+            if key not in known:
+                known[key] = alone(
+                    model, prompt_of(beginning, n), 50, settings={"chunk": chunk}, **options
+                )
+            if made:
+                before = made[-1][0]
+                wait_for(lambda r=before, m=after: r.done or len(r.tokens) >= m)  # type: ignore[misc]
+            request = engine.submit(
+                prompt_of(beginning, n), max_tokens, priority=priority, **options
+            )
+            made.append((request, known[key][:max_tokens], cancel is not None))
+            if cancel is not None:
+                wait_for(lambda r=request, m=cancel: r.done or len(r.tokens) >= m)  # type: ignore[misc]
+                request.cancel()
+        for request, expected, cancelled in made:
+            found = request.result(60)
+            assert found.error is None
+            if found.finish_reason == "cancelled":
+                assert cancelled
+                expected = expected[: len(found.tokens)]
+            assert found.tokens == expected
+        statistics = engine.statistics()
+        assert statistics.pages_used == 0
+        assert statistics.checkpoints_kept <= sizes["max_checkpoints"]
+    assert engine.statistics().checkpoints_kept == 0
+
+
+@pytest.fixture(scope="module")
+def known() -> dict[Any, list[int]]:
+    return {}
+
+
+@given(**schedules)
+@settings(max_examples=12)
+def test_a_schedule_gives_the_texts_of_sessions(
+    model: Model, known: dict[Any, list[int]], **schedule: Any
+) -> None:
+    check_schedule(model, known, **schedule)
+
+
+@pytest.mark.slow
+@given(**schedules)
+@settings(max_examples=200)
+def test_200_schedules_give_the_texts_of_sessions(
+    model: Model, known: dict[Any, list[int]], **schedule: Any
+) -> None:
+    check_schedule(model, known, **schedule)
+
+
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
+    """Let no step be planned before it is set."""
+    opened = threading.Event()
+    plan = Scheduler.plan
+
+    def planned(scheduler: Scheduler) -> Plan | None:
+        assert opened.wait(60)
+        return plan(scheduler)
+
+    monkeypatch.setattr(Scheduler, "plan", planned)
+    yield opened
+    opened.set()
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "q8"])
+def test_pages_run_out_and_the_youngest_text_takes_its_state_along(
+    model: Model, gate: threading.Event, monkeypatch: pytest.MonkeyPatch, kv_dtype: str
+) -> None:
+    read: list[int] = []
+    read_state = BatchRunner.read_state
+    monkeypatch.setattr(
+        BatchRunner, "read_state", lambda self, slot: read.append(slot) or read_state(self, slot)
+    )
+    prompts = [prompt_of(i, 100) for i in range(3)]
+    with model.engine(max_seq=256, kv_dtype=kv_dtype, n_pages=5, deterministic=True) as engine:
+        requests = [engine.submit(p, 100) for p in prompts]
+        gate.set()
+        for p, request in zip(prompts, requests, strict=True):
+            found = request.result(60)
+            assert found.error is None
+            assert found.tokens == alone(model, p, 100, settings={"kv_dtype": kv_dtype})
+        assert engine.statistics().pages_used == 0
+    assert read
+
+
+def test_a_beginning_is_computed_once_up_to_the_last_checkpoint(model: Model) -> None:
+    beginning = prompt_of(0, 500)
+    with model.engine(kv_dtype="f32", checkpoint_every=64, deterministic=False) as engine:
+        requests = [engine.submit([*beginning, i], 5) for i in range(4)]
+        found = [request.result(20) for request in requests]
+        statistics = engine.statistics()
+        assert [f.n_cached for f in found] == [0] + [448] * 3
+        assert statistics.prompt_tokens_computed == 501 + 3 * 53
+        assert statistics.prompt_tokens_shared == 3 * 448
+        assert (statistics.checkpoints_total, statistics.checkpoints_kept) == (8, 7)
+        for i, f in enumerate(found):
+            assert f.tokens == alone(model, [*beginning, i], 5)
+
+
+def test_a_second_turn_computes_what_is_new_up_to_a_checkpoint(model: Model) -> None:
+    with model.engine(kv_dtype="f32", checkpoint_every=64) as engine:
+        first = engine.submit(prompt_of(0, 100), 101).result(20)
+        text = [*prompt_of(0, 100), *first.tokens, 1, 2, 3]
+        second = engine.submit(text, 10).result(20)
+        assert second.n_cached == 192
+        assert engine.statistics().prompt_tokens_computed == 100 + 204 - 192
+        assert second.tokens == alone(model, text, 10)
+
+
+def test_without_checkpoints_every_prompt_is_computed(model: Model) -> None:
+    with model.engine(kv_dtype="f32", max_checkpoints=0) as engine:
+        for _ in range(2):
+            found = engine.submit(prompt_of(0, 300), 5).result(20)
+            assert (found.n_cached, found.tokens) == (0, alone(model, prompt_of(0, 300), 5))
+        assert engine.statistics().checkpoints_total == 0
+
+
+def test_many_rows_and_idle_ones_change_no_state_but_their_own(model: Model) -> None:
+    prompts = [prompt_of(i, 5 + i) for i in range(10)]
+    with model.engine(10, max_seq=128, kv_dtype="f32", deterministic=True) as engine:
+        requests = [engine.submit(p, 20 + 3 * i) for i, p in enumerate(prompts)]
+        for i, (p, request) in enumerate(zip(prompts, requests, strict=True)):
+            assert request.result(60).tokens == alone(model, p, 20 + 3 * i)
+
+
+def test_an_error_of_the_device_leaves_no_state(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = threading.Event()
+    finish = BatchRunner.finish
+
+    def fail(runner: BatchRunner) -> Any:
+        if failing.is_set():
+            failing.clear()
+            raise RuntimeError("the device has failed")
+        return finish(runner)
+
+    monkeypatch.setattr(BatchRunner, "finish", fail)
+    prompt = prompt_of(0, 200)
+    with model.engine(2, kv_dtype="f32", checkpoint_every=64) as engine:
+        assert engine.submit(prompt, 3).result(20).n_cached == 0
+        assert engine.submit(prompt, 3).result(20).n_cached == 192
+        failing.set()
+        assert "has failed" in str(engine.submit(prompt, 30).result(20).error)
+        wait_for(lambda: engine.statistics().checkpoints_kept == 0)
+        found = engine.submit(prompt, 30).result(20)
+        assert (found.n_cached, found.tokens) == (0, alone(model, prompt, 30))
+
+
+def test_closing_ends_what_runs_and_a_cancelled_slot_is_clean(model: Model) -> None:
+    engine = model.engine(1, kv_dtype="f32")
+    running = engine.submit(prompt_of(1, 40), 1500, ignore_eos=True)
+    wait_for(lambda: len(running.tokens) > 2)
+    running.cancel()
+    assert engine.submit(prompt_of(2, 40), 20).result(20).tokens == alone(
+        model, prompt_of(2, 40), 20
+    )
+    last = engine.submit([1], 1500, ignore_eos=True)
+    wait_for(lambda: len(last.tokens) > 2)
+    engine.close()
+    with pytest.raises(EngineClosedError):
+        last.text(1)
+    statistics = engine.statistics()
+    assert (statistics.running, statistics.pages_used, statistics.checkpoints_kept) == (0, 0, 0)
+
+
+def test_what_can_never_fit_is_refused_at_once(model: Model) -> None:
+    with model.engine(max_seq=256, n_pages=2) as engine:
+        with pytest.raises(ValueError, match="pass max_seq = 256"):
+            engine.submit([1] * 250, 7)
+        with pytest.raises(ValueError, match="need 3 pages, the engine has 2"):
+            engine.submit([1] * 120, 20)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"checkpoint_every": 100}, "checkpoint_every = 100 must be a multiple of 64"),
+        ({"checkpoint_every": 0}, "checkpoint_every = 0"),
+        (
+            {"checkpoint_every": 192, "deterministic": True},
+            "checkpoint_every = 192 must be a multiple of 128, the chunk",
+        ),
+        ({"max_checkpoints": -1}, "max_checkpoints = -1"),
+        ({"max_checkpoints": 2**31}, "max_checkpoints = 2147483648 .* fill a buffer"),
+    ],
+)
+def test_a_wrong_setting_is_refused(model: Model, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        model.engine(**options)
+
+
+def test_a_model_without_states_has_no_checkpoints(tmp_path: Path) -> None:
+    tiny = tiny_models.Tiny()
+    path = tiny_models.write(tmp_path / "m.gguf", tiny, tiny_models.random_tensors(tiny))
+    with Model.load(path, device="cpu") as model:
+        with pytest.raises(ValueError, match="max_checkpoints = 3: tiny has no recurrent states"):
+            model.engine(max_checkpoints=3)
+        with model.engine(1) as engine:
+            assert (engine.checkpoint_every, engine.max_checkpoints) == (0, 0)
+            assert engine.statistics().checkpoints_total == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, (512, 8)),
+        ({"max_seq": 256}, (64, 8)),
+        ({"max_sequences": 1}, (512, 4)),
+        ({"max_sequences": 20, "max_seq": 1024}, (256, 20)),
+        ({"chunk": 1024, "deterministic": True}, (1024, 8)),
+        ({"max_checkpoints": 3, "checkpoint_every": 128}, (128, 3)),
+    ],
+)
+def test_checkpoints_are_as_many_as_texts_or_eight(
+    model: Model, settings: dict[str, Any], expected: tuple[int, int]
+) -> None:
+    with model.engine(**settings) as engine:
+        assert isinstance(engine, Engine)
+        assert (engine.checkpoint_every, engine.max_checkpoints) == expected
