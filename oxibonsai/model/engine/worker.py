@@ -188,6 +188,7 @@ class Worker:
             for task in list(self._tasks.values()):
                 self._end(task, "error", error or closed_error())
             self._wake_room()
+            self._forget()
             with suppress(RuntimeError):
                 self._runner.close()
 
@@ -295,6 +296,10 @@ class Worker:
             raise error  # nothing that could go on without it
         for task in failed:
             self._end(task, "error", error)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Share nothing of what the device holds: it is not known, or gone."""
         self._pool.forget_all()
         if self._checkpoints is not None:
             self._checkpoints.forget_all()
