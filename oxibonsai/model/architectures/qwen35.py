@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -287,7 +288,7 @@ class RecurrentLayer:
             def rows(name: str, size: int, first: int = group.first) -> Place:
                 return moved(step.scratch[name], 4 * size * first)
 
-            slots = {
+            slots: dict[str, Any] = {
                 "slot_size": step.config.slot_size,
                 "ring": place.ring,
                 "n_tokens": group.n_tokens,
@@ -396,7 +397,8 @@ def _attention_layers(read: MetadataReader, n_layers: int, n_counted: int) -> tu
     if listed is not None:
         if not (
             isinstance(listed, np.ndarray)
-            and listed.dtype == np.bool_
+            and listed.dtype.kind in "biu"
+            and np.isin(listed, (0, 1)).all()
             and len(listed) in (n_layers, n_counted)
         ):
             raise GGUFError(

@@ -1,6 +1,7 @@
 """Sessions in files: tokens, keys and values, and the last logits, in the format safetensors.
 
-With recurrent layers, the state and the sizes of the steps that made it come beside them. The layout is public (8 bytes with the length of a JSON header, the header, the data), so that other
+With recurrent layers, the state and the sizes of the steps that made it come beside them. The
+layout is public (8 bytes with the length of a JSON header, the header, the data), so that other
 programs can read the arrays; nothing in a file is executed. A file fits one model: its fingerprint
 is in the header.
 """
