@@ -24,6 +24,7 @@ _LIMITS = {
     "rope.scaling.original_context_length": 1 << 24,
     "rope.dimension_count": 512,
     "full_attention_interval": 4096,
+    "nextn_predict_layers": 4096,
     "ssm.conv_kernel": 8,
     "ssm.state_size": 256,
     "ssm.group_count": 4096,

@@ -17,6 +17,7 @@ from oxibonsai.model.architectures.base import (
     Variants,
 )
 from oxibonsai.model.architectures.qwen3 import Qwen3
+from oxibonsai.model.architectures.qwen35 import Qwen35
 from oxibonsai.model.architectures.registry import Registry, load_weights
 
 __all__ = [
@@ -33,5 +34,5 @@ __all__ = [
     "load_weights",
 ]
 
-ARCHITECTURES = Registry(Qwen3())
+ARCHITECTURES = Registry(Qwen3(), Qwen35())
 """What ``Model.load`` takes."""

@@ -113,7 +113,9 @@ def load_weights(
     BufferCreationError
         If they do not fit the device.
     """
-    check_supported(file)
+    first, n_skipped = config.n_layers, config.n_skipped_layers
+    skipped = tuple(f"blk.{i}." for i in range(first, first + n_skipped))
+    check_supported(file, skipped)
     # A lying block_count costs nothing: it is compared before a name is made for every layer.
     if config.n_layers > len(file.tensors):
         raise GGUFError(
@@ -121,11 +123,11 @@ def load_weights(
             "missing"
         )
     expected = expected_tensors(architecture, config)
-    check_tensors(file, architecture.name, expected)
-    check_memory(file, graph.device.info.recommended_working_set)
+    check_tensors(file, architecture.name, expected, skipped)
+    check_memory(file, graph.device.info.recommended_working_set, skipped)
     warn_of_working_set(
         graph.device,
-        loaded_bytes(file),
+        loaded_bytes(file, skipped),
         f"{file.path}: the weights take",
         "a smaller model, or one in a format of fewer bits, or close what else the device holds",
     )

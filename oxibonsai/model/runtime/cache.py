@@ -12,6 +12,7 @@ from oxibonsai.metal import Buffer, Device, DeviceInfo
 from oxibonsai.model.arguments import one_of
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.runtime.recurrent import RING, RecurrentStates
 from oxibonsai.model.workingset import warn_of_working_set
 
 __all__ = [
@@ -47,17 +48,25 @@ def check_kv_dtype(kv_dtype: str, config: ModelConfig) -> None:
 
 
 def warn_of_kv_cache(
-    model: LoadedModel, nbytes: int, sizes: str, kv_dtype: KVDtype, *, replaced: int = 0
+    model: LoadedModel,
+    nbytes: int,
+    sizes: str,
+    kv_dtype: KVDtype,
+    *,
+    replaced: int = 0,
+    states: int = 0,
 ) -> None:
     """Warn where a cache of nbytes goes past what the device recommends.
 
-    Smaller `sizes` make it smaller; `replaced` bytes are those of the cache that it replaces.
+    Smaller `sizes` make it smaller; `replaced` bytes are those of the cache that it replaces, and
+    `states` those of recurrent states beside it.
     """
+    what = "the K/V cache and the recurrent states take" if states else "the K/V cache takes"
     fewer = "" if kv_dtype == "q8" else ", or kv_dtype='q8'"
     warn_of_working_set(
         model.device,
-        nbytes,
-        f"{model.path}: the K/V cache takes",
+        nbytes + states,
+        f"{model.path}: {what}",
         f"a smaller {sizes}{fewer}",
         replaced=replaced,
         crossing=True,
@@ -113,7 +122,8 @@ class KVCache:
         """
         each = cls.nbytes_of(config, kv_dtype, 1)
         fits = info.max_buffer_length // max(each, 4 * config.rotary_dim)
-        fits = min(fits, info.recommended_working_set // (2 * each))
+        left = info.recommended_working_set - RecurrentStates.nbytes_of(config, RING)
+        fits = min(fits, left // (2 * each))
         return max(1, min(config.context_length, fits))
 
     def read(self, buffer: Buffer, n_positions: int) -> Iterator[npt.NDArray[np.uint8]]:
