@@ -304,13 +304,13 @@ class Model:
         max_waiting : int
             Requests that may wait; see ``Engine.submit``.
         checkpoint_every : int, optional
-            Of a model with recurrent states: texts that begin alike share their beginning up to a
+            Of a model with recurrent layers: texts that begin alike share their beginning up to a
             multiple of so many tokens. A multiple of 64; with `deterministic`, of the chunk. Left
-            out, 512 or a quarter of max_seq, whichever is less.
+            out, 256 or a quarter of max_seq, whichever is less.
         max_checkpoints : int, optional
-            Of a model with recurrent states: the most that are kept for that; the least recently
-            used goes, and 0 shares nothing. Left out, 8, or max_sequences where that is more. All
-            are allocated at once, and each takes as much as the state of a text.
+            Of a model with recurrent layers: the most states that are kept for that; the least
+            recently used goes, and 0 shares nothing. Left out, 8, or max_sequences where that is
+            more. All are allocated at once, with the memory of one state each.
 
         Returns
         -------

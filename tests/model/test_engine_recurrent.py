@@ -1,4 +1,4 @@
-"""Many texts on a model with recurrent states: each is the text of a session, whatever else runs."""
+"""Many texts on a model with recurrent layers: each is the text of a session, beside others."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -17,6 +18,7 @@ from hypothesis import strategies as st
 
 from oxibonsai.model import Engine, EngineClosedError, Model, Request
 from oxibonsai.model.engine.scheduler import Plan, Scheduler
+from oxibonsai.model.engine.worker import Worker
 from oxibonsai.model.runtime.batch import BatchRunner
 
 HYBRID = tiny_hybrids.Hybrid(context=2048)
@@ -94,16 +96,25 @@ schedules = {
     "max_sequences": st.integers(1, 4),
     "chunk": st.sampled_from([64, 128]),
     "max_checkpoints": st.integers(0, 3),
+    "lookahead": st.integers(0, 2),  # a device with its own processor has 2
 }
 
 
 def check_schedule(
-    model: Model, known: dict[Any, list[int]], requests: list[Any], chunk: int, **sizes: int
-) -> None:
+    model: Model, known: dict[Any, list[int]], requests: list[Any], chunk: int, lookahead: int,
+    **sizes: int,
+) -> None:  # fmt: skip
     engine_settings: dict[str, Any] = {
         "max_seq": 256, "kv_dtype": "f32", "chunk": chunk, "checkpoint_every": chunk, **sizes,
     }  # fmt: skip
-    with model.engine(**engine_settings, deterministic=True) as engine:
+
+    def worker(*args: Any) -> Worker:
+        return Worker(*args[:4], lookahead, *args[5:])
+
+    with (
+        patch("oxibonsai.model.engine.engine.Worker", worker),
+        model.engine(**engine_settings, deterministic=True) as engine,
+    ):
         made: list[tuple[Request, list[int], bool]] = []
         for beginning, n, max_tokens, sampled, priority, after, cancel in requests:
             key = (beginning, n, sampled, chunk)
@@ -303,21 +314,19 @@ def test_a_wrong_setting_is_refused(model: Model, options: dict[str, Any], messa
 def test_a_model_without_states_has_no_checkpoints(tmp_path: Path) -> None:
     tiny = tiny_models.Tiny()
     path = tiny_models.write(tmp_path / "m.gguf", tiny, tiny_models.random_tensors(tiny))
-    with Model.load(path, device="cpu") as model:
-        with pytest.raises(ValueError, match="max_checkpoints = 3: tiny has no recurrent states"):
-            model.engine(max_checkpoints=3)
-        with model.engine(1) as engine:
-            assert (engine.checkpoint_every, engine.max_checkpoints) == (0, 0)
-            assert engine.statistics().checkpoints_total == 0
+    settings = {"checkpoint_every": 64, "max_checkpoints": 3}
+    with Model.load(path, device="cpu") as model, model.engine(1, **settings) as engine:
+        assert (engine.checkpoint_every, engine.max_checkpoints) == (0, 0)
+        assert engine.statistics().checkpoints_total == 0
 
 
 @pytest.mark.parametrize(
     ("settings", "expected"),
     [
-        ({}, (512, 8)),
+        ({}, (256, 8)),
         ({"max_seq": 256}, (64, 8)),
-        ({"max_sequences": 1}, (512, 4)),
-        ({"max_sequences": 20, "max_seq": 1024}, (256, 20)),
+        ({"max_sequences": 1, "max_seq": 1024}, (256, 4)),
+        ({"max_sequences": 20}, (256, 20)),
         ({"chunk": 1024, "deterministic": True}, (1024, 8)),
         ({"max_checkpoints": 3, "checkpoint_every": 128}, (128, 3)),
     ],

@@ -9,11 +9,9 @@ from oxibonsai.model.runtime.batchstates import BatchStates
 from oxibonsai.model.runtime.cache import KVDtype
 from oxibonsai.model.runtime.checkpointpool import CheckpointPool
 from oxibonsai.model.runtime.pages import PAGE_SIZE, pages_of
+from oxibonsai.model.runtime.textstates import CHECKPOINT_EVERY, MAX_CHECKPOINTS
 
 __all__ = ["checkpoints_for", "n_pages_for"]
-
-_SPACING = 512
-_FEWEST = 8
 
 
 def n_pages_for(
@@ -60,25 +58,18 @@ def checkpoints_for(
     Raises
     ------
     ValueError
-        For a value out of its range, or any where the model has no recurrent states.
+        For a value out of its range.
     """
     unit = most_of_chunk if deterministic and most_of_chunk > 1 else PAGE_SIZE
-    if model.config.recurrent is None:
-        for name, value in (("checkpoint_every", every), ("max_checkpoints", most)):
-            if value is not None:
-                raise ValueError(
-                    f"{name} = {value}: {model.name} has no recurrent states to keep; leave it out"
-                )
-        return None
     if every is None:
-        every = max(unit, min(max_seq // 4, max(_SPACING, unit)) // unit * unit)
+        every = max(unit, min(max_seq // 4, max(CHECKPOINT_EVERY, unit)) // unit * unit)
     every = integer_in("checkpoint_every", every, unit, 2**31)
     if every % unit:
         why = "the size of a page" if unit == PAGE_SIZE else "the chunk of a deterministic engine"
         raise ValueError(f"checkpoint_every = {every} must be a multiple of {unit}, {why}")
     each = BatchStates.nbytes_of(model.config, 1)
-    fits = max(0, model.device.info.max_buffer_length // each - max_sequences)
+    fits = max(0, model.device.info.max_buffer_length // max(each, 1) - max_sequences)
     if most is None:
-        most = min(max(_FEWEST, max_sequences), max_sequences * (max_seq // every), fits)
+        most = min(max(MAX_CHECKPOINTS, max_sequences), max_sequences * (max_seq // every), fits)
     most = integer_in("max_checkpoints", most, 0, fits, "which fill a buffer of the device")
-    return CheckpointPool(most, every)
+    return CheckpointPool(most, every) if each else None

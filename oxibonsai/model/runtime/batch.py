@@ -92,11 +92,12 @@ class BatchRunner:
             )
         warn_of_kv_cache(
             model,
-            2 * n_pages * self._page_bytes + BatchStates.nbytes_of(c, n_slots + n_checkpoints),
+            2 * n_pages * self._page_bytes,
             "max_seq, max_sequences, n_pages or max_checkpoints"
             if c.recurrent
             else "max_seq, max_sequences or n_pages",
             kv_dtype,
+            states=BatchStates.nbytes_of(c, n_slots + n_checkpoints),
         )
         self._table_size = pages_of(max_seq)
         self._text_size = max_seq + 1
