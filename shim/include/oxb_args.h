@@ -112,7 +112,7 @@ struct oxb_decode_state {
     oxb_u32 position; /* of its first token in flight */
     oxb_u32 tokens;   /* elements of the token buffer before this sequence's */
     oxb_u32 pages;    /* elements of the page buffer before this sequence's table */
-    oxb_u32 pad;
+    oxb_u32 recurrent; /* the first slot of this sequence's ring of recurrent states */
 };
 OXB_ARGS_SIZE(oxb_decode_state, 16);
 
@@ -355,5 +355,70 @@ struct oxb_sample_args {
     oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_sample_args, 48);
+
+struct oxb_recurrence {      /* where a layer's part of a sequence's recurrent state lies */
+    oxb_u64 slot_stride;     /* elements of a slot: all recurrent layers of one state */
+    oxb_u64 offset;          /* elements of a slot before this part */
+    oxb_u32 n_slots;         /* of the buffer */
+    oxb_u32 ring;            /* slots of a sequence, 1 or more */
+    oxb_u32 n_tokens;
+    oxb_u32 batch;           /* 0: tokens of one sequence at state.position and after; 1: token t is the one token of sequence t (state[t]) */
+};
+OXB_ARGS_SIZE(oxb_recurrence, 32);
+
+struct oxb_conv_args {
+    struct oxb_recurrence recurrence;
+    oxb_u64 x_stride;
+    oxb_u64 y_stride;
+    oxb_u32 n_channels;
+    oxb_u32 width;
+    oxb_u32 pad[2];
+};
+OXB_ARGS_SIZE(oxb_conv_args, 64);
+
+struct oxb_delta_args {
+    struct oxb_recurrence recurrence;
+    oxb_u64 qkv_stride;
+    oxb_u64 ab_stride;
+    oxb_u64 y_stride;
+    oxb_u32 n_key_heads;
+    oxb_u32 n_value_heads;
+    oxb_u32 key_dim;
+    oxb_u32 value_dim;
+    oxb_f32 eps;
+    oxb_f32 scale;
+};
+OXB_ARGS_SIZE(oxb_delta_args, 80);
+
+struct oxb_gate_args {
+    oxb_u64 x_stride;
+    oxb_u64 z_stride;
+    oxb_u64 y_stride;
+    oxb_u32 n_heads;
+    oxb_u32 head_dim;
+    oxb_u32 n_tokens;
+    oxb_u32 activation; /* 0 sigmoid, 1 silu */
+    oxb_f32 eps;
+    oxb_u32 has_norm;
+};
+OXB_ARGS_SIZE(oxb_gate_args, 48);
+
+struct oxb_hadamard_args {
+    oxb_u32 k;
+    oxb_u32 n_vectors;
+    oxb_u32 block;
+    oxb_u32 head_size;
+    oxb_u32 n_groups;
+    oxb_u32 inverse;
+    oxb_f32 eps;
+    oxb_u32 has_norm;
+};
+OXB_ARGS_SIZE(oxb_hadamard_args, 32);
+
+struct oxb_copy_args {
+    oxb_u64 n;
+    oxb_u64 pad;
+};
+OXB_ARGS_SIZE(oxb_copy_args, 16);
 
 #endif
