@@ -24,8 +24,7 @@ kernel void gate(device const float *x [[buffer(0)]], device const float *z [[bu
     device float *to = y + token * args.y_stride + first;
     float scale = 1.0f, inverse = 1.0f;
     if (args.has_norm != 0u) {
-        float total =
-            simd_sum(sum_of_squares(from, args.head_dim, 1.0f, lane, OXB_SIMD_WIDTH));
+        float total = simd_sum(sum_of_squares(from, args.head_dim, 1.0f, lane, OXB_SIMD_WIDTH));
         scale = scale_for(total, args.eps);
         if (scale != 1.0f)
             total = simd_sum(sum_of_squares(from, args.head_dim, scale, lane, OXB_SIMD_WIDTH));

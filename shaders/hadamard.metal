@@ -86,8 +86,7 @@ inline void transform(device const float *x, device const float *norm, device co
             const float factor = (popcount(s & number) & 1u) != 0u ? -1.0f : 1.0f;
             OXB_UNROLL
             for (uint i = 0; i < EACH; i++)
-                own[i] =
-                    fma(factor, memory[least + (s * EACH + i) * OXB_SIMD_WIDTH], own[i]);
+                own[i] = fma(factor, memory[least + (s * EACH + i) * OXB_SIMD_WIDTH], own[i]);
         }
     }
     const float factor = 1.0f / precise::sqrt(float(args.block));

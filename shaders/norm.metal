@@ -57,8 +57,7 @@ kernel void bias_add(device const float *bias [[buffer(0)]], device float *y [[b
 // Any grid: the threads stride over the words, whose bits are kept.
 kernel void copy(device const uint *x [[buffer(0)]], device uint *y [[buffer(1)]],
                  constant oxb_copy_args &args [[buffer(2)]],
-                 uint tile [[threadgroup_position_in_grid]],
-                 uint tiles [[threadgroups_per_grid]],
+                 uint tile [[threadgroup_position_in_grid]], uint tiles [[threadgroups_per_grid]],
                  uint thread_index [[thread_index_in_threadgroup]],
                  uint n_threads [[threads_per_threadgroup]]) {
     const ulong step = ulong(n_threads) * OXB_COPY_WORDS;

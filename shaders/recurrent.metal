@@ -11,23 +11,25 @@ using namespace metal;
 #include "rms.h"
 #include "silu.h"
 
+#define OXB_LAST_POSITION 0xffffffffu // of a state: an idle sequence is there, before its token
+
 // Where a sequence's state lies before and after the tokens of a dispatch, in elements.
 struct state_place {
     ulong from, to;
-    bool fresh;     // it starts here, from zeros
-    bool has_place; // false: it is idle, or lies outside the buffer
+    bool fresh; // it starts here, from zeros
+    bool has_place;
 };
 
 inline state_place place_of_state(device const oxb_decode_state *state,
-                                  constant oxb_recurrence &args, uint token) {
-    device const oxb_decode_state *own = state + (args.batch != 0u ? token : 0u);
+                                  constant oxb_recurrence &args, uint sequence) {
+    device const oxb_decode_state *own = state + sequence;
     const ulong position = own->position, first = own->recurrent;
     const ulong after = position + (args.batch != 0u ? 1u : args.n_tokens);
     state_place place;
     place.from = (first + position % args.ring) * args.slot_stride + args.offset;
     place.to = (first + after % args.ring) * args.slot_stride + args.offset;
     place.fresh = position == 0u;
-    place.has_place = position != OXB_NO_INDEX && first + args.ring <= args.n_slots;
+    place.has_place = after <= OXB_LAST_POSITION && first + args.ring <= args.n_slots;
     return place;
 }
 
@@ -80,25 +82,22 @@ inline void convolve(device const float *x, device const float *weight, device c
     }
 }
 
-// A thread per channel and OXB_CONV_TOKENS tokens of a sequence, or one token of each in a batch; y
-// counts these.
+// A thread per channel, x, and OXB_CONV_TOKENS tokens, z, of a sequence, y.
 kernel void conv_silu(device const float *x [[buffer(0)]], device const float *weight [[buffer(1)]],
                       device const oxb_decode_state *state [[buffer(2)]],
                       device float *recurrent [[buffer(3)]], device float *y [[buffer(4)]],
                       constant oxb_conv_args &args [[buffer(5)]],
-                      uint2 at [[thread_position_in_grid]]) {
+                      uint3 at [[thread_position_in_grid]]) {
     const uint channel = at.x;
     if (channel >= args.n_channels) return;
-    const bool batch = args.recurrence.batch != 0u;
-    const state_place place = place_of_state(state, args.recurrence, batch ? at.y : 0u);
-    const ulong row = batch ? at.y : 0u;
-    const uint n_tokens = batch ? 1u : args.recurrence.n_tokens;
-    const uint first = batch ? 0u : at.y * OXB_CONV_TOKENS;
-    const uint end = min(first + OXB_CONV_TOKENS, n_tokens);
+    const ulong row = at.y; // of the sequence's first token: each has one, or there is one sequence
+    const state_place place = place_of_state(state, args.recurrence, at.y);
+    const uint n_tokens = args.recurrence.batch != 0u ? 1u : args.recurrence.n_tokens;
+    const uint first = at.z * OXB_CONV_TOKENS, end = min(first + OXB_CONV_TOKENS, n_tokens);
     x += row * args.x_stride + channel;
     y += row * args.y_stride + channel;
     weight += ulong(channel) * args.width;
-    device float *old = recurrent + place.from + channel;
+    device const float *old = recurrent + place.from + channel;
     device float *kept = recurrent + place.to + channel;
     switch (args.width) {
     case 2: convolve<2>(x, weight, old, kept, y, args, place, first, end, n_tokens); break;
@@ -113,8 +112,8 @@ kernel void conv_silu(device const float *x [[buffer(0)]], device const float *w
 
 // What a key head has of the delta rule; it selects a template instance, as in rows.h.
 constant uint key_dim_constant [[function_constant(0)]];
-constant uint delta_key_dim = is_function_constant_defined(key_dim_constant) ? key_dim_constant
-                                                                             : 128u;
+constant uint delta_key_dim =
+    is_function_constant_defined(key_dim_constant) ? key_dim_constant : 128u;
 
 #define OXB_DELTA_COLUMNS    8u   // of a SIMD-group, whose lanes have a quarter of one each
 #define OXB_DELTA_PARTS      4u   // of a column
@@ -294,47 +293,35 @@ inline void run_delta(delta_head head, device float *recurrent, device float *y,
     }
 }
 
-// A threadgroup for some columns of a value head, x, and all tokens of a sequence, or the one of
-// each in a batch, y.
-kernel void delta_rule(device const float *qkv [[buffer(0)]],
-                       device const float *alpha_beta [[buffer(1)]],
-                       device const float *a [[buffer(2)]],
-                       device const float *dt_bias [[buffer(3)]],
-                       device const oxb_decode_state *state [[buffer(4)]],
-                       device float *recurrent [[buffer(5)]], device float *y [[buffer(6)]],
-                       constant oxb_delta_args &args [[buffer(7)]],
-                       uint2 tile [[threadgroup_position_in_grid]],
-                       uint simdgroup [[simdgroup_index_in_threadgroup]],
-                       uint simdgroups [[simdgroups_per_threadgroup]],
-                       uint lane [[thread_index_in_simdgroup]]) {
+// A threadgroup for some columns, x, of a value head, y, and the tokens of a sequence, z.
+kernel void delta_rule(
+    device const float *qkv [[buffer(0)]], device const float *alpha_beta [[buffer(1)]],
+    device const float *a [[buffer(2)]], device const float *dt_bias [[buffer(3)]],
+    device const oxb_decode_state *state [[buffer(4)]], device float *recurrent [[buffer(5)]],
+    device float *y [[buffer(6)]], constant oxb_delta_args &args [[buffer(7)]],
+    uint3 tile [[threadgroup_position_in_grid]], uint simdgroup [[simdgroup_index_in_threadgroup]],
+    uint simdgroups [[simdgroups_per_threadgroup]], uint lane [[thread_index_in_simdgroup]]) {
     threadgroup delta_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
-    const bool batch = args.recurrence.batch != 0u;
-    const state_place where = place_of_state(state, args.recurrence, batch ? tile.y : 0u);
-    const ulong row = batch ? tile.y : 0u;
-    const uint first = tile.x * simdgroups * OXB_DELTA_COLUMNS;
-    const uint n = args.n_key_heads * delta_key_dim, column = first % args.value_dim;
+    const state_place where = place_of_state(state, args.recurrence, tile.z);
+    const ulong row = tile.z; // of the sequence's first token: each has one, or there is one
+    const uint column = tile.x * simdgroups * OXB_DELTA_COLUMNS;
+    const uint n_keys = args.n_key_heads * delta_key_dim;
     delta_head head;
     head.qkv = qkv + row * args.qkv_stride;
     head.alpha_beta = alpha_beta + row * args.ab_stride;
-    head.head = first / args.value_dim;
-    head.query = head.head % args.n_key_heads * delta_key_dim;
-    head.key = n + head.query;
-    head.value = 2u * n + first;
-    head.a = a[head.head];
-    head.dt_bias = dt_bias[head.head];
+    head.head = tile.y;
+    head.query = tile.y % args.n_key_heads * delta_key_dim;
+    head.key = n_keys + head.query;
+    head.value = 2u * n_keys + tile.y * args.value_dim + column;
+    head.a = a[tile.y];
+    head.dt_bias = dt_bias[tile.y];
     y += row * args.y_stride;
-    const uint n_tokens = batch ? 1u : args.recurrence.n_tokens;
+    const uint n_tokens = args.recurrence.batch != 0u ? 1u : args.recurrence.n_tokens;
     switch (delta_key_dim) {
-    case 32:
-        run_delta<32>(head, recurrent, y, args, where, column, n_tokens, place, memory);
-        break;
-    case 64:
-        run_delta<64>(head, recurrent, y, args, where, column, n_tokens, place, memory);
-        break;
-    case 96:
-        run_delta<96>(head, recurrent, y, args, where, column, n_tokens, place, memory);
-        break;
+    case 32: run_delta<32>(head, recurrent, y, args, where, column, n_tokens, place, memory); break;
+    case 64: run_delta<64>(head, recurrent, y, args, where, column, n_tokens, place, memory); break;
+    case 96: run_delta<96>(head, recurrent, y, args, where, column, n_tokens, place, memory); break;
     case 160:
         run_delta<160>(head, recurrent, y, args, where, column, n_tokens, place, memory);
         break;
