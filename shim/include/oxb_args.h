@@ -109,9 +109,9 @@ OXB_ARGS_SIZE(oxb_bias_args, 16);
 
 /* What changes from submission to submission, in a device buffer that the kernels read. */
 struct oxb_decode_state {
-    oxb_u32 position; /* of its first token in flight */
-    oxb_u32 tokens;   /* elements of the token buffer before this sequence's */
-    oxb_u32 pages;    /* elements of the page buffer before this sequence's table */
+    oxb_u32 position;  /* of its first token in flight */
+    oxb_u32 tokens;    /* elements of the token buffer before this sequence's */
+    oxb_u32 pages;     /* elements of the page buffer before this sequence's table */
     oxb_u32 recurrent; /* the first slot of this sequence's ring of recurrent states */
 };
 OXB_ARGS_SIZE(oxb_decode_state, 16);
@@ -356,13 +356,14 @@ struct oxb_sample_args {
 };
 OXB_ARGS_SIZE(oxb_sample_args, 48);
 
-struct oxb_recurrence {      /* where a layer's part of a sequence's recurrent state lies */
-    oxb_u64 slot_stride;     /* elements of a slot: all recurrent layers of one state */
-    oxb_u64 offset;          /* elements of a slot before this part */
-    oxb_u32 n_slots;         /* of the buffer */
-    oxb_u32 ring;            /* slots of a sequence, 1 or more */
+struct oxb_recurrence {  /* where a layer's part of a sequence's recurrent state lies */
+    oxb_u64 slot_stride; /* elements of a slot: all recurrent layers of one state */
+    oxb_u64 offset;      /* elements of a slot before this part */
+    oxb_u32 n_slots;     /* of the buffer */
+    oxb_u32 ring;        /* slots of a sequence, 1 or more */
     oxb_u32 n_tokens;
-    oxb_u32 batch;           /* 0: tokens of one sequence at state.position and after; 1: token t is the one token of sequence t (state[t]) */
+    oxb_u32 batch; /* 0: tokens of one sequence at state.position and after; 1: token t is the one
+                      token of sequence t (state[t]) */
 };
 OXB_ARGS_SIZE(oxb_recurrence, 32);
 
