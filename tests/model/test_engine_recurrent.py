@@ -189,9 +189,12 @@ def test_pages_run_out_and_the_youngest_text_takes_its_state_along(
 ) -> None:
     read: list[int] = []
     read_state = BatchRunner.read_state
-    monkeypatch.setattr(
-        BatchRunner, "read_state", lambda self, slot: read.append(slot) or read_state(self, slot)
-    )
+
+    def noted(runner: BatchRunner, slot: int) -> Any:
+        read.append(slot)
+        return read_state(runner, slot)
+
+    monkeypatch.setattr(BatchRunner, "read_state", noted)
     prompts = [prompt_of(i, 100) for i in range(3)]
     with model.engine(max_seq=256, kv_dtype=kv_dtype, n_pages=5, deterministic=True) as engine:
         requests = [engine.submit(p, 100) for p in prompts]
