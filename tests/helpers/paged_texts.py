@@ -118,15 +118,17 @@ class PagedTexts:
         if state is not None:
             self._states[slot] = state
 
-    def copy_states(
-        self, restored: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]
-    ) -> None:
+    def keep_states(self, pairs: Sequence[tuple[int, int]]) -> None:
         self._still()
-        assert self._recurrent or not (restored or kept)
-        for place, slot in restored:
-            self._states[slot] = self._states[self.n_slots + place]
-        for slot, place in kept:
+        assert self._recurrent or not pairs
+        for slot, place in pairs:
             self._states[self.n_slots + place] = self._states[slot]
+
+    def restore_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._still()
+        assert self._recurrent or not pairs
+        for place, slot in pairs:
+            self._states[slot] = self._states[self.n_slots + place]
 
     def step(
         self, chunk: tuple[int, int] | None, positions: Sequence[int], *, ends: bool = False,

@@ -257,14 +257,21 @@ def test_a_running_text_repeats_up_to_a_state_to_keep(deterministic: bool) -> No
     assert positions == list(range(60, 99 if deterministic else 64))
 
 
-def test_a_sequence_put_aside_keeps_no_state_until_it_is_back() -> None:
+def test_a_sequence_that_comes_back_brings_its_state_and_copies_none() -> None:
     b = Bench(n_pages=4, spacing=64)
-    first, second = sequence(100, 90), sequence(60, 60, first=300)
-    seen_aside = False
-    for plan in b.run(first, second):
-        gone = [s for s, _ in plan.aside]
-        seen_aside = seen_aside or bool(gone)
-        assert not any(s in gone for s, _ in plan.kept)
+    plans = b.run(sequence(100, 90), sequence(60, 60, first=300))
+    assert any(plan.aside for plan in plans)
+    for plan in plans:
         assert not any(s in plan.back for s, _ in plan.restored)
-    assert seen_aside
+        # What is kept is in a slot before the step, not in the host's memory.
+        assert not any(s in plan.joined for s, _ in plan.kept)
     assert b.pool.n_used == 0
+
+
+def test_a_state_at_the_end_of_a_prompt_serves_the_next_one_at_once() -> None:
+    b = Bench(spacing=128)
+    first, second = sequence(256, 5), sequence(300, 1)
+    plans = b.run(first, second)
+    assert second.n_shared == 256
+    (together,) = [plan for plan in plans if plan.restored]
+    assert [s for s, _ in together.kept] == [first]

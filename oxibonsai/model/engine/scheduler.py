@@ -110,11 +110,11 @@ class Plan:
         Sequences whose pages have to be written.
     joined : list of Sequence
         Sequences that were admitted or brought back: their tokens and pages are new to the device.
-    restored : list of (Sequence, int)
-        Sequences of `joined` that begin with a state that was kept, and its place.
     kept : list of (Sequence, int)
-        Sequences whose states have to be kept, and the places: after `restored`, which may need
-        what they hold.
+        Sequences, those of `aside` among them, whose states have to be kept before all else, and
+        the places.
+    restored : list of (Sequence, int)
+        Sequences of `joined` that begin with a state that is kept, and its place.
     """
 
     rows: list[tuple[Sequence, int]]
@@ -122,8 +122,8 @@ class Plan:
     aside: list[tuple[Sequence, list[int]]] = field(default_factory=list)
     back: list[Sequence] = field(default_factory=list)
     joined: list[Sequence] = field(default_factory=list)
-    restored: list[tuple[Sequence, int]] = field(default_factory=list)
     kept: list[tuple[Sequence, int]] = field(default_factory=list)
+    restored: list[tuple[Sequence, int]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -237,6 +237,7 @@ class Scheduler:
         Every token that was chosen must have been read, and every end be known.
         """
         self._restored = []
+        kept = self._keep_states()
         aside = self._make_room()
         back, joined = self._admit(just_aside=[sequence for sequence, _ in aside])
         chunk = self._next_chunk()
@@ -245,9 +246,8 @@ class Scheduler:
             assert not aside  # the last one that runs keeps its pages
             return None
         self._take_ahead()
-        kept = self._keep_states()
         self._advance(rows, chunk)
-        return Plan(rows, chunk, aside, back, joined, self._restored, kept)
+        return Plan(rows, chunk, aside, back, joined, kept, self._restored)
 
     def repeat(self, plan: Plan) -> Plan | None:
         """Return the step after `plan` where it is the same with other positions, else None.

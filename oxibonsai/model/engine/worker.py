@@ -307,6 +307,7 @@ class Worker:
     def _prepare(self, plan: Plan) -> None:
         """Write to the device what the step needs, with nothing in flight."""
         runner, tasks = self._runner, self._tasks
+        runner.keep_states([(tasks[s].slot, place) for s, place in plan.kept])
         for sequence, pages in plan.aside:
             task = tasks[sequence]
             task.saved = Saved(
@@ -317,10 +318,7 @@ class Worker:
         joined = set(plan.joined)
         for sequence in plan.joined:
             self._join(tasks[sequence])
-        runner.copy_states(
-            [(place, tasks[s].slot) for s, place in plan.restored],
-            [(tasks[s].slot, place) for s, place in plan.kept],
-        )
+        runner.restore_states([(place, tasks[s].slot) for s, place in plan.restored])
         running = [sequence for sequence, _ in plan.rows]
         chunk = plan.chunk
         active = [*running, *([chunk.sequence] if chunk else [])]

@@ -290,20 +290,15 @@ class BatchRunner:
         if self._buffers.states is not None and state is not None:
             self._buffers.states.write(slot, state)
 
-    def copy_states(
-        self, restored: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]
-    ) -> None:
-        """Copy states that are kept, and keep some.
-
-        Parameters
-        ----------
-        restored : sequence of (int, int)
-            Place of a state that is kept, and the slot that gets it.
-        kept : sequence of (int, int)
-            Slot of a state, and the place that gets it after all of `restored`.
-        """
+    def keep_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the recurrent states of slots to places of their own: (slot, place)."""
         if self._buffers.states is not None:
-            self._buffers.states.copy(restored, kept)
+            self._buffers.states.keep(pairs)
+
+    def restore_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy recurrent states that are kept to slots: (place, slot)."""
+        if self._buffers.states is not None:
+            self._buffers.states.restore(pairs)
 
     # Steps
 

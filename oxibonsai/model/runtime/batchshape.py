@@ -181,18 +181,11 @@ class BatchDevice(Protocol):
     def write_state(self, slot: int, state: npt.NDArray[np.float32] | None) -> None:
         """Set the recurrent state of a slot to what read_state() returned."""
 
-    def copy_states(
-        self, restored: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]
-    ) -> None:
-        """Copy states that are kept, and keep some.
+    def keep_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the recurrent states of slots to places of their own: (slot, place)."""
 
-        Parameters
-        ----------
-        restored : sequence of (int, int)
-            Place of a state that is kept, and the slot that gets it.
-        kept : sequence of (int, int)
-            Slot of a state, and the place that gets it after all of `restored`.
-        """
+    def restore_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy recurrent states that are kept to slots: (place, slot)."""
 
     def step(
         self,

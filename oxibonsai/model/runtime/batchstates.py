@@ -28,16 +28,20 @@ class BatchStates(RecurrentStates):
         self._graph = model.graph
         self._n_texts = n_texts
 
-    def copy(self, restored: Sequence[tuple[int, int]], kept: Sequence[tuple[int, int]]) -> None:
-        """Copy places to slots, then slots to places, on the device, and wait for it."""
-        pairs = [(self._n_texts + place, slot) for place, slot in restored]
-        pairs += [(slot, self._n_texts + place) for slot, place in kept]
+    def keep(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy slots to places on the device, and wait for it: (slot, place)."""
+        self._copy([(slot, self._n_texts + place) for slot, place in pairs])
+
+    def restore(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy places to slots on the device, and wait for it: (place, slot)."""
+        self._copy([(self._n_texts + place, slot) for place, slot in pairs])
+
+    def _copy(self, pairs: Sequence[tuple[int, int]]) -> None:
         if not pairs:
             return
         size = self.slot_size
         with self._graph.commands() as commands:
-            for source, target in pairs:
-                commands.copy(
-                    (self.buffer, 4 * size * source), (self.buffer, 4 * size * target), size
-                )
+            for pair in pairs:
+                source, target = ((self.buffer, 4 * size * at) for at in pair)
+                commands.copy(source, target, size)
             commands.replay()
