@@ -21,13 +21,15 @@ from oxibonsai.model.engine.scheduler import Plan, Scheduler
 from oxibonsai.model.engine.worker import Worker
 from oxibonsai.model.runtime.batch import BatchRunner
 
-HYBRID = tiny_hybrids.Hybrid(context=2048)
+# The last layer is a recurrent one: of a prompt's tokens it runs for the state alone.
+HYBRID = tiny_hybrids.Hybrid(n_layers=3, inter=128, n_heads=2, n_kv_heads=1, context=2048)
 SAMPLED: dict[str, Any] = {"temperature": 0.9, "top_k": 20, "seed": 5, "repetition_penalty": 1.2}
 
 
 @pytest.fixture(scope="module")
 def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_hybrids.write(tmp_path_factory.mktemp("engine") / "hybrid.gguf", HYBRID)
+    path = tmp_path_factory.mktemp("engine") / "hybrid.gguf"
+    return tiny_hybrids.write(path, HYBRID, tiny_hybrids.random_tensors(HYBRID))
 
 
 @pytest.fixture(scope="module")

@@ -65,7 +65,9 @@ def a_cache_is_warned_of_where_others_filled_the_working_set(sim: Simulation) ->
 def an_engine_counts_recurrent_states_and_those_that_are_kept(sim: Simulation) -> None:
     hybrid = tiny_hybrids.Hybrid(context=2048)
     with tempfile.TemporaryDirectory() as folder, told() as warnings:
-        path = tiny_hybrids.write(Path(folder) / "hybrid.gguf", hybrid)
+        path = tiny_hybrids.write(
+            Path(folder) / "hybrid.gguf", hybrid, tiny_hybrids.random_tensors(hybrid)
+        )
         with metal.Device("metal") as device, Model.load(path, device) as model:
             loaded = device.stats.allocated_bytes
             state = RecurrentStates.nbytes_of(model.config, 1)
