@@ -32,7 +32,7 @@ kernel void gate(device const float *x [[buffer(0)]], device const float *z [[bu
     }
     for (uint i = lane; i < args.head_dim; i += OXB_SIMD_WIDTH) {
         const float own = args.has_norm != 0u ? from[i] * scale * inverse * norm[i] : from[i];
-        const float open = args.activation != 0u ? silu(gates[i]) : sigmoid(gates[i]);
+        const float open = args.activation == OXB_GATE_SILU ? silu(gates[i]) : sigmoid(gates[i]);
         to[i] = open * own;
     }
 }

@@ -7,8 +7,6 @@ using namespace metal;
 #include "simd.h"
 #include "rms.h"
 
-#define OXB_HADAMARD_MOST 4096u // elements of a threadgroup
-
 // Butterflies of the lane's elements, then over the lanes. Both leave what lies further apart than
 // a block.
 template <uint EACH>
@@ -107,7 +105,7 @@ kernel void hadamard(device const float *x [[buffer(0)]], device const float *no
                      uint simdgroup [[simdgroup_index_in_threadgroup]],
                      uint simdgroups [[simdgroups_per_threadgroup]],
                      uint lane [[thread_index_in_simdgroup]]) {
-    threadgroup float partial[2 * OXB_MAX_SIMDGROUPS], memory[OXB_HADAMARD_MOST];
+    threadgroup float partial[2 * OXB_MAX_SIMDGROUPS], memory[OXB_MAX_HADAMARD];
     const thread_place place = {lane, simdgroup, simdgroups};
     const uint each = args.block / (simdgroups * OXB_SIMD_WIDTH);
     const ulong row = ulong(tile.y) * args.k;

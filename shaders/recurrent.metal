@@ -11,8 +11,6 @@ using namespace metal;
 #include "rms.h"
 #include "silu.h"
 
-#define OXB_LAST_POSITION 0xffffffffu // of a state: an idle sequence is there, before its token
-
 // Where a sequence's state lies before and after the tokens of a dispatch, in elements.
 struct state_place {
     ulong from, to;
@@ -29,14 +27,13 @@ inline state_place place_of_state(device const oxb_decode_state *state,
     place.from = (first + position % args.ring) * args.slot_stride + args.offset;
     place.to = (first + after % args.ring) * args.slot_stride + args.offset;
     place.fresh = position == 0u;
-    place.has_place = after <= OXB_LAST_POSITION && first + args.ring <= args.n_slots;
+    place.has_place = after <= OXB_NO_INDEX && first + args.ring <= args.n_slots;
     return place;
 }
 
 // Tokens of a thread, at least the inputs that a state holds: the thread with the first tokens
 // reads the state and then overwrites it, and no other thread needs it.
 #define OXB_CONV_TOKENS 16u
-#define OXB_CONV_WIDTH  8u // at most
 
 // One channel of tokens first to end - 1, which are of one sequence. `x` and `y` are the channel's
 // in the sequence's first token, `old` and `kept` its state before and after.
