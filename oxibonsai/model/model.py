@@ -306,7 +306,7 @@ class Model:
         checkpoint_every : int, optional
             Of a model with recurrent layers: texts that begin alike share their beginning up to a
             multiple of so many tokens. A multiple of 64; with `deterministic`, of the chunk. Left
-            out, 256 or a quarter of max_seq, whichever is less.
+            out, 256, or a chunk where that is more, but no more than a quarter of max_seq.
         max_checkpoints : int, optional
             Of a model with recurrent layers: the most states that are kept for that; the least
             recently used goes, and 0 shares nothing. Left out, 8, or max_sequences where that is

@@ -62,7 +62,8 @@ def checkpoints_for(
     """
     unit = most_of_chunk if deterministic and most_of_chunk > 1 else PAGE_SIZE
     if every is None:
-        every = max(unit, min(max_seq // 4, max(CHECKPOINT_EVERY, unit)) // unit * unit)
+        wanted = max(CHECKPOINT_EVERY, most_of_chunk)  # chunks end there: none is cut for it
+        every = max(unit, min(max_seq // 4, wanted) // unit * unit)
     every = integer_in("checkpoint_every", every, unit, 2**31)
     if every % unit:
         why = "the size of a page" if unit == PAGE_SIZE else "the chunk of a deterministic engine"
