@@ -13,8 +13,10 @@ import numpy as np
 import pytest
 import tiny_hybrids
 import tiny_models
+from hybrid_texts import assert_same, rows_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from places import DATA
 
 from oxibonsai.model import Engine, EngineClosedError, Model, Request
 from oxibonsai.model.engine.scheduler import Plan, Scheduler
@@ -81,6 +83,46 @@ def test_texts_are_those_of_sessions_on_every_device(path: Path, device: Any) ->
             assert engine.statistics().pages_used == 0
         for p, f in zip(prompts, found, strict=True):
             assert f.tokens == alone(model, p, 4, settings={"chunk": 64})
+
+
+@pytest.mark.parametrize("kv_dtype", ["f32", "q8"])
+def test_logits_have_the_bits_of_a_session_beside_others_and_behind_a_checkpoint(
+    model: Model, kv_dtype: str
+) -> None:
+    prompt = prompt_of(0, 300)
+    with model.session(512, kv_dtype, chunk=128, deterministic=True) as session:
+        session.forward(prompt, logits=None)
+        expected = rows_of(session, 6)
+    with model.engine(3, kv_dtype=kv_dtype, max_seq=512, deterministic=True) as engine:
+        for n_cached in (0, 256):
+            seen: list[Any] = []
+            others = [engine.submit(prompt_of(i, 20 + i), 30) for i in (1, 2)]
+            wait_for(lambda: all(len(other.tokens) > 1 for other in others))  # noqa: B023
+            found = engine.submit(
+                prompt,
+                6,
+                ignore_eos=True,
+                logits_callback=lambda row: seen.append(row.copy()),  # noqa: B023
+            ).result(20)
+            assert found.n_cached == n_cached
+            assert_same(seen, expected)
+
+
+def test_logits_behind_a_checkpoint_are_those_of_float64() -> None:
+    golden = np.load(DATA / "hybrid" / "small-q2_0-golden.npz")
+    ids, seen = golden["ids"].tolist(), []
+    expected = golden["logits"][golden["positions"].tolist().index(256)]
+    with (
+        Model.load(DATA / "hybrid" / "small-q2_0.gguf", "cpu") as model,
+        model.engine(2, max_seq=512, kv_dtype="f32") as engine,
+    ):
+        options: dict[str, Any] = {"ignore_eos": True, "logits_callback": seen.append}
+        other = engine.submit(ids[100:150], 200, ignore_eos=True)
+        assert engine.submit(ids[:256], 2, **options).result(60).n_cached == 0
+        assert engine.submit(ids[:257], 1, **options).result(60).n_cached == 256
+        other.cancel()
+    error = np.linalg.norm(seen[-1] - expected) / np.linalg.norm(expected)
+    assert error < 1e-5
 
 
 one = st.tuples(
