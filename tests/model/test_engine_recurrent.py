@@ -18,10 +18,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from places import DATA
 
+from oxibonsai.metal import BufferCreationError
 from oxibonsai.model import Engine, EngineClosedError, Model, Request
 from oxibonsai.model.engine.scheduler import Plan, Scheduler
 from oxibonsai.model.engine.worker import Worker
 from oxibonsai.model.runtime.batch import BatchRunner
+from oxibonsai.model.runtime.recurrent import RecurrentStates
 
 # The last layer is a recurrent one: of a prompt's tokens it runs for the state alone.
 HYBRID = tiny_hybrids.Hybrid(n_layers=3, inter=128, n_heads=2, n_kv_heads=1, context=2048)
@@ -356,6 +358,21 @@ def test_what_can_never_fit_is_refused_at_once(model: Model) -> None:
 def test_a_wrong_setting_is_refused(model: Model, options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         model.engine(**options)
+
+
+def test_states_that_do_not_fit_are_refused_and_nothing_is_left(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limit = model.device.info.max_buffer_length
+    monkeypatch.setattr(
+        RecurrentStates, "nbytes_of", staticmethod(lambda config, n: n * (limit // 4))
+    )
+    with pytest.raises(ValueError, match=r"max_checkpoints = 1 must lie in 0\.\.0, .* 4 texts"):
+        model.engine(4, max_seq=128, max_checkpoints=1)
+    before = model.device.stats.allocated_bytes
+    with pytest.raises(BufferCreationError, match=r"5 recurrent states .* run fewer texts"):
+        model.engine(5, max_seq=128)
+    assert model.device.stats.allocated_bytes == before
 
 
 def test_a_model_without_states_has_no_checkpoints(tmp_path: Path) -> None:

@@ -72,5 +72,6 @@ def checkpoints_for(
     fits = max(0, model.device.info.max_buffer_length // max(each, 1) - max_sequences)
     if most is None:
         most = min(max(MAX_CHECKPOINTS, max_sequences), max_sequences * (max_seq // every), fits)
-    most = integer_in("max_checkpoints", most, 0, fits, "which fill a buffer of the device")
+    limit = f"which fill a buffer of the device beside the states of {max_sequences} texts"
+    most = integer_in("max_checkpoints", most, 0, fits, limit)
     return CheckpointPool(most, every) if each else None
