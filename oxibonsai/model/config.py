@@ -9,6 +9,7 @@ import numpy as np
 
 from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.model.rope import RopeScaling
+from oxibonsai.model.rotation import Rotations, read_rotations
 
 __all__ = ["ModelConfig", "architecture_name"]
 
@@ -66,6 +67,8 @@ class ModelConfig:
         Added to the mean square in RMSNorm.
     rope_scaling : RopeScaling
         How the rotary frequencies are changed for a long context.
+    rotations : Rotations or None
+        How the inputs of matrices are rotated; None where they are not.
     """
 
     n_layers: int
@@ -79,6 +82,7 @@ class ModelConfig:
     rope_theta: float
     rms_eps: float
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    rotations: Rotations | None = field(default=None, repr=False)
 
     @property
     def q_size(self) -> int:
@@ -144,6 +148,7 @@ class ModelConfig:
             rope_theta=theta,
             rms_eps=read.number("attention.layer_norm_rms_epsilon"),
             rope_scaling=_rope_scaling(read, context, theta),
+            rotations=read_rotations(file),
         )
         if config.n_heads % config.n_kv_heads:
             raise GGUFError(

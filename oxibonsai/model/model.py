@@ -425,6 +425,8 @@ class Model:
     @cached_property
     def _fingerprint(self) -> str:
         digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
+        if self.config.rotations is not None:
+            digest.update(repr(self.config.rotations).encode())
         for name, info in sorted(self._file.tensors.items()):
             digest.update(f"{name} {info.format} {info.shape} {info.nbytes}".encode())
             digest.update(bytes(self._file.tensor_data(name)[:4096]))

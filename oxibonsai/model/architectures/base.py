@@ -8,15 +8,16 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from oxibonsai.gguf import GGUFFile
-from oxibonsai.metal import Buffer, Commands, WeightHandle
+from oxibonsai.metal import Buffer, Commands, Rotation, WeightHandle
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.weights import Place, WeightLoader
+from oxibonsai.model.weights import Place, Projection, WeightLoader
 
 __all__ = [
     "Architecture",
     "Layer",
     "LayerStep",
     "ModelWeights",
+    "Rotatable",
     "TokenGroup",
     "Variants",
     "moved",
@@ -71,6 +72,9 @@ class LayerStep:
     heads : dict
         The arguments that all ops on heads share: n_heads, n_kv_heads, head_dim, max_seq, layer,
         kv_dtype, and what tells where the caches' pages are.
+    rotated : Buffer or (Buffer, int) or None
+        float32 [n_tokens, hidden_size]: scratch for the rotated input of several matrices; None
+        where the model rotates none.
     whole : bool
         Whether the layer's second part follows at once with the same step: what the first one has
         to leave in the caches may be done there, in one op with attention.
@@ -88,6 +92,7 @@ class LayerStep:
     k_cache: Buffer
     v_cache: Buffer
     heads: Mapping[str, Any]
+    rotated: Place | None = None
     whole: bool = False
 
     def qkv_of(self, group: TokenGroup) -> Place:
@@ -159,14 +164,33 @@ class Variants(Protocol):
         """Return the names of tensors that hold the rows of several others, and of these."""
 
 
+@runtime_checkable
+class Rotatable(Protocol):
+    """What an architecture has too that rotates the inputs of matrices, where a file asks for it.
+
+    Its layers take the rotations from ``WeightLoader.rotation``.
+    """
+
+    @property
+    def rotated_inputs(self) -> Sequence[Sequence[str]]:
+        """The matrices that share an input, by their names behind ``blk.N.``."""
+
+
 @dataclass(frozen=True)
 class ModelWeights:
-    """All weights; `head` is `embedding` itself where the file ties them."""
+    """All weights; `head` is `embedding` itself where the file ties them.
+
+    `embedding_rotation` was made of each row of the embedding and is undone; `head_rotation` is of
+    the head's input. `signs` are those of all rotations.
+    """
 
     embedding: WeightHandle
     layers: Sequence[Layer]
     output_norm: WeightHandle
     head: WeightHandle
+    embedding_rotation: Rotation | None = None
+    head_rotation: Rotation | None = None
+    signs: Sequence[WeightHandle] = ()
 
     @property
     def tied(self) -> bool:
@@ -176,7 +200,7 @@ class ModelWeights:
     @property
     def handles(self) -> list[WeightHandle]:
         """Every handle, once."""
-        found = [self.embedding, self.output_norm]
+        found = [self.embedding, self.output_norm, *self.signs]
         if not self.tied:
             found.append(self.head)
         for layer in self.layers:
@@ -197,6 +221,46 @@ class ModelWeights:
             for layer in self.layers
             for handle in (*layer.first_handles, *layer.second_handles)
             if handle.shape is not None
+        )
+
+    def record_embedding(
+        self, commands: Commands, config: ModelConfig, group: TokenGroup, tokens: Buffer, y: Place
+    ) -> None:
+        """Record the embeddings of a group's tokens, float32 [n_tokens, hidden_size]."""
+        commands.embed(
+            self.embedding, tokens, group.state, y, n_tokens=group.n_tokens, batch=group.batch
+        )
+        rotation = self.embedding_rotation
+        if rotation is not None:
+            commands.hadamard(
+                y,
+                rotation.signs,
+                y,
+                config.hidden_size,
+                block=rotation.block,
+                n_vectors=group.n_tokens,
+                inverse=True,
+            )
+
+    def record_head(
+        self,
+        commands: Commands,
+        config: ModelConfig,
+        hidden: Place,
+        logits: Place,
+        rotated: Place | None,
+        n_vectors: int,
+    ) -> None:
+        """Record the logits of rows of the residual stream; `rotated` as of ``LayerStep``."""
+        Projection([(self.head, 0)]).record(
+            commands,
+            hidden,
+            logits,
+            n_vectors=n_vectors,
+            norm=self.output_norm,
+            eps=config.rms_eps,
+            rotation=self.head_rotation,
+            rotated=rotated,
         )
 
     def close(self) -> None:

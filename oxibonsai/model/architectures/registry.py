@@ -6,9 +6,10 @@ from typing import Final
 
 from oxibonsai.gguf import GGUFError, GGUFFile, check_supported
 from oxibonsai.metal import MetalGraph
-from oxibonsai.model.architectures.base import Architecture, ModelWeights, Variants
+from oxibonsai.model.architectures.base import Architecture, ModelWeights, Rotatable, Variants
 from oxibonsai.model.architectures.expected import Expected, check_tensors
 from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.rotation import check_rotated
 from oxibonsai.model.weights import WeightLoader, check_memory, loaded_bytes
 from oxibonsai.model.workingset import warn_of_working_set
 
@@ -105,7 +106,8 @@ def load_weights(
     Raises
     ------
     GGUFError
-        For tensors that are missing, unknown, of another shape or of an unsupported type.
+        For tensors that are missing, unknown, of another shape or of an unsupported type, and for
+        rotated matrices whose input the architecture does not rotate.
     BufferCreationError
         If they do not fit the device.
     """
@@ -118,6 +120,9 @@ def load_weights(
         )
     expected = expected_tensors(architecture, config)
     check_tensors(file, architecture.name, expected)
+    if config.rotations is not None:
+        inputs = architecture.rotated_inputs if isinstance(architecture, Rotatable) else ()
+        check_rotated(file, config.rotations, architecture.name, inputs, config.n_layers)
     check_memory(file, graph.device.info.recommended_working_set)
     warn_of_working_set(
         graph.device,
@@ -125,7 +130,7 @@ def load_weights(
         f"{file.path}: the weights take",
         "a smaller model, or one in a format of fewer bits, or close what else the device holds",
     )
-    loader = WeightLoader(file, graph, expected.optional)
+    loader = WeightLoader(file, graph, expected.optional, config.rotations)
     try:
         # The largest first: their pages of the file are gone before the rest is on the device.
         embedding = loader.matrix("token_embd.weight")
@@ -135,6 +140,9 @@ def load_weights(
             layers=[architecture.load_layer(loader, f"blk.{i}.") for i in range(config.n_layers)],
             output_norm=loader.vector("output_norm.weight"),
             head=head,
+            embedding_rotation=loader.embedding_rotation(),
+            head_rotation=loader.head_rotation(),
+            signs=loader.signs,
         )
     except BaseException:
         loader.close()

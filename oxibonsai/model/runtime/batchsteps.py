@@ -187,14 +187,8 @@ class _Recorder:
             state = (b.state, 2 * STATE_BYTES)
             groups.append(TokenGroup(step.chunk, step.n_rows, state, True, step.max_length))
         for group in groups:
-            self.commands.embed(
-                weights.embedding,
-                b.tokens,
-                group.state,
-                moved(b.work.hidden, 4 * c.hidden_size * group.first),
-                n_tokens=group.n_tokens,
-                batch=group.batch,
-            )
+            place = moved(b.work.hidden, 4 * c.hidden_size * group.first)
+            weights.record_embedding(self.commands, c, group, b.tokens, place)
         last = c.n_layers - 1
         for i, layer in enumerate(weights.layers):
             at = self._layer_step(i, 0, step.chunk + step.n_rows, groups, whole=i < last)
@@ -231,18 +225,19 @@ class _Recorder:
             k_cache=b.k,
             v_cache=b.v,
             heads={**self._heads, "pages": b.pages, "layer": layer},
+            rotated=b.work.rotated,
             whole=whole,
         )
 
     def _head(self) -> None:
         c, weights, step, b = self._model.config, self._model.weights, self._step, self._buffers
-        self.commands.gemv(
-            weights.head,
+        weights.record_head(
+            self.commands,
+            c,
             moved(b.work.hidden, 4 * c.hidden_size * step.first_row),
             moved(b.logits, 4 * c.vocab_size * step.first),
-            n_vectors=step.n_choices,
-            norm=weights.output_norm,
-            eps=c.rms_eps,
+            b.work.rotated,
+            step.n_choices,
         )
 
     def choices(self) -> None:

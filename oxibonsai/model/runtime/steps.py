@@ -124,6 +124,9 @@ class Workspace:
         self.qkv = working_buffer(device, 4 * c.qkv_size * n_tokens)
         self.attention = working_buffer(device, 4 * c.q_size * n_tokens)
         self.activated = working_buffer(device, 4 * c.intermediate_size * n_tokens)
+        self.rotated: Buffer | None = None
+        if c.rotations is not None:
+            self.rotated = working_buffer(device, 4 * c.hidden_size * n_tokens)
 
     def add_rows(self, device: Device, config: ModelConfig, n_rows: int) -> None:
         """Make room for logits of n_rows tokens."""
@@ -220,8 +223,9 @@ class _Recorder:
     def step(self, step: Step) -> None:
         n = step.n_tokens
         last = self.config.n_layers - 1
-        self.commands.embed(
-            self.weights.embedding, self.text.tokens, self.text.state, self.work.hidden, n_tokens=n
+        group = self._group(n, step.max_length)
+        self.weights.record_embedding(
+            self.commands, self.config, group, self.text.tokens, self.work.hidden
         )
         for i, layer in enumerate(self.weights.layers):
             whole = i < last or step.rows == n
@@ -274,6 +278,9 @@ class _Recorder:
             **shape,
         )
 
+    def _group(self, n: int, max_length: int) -> TokenGroup:
+        return TokenGroup(0, n, self.text.state, False, max_length)
+
     def _layer_step(
         self, layer: int, first: int, n: int, max_length: int, *, whole: bool = False
     ) -> LayerStep:
@@ -283,7 +290,7 @@ class _Recorder:
             commands=self.commands,
             config=c,
             n_tokens=n,
-            groups=[TokenGroup(0, n, self.text.state, False, max_length)],
+            groups=[self._group(n, max_length)],
             hidden=(work.hidden, 4 * c.hidden_size * first),
             qkv=(work.qkv, 4 * c.qkv_size * first),
             attention=work.attention,
@@ -292,17 +299,18 @@ class _Recorder:
             k_cache=self.cache.k,
             v_cache=self.cache.v,
             heads={**self.heads, "layer": layer},
+            rotated=work.rotated,
             whole=whole,
         )
 
     def _head(self, first: int, n: int, logits: Buffer) -> None:
-        self.commands.gemv(
-            self.weights.head,
+        self.weights.record_head(
+            self.commands,
+            self.config,
             (self.work.hidden, 4 * self.config.hidden_size * first),
             logits,
-            n_vectors=n,
-            norm=self.weights.output_norm,
-            eps=self.config.rms_eps,
+            self.work.rotated,
+            n,
         )
 
     def _advance(self, n: int) -> None:
