@@ -160,6 +160,7 @@ def check_rotated(
     architecture: str,
     inputs: Sequence[Sequence[str]],
     n_layers: int,
+    skipped: tuple[str, ...] = (),
 ) -> None:
     """Check that an architecture rotates the inputs of just the matrices that a file names.
 
@@ -176,6 +177,8 @@ def check_rotated(
         those that the file does not have do not count.
     n_layers : int
         Layers that run.
+    skipped : tuple of str
+        What the names of tensors begin with that are left out.
 
     Raises
     ------
@@ -184,7 +187,7 @@ def check_rotated(
         an input are named.
     """
     read = _Reader(file)
-    left = set(rotations.weights) - {HEAD}
+    left = {name for name in rotations.weights if name != HEAD and not name.startswith(skipped)}
     for layer in range(n_layers):
         for group in inputs:
             names = [f"blk.{layer}.{name}" for name in group]

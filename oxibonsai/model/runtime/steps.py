@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from oxibonsai.metal import Buffer, Commands, Device, WeightHandle
-from oxibonsai.model.architectures.base import LayerStep, ModelWeights, TokenGroup
+from oxibonsai.model.architectures.base import (
+    LayerStep,
+    ModelWeights,
+    TokenGroup,
+    moved,
+)
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.choosing import N_SLOTS, ChoiceBuffers, ChoiceRows
 from oxibonsai.model.runtime.precision import activations_of
+from oxibonsai.model.runtime.recurrent import RecurrentStates
+from oxibonsai.model.weights import Place
 
 __all__ = [
     "AnyStep",
@@ -114,8 +121,8 @@ class TextBuffers:
 class Workspace:
     """Activations of up to n_tokens, and logits of up to n_rows, which a step overwrites."""
 
-    def __init__(self, device: Device, config: ModelConfig, n_tokens: int) -> None:
-        c = config
+    def __init__(self, model: LoadedModel, n_tokens: int) -> None:
+        c, device = model.config, model.device
         self.n_tokens = n_tokens
         self.n_rows = 0
         self.rows: Buffer | None = None
@@ -124,9 +131,17 @@ class Workspace:
         self.qkv = working_buffer(device, 4 * c.qkv_size * n_tokens)
         self.attention = working_buffer(device, 4 * c.q_size * n_tokens)
         self.activated = working_buffer(device, 4 * c.intermediate_size * n_tokens)
-        self.rotated: Buffer | None = None
-        if c.rotations is not None:
-            self.rotated = working_buffer(device, 4 * c.hidden_size * n_tokens)
+        self._sizes = model.weights.scratch
+        self._scratch = {
+            name: working_buffer(device, 4 * size * n_tokens) for name, size in self._sizes.items()
+        }
+
+    def scratch(self, first: int) -> dict[str, Place]:
+        """Return what ``LayerStep.scratch`` has, from row `first` on."""
+        return {
+            name: moved(buffer, 4 * self._sizes[name] * first)
+            for name, buffer in self._scratch.items()
+        }
 
     def add_rows(self, device: Device, config: ModelConfig, n_rows: int) -> None:
         """Make room for logits of n_rows tokens."""
@@ -136,7 +151,7 @@ class Workspace:
 
     def close(self) -> None:
         """Release the buffers."""
-        for buffer in vars(self).values():
+        for buffer in (*vars(self).values(), *self._scratch.values()):
             if isinstance(buffer, (Buffer, ChoiceRows)):
                 buffer.close()
 
@@ -170,6 +185,7 @@ def record(
     choosing: ChoiceBuffers,
     step: AnyStep,
     *,
+    states: RecurrentStates | None = None,
     deterministic: bool,
 ) -> Commands:
     """Record a step."""
@@ -177,7 +193,7 @@ def record(
     commands = model.graph.commands(
         activations=activations_of(model, kv_dtype, exact=exact), deterministic=deterministic
     )
-    recorder = _Recorder(model, kv_dtype, cache, text, work, choosing, commands)
+    recorder = _Recorder(model, kv_dtype, cache, text, work, choosing, states, commands)
     try:
         if isinstance(step, ChoiceStep):
             recorder.choice(step)
@@ -202,6 +218,7 @@ class _Recorder:
         text: TextBuffers,
         work: Workspace,
         choosing: ChoiceBuffers,
+        states: RecurrentStates | None,
         commands: Commands,
     ) -> None:
         c = model.config
@@ -211,6 +228,7 @@ class _Recorder:
         self.text = text
         self.work = work
         self.choosing = choosing
+        self.states = states
         self.commands = commands
         self.heads: dict[str, Any] = {
             "n_heads": c.n_heads,
@@ -223,9 +241,8 @@ class _Recorder:
     def step(self, step: Step) -> None:
         n = step.n_tokens
         last = self.config.n_layers - 1
-        group = self._group(n, step.max_length)
         self.weights.record_embedding(
-            self.commands, self.config, group, self.text.tokens, self.work.hidden
+            self.commands, self.text.tokens, self.text.state, self.work.hidden, n_tokens=n
         )
         for i, layer in enumerate(self.weights.layers):
             whole = i < last or step.rows == n
@@ -278,9 +295,6 @@ class _Recorder:
             **shape,
         )
 
-    def _group(self, n: int, max_length: int) -> TokenGroup:
-        return TokenGroup(0, n, self.text.state, False, max_length)
-
     def _layer_step(
         self, layer: int, first: int, n: int, max_length: int, *, whole: bool = False
     ) -> LayerStep:
@@ -290,27 +304,29 @@ class _Recorder:
             commands=self.commands,
             config=c,
             n_tokens=n,
-            groups=[self._group(n, max_length)],
-            hidden=(work.hidden, 4 * c.hidden_size * first),
-            qkv=(work.qkv, 4 * c.qkv_size * first),
+            groups=[TokenGroup(0, n, self.text.state, False, max_length)],
+            hidden=moved(work.hidden, 4 * c.hidden_size * first),
+            qkv=moved(work.qkv, 4 * c.qkv_size * first),
             attention=work.attention,
             activated=work.activated,
             rope=self.text.rope,
             k_cache=self.cache.k,
             v_cache=self.cache.v,
-            heads={**self.heads, "layer": layer},
-            rotated=work.rotated,
+            heads={**self.heads, "layer": c.ordinal(layer)},
+            layer=layer,
+            scratch=work.scratch(first),
+            recurrent=None if self.states is None else self.states.place,
             whole=whole,
         )
 
     def _head(self, first: int, n: int, logits: Buffer) -> None:
         self.weights.record_head(
             self.commands,
-            self.config,
-            (self.work.hidden, 4 * self.config.hidden_size * first),
+            moved(self.work.hidden, 4 * self.config.hidden_size * first),
             logits,
-            self.work.rotated,
-            n,
+            self.work.scratch(first),
+            n_vectors=n,
+            eps=self.config.rms_eps,
         )
 
     def _advance(self, n: int) -> None:
