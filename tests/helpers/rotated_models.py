@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,7 @@ FOLDED = (
 """Matrices of a layer whose input is rotated, by the definition of the format."""
 
 
+@cache
 def matrix(block: int) -> F64:
     """Return H of a block: (-1)^(ones in r & c) / sqrt(block)."""
     index = np.arange(block)
@@ -39,7 +41,7 @@ def matrix(block: int) -> F64:
 
 def transformed(x: NDArray[Any], block: int) -> F64:
     """Return H x of each block of the last axis of x."""
-    blocks = np.asarray(x, np.float64).reshape(*x.shape[:-1], -1, block)
+    blocks = np.asarray(x, np.float64).reshape(-1, block)
     result: F64 = (blocks @ matrix(block)).reshape(x.shape)
     return result
 
@@ -62,6 +64,8 @@ class Folding:
         Matrices of a layer that are, without ``.weight``; None for all of FOLDED.
     seed : int
         Of the signs.
+    flipped : (int, int) or None
+        Width and element of a sign that is the other one.
     """
 
     version: int = 1
@@ -71,8 +75,7 @@ class Folding:
     embedding: bool = True
     names: tuple[str, ...] | None = None
     seed: int = 5
-    flipped: tuple[int, int] | None = field(default=None)
-    """Width and element of a sign that is the other one."""
+    flipped: tuple[int, int] | None = None
 
     def weights(self, shapes: Mapping[str, Sequence[int]]) -> list[str]:
         """Return the names of the rotated matrices among the tensors of a file."""
