@@ -11,9 +11,9 @@ typedef struct product {
     oxb_op op_gemv, op_gemm;
     int residual; /* add to y */
     const oxb_weight *weight;
-    const oxb_norm *norm; /* of x, or NULL */
+    const oxb_norm *norm;         /* of x, or NULL */
     const oxb_rotation *rotation; /* of x or its norm, or NULL */
-    uint64_t n_rows;      /* of the matrix */
+    uint64_t n_rows;              /* of the matrix */
     uint64_t k;
     uint64_t n_out; /* rows of the output */
     oxb_binding x, y;
