@@ -174,7 +174,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path, capsys, options, 
 
 
 def test_a_block_wider_than_a_matrix_is_refused(tmp_path):
-    with pytest.raises(SystemExit, match="does not divide the 768 inputs of blk.0.ssm_out"):
+    with pytest.raises(SystemExit, match=r"does not divide the 768 inputs of blk\.0\.ssm_out"):
         write(
             tmp_path / "m.gguf", "--shape", "tiny-hybrid", "--hadamard", 1, "--hadamard-block", 512
         )
