@@ -276,13 +276,15 @@ def hadamard_keys(file: GGUFFile) -> list[str]:
     return [key for key in file.metadata if key.startswith(_HADAMARD)]
 
 
-def check_supported(file: GGUFFile) -> None:
+def check_supported(file: GGUFFile, skipped: tuple[str, ...] = ()) -> None:
     """Check that this package can compute with the weights of a file.
 
     Parameters
     ----------
     file : GGUFFile
         May be closed.
+    skipped : tuple of str
+        Tensors whose names begin with one of these are not looked at.
 
     Raises
     ------
@@ -298,7 +300,7 @@ def check_supported(file: GGUFFile) -> None:
             f"{', '.join(keys)}"
         )
     for info in file.tensors.values():
-        if info.loads_as is None:
+        if info.loads_as is None and not info.name.startswith(skipped):
             raise GGUFError(
                 f"{file.path}: tensor {info.name!r} has type {info.type_name} "
                 f"({info.ggml_type}); supported are {', '.join((*FORMATS, *CONVERTED))}. "

@@ -8,13 +8,14 @@ from typing_extensions import Self, disjoint_base
 from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._core import Device, _Bytes
 from oxibonsai.metal._pipeline import Pipeline
+from oxibonsai.metal._recurrent import RecurrentOps
 from oxibonsai.metal._weights import WeightHandle
 
 _Binding: TypeAlias = Buffer | tuple[Buffer, SupportsIndex] | WeightHandle
 _Extents: TypeAlias = SupportsIndex | Iterable[SupportsIndex]
 
 @disjoint_base
-class Commands:
+class Commands(RecurrentOps):
     """A recorded sequence of dispatches that can be submitted any number of times.
 
     Record with dispatch() or with the ops (gemv(), rmsnorm(), ...), then submit() and wait(), or

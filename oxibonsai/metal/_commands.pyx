@@ -5,9 +5,18 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
+from oxibonsai.metal._core cimport (
+    Device,
+    HostBytes,
+    api,
+    check,
+    count_of,
+    host_bytes,
+    u32_of,
+)
 from oxibonsai.metal._owners cimport drain_owners
 from oxibonsai.metal._pipeline cimport Pipeline
+from oxibonsai.metal._recurrent cimport RecurrentOps
 from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
     OXB_ACTIVATIONS_HALF,
@@ -34,20 +43,13 @@ from oxibonsai.metal._errors import EncodingError
 cdef int MAX_IN_FLIGHT = 16
 
 
-cdef uint32_t _u32(object value, str what) except? 0xffffffff:
-    n = PyNumber_Index(value)
-    if not 0 <= n <= 0xffffffff:
-        raise EncodingError(f"{what} = {n} must fit 32 bits")
-    return n
-
-
 cdef oxb_size _size(object value, str what) except *:
     cdef oxb_size size
     extents = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     if not 1 <= len(extents) <= 3:
         raise EncodingError(f"{what} = {value!r}: one to three extents")
     extents = (*extents, 1, 1)
-    size.x, size.y, size.z = _u32(extents[0], what), _u32(extents[1], what), _u32(extents[2], what)
+    size.x, size.y, size.z = u32_of(extents[0], what), u32_of(extents[1], what), u32_of(extents[2], what)
     return size
 
 
@@ -58,23 +60,23 @@ cdef oxb_attention_shape _attention_shape(
     cdef oxb_attention_shape shape
     if kv_dtype not in ("f16", "f32", "q8"):
         raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16', 'f32' or 'q8'")
-    shape.n_heads = _u32(n_heads, "n_heads")
-    shape.n_kv_heads = _u32(n_kv_heads, "n_kv_heads")
-    shape.head_dim = _u32(head_dim, "head_dim")
-    shape.max_seq = _u32(max_seq, "max_seq")
-    shape.layer = _u32(layer, "layer")
+    shape.n_heads = u32_of(n_heads, "n_heads")
+    shape.n_kv_heads = u32_of(n_kv_heads, "n_kv_heads")
+    shape.head_dim = u32_of(head_dim, "head_dim")
+    shape.max_seq = u32_of(max_seq, "max_seq")
+    shape.layer = u32_of(layer, "layer")
     shape.kv_format = (
         OXB_KV_F16 if kv_dtype == "f16" else OXB_KV_F32 if kv_dtype == "f32" else OXB_KV_Q8)
-    shape.n_tokens = _u32(n_tokens, "n_tokens")
+    shape.n_tokens = u32_of(n_tokens, "n_tokens")
     shape.batch = bool(batch)
-    shape.max_length = 0 if max_length is None else _u32(max_length, "max_length")
+    shape.max_length = 0 if max_length is None else u32_of(max_length, "max_length")
     if max_length is not None and shape.max_length == 0:
         raise EncodingError(f"max_length = 0 must lie in 1..{shape.max_seq}, the max_seq")
     shape.rotary_dim = 0
     shape.rope_style = OXB_ROPE_NEOX
-    shape.page_size = _u32(page_size, "page_size")
-    shape.n_layers = _u32(n_layers, "n_layers")
-    shape.n_pages = _u32(n_pages, "n_pages")
+    shape.page_size = u32_of(page_size, "page_size")
+    shape.n_layers = u32_of(n_layers, "n_layers")
+    shape.n_pages = u32_of(n_pages, "n_pages")
     shape.pages.buffer = NULL
     shape.pages.offset = 0
     if pages is not None:
@@ -85,13 +87,13 @@ cdef oxb_attention_shape _attention_shape(
 cdef int _set_rope(oxb_attention_shape *shape, rotary_dim, rope_style) except -1:
     if rope_style not in ("neox", "interleaved"):
         raise EncodingError(f"rope_style = {rope_style!r} must be 'neox' or 'interleaved'")
-    shape.rotary_dim = _u32(rotary_dim, "rotary_dim")
+    shape.rotary_dim = u32_of(rotary_dim, "rotary_dim")
     shape.rope_style = OXB_ROPE_INTERLEAVED if rope_style == "interleaved" else OXB_ROPE_NEOX
     return 0
 
 
 @cython.no_gc_clear
-cdef class Commands:
+cdef class Commands(RecurrentOps):
     """Commands(device, *, activations='float32', deterministic=False)\n--\n
     A recorded sequence of dispatches that can be submitted any number of times.
 
@@ -270,7 +272,7 @@ cdef class Commands:
         cdef oxb_binding bound[31]
         cdef HostBytes struct = host_bytes(args)
         cdef oxb_size grid = _size(threadgroups, "threadgroups"), group = _size(threads, "threads")
-        cdef uint32_t memory = _u32(threadgroup_memory, "threadgroup_memory")
+        cdef uint32_t memory = u32_of(threadgroup_memory, "threadgroup_memory")
         operands = tuple((f"binding {i}", value) for i, value in enumerate(bindings))
         # The shim refuses more bindings than there is room for here.
         bind_all(operands[:<int>OXB_MAX_BINDINGS], bound)

@@ -22,6 +22,7 @@ from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.generation.settings import SamplingOptions
 from oxibonsai.model.protocols import ACTIVATIONS, Activations
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
+from oxibonsai.model.runtime.textstates import CHECKPOINT_EVERY, MAX_CHECKPOINTS
 from oxibonsai.model.session import Session
 from oxibonsai.model.tokenizer import Tokenizer
 
@@ -202,6 +203,8 @@ class Model:
         chunk: int | None = None,
         profile: bool = False,
         deterministic: bool = False,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        max_checkpoints: int = MAX_CHECKPOINTS,
     ) -> Session:
         """Return a new text on this model.
 
@@ -229,6 +232,14 @@ class Model:
             Whether each token of a prompt is computed as it is alone, from float32, so that its
             bits do not depend on the chunk: slower on a GPU. An engine that is deterministic
             gives the texts of such sessions.
+        checkpoint_every : int
+            Tokens between two checkpoints of the recurrent state, of a model with recurrent layers;
+            others need none. A rewind runs no more than about so many tokens again, as long as
+            there is a checkpoint near its end.
+        max_checkpoints : int
+            Checkpoints that are kept, 0 to 4096, with the memory of one state each; it is taken as
+            they come. Where there are more, those are kept that lie densely near the end of the
+            text and thinly far from it. With 0, a rewind runs the text again from the beginning.
 
         Returns
         -------
@@ -245,7 +256,16 @@ class Model:
         self._check_open()
         if max_seq is None:
             max_seq = self._most_positions(kv_dtype)
-        return Session(self, max_seq, kv_dtype, chunk, profile, deterministic=deterministic)
+        return Session(
+            self,
+            max_seq,
+            kv_dtype,
+            chunk,
+            profile,
+            deterministic=deterministic,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
+        )
 
     def engine(
         self,

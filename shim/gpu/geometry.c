@@ -38,6 +38,7 @@
 #define HALF_ROUNDS          5u
 #define ROUNDED_VECTORS      64u /* the fewest that fill its tiles */
 #define HEAD_SIMDGROUPS      4u
+#define DELTA_SIMDGROUPS     4u /* which share the rows of a state's columns */
 #define KV_SIMDGROUPS        2u /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
 #define ATTENTION_SPLIT      128u /* positions of a split, at the least: shaders/attention.h */
@@ -355,6 +356,11 @@ const gpu_variant gpu_table[] = {
     ONE(OXB_OP_HALVE, SIZE(1024, 1, ALL, 256)),
     ONE(OXB_OP_HALVE_NORM, SIZE(1, ALL, ALL, NORM_THREADS)),
     ONE(OXB_OP_ROUND_HALF, SIZE(1, ALL, ALL, 256)),
+    ONE(OXB_OP_CONV, SIZE(64, 1, ALL, 64)),
+    ONE(OXB_OP_DELTA, SIZE(SIMD, 1, 1, SIMD *DELTA_SIMDGROUPS)),
+    ONE(OXB_OP_GATE, SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)),
+    ONE(OXB_OP_HADAMARD, SIZE(1, 1, ALL, 256)),
+    ONE(OXB_OP_COPY, SIZE(4096, ALL, ALL, 256)),
 };
 const unsigned gpu_table_rows = sizeof gpu_table / sizeof gpu_table[0];
 

@@ -84,7 +84,12 @@ typedef struct oxb_host {
     X(HALVE_NORM, "halve_norm")       /* vector, of whole eights */                       \
     X(GEMM_HALVES, "gemm_halves")     /* GEMM or SWIGLU_GEMM of vectors from HALVE */     \
     X(ROUND_HALF, "round_half")       /* vector, of whole eights */                       \
-    X(GEMM_HALF, "gemm_half")         /* the same of vectors from ROUND_HALF */
+    X(GEMM_HALF, "gemm_half")         /* the same of vectors from ROUND_HALF */           \
+    X(CONV, "conv")                   /* channel; sequence */                             \
+    X(DELTA, "delta")                 /* column of a value head; value head; sequence */  \
+    X(GATE, "gate")                   /* head; token */                                   \
+    X(HADAMARD, "hadamard")           /* block of a vector; vector */                     \
+    X(COPY, "copy")                   /* word */
 
 typedef enum oxb_op {
 #define X(id, name) OXB_OP_##id,

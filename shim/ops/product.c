@@ -262,7 +262,8 @@ static oxb_status record_product(oxb_commands *commands, const product *p) {
     if (status == OXB_OK && p->norm) status = ops_check_eps(p->op, p->norm->eps);
     if (status != OXB_OK) return status;
     uint64_t stride;
-    if ((status = ops_check_stride(p->op, p->y_stride, p->n_out, &stride)) != OXB_OK) return status;
+    if ((status = ops_check_stride(p->op, "y_stride", p->y_stride, p->n_out, &stride)) != OXB_OK)
+        return status;
     /* Both factors are below 2^31. */
     const ops_operand x = {"input", p->x, p->n_vectors * p->k * 4, 0};
     const ops_operand y = {"output", p->y, ((p->n_vectors - 1) * stride + p->n_out) * 4, 1};

@@ -11,10 +11,13 @@ from oxibonsai.model.architectures.base import (
     Layer,
     LayerStep,
     ModelWeights,
+    RecurrentPlace,
+    Scratch,
     TokenGroup,
     Variants,
 )
 from oxibonsai.model.architectures.qwen3 import Qwen3
+from oxibonsai.model.architectures.qwen35 import Qwen35
 from oxibonsai.model.architectures.registry import Registry, load_weights
 
 __all__ = [
@@ -23,11 +26,13 @@ __all__ = [
     "Layer",
     "LayerStep",
     "ModelWeights",
+    "RecurrentPlace",
     "Registry",
+    "Scratch",
     "TokenGroup",
     "Variants",
     "load_weights",
 ]
 
-ARCHITECTURES = Registry(Qwen3())
+ARCHITECTURES = Registry(Qwen3(), Qwen35())
 """What ``Model.load`` takes."""

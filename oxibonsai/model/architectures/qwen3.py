@@ -22,7 +22,7 @@ class Qwen3:
         """Read the shape."""
         return ModelConfig.from_gguf(file)
 
-    def layer_tensors(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    def layer_tensors(self, config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
         """Return the shapes of a layer's tensors."""
         c = config
         kv_size = c.n_kv_heads * c.head_dim
@@ -40,7 +40,7 @@ class Qwen3:
             "ffn_down.weight": (c.hidden_size, c.intermediate_size),
         }
 
-    def optional_tensors(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    def optional_tensors(self, config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
         """Return the biases of q, k and v, which some fine-tunes have."""
         kv_size = config.n_kv_heads * config.head_dim
         return {
@@ -49,16 +49,16 @@ class Qwen3:
             "attn_v.bias": (kv_size,),
         }
 
-    def fused_tensors(self, config: ModelConfig) -> dict[str, tuple[str, ...]]:
+    def fused_tensors(self, config: ModelConfig, layer: int) -> dict[str, tuple[str, ...]]:
         """Return the tensors that hold q, k and v in one."""
         return {
             f"attn_qkv.{kind}": tuple(f"attn_{x}.{kind}" for x in "qkv")
             for kind in ("weight", "bias")
         }
 
-    def load_layer(self, loader: WeightLoader, prefix: str) -> Qwen3Layer:
+    def load_layer(self, loader: WeightLoader, config: ModelConfig, layer: int) -> Qwen3Layer:
         """Upload a layer."""
-        p = prefix
+        p = f"blk.{layer}."
         return Qwen3Layer(
             attn_norm=loader.vector(f"{p}attn_norm.weight"),
             qkv=loader.projection(*_qkv(loader, p, "weight")),

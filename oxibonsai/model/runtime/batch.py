@@ -102,7 +102,7 @@ class BatchRunner:
             "max_seq": max_seq,
             "kv_dtype": kv_dtype,
             "page_size": PAGE_SIZE,
-            "n_layers": c.n_layers,
+            "n_layers": c.n_attention_layers,
             "n_pages": n_pages,
         }
         self._table = np.full((n_slots, self._table_size), NO_TOKEN, np.uint32)
@@ -126,7 +126,7 @@ class BatchRunner:
                 storage=device.working_storage,
             )
             made.append(rope)
-            work = Workspace(device, c, chunk + self._n_rows - 1)
+            work = Workspace(self.model, chunk + self._n_rows - 1)
             made.append(work)
             return BatchBuffers(
                 k=working(self.n_pages * self._page_bytes),
