@@ -377,7 +377,9 @@ def gate(
     z64 = np.asarray(z, np.float64)
     with np.errstate(all="ignore"):
         factor = silu(z64) if activation == "silu" else 1 / (1 + np.exp(-z64))
-        result: F64 = factor * (np.asarray(x, np.float64) if norm is None else rmsnorm(x, norm, eps))
+        result: F64 = factor * (
+            np.asarray(x, np.float64) if norm is None else rmsnorm(x, norm, eps)
+        )
     return result
 
 
