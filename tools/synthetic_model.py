@@ -122,6 +122,11 @@ def checked(arguments: list[str] | None) -> argparse.Namespace:
     for name in ("layers", "vocab"):
         if (given := getattr(args, name)) is not None and given < 1:
             options.error(f"--{name} {given} must be 1 or more")
+    interval = getattr(SHAPES[args.shape], "interval", 1)
+    if args.layers is not None and args.layers < interval:
+        options.error(
+            f"--layers {args.layers}: {args.shape} has attention from {interval} layers on"
+        )
     if block < 1 or block & (block - 1):
         options.error(f"--hadamard-block {block} must be a power of two")
     if args.hadamard == 2 and (args.cycle or args.head == "untied"):

@@ -64,8 +64,8 @@ CASES = {
     "as 27B in small": Case(
         TinyHybrid(PATTERN * 2, hidden=256, n_heads=6, n_kv_heads=1, n_value_heads=6)
     ),
-    "recurrent layers alone": Case(TinyHybrid((RECURRENT,) * 3)),
-    "one recurrent layer": Case(TinyHybrid((RECURRENT,), vocab=99), tied=False),
+    "five recurrent layers before one": Case(TinyHybrid((RECURRENT,) * 5 + (ATTENTION,))),
+    "one layer of each kind": Case(TinyHybrid((RECURRENT, ATTENTION), vocab=99), tied=False),
     "attention first": Case(TinyHybrid((ATTENTION, RECURRENT, RECURRENT), vocab=55)),
     "in turns": Case(TinyHybrid((RECURRENT, ATTENTION) * 3)),
     "a pattern without a period": Case(
@@ -120,8 +120,11 @@ LONG = {
         formats=GATES,
         n_tokens=1337,
     ),
-    "513 tokens of recurrent layers": Case(
-        TinyHybrid((RECURRENT,) * 2, context=1024), "Q1_0", n_tokens=513, tied=False
+    "513 tokens, attention first": Case(
+        TinyHybrid((ATTENTION, RECURRENT, RECURRENT), context=1024),
+        "Q1_0",
+        n_tokens=513,
+        tied=False,
     ),
 }
 

@@ -17,6 +17,7 @@ from synthetic.rotation import walsh_hadamard
 
 from oxibonsai import formats, gguf
 from oxibonsai.gguf import GGUFFile
+from oxibonsai.model import Model
 
 
 def write(path: Path, *options: object) -> Path:
@@ -80,12 +81,20 @@ def test_the_smaller_shapes_have_the_weights_that_they_are_named_for(name):
 
 
 def test_few_layers_keep_the_true_width(tmp_path):
-    options = ("--shape", "qwen35-2b", "--layers", 1, "--vocab", 1000)
+    options = ("--shape", "qwen35-2b", "--layers", 4, "--vocab", 1000)
     with gguf.open(write(tmp_path / "m.gguf", *options)) as file:
-        assert file.metadata["qwen35.block_count"] == 1
-        assert file.metadata["qwen35.attention.recurrent_layers"].tolist() == [True]
+        assert file.metadata["qwen35.block_count"] == 4
+        recurrent = file.metadata["qwen35.attention.recurrent_layers"].tolist()
+        assert recurrent == [True, True, True, False]
         assert file.tensors["token_embd.weight"].shape == (1000, 2048)
-        assert "blk.1.attn_norm.weight" not in file.tensors
+        assert "blk.4.attn_norm.weight" not in file.tensors
+
+
+def test_the_text_of_a_cycling_hybrid_runs_in_cycles(tmp_path):
+    path = write(tmp_path / "m.gguf", "--shape", "tiny-hybrid", "--vocab", 1000, "--cycle", 7)
+    with Model.load(path, "cpu") as model, model.session() as session:
+        session.forward([15], logits=None)
+        assert list(session.generate(20)) == [14 + (15 - 14 + i) % 7 for i in range(1, 21)]
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 128])
@@ -163,6 +172,7 @@ def test_an_unrotated_model_gives_the_products_of_the_rotated_one(tmp_path, vers
         (("--hadamard", 1, "--hadamard-block", 96), "--hadamard-block 96 must be a power of two"),
         (("--unrotated", "x.gguf"), "--unrotated needs --hadamard"),
         (("--layers", 0), "--layers 0 must be 1 or more"),
+        (("--layers", 3), "--layers 3: tiny-hybrid needs 4 to have attention"),
         (("--shape", "tiny", "--gates-format", "F16"), "--gates-format: tiny is no hybrid"),
     ],
 )

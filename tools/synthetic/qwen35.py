@@ -16,16 +16,15 @@ TAGS = (
     *("<think>", "</think>", "<tool_call>", "</tool_call>"),
     *("<tool_response>", "</tool_response>"),
 )
-INTERVAL = 4
-"""Every fourth layer is full attention, the others are recurrent."""
 
 
 @dataclass(frozen=True)
 class HybridShape:
     """Dimensions of a model of architecture qwen35.
 
-    `gates` is the format of the two small matrices of a recurrent layer, which are not rotated;
-    the files of 27B have them in BF16.
+    Every layer whose number, from 1, `interval` divides is full attention, the others are
+    recurrent. `gates` is the format of the two small matrices of a recurrent layer, which are not
+    rotated; the files of 27B have them in BF16.
     """
 
     layers: int
@@ -44,6 +43,7 @@ class HybridShape:
     vocab: int = 248_320
     unused: int = 267
     gates: str = "BF16"
+    interval: int = 4
 
     @property
     def n_last_tokens(self) -> int:
@@ -62,7 +62,7 @@ class HybridShape:
 
     def is_recurrent(self, i: int) -> bool:
         """Return whether layer `i` is a Gated DeltaNet."""
-        return (i + 1) % INTERVAL != 0
+        return (i + 1) % self.interval != 0
 
     def layer(self, i: int, fmt: str, seed: int, factor: float) -> Iterator[tuple[str, Any]]:
         """Yield a layer's tensors; `factor` scales the matrices that end its two halves."""
@@ -112,7 +112,7 @@ class HybridShape:
             "attention.value_length": self.head_dim,
             "attention.layer_norm_rms_epsilon": 1e-6,
             "attention.recurrent_layers": [self.is_recurrent(i) for i in range(self.layers)],
-            "full_attention_interval": INTERVAL,
+            "full_attention_interval": self.interval,
             "rope.freq_base": 1e7,
             "rope.dimension_count": self.rotary_dim,
             "rope.dimension_sections": list(self.sections),
