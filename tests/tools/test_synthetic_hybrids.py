@@ -95,6 +95,9 @@ def test_the_text_of_a_cycling_hybrid_runs_in_cycles(tmp_path):
     with Model.load(path, "cpu") as model, model.session() as session:
         session.forward([15], logits=None)
         assert list(session.generate(20)) == [14 + (15 - 14 + i) % 7 for i in range(1, 21)]
+        # As Bonsai 2's file recommends.
+        assert model.sampling_defaults == {"temperature": 1.0, "top_k": 20, "top_p": 0.95}
+        assert model.tokenizer.eos_id in model.tokenizer.eos_ids
 
 
 @pytest.mark.parametrize("n", [1, 2, 16, 128])
@@ -172,7 +175,7 @@ def test_an_unrotated_model_gives_the_products_of_the_rotated_one(tmp_path, vers
         (("--hadamard", 1, "--hadamard-block", 96), "--hadamard-block 96 must be a power of two"),
         (("--unrotated", "x.gguf"), "--unrotated needs --hadamard"),
         (("--layers", 0), "--layers 0 must be 1 or more"),
-        (("--layers", 3), "--layers 3: tiny-hybrid needs 4 to have attention"),
+        (("--layers", 3), "--layers 3: tiny-hybrid has attention from 4 layers on"),
         (("--shape", "tiny", "--gates-format", "F16"), "--gates-format: tiny is no hybrid"),
     ],
 )
