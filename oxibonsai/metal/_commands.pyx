@@ -49,7 +49,8 @@ cdef oxb_size _size(object value, str what) except *:
     if not 1 <= len(extents) <= 3:
         raise EncodingError(f"{what} = {value!r}: one to three extents")
     extents = (*extents, 1, 1)
-    size.x, size.y, size.z = u32_of(extents[0], what), u32_of(extents[1], what), u32_of(extents[2], what)
+    size.x, size.y = u32_of(extents[0], what), u32_of(extents[1], what)
+    size.z = u32_of(extents[2], what)
     return size
 
 

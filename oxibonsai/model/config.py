@@ -323,16 +323,17 @@ class MetadataReader:
             value = int(value[0])
         return self._checked(key, value)
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, low: int = 1) -> int:
         """Read an integer, one of `_LIMITS`; without a default the file must have it."""
-        return self._checked(key, self._value(f"{self.architecture}.{key}", default))
+        return self._checked(key, self._value(f"{self.architecture}.{key}", default), low)
 
-    def _checked(self, key: str, value: object) -> int:
+    def _checked(self, key: str, value: object, low: int = 1) -> int:
         name = f"{self.architecture}.{key}"
         if isinstance(value, bool) or not isinstance(value, int):
             raise GGUFError(f"{self.file.path}: {name} is {value!r}; an integer is needed")
-        if not 1 <= value <= _LIMITS[key]:
-            raise GGUFError(f"{self.file.path}: {name} = {value} must lie in 1..{_LIMITS[key]}")
+        if not low <= value <= _LIMITS[key]:
+            limits = f"{low}..{_LIMITS[key]}"
+            raise GGUFError(f"{self.file.path}: {name} = {value} must lie in {limits}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

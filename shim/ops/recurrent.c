@@ -85,8 +85,8 @@ oxb_status oxb_op_conv(oxb_commands *commands, const oxb_conv *c) {
         .x_stride = x_stride, .y_stride = y_stride, .n_channels = c->n_channels, .width = c->width};
     status = check_operands(op, s, operands, 5, 3, n_slots, &args.recurrence);
     if (status != OXB_OK) return status;
-    const oxb_op_shape shape = {.extent = {c->n_channels, sequences, 1},
-                                .elements = c->width * (n / sequences)};
+    const oxb_op_shape shape = {.extent = {c->n_channels, sequences, n / sequences},
+                                .elements = c->width};
     return ops_record(commands, OXB_OP_CONV, &shape, "conv_silu", operands, 5, &args, sizeof args);
 }
 
@@ -146,6 +146,7 @@ oxb_status oxb_op_delta(oxb_commands *commands, const oxb_delta *d) {
     if (status != OXB_OK) return status;
     /* Each element of a state is read, faded, added to and read again. */
     const oxb_op_shape shape = {.extent = {d->value_dim, heads, sequences},
+                                .k = d->key_dim,
                                 .elements = 4 * (uint64_t)d->key_dim * (n / sequences)};
     return ops_record(commands, OXB_OP_DELTA, &shape, "delta_rule", operands, 7, &args,
                       sizeof args);

@@ -13,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from peers import import_peer
-from tiny_hybrids import TinyHybrid, random_hybrid
-from tiny_models import write
+from tiny_hybrids import Hybrid, random_tensors, write
 
 from oxibonsai.model.tokenizer import byte_characters
 
 VOCAB = 248_320
 """Rows of the models' embedding: more than there are names."""
 NORMAL, CONTROL, USER_DEFINED, UNUSED = 1, 3, 4, 5
-TINY = TinyHybrid((False, True), vocab=VOCAB)
+TINY = Hybrid(n_layers=2, vocab=VOCAB)
 
 
 @functools.cache
@@ -87,5 +86,4 @@ def vocabulary() -> dict[str, Any]:
 
 def write_qwen35(path: Path) -> Path:
     """Write a small hybrid with Qwen3.5's vocabulary."""
-    shape: Any = TINY
-    return write(path, shape, random_hybrid(TINY), vocabulary())
+    return write(path, TINY, random_tensors(TINY), vocabulary())

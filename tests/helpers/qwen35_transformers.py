@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from peers import import_peer
-from tiny_hybrids import TinyHybrid
+from tiny_hybrids import Hybrid
 from tiny_models import weights64
 
 F64 = NDArray[np.float64]
@@ -70,30 +70,35 @@ def float64() -> Iterator[Any]:
         torch.set_default_dtype(before[1])
 
 
-def _config(t: TinyHybrid, tied: bool) -> Any:
+def _config(t: Hybrid, tied: bool) -> Any:
     configuration = import_peer("transformers.models.qwen3_5.configuration_qwen3_5")
+    half = t.rotary // 2
     found = configuration.Qwen3_5TextConfig(
         vocab_size=t.vocab,
         hidden_size=t.hidden,
         intermediate_size=t.inter,
         num_hidden_layers=t.n_layers,
-        layer_types=["full_attention" if a else "linear_attention" for a in t.attention],
+        layer_types=[
+            "full_attention" if t.has_attention(i) else "linear_attention"
+            for i in range(t.n_layers)
+        ],
         num_attention_heads=t.n_heads,
         num_key_value_heads=t.n_kv_heads,
         head_dim=t.head_dim,
-        linear_key_head_dim=t.state_dim,
-        linear_value_head_dim=t.state_dim,
-        linear_num_key_heads=t.n_key_heads,
-        linear_num_value_heads=t.n_value_heads,
-        linear_conv_kernel_dim=t.conv_width,
+        linear_key_head_dim=t.key_dim,
+        linear_value_head_dim=t.value_dim,
+        linear_num_key_heads=t.key_heads,
+        linear_num_value_heads=t.value_heads,
+        linear_conv_kernel_dim=t.conv,
         max_position_embeddings=t.context,
         rms_norm_eps=float(np.float32(t.eps)),
         tie_word_embeddings=tied,
         rope_parameters={
             "rope_type": "default",
             "rope_theta": float(np.float32(t.rope_theta)),
-            "partial_rotary_factor": t.rotary_dim / t.head_dim,
-            "mrope_section": list(t.sections[:3]),
+            "partial_rotary_factor": t.rotary / t.head_dim,
+            # Of a text all axes have the same positions: any split gives plain RoPE.
+            "mrope_section": [half - 2 * (half // 3), half // 3, half // 3],
             "mrope_interleaved": True,
         },
     )
@@ -101,16 +106,16 @@ def _config(t: TinyHybrid, tied: bool) -> Any:
     return found
 
 
-def _grouped(t: TinyHybrid, w: F64) -> F64:
+def _grouped(t: Hybrid, w: F64) -> F64:
     """Return rows of value heads, or of numbers of heads, in transformers' order."""
-    by_head = w.reshape(t.n_value_heads // t.n_key_heads, t.n_key_heads, -1, *w.shape[1:])
+    by_head = w.reshape(t.value_heads // t.key_heads, t.key_heads, -1, *w.shape[1:])
     return np.ascontiguousarray(by_head.swapaxes(0, 1)).reshape(w.shape)
 
 
-def _converted(t: TinyHybrid, part: str, w: F64) -> F64:
+def _converted(t: Hybrid, part: str, w: F64) -> F64:
     """Return a tensor of a layer as transformers has it."""
     if part in ("attn_qkv", "ssm_conv1d"):
-        keys = 2 * t.n_key_heads * t.state_dim
+        keys = 2 * t.key_heads * t.key_dim
         w = np.concatenate([w[:keys], _grouped(t, w[keys:])])
         return w[:, None, :] if part == "ssm_conv1d" else w
     if part in ("attn_gate", "ssm_alpha", "ssm_beta"):
@@ -120,7 +125,7 @@ def _converted(t: TinyHybrid, part: str, w: F64) -> F64:
     return w
 
 
-def state_dict(t: TinyHybrid, tensors: Mapping[str, Any]) -> dict[str, Any]:
+def state_dict(t: Hybrid, tensors: Mapping[str, Any]) -> dict[str, Any]:
     """Return the weights of a file by the names of transformers."""
     torch = import_peer("torch")
     found = {}
@@ -138,7 +143,7 @@ def state_dict(t: TinyHybrid, tensors: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def logits_there(t: TinyHybrid, tensors: Mapping[str, Any], ids: Any) -> F64:
+def logits_there(t: Hybrid, tensors: Mapping[str, Any], ids: Any) -> F64:
     """Return the logits of every position."""
     torch = import_peer("torch")
     tied = "output.weight" not in tensors

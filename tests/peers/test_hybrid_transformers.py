@@ -18,8 +18,8 @@ from cases import relative_error
 from numpy.typing import NDArray
 from peers import import_peer
 from qwen35_transformers import logits_there
-from tiny_hybrids import TinyHybrid, random_hybrid
-from tiny_models import Tensors, write
+from tiny_hybrids import Hybrid, random_tensors, write
+from tiny_models import Tensors
 
 from oxibonsai import metal
 from oxibonsai.model import Model, Session
@@ -28,11 +28,17 @@ RECURRENT, ATTENTION = False, True
 PATTERN = (RECURRENT, RECURRENT, RECURRENT, ATTENTION)
 
 
+def hybrid(attention: tuple[bool, ...] = PATTERN, **fields: Any) -> Hybrid:
+    """Return a shape with these layers, and with two key heads and four value heads of 64."""
+    fields = {"key_heads": 2, "value_heads": 4, "rope_theta": 1e7, **fields}
+    return Hybrid(len(attention), attention=attention, **fields)
+
+
 @dataclass(frozen=True)
 class Case:
     """A model for both, and a text of random tokens."""
 
-    tiny: TinyHybrid
+    tiny: Hybrid
     format_name: str = "Q2_0"
     formats: Mapping[str, str] = field(default_factory=dict)
     tied: bool = True
@@ -40,7 +46,7 @@ class Case:
 
     @functools.cached_property
     def tensors(self) -> Tensors:
-        return random_hybrid(
+        return random_tensors(
             self.tiny, self.format_name, formats=self.formats, tied=self.tied, seed=8
         )
 
@@ -56,25 +62,25 @@ class Case:
         return logits_there(self.tiny, self.tensors, self.ids)
 
     def write(self, folder: Path) -> Path:
-        return write(folder / "tiny.gguf", self.tiny, self.tensors)  # type: ignore[arg-type]
+        return write(folder / "tiny.gguf", self.tiny, self.tensors)
 
 
 GATES = {"ssm_alpha": "BF16", "ssm_beta": "BF16"}
 CASES = {
     "as 27B in small": Case(
-        TinyHybrid(PATTERN * 2, hidden=256, n_heads=6, n_kv_heads=1, n_value_heads=6)
+        hybrid(PATTERN * 2, hidden=256, n_heads=6, n_kv_heads=1, value_heads=6)
     ),
-    "five recurrent layers before one": Case(TinyHybrid((RECURRENT,) * 5 + (ATTENTION,))),
-    "one layer of each kind": Case(TinyHybrid((RECURRENT, ATTENTION), vocab=99), tied=False),
-    "attention first": Case(TinyHybrid((ATTENTION, RECURRENT, RECURRENT), vocab=55)),
-    "in turns": Case(TinyHybrid((RECURRENT, ATTENTION) * 3)),
+    "five recurrent layers before one": Case(hybrid((RECURRENT,) * 5 + (ATTENTION,))),
+    "one layer of each kind": Case(hybrid((RECURRENT, ATTENTION), vocab=99), tied=False),
+    "attention first": Case(hybrid((ATTENTION, RECURRENT, RECURRENT), vocab=55)),
+    "in turns": Case(hybrid((RECURRENT, ATTENTION) * 3)),
     "a pattern without a period": Case(
-        TinyHybrid((RECURRENT, ATTENTION, ATTENTION, RECURRENT, RECURRENT, RECURRENT, ATTENTION))
+        hybrid((RECURRENT, ATTENTION, ATTENTION, RECURRENT, RECURRENT, RECURRENT, ATTENTION))
     ),
-    "twelve layers": Case(TinyHybrid(PATTERN * 3, vocab=131), n_tokens=150),
+    "twelve layers": Case(hybrid(PATTERN * 3, vocab=131), n_tokens=150),
     **{
         f"{values} value heads on {keys} of {dim}": Case(
-            TinyHybrid(PATTERN, n_key_heads=keys, n_value_heads=values, state_dim=dim),
+            hybrid(key_heads=keys, value_heads=values, key_dim=dim, value_dim=dim),
             tied=(keys + values) % 3 != 0,
         )
         for keys, values, dim in (
@@ -83,14 +89,13 @@ CASES = {
         )
     },
     **{
-        f"a convolution of {width}": Case(TinyHybrid(PATTERN, conv_width=width), n_tokens=37)
-        for width in (2, 3, 8)
+        f"keys of {keys}, values of {values}": Case(hybrid(key_dim=keys, value_dim=values))
+        for keys, values in ((64, 128), (128, 32))
     },
+    **{f"a convolution of {width}": Case(hybrid(conv=width), n_tokens=37) for width in (2, 3, 8)},
     **{
         f"{rotary} of {dim} rotated, {heads} heads on {kv}": Case(
-            TinyHybrid(
-                PATTERN, head_dim=dim, rotary_dim=rotary, n_heads=heads, n_kv_heads=kv, vocab=33
-            )
+            hybrid(head_dim=dim, rotary=rotary, n_heads=heads, n_kv_heads=kv, vocab=33)
         )
         for dim, rotary, heads, kv in (
             *((64, 64, 4, 4), (128, 32, 4, 1), (128, 128, 2, 2), (256, 64, 6, 1), (256, 64, 2, 2)),
@@ -98,30 +103,32 @@ CASES = {
     },
     **{
         f"{name}, {'tied' if tied else 'untied'}": Case(
-            TinyHybrid(PATTERN, hidden=256, inter=512, state_dim=128, vocab=257), name, tied=tied
+            hybrid(hidden=256, inter=512, key_dim=128, value_dim=128, vocab=257),
+            name,
+            tied=tied,
         )
         for name in ("Q1_0", "TQ2_0_g128", "Q2_0_g128", "PQ2_0", "PTQ1_0", "TQ2_0", "F16", "F32")
         for tied in (True, False)
     },
     "gates in BF16, embedding and head apart": Case(
-        TinyHybrid(PATTERN, vocab=1001, eps=1e-5, rope_theta=1e4),
+        hybrid(vocab=1001, eps=1e-5, rope_theta=1e4),
         "Q1_0",
         {**GATES, "norm": "F16", "token_embd": "F16", "output": "Q8_0"},
         tied=False,
     ),
     "gates in BF16, weights in PTQ1_0": Case(
-        TinyHybrid(PATTERN, hidden=384, n_value_heads=6, n_heads=6), "PTQ1_0", GATES
+        hybrid(hidden=384, value_heads=6, n_heads=6), "PTQ1_0", GATES
     ),
 }
 LONG = {
-    "2000 tokens": Case(TinyHybrid(PATTERN, context=2048), n_tokens=2000),
+    "2000 tokens": Case(hybrid(context=2048), n_tokens=2000),
     "1337 tokens, six heads on two": Case(
-        TinyHybrid(PATTERN, n_value_heads=6, state_dim=128, context=2048),
+        hybrid(value_heads=6, key_dim=128, value_dim=128, context=2048),
         formats=GATES,
         n_tokens=1337,
     ),
     "513 tokens, attention between": Case(
-        TinyHybrid((RECURRENT, ATTENTION, RECURRENT), context=1024),
+        hybrid((RECURRENT, ATTENTION, RECURRENT), context=1024),
         "Q1_0",
         n_tokens=513,
         tied=False,

@@ -303,11 +303,15 @@ class Decoder:
     def rerun(self, position: int) -> None:
         """Run the token before `position` again, for its logits.
 
-        Where there are recurrent states, all of the step that it was part of runs, as it did.
+        Where there are recurrent states, all of the step that it was part of runs as it did, unless
+        a checkpoint has the logits.
         """
         if self.states is not None:
             self.seek(position)
-            self._replay(self.states.last_start())
+            if self.states.restore_logits(position, self._text.logits):
+                self.logits_end = position
+            else:
+                self._replay(self.states.last_start())
             return
         self.seek(position - 1)
         self.submit()
@@ -323,9 +327,8 @@ class Decoder:
         states, end = self.states, self.position
         assert states is not None
         start = states.nearest(before)
-        self.logits_end = _UNKNOWN
-        if not states.has(start) and states.restore(start, self._text.logits):
-            self.logits_end = start
+        if not states.has(start):
+            states.restore(start)
         for size, count in states.log.runs_from(start):
             while count:
                 self._move(start)
@@ -418,7 +421,7 @@ class Decoder:
         self.position = at + n_tokens
         if isinstance(step, Step) and step.rows == 1:
             self.logits_end = self.position
-        self._measure(commands, step, time.perf_counter() - started, encoded - started)
+        self._measure(commands, step, time.perf_counter() - started, encoded - started, times)
 
     def _drain(self, commands: Commands) -> None:
         """Wait for the other submissions after one failed, whose error is the one to report."""
@@ -463,18 +466,20 @@ class Decoder:
         old, self._work = self._work, work
         old.close()
 
-    def _measure(self, commands: Commands, step: AnyStep, wall: float, encode: float) -> None:
+    def _measure(
+        self, commands: Commands, step: AnyStep, wall: float, encode: float, times: int = 1
+    ) -> None:
         self.device_time = commands.device_time
         if self.profile is not None:
             self.profile.add(
                 Run(
                     kind=step.kind,
-                    n_tokens=step.n_tokens,
+                    n_tokens=step.n_tokens * times,
                     wall=wall,
                     encode=encode,
                     device=self.device_time or 0.0,
-                    dispatches=len(commands),
-                    weight_bytes=weight_bytes(self.model.weights, step),
+                    dispatches=len(commands) * times,
+                    weight_bytes=weight_bytes(self.model.weights, step) * times,
                 )
             )
 

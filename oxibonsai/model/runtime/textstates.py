@@ -155,22 +155,21 @@ class TextStates:
             raise
         self._kept.append(kept)
 
-    def restore(self, position: int, logits: Buffer) -> bool:
-        """Bring the checkpoint of a position into the ring, and its logits to theirs.
-
-        Returns
-        -------
-        bool
-            Whether there are logits.
-        """
+    def restore(self, position: int) -> None:
+        """Bring the checkpoint of a position into the ring."""
         kept = next(kept for kept in self._kept if kept.position == position)
         size = self.ring.slot_size
-        target = (self.ring.buffer, 4 * size * (position % RING))
         self._held[position % RING] = _NOTHING
-        source = kept.logits if kept.has_logits else None
-        self._copy((kept.state, target, size), (source, logits, self._n_logits))
+        self._copy((kept.state, (self.ring.buffer, 4 * size * (position % RING)), size))
         self.wrote(position)
-        return kept.has_logits
+
+    def restore_logits(self, position: int, logits: Buffer) -> bool:
+        """Copy what a checkpoint has of a position's logits; whether there is such a one."""
+        for kept in self._kept:
+            if kept.position == position and kept.has_logits:
+                self._copy((kept.logits, logits, self._n_logits))
+                return True
+        return False
 
     @property
     def _n_logits(self) -> int:
