@@ -7,7 +7,6 @@ import os
 import reprlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oxibonsai.gguf import GGUFError, GGUFFile, Strings
@@ -20,6 +19,7 @@ from oxibonsai.model.engine import Engine
 from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.generation.settings import SamplingOptions
+from oxibonsai.model.names import shown_name
 from oxibonsai.model.protocols import ACTIVATIONS, Activations
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
 from oxibonsai.model.runtime.textstates import CHECKPOINT_EVERY, MAX_CHECKPOINTS
@@ -60,7 +60,8 @@ class Model:
     config, graph, weights, activations, nfc
         As given.
     name : str
-        The model's name in the file, else the file's.
+        The model's name in the file, else the file's. A name such as "Hf", that of the folder which
+        a converter read, is none.
     """
 
     def __init__(
@@ -79,8 +80,7 @@ class Model:
         self.weights = weights
         self.activations = activations
         self.nfc = nfc
-        name = file.metadata.get("general.name")
-        self.name = name if isinstance(name, str) else Path(self.path).stem
+        self.name = shown_name(file.metadata, self.path)
         self._file = file
         self._closed = False
 
