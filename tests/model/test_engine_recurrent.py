@@ -110,18 +110,21 @@ def test_logits_have_the_bits_of_a_session_beside_others_and_behind_a_checkpoint
             assert_same(seen, expected)
 
 
-def test_logits_behind_a_checkpoint_are_those_of_float64() -> None:
-    golden = np.load(DATA / "hybrid" / "small-q2_0-golden.npz")
+@pytest.mark.parametrize(
+    ("name", "n"), [("small-q2_0", 256), ("small-q1_0-tied", 256), ("rotated-v1-q2_0", 128)]
+)
+def test_logits_behind_a_checkpoint_are_those_of_float64(name: str, n: int) -> None:
+    golden = np.load(DATA / "hybrid" / f"{name}-golden.npz")
     ids, seen = golden["ids"].tolist(), []
-    expected = golden["logits"][golden["positions"].tolist().index(256)]
+    expected = golden["logits"][golden["positions"].tolist().index(n)]
     with (
-        Model.load(DATA / "hybrid" / "small-q2_0.gguf", "cpu") as model,
-        model.engine(2, max_seq=512, kv_dtype="f32") as engine,
+        Model.load(DATA / "hybrid" / f"{name}.gguf", "cpu") as model,
+        model.engine(2, max_seq=512, kv_dtype="f32", checkpoint_every=128) as engine,
     ):
         options: dict[str, Any] = {"ignore_eos": True, "logits_callback": seen.append}
         other = engine.submit(ids[100:150], 200, ignore_eos=True)
-        assert engine.submit(ids[:256], 2, **options).result(60).n_cached == 0
-        assert engine.submit(ids[:257], 1, **options).result(60).n_cached == 256
+        assert engine.submit(ids[:n], 2, **options).result(60).n_cached == 0
+        assert engine.submit(ids[: n + 1], 1, **options).result(60).n_cached == n
         other.cancel()
     error = np.linalg.norm(seen[-1] - expected) / np.linalg.norm(expected)
     assert error < 1e-5
