@@ -176,11 +176,33 @@ class ModelConfig:
         return self.head_dim if self.rope_dim is None else self.rope_dim
 
     def is_attention(self, layer: int) -> bool:
-        """Whether a layer has attention; it is recurrent otherwise."""
+        """Whether a layer has attention; it is recurrent otherwise.
+
+        Parameters
+        ----------
+        layer : int
+            Among all layers.
+
+        Returns
+        -------
+        bool
+            Whether it has.
+        """
         return not self.attention_layers or self.attention_layers[layer]
 
     def ordinal(self, layer: int) -> int:
-        """Return how many layers of its kind come before a layer: its place in cache or state."""
+        """Return how many layers of its kind come before a layer: its place in cache or state.
+
+        Parameters
+        ----------
+        layer : int
+            Among all layers.
+
+        Returns
+        -------
+        int
+            Their number.
+        """
         kind = self.is_attention(layer)
         return sum(self.is_attention(i) == kind for i in range(layer))
 

@@ -110,8 +110,9 @@ class Model:
             What the matrices are multiplied with where many tokens run as one batch: a prompt, and
             what log_probabilities() and perplexity() are given. half rounds the activations of 64
             tokens or more to halves, for matrices of 1 and 2 bits, and what attention over K/V in
-            f16 multiplies, with any matrices. It is for GPUs alone, where it is the default: an
-            error of 2e-4 of each product, less than that of K/V in f16. It is left out where
+            f16 multiplies, with any matrices. It is for GPUs alone, where models without recurrent
+            layers have it by default: an error of 2e-4 of each product, less than that of K/V in
+            f16. It is left out where
             deterministic, where K/V are f32, where verify() scores tokens and where an engine's
             step generates too. int8 rounds the activations of 8 tokens or more to 8 bits in blocks
             of 16, on the cpu device alone; it is faster with most processors and formats. All that
@@ -148,7 +149,7 @@ class Model:
             _check_vocabulary(file, config)
             graph = MetalGraph(device)
             if activations is None:
-                activations = _fastest(graph)
+                activations = _default_activations(graph, config)
             graph.commands(activations=activations).close()  # Refused before anything is loaded.
             weights = load_weights(file, architecture, config, graph)
         except BaseException:
@@ -514,8 +515,13 @@ def _check_device(device: object) -> None:
         raise ValueError(f"device = {reprlib.repr(device)} is no name of a device")
 
 
-def _fastest(graph: MetalGraph) -> Activations:
-    """Return what the device multiplies prompts in where nobody says."""
+def _default_activations(graph: MetalGraph, config: ModelConfig) -> Activations:
+    """Return what the device multiplies prompts in where nobody says: half, if it costs little.
+
+    Through recurrent layers, errors of products grow past those of K/V in f16.
+    """
+    if config.recurrent is not None:
+        return "float32"
     try:
         graph.commands(activations="half").close()
     except EncodingError:

@@ -115,7 +115,8 @@ def test_logits_have_the_bits_of_a_session_beside_others_and_behind_a_checkpoint
 )
 def test_logits_behind_a_checkpoint_are_those_of_float64(name: str, n: int) -> None:
     golden = np.load(DATA / "hybrid" / f"{name}-golden.npz")
-    ids, seen = golden["ids"].tolist(), []
+    ids: list[int] = golden["ids"].tolist()
+    seen: list[Any] = []
     expected = golden["logits"][golden["positions"].tolist().index(n)]
     with (
         Model.load(DATA / "hybrid" / f"{name}.gguf", "cpu") as model,

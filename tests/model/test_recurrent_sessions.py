@@ -21,7 +21,8 @@ from tiny_hybrids import Hybrid, random_tensors, write
 
 from oxibonsai import metal
 from oxibonsai.model import Model, Session, SessionFileError
-from oxibonsai.model.runtime.recurrent import IN_FLIGHT, RING
+from oxibonsai.model.protocols import MAX_STATES_IN_FLIGHT
+from oxibonsai.model.runtime.recurrent import RING
 
 SHAPE = Hybrid(context=400)
 RNG = np.random.default_rng(11)
@@ -60,9 +61,8 @@ def check(model: Model, session: Session, cuts: Cuts, **options: Any) -> None:
         session.rewind(at)
 
 
+@pytest.mark.device("cpu")  # others may round a chunk as they round single tokens
 def test_the_cut_of_a_text_shows_in_its_bits(model):
-    if model.device.driver != "cpu":
-        pytest.skip("a device on which chunks may round as single tokens do")
     one, other = Cuts(), Cuts()
     one.feed(40, 40)
     other.feed(40, 5)
@@ -238,7 +238,7 @@ def test_steps_in_flight_are_no_more_than_the_ring_holds(model, caplog):
         most = 0
         for _ in session.generate(20, ignore_eos=True, lookahead=16):
             most = max(most, session._decoder.in_flight)
-        assert most <= IN_FLIGHT
+        assert most <= MAX_STATES_IN_FLIGHT
         with caplog.at_level(logging.WARNING, "oxibonsai.model"):
             list(session.generate(3, draft_tokens=4))
         assert "draft_tokens = 4 does nothing: what a draft leaves in the recurrent state" in (
@@ -354,6 +354,7 @@ ACTS = st.lists(
 )
 
 
+@pytest.mark.device("cpu", "cuda")  # many tokens for one that is interpreted
 @settings(max_examples=40)
 @given(acts=ACTS, every=st.sampled_from([1, 7, 64]), most=st.sampled_from([0, 1, 3]))
 def test_any_schedule_gives_the_bits_of_a_fresh_run(model, tmp_path, acts, every, most):
