@@ -79,6 +79,7 @@ EXTENSIONS = [
     extension("_owners", []),
     extension("_buffer", []),
     extension("_pipeline", []),
+    extension("_recurrent", []),
     extension("_commands", []),
     extension("_weights", []),
     extension("_phases", []),

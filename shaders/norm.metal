@@ -1,4 +1,4 @@
-// RMSNorm, residual addition and biases.
+// RMSNorm, residual addition, biases and copies.
 #include <metal_stdlib>
 using namespace metal;
 
@@ -49,5 +49,27 @@ kernel void bias_add(device const float *bias [[buffer(0)]], device float *y [[b
     for (uint v = at.y; v < args.n_vectors; v += size.y) {
         device float *to = y + v * args.y_stride;
         for (uint i = at.x; i < args.n; i += size.x) to[i] += bias[i];
+    }
+}
+
+#define OXB_COPY_WORDS 8u // that a thread asks for at once, for none waits for another
+
+// Any grid: the threads stride over the words, whose bits are kept.
+kernel void copy(device const uint *x [[buffer(0)]], device uint *y [[buffer(1)]],
+                 constant oxb_copy_args &args [[buffer(2)]],
+                 uint tile [[threadgroup_position_in_grid]], uint tiles [[threadgroups_per_grid]],
+                 uint thread_index [[thread_index_in_threadgroup]],
+                 uint n_threads [[threads_per_threadgroup]]) {
+    const ulong step = ulong(n_threads) * OXB_COPY_WORDS;
+    for (ulong first = tile * step + thread_index; first < args.n; first += tiles * step) {
+        uint words[OXB_COPY_WORDS];
+        OXB_UNROLL
+        for (uint i = 0; i < OXB_COPY_WORDS; i++)
+            words[i] = x[min(first + i * n_threads, args.n - 1u)];
+        OXB_UNROLL
+        for (uint i = 0; i < OXB_COPY_WORDS; i++) {
+            const ulong at = first + i * n_threads;
+            if (at < args.n) y[at] = words[i];
+        }
     }
 }

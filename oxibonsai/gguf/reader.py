@@ -261,7 +261,7 @@ class GGUFFile:
 
 
 def hadamard_keys(file: GGUFFile) -> list[str]:
-    """Return the metadata keys that describe an activation transform.
+    """Return the metadata keys that describe how the weights were rotated.
 
     Parameters
     ----------
@@ -271,34 +271,30 @@ def hadamard_keys(file: GGUFFile) -> list[str]:
     Returns
     -------
     list of str
-        Keys that start with ``prism.hadamard.``; empty where the file needs no transform.
+        Keys that start with ``prism.hadamard.``; empty where the weights take their inputs as they
+        are.
     """
     return [key for key in file.metadata if key.startswith(_HADAMARD)]
 
 
-def check_supported(file: GGUFFile) -> None:
+def check_supported(file: GGUFFile, skipped: tuple[str, ...] = ()) -> None:
     """Check that this package can compute with the weights of a file.
 
     Parameters
     ----------
     file : GGUFFile
         May be closed.
+    skipped : tuple of str
+        Tensors whose names begin with one of these are not looked at.
 
     Raises
     ------
     GGUFError
-        If the file needs an activation transform (`hadamard_keys`), without which its weights give
-        fluent nonsense, or a tensor has a type that is neither in ``oxibonsai.formats.FORMATS`` nor
-        in ``CONVERTED``.
+        If a tensor has a type that is neither in ``oxibonsai.formats.FORMATS`` nor in
+        ``CONVERTED``.
     """
-    keys = hadamard_keys(file)
-    if keys:
-        raise GGUFError(
-            f"{file.path} needs an activation transform that is not built here: metadata "
-            f"{', '.join(keys)}"
-        )
     for info in file.tensors.values():
-        if info.loads_as is None:
+        if info.loads_as is None and not info.name.startswith(skipped):
             raise GGUFError(
                 f"{file.path}: tensor {info.name!r} has type {info.type_name} "
                 f"({info.ggml_type}); supported are {', '.join((*FORMATS, *CONVERTED))}. "

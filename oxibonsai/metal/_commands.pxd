@@ -1,9 +1,10 @@
 from oxibonsai.metal._core cimport Device
+from oxibonsai.metal._recurrent cimport RecurrentOps
 from oxibonsai.metal._weights cimport WeightHandle
 from oxibonsai.metal.oxb cimport oxb_commands, oxb_submission, oxb_times
 
 
-cdef class Commands:
+cdef class Commands(RecurrentOps):
     cdef oxb_commands *handle
     cdef readonly Device device
     cdef oxb_submission *flight[16]  # OXB_MAX_IN_FLIGHT, oldest first

@@ -5,9 +5,18 @@ from cpython.number cimport PyNumber_Index
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memset
 
-from oxibonsai.metal._core cimport Device, HostBytes, api, check, count_of, host_bytes
+from oxibonsai.metal._core cimport (
+    Device,
+    HostBytes,
+    api,
+    check,
+    count_of,
+    host_bytes,
+    u32_of,
+)
 from oxibonsai.metal._owners cimport drain_owners
 from oxibonsai.metal._pipeline cimport Pipeline
+from oxibonsai.metal._recurrent cimport RecurrentOps
 from oxibonsai.metal._weights cimport WeightHandle, bind_all, weight_of
 from oxibonsai.metal.oxb cimport (
     OXB_ACTIVATIONS_HALF,
@@ -24,21 +33,16 @@ from oxibonsai.metal.oxb cimport (
     oxb_commands,
     oxb_feed_forward,
     oxb_norm,
+    oxb_rotation,
     oxb_sample,
     oxb_size,
     oxb_status,
 )
 
 from oxibonsai.metal._errors import EncodingError
+from oxibonsai.metal._rotation import Rotation
 
 cdef int MAX_IN_FLIGHT = 16
-
-
-cdef uint32_t _u32(object value, str what) except? 0xffffffff:
-    n = PyNumber_Index(value)
-    if not 0 <= n <= 0xffffffff:
-        raise EncodingError(f"{what} = {n} must fit 32 bits")
-    return n
 
 
 cdef oxb_size _size(object value, str what) except *:
@@ -47,7 +51,8 @@ cdef oxb_size _size(object value, str what) except *:
     if not 1 <= len(extents) <= 3:
         raise EncodingError(f"{what} = {value!r}: one to three extents")
     extents = (*extents, 1, 1)
-    size.x, size.y, size.z = _u32(extents[0], what), _u32(extents[1], what), _u32(extents[2], what)
+    size.x, size.y = u32_of(extents[0], what), u32_of(extents[1], what)
+    size.z = u32_of(extents[2], what)
     return size
 
 
@@ -58,23 +63,23 @@ cdef oxb_attention_shape _attention_shape(
     cdef oxb_attention_shape shape
     if kv_dtype not in ("f16", "f32", "q8"):
         raise ValueError(f"kv_dtype = {kv_dtype!r}: 'f16', 'f32' or 'q8'")
-    shape.n_heads = _u32(n_heads, "n_heads")
-    shape.n_kv_heads = _u32(n_kv_heads, "n_kv_heads")
-    shape.head_dim = _u32(head_dim, "head_dim")
-    shape.max_seq = _u32(max_seq, "max_seq")
-    shape.layer = _u32(layer, "layer")
+    shape.n_heads = u32_of(n_heads, "n_heads")
+    shape.n_kv_heads = u32_of(n_kv_heads, "n_kv_heads")
+    shape.head_dim = u32_of(head_dim, "head_dim")
+    shape.max_seq = u32_of(max_seq, "max_seq")
+    shape.layer = u32_of(layer, "layer")
     shape.kv_format = (
         OXB_KV_F16 if kv_dtype == "f16" else OXB_KV_F32 if kv_dtype == "f32" else OXB_KV_Q8)
-    shape.n_tokens = _u32(n_tokens, "n_tokens")
+    shape.n_tokens = u32_of(n_tokens, "n_tokens")
     shape.batch = bool(batch)
-    shape.max_length = 0 if max_length is None else _u32(max_length, "max_length")
+    shape.max_length = 0 if max_length is None else u32_of(max_length, "max_length")
     if max_length is not None and shape.max_length == 0:
         raise EncodingError(f"max_length = 0 must lie in 1..{shape.max_seq}, the max_seq")
     shape.rotary_dim = 0
     shape.rope_style = OXB_ROPE_NEOX
-    shape.page_size = _u32(page_size, "page_size")
-    shape.n_layers = _u32(n_layers, "n_layers")
-    shape.n_pages = _u32(n_pages, "n_pages")
+    shape.page_size = u32_of(page_size, "page_size")
+    shape.n_layers = u32_of(n_layers, "n_layers")
+    shape.n_pages = u32_of(n_pages, "n_pages")
     shape.pages.buffer = NULL
     shape.pages.offset = 0
     if pages is not None:
@@ -85,13 +90,26 @@ cdef oxb_attention_shape _attention_shape(
 cdef int _set_rope(oxb_attention_shape *shape, rotary_dim, rope_style) except -1:
     if rope_style not in ("neox", "interleaved"):
         raise EncodingError(f"rope_style = {rope_style!r} must be 'neox' or 'interleaved'")
-    shape.rotary_dim = _u32(rotary_dim, "rotary_dim")
+    shape.rotary_dim = u32_of(rotary_dim, "rotary_dim")
     shape.rope_style = OXB_ROPE_INTERLEAVED if rope_style == "interleaved" else OXB_ROPE_NEOX
     return 0
 
 
+# All but the signs, which are bound with the other operands.
+cdef int _set_rotation(oxb_rotation *rotation, value, str what) except -1:
+    memset(rotation, 0, sizeof(oxb_rotation))
+    if value is None:
+        return 0
+    if not isinstance(value, Rotation):
+        raise TypeError(f"{what} must be a Rotation, not {type(value).__name__}")
+    rotation.block = u32_of(value.block, f"block of {what}")
+    rotation.head_size = u32_of(value.head_size, f"head_size of {what}")
+    rotation.n_groups = u32_of(value.n_groups, f"n_groups of {what}")
+    return 0
+
+
 @cython.no_gc_clear
-cdef class Commands:
+cdef class Commands(RecurrentOps):
     """Commands(device, *, activations='float32', deterministic=False)\n--\n
     A recorded sequence of dispatches that can be submitted any number of times.
 
@@ -270,7 +288,7 @@ cdef class Commands:
         cdef oxb_binding bound[31]
         cdef HostBytes struct = host_bytes(args)
         cdef oxb_size grid = _size(threadgroups, "threadgroups"), group = _size(threads, "threads")
-        cdef uint32_t memory = _u32(threadgroup_memory, "threadgroup_memory")
+        cdef uint32_t memory = u32_of(threadgroup_memory, "threadgroup_memory")
         operands = tuple((f"binding {i}", value) for i, value in enumerate(bindings))
         # The shim refuses more bindings than there is room for here.
         bind_all(operands[:<int>OXB_MAX_BINDINGS], bound)
@@ -549,11 +567,12 @@ cdef class Commands:
                                     &normalise if norm is not None else NULL, b[0], b[1], vectors))
 
     def feed_forward(self, attn, hidden, activated, *, attn_proj, norm, gate_up, down, n_vectors=1,
-                     eps=1e-6):
+                     eps=1e-6, attn_rotation=None, gate_up_rotation=None, down_rotation=None):
         """Record the second half of a transformer layer for n_vectors rows, `hidden` in place.
 
         hidden += attn_proj attn; activated = silu(gate n) * (up n) with
-        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
+        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated. Where rotations
+        are given, the products take in attn, n and activated rotated by them.
 
         Parameters
         ----------
@@ -575,6 +594,8 @@ cdef class Commands:
             Rows.
         eps : float
             Added to the mean square.
+        attn_rotation, gate_up_rotation, down_rotation : Rotation, optional
+            Of what attn_proj, gate_up and down are multiplied with; none where left out.
 
         Raises
         ------
@@ -582,7 +603,8 @@ cdef class Commands:
             Where shapes do not fit one another or their buffers; nothing is recorded then.
         """
         cdef oxb_feed_forward f
-        cdef oxb_binding b[4]
+        cdef oxb_binding b[7]
+        cdef oxb_rotation *rotations[3]
         cdef WeightHandle proj = weight_of(attn_proj, "attn_proj")
         cdef WeightHandle gate = weight_of(gate_up, "gate_up")
         cdef WeightHandle last = weight_of(down, "down")
@@ -592,8 +614,25 @@ cdef class Commands:
         f.n_vectors = count_of(n_vectors, "n_vectors")
         f.hidden_size, f.attn_size = shape_of(proj, None, None)
         f.intermediate_size = shape_of(last, None, None)[1]
-        bind_all((("attn", attn), ("hidden", hidden), ("activated", activated), ("norm", norm)), b)
+        rotations[0] = &f.attn_rotation
+        rotations[1] = &f.gate_up_rotation
+        rotations[2] = &f.down_rotation
+        signs = []
+        for i, (what, rotation) in enumerate((
+            ("attn_rotation", attn_rotation),
+            ("gate_up_rotation", gate_up_rotation),
+            ("down_rotation", down_rotation),
+        )):
+            _set_rotation(rotations[i], rotation, what)
+            if rotation is not None:
+                signs.append((i, (f"signs of {what}", rotation.signs)))
+        bind_all((
+            ("attn", attn), ("hidden", hidden), ("activated", activated), ("norm", norm),
+            *[operand for _, operand in signs],
+        ), b)
         f.attn, f.hidden, f.activated, f.norm.weight = b[0], b[1], b[2], b[3]
+        for place, (i, _) in enumerate(signs, 4):
+            rotations[i].signs = b[place]
         f.norm.eps = eps
         f.normed.buffer = NULL
         f.normed.offset = 0

@@ -1,4 +1,4 @@
-from libc.stdint cimport uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 
 from oxibonsai.metal.oxb cimport oxb_api, oxb_device, oxb_status
 
@@ -8,6 +8,9 @@ cdef int check(oxb_status status) except -1 nogil
 
 # An integer in 0..2**63 - 1, EncodingError outside it, TypeError for what is no integer.
 cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff
+
+# The same in 0..2**32 - 1.
+cdef uint32_t u32_of(object value, str what) except? 0xffffffff
 
 
 cdef class Device:

@@ -102,6 +102,13 @@ cdef uint64_t count_of(object value, str what) except? 0xffffffffffffffff:
     return n
 
 
+cdef uint32_t u32_of(object value, str what) except? 0xffffffff:
+    n = PyNumber_Index(value)
+    if not 0 <= n <= 0xffffffff:
+        raise _errors.EncodingError(f"{what} = {n} must fit 32 bits")
+    return n
+
+
 def format_table():
     """Return the C table of weight formats.
 

@@ -200,6 +200,13 @@ cdef extern from "oxb_shim.h" nogil:
         OXB_ROPE_NEOX
         OXB_ROPE_INTERLEAVED
 
+    ctypedef struct oxb_rotation:
+        oxb_binding signs
+        uint32_t block
+        uint32_t head_size
+        uint32_t n_groups
+        uint32_t pad
+
     ctypedef struct oxb_feed_forward:
         const oxb_weight *attn_proj
         const oxb_weight *gate_up
@@ -213,6 +220,9 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t hidden_size
         uint64_t intermediate_size
         uint64_t n_vectors
+        oxb_rotation attn_rotation
+        oxb_rotation gate_up_rotation
+        oxb_rotation down_rotation
 
     ctypedef enum oxb_kv_format:
         OXB_KV_F32
@@ -255,6 +265,75 @@ cdef extern from "oxb_shim.h" nogil:
         uint32_t batch
         uint32_t log_probabilities
         uint32_t advance
+
+    ctypedef struct oxb_recurrent_shape:
+        uint64_t slot_size
+        uint64_t offset
+        uint32_t ring
+        uint32_t n_tokens
+        uint32_t batch
+        uint32_t pad
+
+    ctypedef struct oxb_conv:
+        oxb_recurrent_shape shape
+        oxb_binding x
+        oxb_binding weight
+        oxb_binding state
+        oxb_binding recurrent
+        oxb_binding y
+        uint64_t x_stride
+        uint64_t y_stride
+        uint32_t n_channels
+        uint32_t width
+
+    ctypedef struct oxb_delta:
+        oxb_recurrent_shape shape
+        oxb_binding qkv
+        oxb_binding alpha_beta
+        oxb_binding a
+        oxb_binding dt_bias
+        oxb_binding state
+        oxb_binding recurrent
+        oxb_binding y
+        uint64_t qkv_stride
+        uint64_t ab_stride
+        uint64_t y_stride
+        uint32_t n_key_heads
+        uint32_t n_value_heads
+        uint32_t key_dim
+        uint32_t value_dim
+        float eps
+        float scale
+
+    ctypedef enum oxb_gate_activation:
+        OXB_SIGMOID
+        OXB_SILU
+
+    ctypedef struct oxb_gate:
+        oxb_binding x
+        oxb_binding z
+        oxb_binding y
+        oxb_norm norm
+        uint64_t x_stride
+        uint64_t z_stride
+        uint64_t y_stride
+        uint64_t n_vectors
+        uint32_t n_heads
+        uint32_t head_dim
+        uint32_t activation
+        uint32_t pad
+
+    ctypedef struct oxb_hadamard:
+        oxb_binding x
+        oxb_binding signs
+        oxb_binding y
+        oxb_norm norm
+        uint64_t k
+        uint64_t n_vectors
+        uint32_t block
+        uint32_t head_size
+        uint32_t n_groups
+        uint32_t inverse
 
     ctypedef struct oxb_api:
         uint32_t abi_version
@@ -389,6 +468,13 @@ cdef extern from "oxb_shim.h" nogil:
             oxb_binding rope, oxb_binding k_cache, oxb_binding v_cache, oxb_binding state,
             oxb_binding out, const oxb_attention_shape *shape, float eps,
             float scale) noexcept nogil
+        oxb_status (*op_conv)(oxb_commands *commands, const oxb_conv *conv) noexcept nogil
+        oxb_status (*op_delta)(oxb_commands *commands, const oxb_delta *delta) noexcept nogil
+        oxb_status (*op_gate)(oxb_commands *commands, const oxb_gate *gate) noexcept nogil
+        oxb_status (*op_hadamard)(
+            oxb_commands *commands, const oxb_hadamard *hadamard) noexcept nogil
+        oxb_status (*op_copy)(
+            oxb_commands *commands, oxb_binding x, oxb_binding y, uint64_t n) noexcept nogil
 
 
 cdef extern from "oxb_args.h" nogil:
@@ -397,6 +483,12 @@ cdef extern from "oxb_args.h" nogil:
     unsigned int OXB_NO_INDEX
     unsigned int OXB_ARGMAX_BLOCK
     unsigned int OXB_MAX_BEST
+    unsigned int OXB_MAX_CONV_WIDTH
+    unsigned int OXB_MAX_DELTA_DIM
+    unsigned int OXB_GATE_SIGMOID
+    unsigned int OXB_GATE_SILU
+    unsigned int OXB_MIN_HADAMARD
+    unsigned int OXB_MAX_HADAMARD
 
     ctypedef uint32_t oxb_u32
 
@@ -452,7 +544,7 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 position
         oxb_u32 tokens
         oxb_u32 pages
-        oxb_u32 pad
+        oxb_u32 recurrent
 
     struct oxb_embed_args:
         oxb_u64 codes_offset
@@ -600,6 +692,59 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 advance
         oxb_u32 pad
 
+    struct oxb_recurrence:
+        oxb_u64 slot_stride
+        oxb_u64 offset
+        oxb_u32 n_slots
+        oxb_u32 ring
+        oxb_u32 n_tokens
+        oxb_u32 batch
+
+    struct oxb_conv_args:
+        oxb_recurrence recurrence
+        oxb_u64 x_stride
+        oxb_u64 y_stride
+        oxb_u32 n_channels
+        oxb_u32 width
+        oxb_u32 pad[2]
+
+    struct oxb_delta_args:
+        oxb_recurrence recurrence
+        oxb_u64 qkv_stride
+        oxb_u64 ab_stride
+        oxb_u64 y_stride
+        oxb_u32 n_key_heads
+        oxb_u32 n_value_heads
+        oxb_u32 key_dim
+        oxb_u32 value_dim
+        oxb_f32 eps
+        oxb_f32 scale
+
+    struct oxb_gate_args:
+        oxb_u64 x_stride
+        oxb_u64 z_stride
+        oxb_u64 y_stride
+        oxb_u32 n_heads
+        oxb_u32 head_dim
+        oxb_u32 n_tokens
+        oxb_u32 activation
+        oxb_f32 eps
+        oxb_u32 has_norm
+
+    struct oxb_hadamard_args:
+        oxb_u32 k
+        oxb_u32 n_vectors
+        oxb_u32 block
+        oxb_u32 head_size
+        oxb_u32 n_groups
+        oxb_u32 inverse
+        oxb_f32 eps
+        oxb_u32 has_norm
+
+    struct oxb_copy_args:
+        oxb_u64 n
+        oxb_u64 pad
+
 
 cdef extern from "oxb_driver.h" nogil:
     unsigned int OXB_TILE_ALL
@@ -666,6 +811,11 @@ cdef extern from "oxb_driver.h" nogil:
         OXB_OP_GEMM_HALVES
         OXB_OP_ROUND_HALF
         OXB_OP_GEMM_HALF
+        OXB_OP_CONV
+        OXB_OP_DELTA
+        OXB_OP_GATE
+        OXB_OP_HADAMARD
+        OXB_OP_COPY
         OXB_OP_COUNT
 
     ctypedef struct oxb_op_shape:

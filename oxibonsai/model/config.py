@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import MISSING, dataclass, field, fields, replace
 
 import numpy as np
 
 from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.model.rope import RopeScaling
+from oxibonsai.model.rotation import Rotations, read_rotations
 
-__all__ = ["ModelConfig", "architecture_name"]
+__all__ = ["MetadataReader", "ModelConfig", "RecurrentShape", "architecture_name"]
 
 # What the decode step's kernels and 32-bit sizes allow, far above any published model.
 _LIMITS = {
@@ -22,6 +23,14 @@ _LIMITS = {
     "attention.head_count_kv": 4096,
     "attention.key_length": 512,
     "rope.scaling.original_context_length": 1 << 24,
+    "rope.dimension_count": 512,
+    "full_attention_interval": 4096,
+    "nextn_predict_layers": 4096,
+    "ssm.conv_kernel": 8,
+    "ssm.state_size": 256,
+    "ssm.group_count": 4096,
+    "ssm.time_step_rank": 4096,
+    "ssm.inner_size": 1 << 20,
 }
 
 # What gives finite results in float32, far beyond any published model.
@@ -47,8 +56,55 @@ _NEUTRAL = {"yarn_ext_factor": (1, -1), "yarn_log_multiplier": (0,), "alpha": (0
 
 
 @dataclass(frozen=True)
+class RecurrentShape:
+    """The shape of a layer of Gated DeltaNet, and of the state that it keeps of a text.
+
+    Attributes
+    ----------
+    n_key_heads, n_value_heads : int
+        Heads of queries and keys, and of values; value head h reads key head h % n_key_heads.
+    key_dim, value_dim : int
+        The width of each.
+    conv_width : int
+        Tokens that the convolution sees, its own included.
+    """
+
+    n_key_heads: int
+    n_value_heads: int
+    key_dim: int
+    value_dim: int
+    conv_width: int
+
+    @property
+    def value_size(self) -> int:
+        """Width of all value heads."""
+        return self.n_value_heads * self.value_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """Width of queries, keys and values, which go through the convolution."""
+        return 2 * self.n_key_heads * self.key_dim + self.value_size
+
+    @property
+    def conv_size(self) -> int:
+        """Elements of a layer's state that are the convolution's last inputs."""
+        return (self.conv_width - 1) * self.conv_channels
+
+    @property
+    def layer_size(self) -> int:
+        """Elements of a layer's state: the convolution's inputs, then the heads' matrices."""
+        return self.conv_size + self.n_value_heads * self.key_dim * self.value_dim
+
+    def slot_size(self, n_layers: int) -> int:
+        """Elements of the state of n_layers."""
+        return n_layers * self.layer_size
+
+
+@dataclass(frozen=True, repr=False)
 class ModelConfig:
-    """The shape of a dense decoder: GQA attention with RoPE, RMSNorm, SwiGLU.
+    """The shape of a decoder: GQA attention with RoPE, RMSNorm, SwiGLU.
+
+    Some of its layers may be recurrent: they keep a state of one size instead of keys and values.
 
     Attributes
     ----------
@@ -66,6 +122,16 @@ class ModelConfig:
         Added to the mean square in RMSNorm.
     rope_scaling : RopeScaling
         How the rotary frequencies are changed for a long context.
+    rope_dim : int or None
+        Elements of a head that RoPE turns, the first ones; None: all.
+    attention_layers : tuple of bool
+        Which layers have attention, and so keys and values; empty: all.
+    recurrent : RecurrentShape or None
+        The shape of the others.
+    n_skipped_layers : int
+        Layers that the file has behind those of the model and that do not run: a drafter's.
+    rotations : Rotations or None
+        How the inputs of matrices are rotated; None where they are not.
     """
 
     n_layers: int
@@ -79,6 +145,20 @@ class ModelConfig:
     rope_theta: float
     rms_eps: float
     rope_scaling: RopeScaling = field(default_factory=RopeScaling)
+    rope_dim: int | None = None
+    attention_layers: tuple[bool, ...] = ()
+    recurrent: RecurrentShape | None = None
+    n_skipped_layers: int = 0
+    rotations: Rotations | None = None
+
+    def __repr__(self) -> str:
+        # Fingerprints hash it: what a dense model does not have must not change theirs.
+        shown = (
+            f"{f.name}={getattr(self, f.name)!r}"
+            for f in fields(self)
+            if f.default is MISSING or getattr(self, f.name) != f.default
+        )
+        return f"ModelConfig({', '.join(shown)})"
 
     @property
     def q_size(self) -> int:
@@ -93,10 +173,56 @@ class ModelConfig:
     @property
     def rotary_dim(self) -> int:
         """Elements of a head that RoPE turns."""
-        return self.head_dim
+        return self.head_dim if self.rope_dim is None else self.rope_dim
+
+    def is_attention(self, layer: int) -> bool:
+        """Whether a layer has attention; it is recurrent otherwise.
+
+        Parameters
+        ----------
+        layer : int
+            Among all layers.
+
+        Returns
+        -------
+        bool
+            Whether it has.
+        """
+        return not self.attention_layers or self.attention_layers[layer]
+
+    def ordinal(self, layer: int) -> int:
+        """Return how many layers of its kind come before a layer: its place in cache or state.
+
+        Parameters
+        ----------
+        layer : int
+            Among all layers.
+
+        Returns
+        -------
+        int
+            Their number.
+        """
+        kind = self.is_attention(layer)
+        return sum(self.is_attention(i) == kind for i in range(layer))
+
+    @property
+    def n_attention_layers(self) -> int:
+        """Layers with keys and values."""
+        return sum(self.attention_layers) if self.attention_layers else self.n_layers
+
+    @property
+    def n_recurrent_layers(self) -> int:
+        """Layers with a recurrent state."""
+        return self.n_layers - self.n_attention_layers
+
+    @property
+    def slot_size(self) -> int:
+        """Elements of the recurrent state of a text, 0 of a model without one."""
+        return 0 if self.recurrent is None else self.recurrent.slot_size(self.n_recurrent_layers)
 
     @classmethod
-    def from_gguf(cls, file: GGUFFile) -> ModelConfig:
+    def from_gguf(cls, file: GGUFFile, *, partial_rope: bool = False) -> ModelConfig:
         """Read the shape from the keys that GGUF names alike in every architecture.
 
         Each key begins with the file's ``general.architecture``. What one architecture asks beyond
@@ -106,11 +232,14 @@ class ModelConfig:
         ----------
         file : GGUFFile
             The open file.
+        partial_rope : bool
+            Whether the architecture turns the first ``rope.dimension_count`` elements of a head,
+            which the file has to name then; otherwise it is all of them.
 
         Returns
         -------
         ModelConfig
-            The shape.
+            The shape, with as many layers as the file counts.
 
         Raises
         ------
@@ -126,7 +255,7 @@ class ModelConfig:
                 f"{file.path}: tensor 'token_embd.weight' has shape {embedding.shape}; a matrix is "
                 "needed"
             )
-        read = _Reader(file, name)
+        read = MetadataReader(file, name)
         n_layers = read.integer("block_count")
         n_heads = read.per_layer("attention.head_count", n_layers)
         hidden = read.integer("embedding_length")
@@ -144,6 +273,7 @@ class ModelConfig:
             rope_theta=theta,
             rms_eps=read.number("attention.layer_norm_rms_epsilon"),
             rope_scaling=_rope_scaling(read, context, theta),
+            rotations=read_rotations(file),
         )
         if config.n_heads % config.n_kv_heads:
             raise GGUFError(
@@ -152,7 +282,18 @@ class ModelConfig:
             )
         if config.head_dim % 2:
             raise GGUFError(f"{file.path}: head_dim = {config.head_dim} is odd: RoPE turns pairs")
-        for key in ("attention.value_length", "rope.dimension_count"):
+        keys = ["attention.value_length"]
+        if partial_rope:
+            rope_dim = read.integer("rope.dimension_count")
+            if rope_dim % 2 or rope_dim > config.head_dim:
+                raise GGUFError(
+                    f"{file.path}: {name}.rope.dimension_count = {rope_dim} must be even and no "
+                    f"more than the head_dim, {config.head_dim}"
+                )
+            config = replace(config, rope_dim=rope_dim)
+        else:
+            keys.append("rope.dimension_count")
+        for key in keys:
             value = file.metadata.get(f"{name}.{key}", config.head_dim)
             if not isinstance(value, int) or value != config.head_dim:
                 raise GGUFError(
@@ -177,8 +318,16 @@ def architecture_name(file: GGUFFile) -> str:
 
 
 @dataclass(frozen=True)
-class _Reader:
-    """Reads the numbers of an architecture's metadata."""
+class MetadataReader:
+    """Reads the numbers of an architecture's metadata, each within its limits.
+
+    Attributes
+    ----------
+    file : GGUFFile
+        The file.
+    architecture : str
+        What the keys begin with.
+    """
 
     file: GGUFFile
     architecture: str
@@ -201,18 +350,21 @@ class _Reader:
             value = int(value[0])
         return self._checked(key, value)
 
-    def integer(self, key: str, default: int | None = None) -> int:
-        return self._checked(key, self._value(f"{self.architecture}.{key}", default))
+    def integer(self, key: str, default: int | None = None, *, low: int = 1) -> int:
+        """Read an integer, one of `_LIMITS`; without a default the file must have it."""
+        return self._checked(key, self._value(f"{self.architecture}.{key}", default), low)
 
-    def _checked(self, key: str, value: object) -> int:
+    def _checked(self, key: str, value: object, low: int = 1) -> int:
         name = f"{self.architecture}.{key}"
         if isinstance(value, bool) or not isinstance(value, int):
             raise GGUFError(f"{self.file.path}: {name} is {value!r}; an integer is needed")
-        if not 1 <= value <= _LIMITS[key]:
-            raise GGUFError(f"{self.file.path}: {name} = {value} must lie in 1..{_LIMITS[key]}")
+        if not low <= value <= _LIMITS[key]:
+            limits = f"{low}..{_LIMITS[key]}"
+            raise GGUFError(f"{self.file.path}: {name} = {value} must lie in {limits}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
+        """Read a number, one of `_RANGES`; without a default the file must have it."""
         name = f"{self.architecture}.{key}"
         value = self._value(name, default)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -231,7 +383,7 @@ class _Reader:
         return value
 
 
-def _rope_scaling(read: _Reader, context: int, theta: float) -> RopeScaling:
+def _rope_scaling(read: MetadataReader, context: int, theta: float) -> RopeScaling:
     """Read the RoPE scaling; GGUFError by name for one that would not be applied as meant.
 
     The keys are llama.cpp's, with its meaning where a key is missing or 0: a factor without a type

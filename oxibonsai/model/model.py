@@ -7,7 +7,6 @@ import os
 import reprlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oxibonsai.gguf import GGUFError, GGUFFile, Strings
@@ -20,8 +19,10 @@ from oxibonsai.model.engine import Engine
 from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.generation.settings import SamplingOptions
+from oxibonsai.model.names import shown_name
 from oxibonsai.model.protocols import ACTIVATIONS, Activations
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
+from oxibonsai.model.runtime.textstates import CHECKPOINT_EVERY, MAX_CHECKPOINTS
 from oxibonsai.model.session import Session
 from oxibonsai.model.tokenizer import Tokenizer
 
@@ -59,7 +60,8 @@ class Model:
     config, graph, weights, activations, nfc
         As given.
     name : str
-        The model's name in the file, else the file's.
+        The model's name in the file, else the file's. A name such as "Hf", that of the folder which
+        a converter read, is none.
     """
 
     def __init__(
@@ -78,8 +80,7 @@ class Model:
         self.weights = weights
         self.activations = activations
         self.nfc = nfc
-        name = file.metadata.get("general.name")
-        self.name = name if isinstance(name, str) else Path(self.path).stem
+        self.name = shown_name(file.metadata, self.path)
         self._file = file
         self._closed = False
 
@@ -109,8 +110,9 @@ class Model:
             What the matrices are multiplied with where many tokens run as one batch: a prompt, and
             what log_probabilities() and perplexity() are given. half rounds the activations of 64
             tokens or more to halves, for matrices of 1 and 2 bits, and what attention over K/V in
-            f16 multiplies, with any matrices. It is for GPUs alone, where it is the default: an
-            error of 2e-4 of each product, less than that of K/V in f16. It is left out where
+            f16 multiplies, with any matrices. It is for GPUs alone, where models without recurrent
+            layers have it by default: an error of 2e-4 of each product, less than that of K/V in
+            f16. It is left out where
             deterministic, where K/V are f32, where verify() scores tokens and where an engine's
             step generates too. int8 rounds the activations of 8 tokens or more to 8 bits in blocks
             of 16, on the cpu device alone; it is faster with most processors and formats. All that
@@ -147,7 +149,7 @@ class Model:
             _check_vocabulary(file, config)
             graph = MetalGraph(device)
             if activations is None:
-                activations = _fastest(graph)
+                activations = _default_activations(graph, config)
             graph.commands(activations=activations).close()  # Refused before anything is loaded.
             weights = load_weights(file, architecture, config, graph)
         except BaseException:
@@ -202,6 +204,8 @@ class Model:
         chunk: int | None = None,
         profile: bool = False,
         deterministic: bool = False,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        max_checkpoints: int = MAX_CHECKPOINTS,
     ) -> Session:
         """Return a new text on this model.
 
@@ -229,6 +233,14 @@ class Model:
             Whether each token of a prompt is computed as it is alone, from float32, so that its
             bits do not depend on the chunk: slower on a GPU. An engine that is deterministic
             gives the texts of such sessions.
+        checkpoint_every : int
+            Tokens between two checkpoints of the recurrent state, of a model with recurrent layers;
+            others need none. A rewind runs no more than about so many tokens again, as long as
+            there is a checkpoint near its end.
+        max_checkpoints : int
+            Checkpoints that are kept, 0 to 4096, with the memory of one state each; it is taken as
+            they come. Where there are more, those are kept that lie densely near the end of the
+            text and thinly far from it. With 0, a rewind runs the text again from the beginning.
 
         Returns
         -------
@@ -245,7 +257,16 @@ class Model:
         self._check_open()
         if max_seq is None:
             max_seq = self._most_positions(kv_dtype)
-        return Session(self, max_seq, kv_dtype, chunk, profile, deterministic=deterministic)
+        return Session(
+            self,
+            max_seq,
+            kv_dtype,
+            chunk,
+            profile,
+            deterministic=deterministic,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
+        )
 
     def engine(
         self,
@@ -257,6 +278,8 @@ class Model:
         chunk: int | None = None,
         deterministic: bool = False,
         max_waiting: int = 1024,
+        checkpoint_every: int | None = None,
+        max_checkpoints: int | None = None,
     ) -> Engine:
         """Return what runs many texts at a time on this model.
 
@@ -281,6 +304,14 @@ class Model:
             that of a session with the same chunk.
         max_waiting : int
             Requests that may wait; see ``Engine.submit``.
+        checkpoint_every : int, optional
+            Of a model with recurrent layers: texts that begin alike share their beginning up to a
+            multiple of so many tokens. A multiple of 64; with `deterministic`, of the chunk. Left
+            out, 256, or a chunk where that is more, but no more than a quarter of max_seq.
+        max_checkpoints : int, optional
+            Of a model with recurrent layers: the most states that are kept for that; the least
+            recently used goes, and 0 shares nothing. Left out, 8, or max_sequences where that is
+            more. All are allocated at once, with the memory of one state each.
 
         Returns
         -------
@@ -306,6 +337,8 @@ class Model:
             chunk,
             deterministic=deterministic,
             max_waiting=max_waiting,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
         )
 
     def restore_session(
@@ -482,8 +515,13 @@ def _check_device(device: object) -> None:
         raise ValueError(f"device = {reprlib.repr(device)} is no name of a device")
 
 
-def _fastest(graph: MetalGraph) -> Activations:
-    """Return what the device multiplies prompts in where nobody says."""
+def _default_activations(graph: MetalGraph, config: ModelConfig) -> Activations:
+    """Return what the device multiplies prompts in where nobody says: half, if it costs little.
+
+    Through recurrent layers, errors of products grow past those of K/V in f16.
+    """
+    if config.recurrent is not None:
+        return "float32"
     try:
         graph.commands(activations="half").close()
     except EncodingError:

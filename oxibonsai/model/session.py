@@ -14,6 +14,7 @@ from oxibonsai.model.arguments import (
     flag,
     function,
     integer,
+    integer_in,
     one_of,
     token_ids,
 )
@@ -28,6 +29,7 @@ from oxibonsai.model.runtime import statefile
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
 from oxibonsai.model.runtime.decoder import Decoder
 from oxibonsai.model.runtime.profile import Profile
+from oxibonsai.model.runtime.textstates import CHECKPOINT_EVERY, MAX_CHECKPOINTS, Checkpoint
 from oxibonsai.model.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -105,11 +107,13 @@ class Session(GenerationForms):
         Whether `profile` keeps what runs.
     deterministic : bool
         Whether each token has the bits that it has alone, however many run at once.
+    checkpoint_every, max_checkpoints : int
+        As of ``Model.session``.
 
     Attributes
     ----------
     model : Model
-        As given, as are max_seq, kv_dtype and deterministic.
+        As given, as are max_seq, kv_dtype, deterministic, checkpoint_every and max_checkpoints.
     """
 
     def __init__(
@@ -121,6 +125,8 @@ class Session(GenerationForms):
         profile: bool = False,
         *,
         deterministic: bool = False,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        max_checkpoints: int = MAX_CHECKPOINTS,
     ) -> None:
         max_seq = integer("max_seq", max_seq)
         limit = model.config.context_length
@@ -132,7 +138,17 @@ class Session(GenerationForms):
         profile = flag("profile", profile)
         self.deterministic = flag("deterministic", deterministic)
         self._chunks = ChunkSize(model, chunk, deterministic=self.deterministic)
-        decoder = Decoder(model, max_seq, kv_dtype, profile, deterministic=self.deterministic)
+        self.checkpoint_every = integer_in("checkpoint_every", checkpoint_every, 1, 1 << 24)
+        self.max_checkpoints = integer_in("max_checkpoints", max_checkpoints, 0, 4096)
+        decoder = Decoder(
+            model,
+            max_seq,
+            kv_dtype,
+            profile,
+            deterministic=self.deterministic,
+            checkpoint_every=self.checkpoint_every,
+            max_checkpoints=self.max_checkpoints,
+        )
         super().__init__(Timeline(decoder, max_seq), model)
         self.model: SessionModel = model
         self.max_seq = max_seq
@@ -166,6 +182,15 @@ class Session(GenerationForms):
     def profile(self) -> Profile | None:
         """What has run so far, of a session made with ``profile=True``."""
         return self._decoder.profile
+
+    @property
+    def checkpoints(self) -> list[Checkpoint]:
+        """The recurrent states that are kept of earlier positions, which rewind() starts from.
+
+        None of a model without recurrent layers, which needs none.
+        """
+        states = self._decoder.states
+        return [] if states is None else states.checkpoints
 
     @property
     def device_time(self) -> float | None:
@@ -350,6 +375,10 @@ class Session(GenerationForms):
     def rewind(self, position: int) -> None:
         """Drop all tokens from `position` on.
 
+        With recurrent layers, the next step may have to run tokens again, from the last of
+        `checkpoints` on and cut as they were. The bits are those of a text that was fed and
+        generated in the same steps up to `position`.
+
         Parameters
         ----------
         position : int
@@ -363,7 +392,7 @@ class Session(GenerationForms):
         self._timeline.rewind(integer("position", position))
 
     def copy(self) -> Session:
-        """Return an independent session with the same text, settings, keys and values.
+        """Return an independent session with the same text, settings, keys, values and states.
 
         Returns
         -------
@@ -383,6 +412,8 @@ class Session(GenerationForms):
             self._chunks.given,
             self.profile is not None,
             deterministic=self.deterministic,
+            checkpoint_every=self.checkpoint_every,
+            max_checkpoints=self.max_checkpoints,
         )
         try:
             twin._timeline.copy_from(self._timeline)
@@ -392,7 +423,7 @@ class Session(GenerationForms):
         return twin
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Write the text with its keys and values to a file, for ``Model.restore_session``.
+        """Write the text with its keys, values and state to a file, for ``Model.restore_session``.
 
         The file is in the format safetensors and replaces an existing one only once it is complete.
         Through a symbolic link the file that it points to is written. What is no regular file, such

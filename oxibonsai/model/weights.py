@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -13,12 +14,47 @@ import numpy.typing as npt
 from oxibonsai import formats, quant
 from oxibonsai.formats import CONVERTED, FORMATS, Format
 from oxibonsai.gguf import GGUFError, GGUFFile, TensorInfo
-from oxibonsai.metal import Buffer, BufferCreationError, Commands, MetalGraph, WeightHandle
+from oxibonsai.metal import (
+    Buffer,
+    BufferCreationError,
+    Commands,
+    MetalGraph,
+    Rotation,
+    WeightHandle,
+)
+from oxibonsai.model.rotation import EMBEDDING, HEAD, Rotations
 
-__all__ = ["Place", "Projection", "WeightLoader", "check_memory", "factor_name", "loaded_bytes"]
+__all__ = [
+    "Place",
+    "Projection",
+    "Turns",
+    "WeightLoader",
+    "check_memory",
+    "factor_name",
+    "loaded_bytes",
+]
 
 Place: TypeAlias = Buffer | tuple[Buffer, int]
 """A buffer, or a buffer and an offset in bytes."""
+
+
+class Turns(NamedTuple):
+    """Rows of a tensor in which several matrices take turns.
+
+    Attributes
+    ----------
+    name : str
+        The tensor.
+    run : int
+        Rows of a turn.
+    turn, n_turns : int
+        Which of the matrices it is, and how many there are.
+    """
+
+    name: str
+    run: int
+    turn: int
+    n_turns: int
 
 
 class Projection:
@@ -39,11 +75,29 @@ class Projection:
         n_vectors: int = 1,
         norm: WeightHandle | None = None,
         eps: float = 1e-6,
+        rotation: Rotation | None = None,
+        rotated: Place | None = None,
     ) -> None:
         """Record y = W x for each of n_vectors rows of x.
 
-        With `norm` x is normalised first, as in ``Commands.gemv``.
+        With `norm` x is normalised first, as in ``Commands.gemv``; with `rotation` it is rotated
+        behind that, into `rotated`.
         """
+        if rotation is not None:
+            assert rotated is not None
+            commands.hadamard(
+                x,
+                rotation.signs,
+                rotated,
+                self.width,
+                block=rotation.block,
+                n_vectors=n_vectors,
+                norm=norm,
+                eps=eps,
+                head_size=rotation.head_size,
+                n_groups=rotation.n_groups,
+            )
+            x, norm = rotated, None
         buffer, offset = y if isinstance(y, tuple) else (y, 0)
         for handle, first_row in self.parts:
             commands.gemv(
@@ -62,6 +116,13 @@ class Projection:
         return sum(handle.shape[0] for handle, _ in self.parts if handle.shape is not None)
 
     @property
+    def width(self) -> int:
+        """Elements of the input."""
+        shape = self.parts[0][0].shape
+        assert shape is not None
+        return shape[1]
+
+    @property
     def handles(self) -> list[WeightHandle]:
         """The handles, in row order."""
         return [handle for handle, _ in self.parts]
@@ -72,18 +133,22 @@ def factor_name(matrix: str) -> str:
     return matrix.removesuffix(".weight") + ".scale"
 
 
-def loaded_bytes(file: GGUFFile) -> int:
-    """Return what the tensors of a file take once they are loaded, padding apart."""
+def loaded_bytes(file: GGUFFile, skipped: tuple[str, ...] = ()) -> int:
+    """Return what the tensors of a file take once they are loaded, padding apart.
+
+    Names that begin with one of `skipped` are not loaded.
+    """
     return sum(
         _rows(info)
         * FORMATS["F32" if factor_name(name) in file.tensors else _loads_as(info)].row_bytes(
             info.shape[-1]
         )
         for name, info in file.tensors.items()
+        if not name.startswith(skipped)
     )
 
 
-def check_memory(file: GGUFFile, limit: int) -> None:
+def check_memory(file: GGUFFile, limit: int, skipped: tuple[str, ...] = ()) -> None:
     """Check that what tensors grow to when they are converted can fit.
 
     A system that promises more memory than it has would end the process, late and without a word.
@@ -94,14 +159,20 @@ def check_memory(file: GGUFFile, limit: int) -> None:
         The file.
     limit : int
         Bytes that the device has.
+    skipped : tuple of str
+        As of loaded_bytes().
 
     Raises
     ------
     BufferCreationError
         If a file that has types without kernels takes more in memory.
     """
-    grown = {info.type_name for info in file.tensors.values() if info.type_name in CONVERTED}
-    nbytes = loaded_bytes(file)
+    grown = {
+        info.type_name
+        for name, info in file.tensors.items()
+        if info.type_name in CONVERTED and not name.startswith(skipped)
+    }
+    nbytes = loaded_bytes(file, skipped)
     if grown and nbytes > limit:
         raise BufferCreationError(
             f"{file.path}: {', '.join(sorted(grown))} have no kernels and are converted when they "
@@ -122,50 +193,77 @@ class WeightLoader:
         Where the weights go.
     optional : mapping of str to tuple of int
         Shapes of tensors that the file may lack.
+    rotations : Rotations, optional
+        How the inputs of matrices are rotated.
     """
 
     def __init__(
-        self, file: GGUFFile, graph: MetalGraph, optional: Mapping[str, tuple[int, ...]]
+        self,
+        file: GGUFFile,
+        graph: MetalGraph,
+        optional: Mapping[str, tuple[int, ...]],
+        rotations: Rotations | None = None,
     ) -> None:
         self._optional = optional
         self._file = file
         self._graph = graph
+        self._rotations = rotations
+        self._signs: dict[int, WeightHandle] = {}
         self._uploaded: list[WeightHandle] = []
 
     def __contains__(self, name: str) -> bool:
         return name in self._file.tensors
 
-    def matrix(self, *names: str) -> WeightHandle:
+    @property
+    def path(self) -> str:
+        """The file, for error texts."""
+        return self._file.path
+
+    def matrix(self, *matrices: str | Turns) -> WeightHandle:
         """Upload matrices of one width as one, their rows one after another.
 
         What no kernel reads, and matrices of several formats, are converted to the smallest format
         that holds all of their values exactly. A matrix with a factor is float32, times it.
         """
-        infos = [self._file.tensors[name] for name in names]
+        parts = [_Part.of(self._file, matrix) for matrix in matrices]
+        names = tuple(part.name for part in parts)
         target = FORMATS[formats.common(map(self._runs_as, names))]
-        shape = (sum(map(_rows, infos)), infos[0].shape[-1])
-        unchanged = all(info.format == target.name for info in infos)
+        shape = (sum(part.n_rows for part in parts), parts[0].info.shape[-1])
+        unchanged = all(part.info.format == target.name for part in parts)
         if unchanged and all(self._factor(name) == 1 for name in names):
-            data = self._file.joined_data(*names)
+            if any(part.turns for part in parts):
+                data = np.concatenate([part.data(self._file) for part in parts])
+            else:
+                data = self._file.joined_data(*names)
             handle = self._graph.upload_weight_soa(data, format=target, shape=shape)
         elif target.coded:
             # Codes are small, and devices have layouts of their own for whole matrices of them.
-            data = np.concatenate([*self._rewritten(infos, target)])
+            data = np.concatenate([*self._rewritten(parts, target)])
             handle = self._graph.upload_weight_soa(data, format=target, shape=shape)
         else:
-            pieces = self._rewritten(infos, target)
+            pieces = self._rewritten(parts, target)
             handle = self._graph.upload_dense_weight(pieces, target, shape)
         return self._keep(handle, names)
 
-    def projection(self, *names: str) -> Projection:
+    def projection(self, *matrices: str | Turns) -> Projection:
         """Upload matrices over one input: one handle for each run of tensors of one format."""
         parts: list[tuple[WeightHandle, int]] = []
         row = 0
-        for _, run in groupby(names, key=self._runs_as):
-            tensors = tuple(run)
-            parts.append((self.matrix(*tensors), row))
-            row += sum(_rows(self._file.tensors[name]) for name in tensors)
+        for _, run in groupby(matrices, key=lambda x: self._runs_as(_name_of(x))):
+            found = tuple(run)
+            parts.append((self.matrix(*found), row))
+            row += sum(_Part.of(self._file, matrix).n_rows for matrix in found)
         return Projection(parts)
+
+    def floats(self, name: str) -> WeightHandle:
+        """Upload a matrix of any format as float32, row by row: for ops that take it as numbers."""
+        pieces = list(self._rewritten([_Part.of(self._file, name)], FORMATS["F32"]))
+        values = np.concatenate([piece.reshape(-1) for piece in pieces]).view("<f4")
+        return self._keep(self._graph.upload_f32_weight(values.astype(np.float32)), (name,))
+
+    def values(self, name: str) -> npt.NDArray[np.float32]:
+        """Return the numbers of a vector."""
+        return _float32(self._file, name)
 
     def vector(self, *names: str) -> WeightHandle:
         """Upload vectors as one of float32, one after another."""
@@ -190,20 +288,56 @@ class WeightLoader:
             self._file.release(name)
         return self._keep(self._graph.upload_f32_weight(values), found) if values.any() else None
 
+    def rotation(self, *names: str, head_size: int = 0, n_groups: int = 1) -> Rotation | None:
+        """Return how the input that matrices share is rotated, or None where it is not.
+
+        Of the names those count that the file has. `head_size` and `n_groups` are of the order of
+        its heads, as in ``metal.Rotation``.
+        """
+        r = self._rotations
+        rotated = [name for name in names if r is not None and name in r.weights]
+        if not rotated:
+            return None
+        return self._rotation_of(rotated[0], head_size, n_groups)
+
+    def embedding_rotation(self) -> Rotation | None:
+        """Return the rotation of the embedding's rows, or None."""
+        r = self._rotations
+        return self._rotation_of(EMBEDDING) if r is not None and r.embedding else None
+
+    def head_rotation(self) -> Rotation | None:
+        """Return the rotation of the head's input, or None."""
+        r = self._rotations
+        if r is None or not r.head:
+            return None
+        return self._rotation_of(EMBEDDING if r.tied_output else HEAD)
+
+    @property
+    def signs(self) -> list[WeightHandle]:
+        """The signs of all rotations."""
+        return list(self._signs.values())
+
     def close(self) -> None:
         """Release everything that was uploaded: loading has failed."""
         for handle in self._uploaded:
             handle.close()
 
-    def _rewritten(
-        self, infos: Sequence[TensorInfo], target: Format
-    ) -> Iterator[npt.NDArray[np.uint8]]:
-        """Return the rows of tensors in a format, a few at a time, and drop what was read."""
-        for info in infos:
+    def _rotation_of(self, name: str, head_size: int = 0, n_groups: int = 1) -> Rotation:
+        assert self._rotations is not None
+        width = self._file.tensors[name].shape[-1]
+        if width not in self._signs:
+            signs = self._graph.upload_f32_weight(self._rotations.signs_of(width))
+            self._signs[width] = self._keep(signs, ())
+        return Rotation(self._signs[width], self._rotations.block_size, head_size, n_groups)
+
+    def _rewritten(self, parts: Sequence[_Part], target: Format) -> Iterator[npt.NDArray[np.uint8]]:
+        """Return the rows of matrices in a format, a few at a time, and drop what was read."""
+        for part in parts:
+            info = part.info
             source = FORMATS[info.format] if info.format else CONVERTED[info.type_name]
-            data = self._file.tensor_data(info.name)
+            data = part.data(self._file)
             factor = self._factor(info.name)
-            for piece in quant.rewritten(data, (_rows(info), info.shape[-1]), source, target):
+            for piece in quant.rewritten(data, (part.n_rows, info.shape[-1]), source, target):
                 if factor != 1:
                     values = piece.view("<f4")
                     values *= factor
@@ -228,6 +362,40 @@ class WeightLoader:
         for name in names:
             self._file.release(name)
         return handle
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A matrix in a file: a tensor, or the rows of one that are one matrix's turns."""
+
+    info: TensorInfo
+    turns: Turns | None
+
+    @classmethod
+    def of(cls, file: GGUFFile, matrix: str | Turns) -> _Part:
+        turns = matrix if isinstance(matrix, Turns) else None
+        return cls(file.tensors[_name_of(matrix)], turns)
+
+    @property
+    def name(self) -> str:
+        return self.info.name
+
+    @property
+    def n_rows(self) -> int:
+        return _rows(self.info) // (1 if self.turns is None else self.turns.n_turns)
+
+    def data(self, file: GGUFFile) -> npt.NDArray[np.uint8]:
+        """Return the bytes of the rows; a row is whole blocks in every format."""
+        whole = file.tensor_data(self.name)
+        if self.turns is None:
+            return whole
+        t = self.turns
+        runs = whole.reshape(-1, t.n_turns, t.run * (whole.size // _rows(self.info)))
+        return runs[:, t.turn].reshape(-1)
+
+
+def _name_of(matrix: str | Turns) -> str:
+    return matrix.name if isinstance(matrix, Turns) else matrix
 
 
 def _rows(info: TensorInfo) -> int:

@@ -27,6 +27,11 @@ static const uint32_t sizes[OXB_OP_COUNT][3] = {
     [OXB_OP_ADVANCE] = {1, ALL, ALL},
     [OXB_OP_SAMPLE_BLOCKS] = {OXB_ARGMAX_BLOCK, 1, ALL},
     [OXB_OP_SAMPLE_CHOOSE] = {1, ALL, ALL},
+    [OXB_OP_CONV] = {CPU_CHANNELS, 1, ALL},
+    [OXB_OP_DELTA] = {ALL, 1, 1},
+    [OXB_OP_GATE] = {1, 1, ALL},
+    [OXB_OP_HADAMARD] = {1, 1, ALL},
+    [OXB_OP_COPY] = {CPU_ELEMENTS, ALL, ALL},
 };
 
 void cpu_abilities(const cpu_isa *isa, oxb_abilities *abilities) {

@@ -148,11 +148,12 @@ static const struct {
                   {OXB_OP_HALVE_NORM, HALVES_VECTORS, PROBE_VECTORS, 1},
                   {OXB_OP_GEMM_HALF, HALF_VECTORS, PROBE_ROWS, PROBE_VECTORS},
                   {OXB_OP_ROUND_HALF, HALF_VECTORS, PROBE_VECTORS, 1}};
-static const oxb_op other_ops[] = {OXB_OP_RMSNORM,      OXB_OP_ADD,      OXB_OP_BIAS,
-                                   OXB_OP_QK_NORM_ROPE, OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
-                                   OXB_OP_ATTENTION,    OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS,
-                                   OXB_OP_ARGMAX,       OXB_OP_ADVANCE,  OXB_OP_SAMPLE_BLOCKS,
-                                   OXB_OP_SAMPLE_CHOOSE};
+static const oxb_op other_ops[] = {OXB_OP_RMSNORM,       OXB_OP_ADD,      OXB_OP_BIAS,
+                                   OXB_OP_QK_NORM_ROPE,  OXB_OP_KV_STORE, OXB_OP_QKV_TO_CACHE,
+                                   OXB_OP_ATTENTION,     OXB_OP_COMBINE,  OXB_OP_ARGMAX_BLOCKS,
+                                   OXB_OP_ARGMAX,        OXB_OP_ADVANCE,  OXB_OP_SAMPLE_BLOCKS,
+                                   OXB_OP_SAMPLE_CHOOSE, OXB_OP_CONV,     OXB_OP_DELTA,
+                                   OXB_OP_GATE,          OXB_OP_HADAMARD, OXB_OP_COPY};
 #define COUNT(array) (sizeof(array) / sizeof(array)[0])
 _Static_assert(COUNT(matrix_ops) + COUNT(other_ops) == OXB_OP_COUNT, "every op is asked for");
 

@@ -38,7 +38,12 @@
 #define HALF_ROUNDS          5u
 #define ROUNDED_VECTORS      64u /* the fewest that fill its tiles */
 #define HEAD_SIMDGROUPS      4u
-#define KV_SIMDGROUPS        2u /* keys and values */
+#define CONV_THREADS         64u
+#define CONV_TOKENS          16u /* of a thread: shaders/recurrent.metal */
+#define DELTA_COLUMNS        8u  /* of a SIMD-group: the same */
+#define DELTA_SIMDGROUPS     4u
+#define HADAMARD_THREADS     256u /* for a block, or for several small ones */
+#define KV_SIMDGROUPS        2u   /* keys and values */
 #define ATTENTION_SIMDGROUPS 4u
 #define ATTENTION_SPLIT      128u /* positions of a split, at the least: shaders/attention.h */
 #define ATTENTION_SPLITS     64u  /* the most, enough for any length */
@@ -204,6 +209,20 @@ static gpu_fitness fit_step(const gpu_traits *traits, const oxb_op_shape *shape,
     return alone ? GPU_FAVOURED : GPU_TAKEN;
 }
 
+static gpu_fitness fit_delta(const gpu_traits *traits, const oxb_op_shape *shape, oxb_tile *tile) {
+    (void)traits;
+    tile->constants[0].value.u32 = (uint32_t)shape->k;
+    return GPU_FAVOURED;
+}
+
+static gpu_fitness fit_hadamard(const gpu_traits *traits, const oxb_op_shape *shape,
+                                oxb_tile *tile) {
+    (void)traits;
+    const uint64_t block = shape->elements ? shape->elements : 1;
+    if (block < HADAMARD_THREADS) tile->size[0] = (uint32_t)(HADAMARD_THREADS / block);
+    return GPU_FAVOURED;
+}
+
 /* Rows of the table, for the traits that prefer them. */
 #define EVERY (GPU_APPLE | GPU_NVIDIA)
 /* A form of shaders/coded.h; `set` is what its lanes compute at once. */
@@ -355,6 +374,18 @@ const gpu_variant gpu_table[] = {
     ONE(OXB_OP_HALVE, SIZE(1024, 1, ALL, 256)),
     ONE(OXB_OP_HALVE_NORM, SIZE(1, ALL, ALL, NORM_THREADS)),
     ONE(OXB_OP_ROUND_HALF, SIZE(1, ALL, ALL, 256)),
+    ONE(OXB_OP_CONV, SIZE(CONV_THREADS, 1, CONV_TOKENS, CONV_THREADS)),
+    {OXB_OP_DELTA,
+     ANY,
+     "",
+     EVERY,
+     0,
+     {SIZE(DELTA_COLUMNS * DELTA_SIMDGROUPS, 1, 1, SIMD *DELTA_SIMDGROUPS), .n_constants = 1,
+      .constants = {CONSTANT(0, 128)}},
+     fit_delta},
+    ONE(OXB_OP_GATE, SIZE(HEAD_SIMDGROUPS, 1, ALL, SIMD *HEAD_SIMDGROUPS)),
+    {OXB_OP_HADAMARD, ANY, "", EVERY, 0, {SIZE(1, 1, ALL, HADAMARD_THREADS)}, fit_hadamard},
+    ONE(OXB_OP_COPY, SIZE(4096, ALL, ALL, 256)),
 };
 const unsigned gpu_table_rows = sizeof gpu_table / sizeof gpu_table[0];
 

@@ -109,10 +109,10 @@ OXB_ARGS_SIZE(oxb_bias_args, 16);
 
 /* What changes from submission to submission, in a device buffer that the kernels read. */
 struct oxb_decode_state {
-    oxb_u32 position; /* of its first token in flight */
-    oxb_u32 tokens;   /* elements of the token buffer before this sequence's */
-    oxb_u32 pages;    /* elements of the page buffer before this sequence's table */
-    oxb_u32 pad;
+    oxb_u32 position;  /* of its first token in flight */
+    oxb_u32 tokens;    /* elements of the token buffer before this sequence's */
+    oxb_u32 pages;     /* elements of the page buffer before this sequence's table */
+    oxb_u32 recurrent; /* the first slot of this sequence's ring: struct oxb_recurrence */
 };
 OXB_ARGS_SIZE(oxb_decode_state, 16);
 
@@ -355,5 +355,108 @@ struct oxb_sample_args {
     oxb_u32 pad;
 };
 OXB_ARGS_SIZE(oxb_sample_args, 48);
+
+/* Where a layer's part of the recurrent states of sequences lies, in a buffer of n_slots slots. A
+ * slot holds the parts of all layers. The state of a sequence before position p is in slot
+ * state.recurrent + p % ring, so that a step of n tokens leaves that of p as it is where n is no
+ * multiple of the ring. At position 0 the state is zero, whatever the slot holds.
+ *
+ * A sequence has no place where state.recurrent + ring passes n_slots, or its last token the
+ * position 2^32 - 2: nothing of its state is written, and its rows of the output are zeros. */
+struct oxb_recurrence {
+    oxb_u64 slot_stride; /* elements of a slot */
+    oxb_u64 offset;      /* elements of a slot before this part */
+    oxb_u32 n_slots;
+    oxb_u32 ring; /* slots of a sequence, 1 or more */
+    oxb_u32 n_tokens;
+    oxb_u32 batch; /* 0: tokens of one sequence, at the state's position and after it; 1: each the
+                      one token of a sequence of its own */
+};
+OXB_ARGS_SIZE(oxb_recurrence, 32);
+
+#define OXB_MAX_CONV_WIDTH 8
+
+/* y[t][c] = silu(sum over j < width of weight[c][j] * x[t + j - (width - 1)][c]): a causal
+ * convolution along the tokens. Inputs before the first token come from the state, float32
+ * [width - 1][n_channels], the oldest first, which is left with the last width - 1 inputs.
+ * Bindings: x, weight, state, recurrent states, y. */
+struct oxb_conv_args {
+    struct oxb_recurrence recurrence;
+    oxb_u64 x_stride;
+    oxb_u64 y_stride;
+    oxb_u32 n_channels;
+    oxb_u32 width; /* 2 to OXB_MAX_CONV_WIDTH */
+    oxb_u32 pad[2];
+};
+OXB_ARGS_SIZE(oxb_conv_args, 64);
+
+#define OXB_MAX_DELTA_DIM 256 /* of a key or a value of the delta rule */
+
+/* The gated delta rule. Value head h has the state S[key_dim][value_dim], float32 [n_value_heads]
+ * in the recurrent state, and shares key head h % n_key_heads with others. For each token, with q
+ * and k divided by their lengths, sqrt(sum of squares + eps), and q times scale:
+ *     g = exp(a[h] * softplus(alpha[h] + dt_bias[h])),  softplus(x) = x > 20 ? x : log(1 + exp(x))
+ *     S = g S;  d[j] = (v[j] - sum over i of k[i] S[i][j]) / (1 + exp(-beta[h]))
+ *     S[i][j] += k[i] d[j];  y[h][j] = sum over i of q[i] S[i][j]
+ * A row of qkv holds all queries, all keys, all values; one of alpha_beta all of alpha, all of
+ * beta. Bindings: qkv, alpha_beta, a, dt_bias, state, recurrent states, y. */
+struct oxb_delta_args {
+    struct oxb_recurrence recurrence;
+    oxb_u64 qkv_stride;
+    oxb_u64 ab_stride;
+    oxb_u64 y_stride;
+    oxb_u32 n_key_heads;
+    oxb_u32 n_value_heads;
+    oxb_u32 key_dim; /* both multiples of 32 up to OXB_MAX_DELTA_DIM */
+    oxb_u32 value_dim;
+    oxb_f32 eps;
+    oxb_f32 scale;
+};
+OXB_ARGS_SIZE(oxb_delta_args, 80);
+
+#define OXB_GATE_SIGMOID 0u
+#define OXB_GATE_SILU    1u
+
+/* y[t][h] = activation(z[t][h]) * n(x[t][h]) with n the RMSNorm of a head where has_norm, by a
+ * weight [head_dim] of all heads. Bindings: x, z, norm, y; y may be x. */
+struct oxb_gate_args {
+    oxb_u64 x_stride;
+    oxb_u64 z_stride;
+    oxb_u64 y_stride;
+    oxb_u32 n_heads;
+    oxb_u32 head_dim;
+    oxb_u32 n_tokens;
+    oxb_u32 activation; /* OXB_GATE_SIGMOID or OXB_GATE_SILU */
+    oxb_f32 eps;
+    oxb_u32 has_norm; /* 0 or 1 */
+};
+OXB_ARGS_SIZE(oxb_gate_args, 48);
+
+#define OXB_MIN_HADAMARD 16
+#define OXB_MAX_HADAMARD 4096
+
+/* y = H (signs * P(n(x))) or, where inverse is 1, y = signs * (H x), for each vector of k elements:
+ * H is the Walsh-Hadamard transform of each block of elements, H[r][c] = (-1)^(ones in r & c) /
+ * sqrt(block). n is the RMSNorm of the vector where has_norm. P moves head r * K + j of head_size
+ * elements to head j * n_groups + r, where K = k / head_size / n_groups. Bindings: x, norm, signs
+ * [k] of 1 and -1, y; y may be x where there is neither a norm nor more than one group. */
+struct oxb_hadamard_args {
+    oxb_u32 k;
+    oxb_u32 n_vectors;
+    oxb_u32 block; /* a power of two that divides k, OXB_MIN_HADAMARD to OXB_MAX_HADAMARD */
+    oxb_u32 head_size;
+    oxb_u32 n_groups; /* 1: P changes nothing */
+    oxb_u32 inverse;  /* 0 or 1 */
+    oxb_f32 eps;
+    oxb_u32 has_norm; /* 0 or 1 */
+};
+OXB_ARGS_SIZE(oxb_hadamard_args, 32);
+
+/* y = x, n words of 32 bits. Bindings: x, y. */
+struct oxb_copy_args {
+    oxb_u64 n;
+    oxb_u64 pad;
+};
+OXB_ARGS_SIZE(oxb_copy_args, 16);
 
 #endif

@@ -84,7 +84,12 @@ typedef struct oxb_host {
     X(HALVE_NORM, "halve_norm")       /* vector, of whole eights */                       \
     X(GEMM_HALVES, "gemm_halves")     /* GEMM or SWIGLU_GEMM of vectors from HALVE */     \
     X(ROUND_HALF, "round_half")       /* vector, of whole eights */                       \
-    X(GEMM_HALF, "gemm_half")         /* the same of vectors from ROUND_HALF */
+    X(GEMM_HALF, "gemm_half")         /* the same of vectors from ROUND_HALF */           \
+    X(CONV, "conv")                   /* channel; sequence; token of it */                \
+    X(DELTA, "delta")                 /* column of a value head; value head; sequence */  \
+    X(GATE, "gate")                   /* head; token */                                   \
+    X(HADAMARD, "hadamard")           /* block of a vector; vector */                     \
+    X(COPY, "copy")                   /* word */
 
 typedef enum oxb_op {
 #define X(id, name) OXB_OP_##id,
@@ -96,7 +101,8 @@ typedef enum oxb_op {
 /* What a tile depends on. Fields that an op has no use for are 0. */
 typedef struct oxb_op_shape {
     uint64_t extent[3]; /* 1 along what the op does not count; along z of ATTENTION too */
-    /* The matrix; for QUANTIZE that which the vectors will be multiplied by. */
+    /* The matrix; for QUANTIZE that which the vectors will be multiplied by. Of DELTA a head's
+     * state, k its keys' elements. */
     oxb_device_format format;
     uint32_t layout; /* OXB_LAYOUT_PLAIN or one of the driver's */
     uint64_t n_rows; /* twice the extent for SWIGLU */

@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define OXB_ABI_VERSION    5u
+#define OXB_ABI_VERSION    6u
 #define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
 #define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
 #define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
@@ -194,6 +194,16 @@ typedef struct oxb_norm {
 /* Which elements of a head RoPE rotates together: i and i + rotary_dim / 2, or 2 i and 2 i + 1. */
 typedef enum oxb_rope_style { OXB_ROPE_NEOX = 0, OXB_ROPE_INTERLEAVED = 1 } oxb_rope_style;
 
+/* The rotation of what a product takes in: H (signs * P(x)), with H the Walsh-Hadamard transform of
+ * each block of elements and P an order of heads, both as in struct oxb_hadamard_args. */
+typedef struct oxb_rotation {
+    oxb_binding signs;  /* float32 [k] of 1 and -1; its buffer is NULL where nothing is rotated */
+    uint32_t block;     /* a power of two that divides k, 16 to 4096 */
+    uint32_t head_size; /* of no concern where n_groups is 1 */
+    uint32_t n_groups;
+    uint32_t pad;
+} oxb_rotation;
+
 /* The second half of a transformer layer, for n_vectors rows. */
 typedef struct oxb_feed_forward {
     const oxb_weight *attn_proj; /* [hidden_size, attn_size] */
@@ -209,6 +219,9 @@ typedef struct oxb_feed_forward {
     uint64_t hidden_size;
     uint64_t intermediate_size;
     uint64_t n_vectors;
+    oxb_rotation attn_rotation;    /* of attn */
+    oxb_rotation gate_up_rotation; /* of the norm of hidden; `normed` is as it was before */
+    oxb_rotation down_rotation;    /* of activated, which stays as it is */
 } oxb_feed_forward;
 
 /* Elements of the caches of keys and values. OXB_KV_Q8 has 9 bits for each element of a head but
@@ -255,6 +268,76 @@ typedef struct oxb_sample {
     uint64_t n, n_vectors, max_tokens, n_biases, n_masks;
     uint32_t n_slots, n_best, batch, log_probabilities, advance;
 } oxb_sample;
+
+/* Where a layer's part of the recurrent states lies, and the tokens that change them. The buffer of
+ * states is float32 [slots][slot_size]; struct oxb_recurrence in oxb_args.h says which slots a
+ * sequence has. */
+typedef struct oxb_recurrent_shape {
+    uint64_t slot_size; /* elements: the parts of all layers */
+    uint64_t offset;    /* elements of a slot before this part */
+    uint32_t ring;      /* slots of a sequence */
+    uint32_t n_tokens;  /* in flight */
+    uint32_t batch;     /* as in oxb_attention_shape */
+    uint32_t pad;
+} oxb_recurrent_shape;
+
+/* A causal convolution along the tokens, then SiLU. Strides are elements from a row to the next, 0:
+ * as long as it is. */
+typedef struct oxb_conv {
+    oxb_recurrent_shape shape;
+    oxb_binding x;         /* float32 [n_tokens, n_channels] */
+    oxb_binding weight;    /* float32 [n_channels, width] */
+    oxb_binding state;     /* struct oxb_decode_state [batch ? n_tokens : 1] */
+    oxb_binding recurrent; /* read and written: [width - 1, n_channels] of a slot */
+    oxb_binding y;         /* float32 [n_tokens, n_channels] */
+    uint64_t x_stride, y_stride;
+    uint32_t n_channels, width;
+} oxb_conv;
+
+/* The gated delta rule (struct oxb_delta_args). */
+typedef struct oxb_delta {
+    oxb_recurrent_shape shape;
+    oxb_binding qkv;        /* float32 [n_tokens], rows of queries, keys, values */
+    oxb_binding alpha_beta; /* float32 [n_tokens, 2, n_value_heads] */
+    oxb_binding a;          /* float32 [n_value_heads] */
+    oxb_binding dt_bias;    /* float32 [n_value_heads] */
+    oxb_binding state;      /* struct oxb_decode_state [batch ? n_tokens : 1] */
+    oxb_binding recurrent;  /* read and written: [n_value_heads, key_dim, value_dim] of a slot */
+    oxb_binding y;          /* float32 [n_tokens, n_value_heads, value_dim] */
+    uint64_t qkv_stride, ab_stride, y_stride;
+    uint32_t n_key_heads, n_value_heads, key_dim, value_dim;
+    float eps, scale;
+} oxb_delta;
+
+typedef enum oxb_gate_activation { OXB_SIGMOID = 0, OXB_SILU = 1 } oxb_gate_activation;
+
+/* y = activation(z) * x, or * the RMSNorm of each head of x. */
+typedef struct oxb_gate {
+    oxb_binding x; /* float32 [n_vectors, n_heads, head_dim], and so z and y; y may be x */
+    oxb_binding z;
+    oxb_binding y;
+    oxb_norm norm; /* float32 [head_dim]; no buffer: none */
+    uint64_t x_stride, z_stride, y_stride;
+    uint64_t n_vectors;
+    uint32_t n_heads, head_dim;
+    uint32_t activation; /* oxb_gate_activation */
+    uint32_t pad;
+} oxb_gate;
+
+/* The Walsh-Hadamard transform of blocks of each vector (struct oxb_hadamard_args). */
+typedef struct oxb_hadamard {
+    oxb_binding x; /* float32 [n_vectors, k], and so y, which may be x where there is no norm and
+                      one group */
+    oxb_binding signs; /* float32 [k] of 1 and -1 */
+    oxb_binding y;
+    oxb_norm norm; /* float32 [k]; no buffer: none */
+    uint64_t k;
+    uint64_t n_vectors;
+    uint32_t block;     /* a power of two, 16 to 4096 */
+    uint32_t head_size; /* of no concern where n_groups is 1 */
+    uint32_t n_groups;
+    uint32_t inverse;
+} oxb_hadamard;
 
 /* Every function of the ABI, once: X(return type, name, parameters). The list makes the prototypes
  * below and the table that foreign code receives through a capsule. */
@@ -408,7 +491,8 @@ typedef struct oxb_sample {
        uint64_t y_stride))                                                                         \
                                                                                                    \
     /* hidden += attn_proj attn; activated = silu(gate n) * (up n) with n the norm of hidden;      \
-     * hidden += down activated. Where one of them fails, none is recorded. */                     \
+     * hidden += down activated. Each product takes in what its rotation makes of it. Where one    \
+     * of them fails, none is recorded. */                                                         \
     X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))           \
     X(oxb_status, op_sample, (oxb_commands * commands, const oxb_sample *sample))                  \
                                                                                                    \
@@ -436,7 +520,14 @@ typedef struct oxb_sample {
     X(oxb_status, op_qkv_attention,                                                                \
       (oxb_commands * commands, oxb_binding qkv, oxb_binding q_norm, oxb_binding k_norm,           \
        oxb_binding rope, oxb_binding k_cache, oxb_binding v_cache, oxb_binding state,              \
-       oxb_binding out, const oxb_attention_shape *shape, float eps, float scale))
+       oxb_binding out, const oxb_attention_shape *shape, float eps, float scale))                 \
+                                                                                                   \
+    X(oxb_status, op_conv, (oxb_commands * commands, const oxb_conv *conv))                        \
+    X(oxb_status, op_delta, (oxb_commands * commands, const oxb_delta *delta))                     \
+    X(oxb_status, op_gate, (oxb_commands * commands, const oxb_gate *gate))                        \
+    X(oxb_status, op_hadamard, (oxb_commands * commands, const oxb_hadamard *hadamard))            \
+    /* y = x, n words of 32 bits, which keep their bits. */                                        \
+    X(oxb_status, op_copy, (oxb_commands * commands, oxb_binding x, oxb_binding y, uint64_t n))
 
 #define X(type, name, parameters) type oxb_##name parameters;
 OXB_FUNCTIONS(X)

@@ -1,6 +1,7 @@
 /* The op layer: (op, format, shape) -> kernel, constants and grid, by what the device's driver says
- * of itself. Here norms and sums, and where a token enters and leaves; product.c has the products
- * of matrices, attention.c the heads, sample.c the choice of a token.
+ * of itself. Here norms, sums and copies, and where a token enters and leaves; product.c has the
+ * products of matrices, attention.c the heads, recurrent.c what carries a state from token to
+ * token, rotation.c the Hadamard transform, sample.c the choice of a token.
  *
  * Nothing above the op layer names a grid or a threadgroup, and nothing below it checks a shape.
  */
@@ -43,13 +44,25 @@ oxb_status oxb_op_add(oxb_commands *commands, oxb_binding x, oxb_binding y, uint
                       sizeof args);
 }
 
+oxb_status oxb_op_copy(oxb_commands *commands, oxb_binding x, oxb_binding y, uint64_t n) {
+    const char *op = "copy";
+    oxb_status status = ops_check_count(op, "n", n, (uint64_t)1 << 40);
+    if (status != OXB_OK) return status;
+    ops_operand operands[] = {{"input", x, n * 4, 0}, {"output", y, n * 4, 1}};
+    if ((status = ops_check_operands(op, operands, 2)) != OXB_OK) return status;
+    if ((status = ops_check_apart(op, operands, operands + 1)) != OXB_OK) return status;
+    struct oxb_copy_args args = {n, 0};
+    const oxb_op_shape shape = {.extent = {n, 1, 1}};
+    return ops_record(commands, OXB_OP_COPY, &shape, "copy", operands, 2, &args, sizeof args);
+}
+
 oxb_status oxb_op_add_bias(oxb_commands *commands, oxb_binding bias, oxb_binding y, uint64_t n,
                            uint64_t n_vectors, uint64_t y_stride) {
     const char *op = "add_bias";
     uint64_t stride;
     oxb_status status = ops_check_count(op, "n", n, OPS_MAX_COUNT);
     if (status == OXB_OK) status = ops_check_count(op, "n_vectors", n_vectors, OPS_MAX_COUNT);
-    if (status == OXB_OK) status = ops_check_stride(op, y_stride, n, &stride);
+    if (status == OXB_OK) status = ops_check_stride(op, "y_stride", y_stride, n, &stride);
     if (status != OXB_OK) return status;
     ops_operand operands[] = {{"bias", bias, n * 4, 0},
                               {"output", y, ((n_vectors - 1) * stride + n) * 4, 1}};

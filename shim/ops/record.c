@@ -50,12 +50,12 @@ oxb_status ops_check_eps(const char *op, float eps) {
                       (double)eps);
 }
 
-oxb_status ops_check_stride(const char *op, uint64_t y_stride, uint64_t n, uint64_t *stride) {
-    *stride = y_stride ? y_stride : n;
+oxb_status ops_check_stride(const char *op, const char *name, uint64_t given, uint64_t n,
+                            uint64_t *stride) {
+    *stride = given ? given : n;
     if (*stride >= n && *stride <= OPS_MAX_COUNT) return OXB_OK;
-    return front_fail(OXB_ENCODING_FAILED,
-                      "%s: y_stride = %llu must lie in %llu..%u, from the rows on", op,
-                      (unsigned long long)*stride, (unsigned long long)n, OPS_MAX_COUNT);
+    return front_fail(OXB_ENCODING_FAILED, "%s: %s = %llu must lie in %llu..%u, from the rows on",
+                      op, name, (unsigned long long)*stride, (unsigned long long)n, OPS_MAX_COUNT);
 }
 
 ops_operand ops_weight_operand(const oxb_weight *weight) {

@@ -22,8 +22,9 @@ oxb_status ops_check_apart(const char *op, const ops_operand *in, const ops_oper
 oxb_status ops_check_count(const char *op, const char *name, uint64_t n, uint64_t limit);
 oxb_status ops_check_eps(const char *op, float eps);
 
-/* Rows of y have n elements and are y_stride apart; 0 stands for n. */
-oxb_status ops_check_stride(const char *op, uint64_t y_stride, uint64_t n, uint64_t *stride);
+/* Rows have n elements and are `given` apart; 0 stands for n. */
+oxb_status ops_check_stride(const char *op, const char *name, uint64_t given, uint64_t n,
+                            uint64_t *stride);
 
 ops_operand ops_weight_operand(const oxb_weight *weight);
 const oxb_device_format_info *ops_format_of(const oxb_weight *weight);

@@ -31,7 +31,8 @@ uint64_t ops_work(oxb_op op, const oxb_op_shape *shape, const oxb_tile *tile) {
         /* A key and a value of each position. */
         return saturated(saturated(plane, a->max_length ? a->max_length : a->max_seq),
                          2 * a->head_dim * attention_weight(a, tile));
-    default: return saturated(plane, shape->elements ? shape->elements : 1);
+    default:
+        return saturated(saturated(plane, shape->extent[2]), shape->elements ? shape->elements : 1);
     }
 }
 

@@ -20,8 +20,8 @@ def run(device, record, *arrays):
         return [contents(b, a.dtype).reshape(a.shape) for a, b in zip(arrays, buffers, strict=True)]
 
 
-def state(position, tokens=0, pages=0):
-    return np.array([position, tokens, pages, 0xCCCC], np.uint32)
+def state(position, tokens=0, pages=0, recurrent=0xCCCC):
+    return np.array([position, tokens, pages, recurrent], np.uint32)
 
 
 class Heads(NamedTuple):

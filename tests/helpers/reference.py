@@ -311,6 +311,112 @@ def dequantize_q8(elements: NDArray[np.int8], words: NDArray[np.uint16]) -> F64:
     return result
 
 
+def conv_silu(x: NDArray[Any], weight: NDArray[Any], before: NDArray[Any]) -> tuple[F64, F64]:
+    """Return silu of the causal convolution of x [t, c] by weight [c, width], and the state after.
+
+    `before` [width - 1, c] holds the inputs before the first row, the oldest first, as the state
+    after does for what follows.
+    """
+    inputs = np.concatenate([np.asarray(before, np.float64), np.asarray(x, np.float64)])
+    w = np.asarray(weight, np.float64)
+    width = w.shape[1]
+    y = np.empty((len(x), w.shape[0]))
+    with np.errstate(all="ignore"):
+        for t in range(len(x)):
+            y[t] = silu(sum(w[:, j] * inputs[t + j] for j in range(width)))
+    return y, inputs[len(x) :]
+
+
+def delta_rule(
+    q: NDArray[Any],
+    k: NDArray[Any],
+    v: NDArray[Any],
+    alpha: NDArray[Any],
+    beta: NDArray[Any],
+    a: NDArray[Any],
+    dt_bias: NDArray[Any],
+    before: NDArray[Any],
+    *,
+    eps: float = 1e-6,
+    scale: float | None = None,
+) -> tuple[F64, F64]:
+    """Return the output [t, heads, value dim] of the gated delta rule, and the state after it.
+
+    q and k are [t, key heads, key dim], v [t, heads, value dim], alpha and beta [t, heads], a and
+    dt_bias [heads], and the state `before` [heads, key dim, value dim]. Value head h uses key head
+    h % key heads. `scale` is 1 / sqrt(key dim) by default.
+    """
+    q, k, v, alpha, beta, a, dt_bias = (
+        np.asarray(part, np.float64) for part in (q, k, v, alpha, beta, a, dt_bias)
+    )
+    state = np.array(before, np.float64)
+    factor = 1 / math.sqrt(q.shape[2]) if scale is None else scale
+    y = np.empty(v.shape)
+    with np.errstate(all="ignore"):
+        for t, head in np.ndindex(v.shape[:2]):
+            query, key = q[t, head % q.shape[1]], k[t, head % k.shape[1]]
+            query = query / np.sqrt(query @ query + eps) * factor
+            key = key / np.sqrt(key @ key + eps)
+            moved = alpha[t, head] + dt_bias[head]
+            softplus = moved if moved > 20 else np.log1p(np.exp(moved))
+            faded = np.exp(a[head] * softplus) * state[head]
+            change = (v[t, head] - key @ faded) / (1 + np.exp(-beta[t, head]))
+            state[head] = faded + np.outer(key, change)
+            y[t, head] = query @ state[head]
+    return y, state
+
+
+def gate(
+    x: NDArray[Any],
+    z: NDArray[Any],
+    activation: str,
+    norm: NDArray[Any] | None = None,
+    eps: float = 1e-6,
+) -> F64:
+    """Return activation(z) * x, or * the RMSNorm of each head of x [..., head dim]."""
+    z64 = np.asarray(z, np.float64)
+    with np.errstate(all="ignore"):
+        factor = silu(z64) if activation == "silu" else 1 / (1 + np.exp(-z64))
+        result: F64 = factor * (
+            np.asarray(x, np.float64) if norm is None else rmsnorm(x, norm, eps)
+        )
+    return result
+
+
+def hadamard_matrix(block: int) -> F64:
+    """Return H[r, c] = (-1)^(number of ones in r & c) / sqrt(block)."""
+    ones = np.array([i.bit_count() for i in range(block)])
+    rows = np.arange(block)
+    result: F64 = np.where(ones[rows[:, None] & rows] % 2, -1.0, 1.0) / math.sqrt(block)
+    return result
+
+
+def rotate(
+    x: NDArray[Any],
+    signs: NDArray[Any],
+    block: int,
+    *,
+    inverse: bool = False,
+    head_size: int = 0,
+    n_groups: int = 1,
+) -> F64:
+    """Return H (signs * P(x)) for each x [..., k] or, for the inverse, signs * (H x).
+
+    H transforms each block of elements. P moves head r * K + j of head_size elements to head
+    j * n_groups + r, with K = k / head_size / n_groups; with one group it changes nothing.
+    """
+    x64, sign = np.asarray(x, np.float64), np.asarray(signs, np.float64)
+    if n_groups > 1:
+        heads = x64.reshape(*x64.shape[:-1], n_groups, -1, head_size)
+        x64 = np.swapaxes(heads, -3, -2).reshape(x64.shape)
+    with np.errstate(all="ignore"):
+        turned = (x64 if inverse else x64 * sign).reshape(*x64.shape[:-1], -1, block)
+        result: F64 = (turned @ hadamard_matrix(block)).reshape(x64.shape)
+        if inverse:
+            result = sign * result
+    return result
+
+
 def qwen3_forward(config: Mapping[str, Any], weights: Mapping[str, F64], ids: Any) -> F64:
     """Return the logits [t, vocab] of a Qwen3 model for the token ids [t].
 

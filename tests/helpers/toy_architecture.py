@@ -17,7 +17,7 @@ class Toy:
     def config(self, file: GGUFFile) -> ModelConfig:
         return ModelConfig.from_gguf(file)
 
-    def layer_tensors(self, config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    def layer_tensors(self, config: ModelConfig, layer: int) -> dict[str, tuple[int, ...]]:
         c = config
         kv_size = c.n_kv_heads * c.head_dim
         return {
@@ -35,7 +35,8 @@ class Toy:
             "ffn_down.weight": (c.hidden_size, c.intermediate_size),
         }
 
-    def load_layer(self, loader: WeightLoader, prefix: str) -> ToyLayer:
+    def load_layer(self, loader: WeightLoader, config: ModelConfig, layer: int) -> ToyLayer:
+        prefix = f"blk.{layer}."
         return ToyLayer(
             attn_norm=loader.vector(f"{prefix}attn_norm.weight"),
             qkv=loader.projection(*(f"{prefix}attn_{x}.weight" for x in "qkv")),

@@ -4,23 +4,30 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol, runtime_checkable
 
 from oxibonsai.gguf import GGUFFile
-from oxibonsai.metal import Buffer, Commands, WeightHandle
+from oxibonsai.metal import Buffer, Commands, Rotation, WeightHandle
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.weights import Place, WeightLoader
+from oxibonsai.model.weights import Place, Projection, WeightLoader
 
 __all__ = [
+    "ROTATED",
     "Architecture",
     "Layer",
     "LayerStep",
     "ModelWeights",
+    "RecurrentPlace",
+    "Rotatable",
+    "Scratch",
     "TokenGroup",
     "Variants",
     "moved",
 ]
+
+ROTATED: Final = "rotated"
+"""The name in ``LayerStep.scratch`` of the rotated input that several matrices share."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +54,22 @@ class TokenGroup:
 
 
 @dataclass(frozen=True)
+class RecurrentPlace:
+    """Where the recurrent states of a step's sequences lie.
+
+    Attributes
+    ----------
+    states : Buffer
+        float32 [n_slots, slot_size]; a sequence's slots begin at its state's `recurrent`.
+    ring : int
+        Slots of a sequence: the state before position p lies in its slot p % ring.
+    """
+
+    states: Buffer
+    ring: int
+
+
+@dataclass(frozen=True)
 class LayerStep:
     """Where a layer is recorded, and for which tokens of a step.
 
@@ -69,8 +92,14 @@ class LayerStep:
     k_cache, v_cache : Buffer
         As of ``Commands.attention``.
     heads : dict
-        The arguments that all ops on heads share: n_heads, n_kv_heads, head_dim, max_seq, layer,
-        kv_dtype, and what tells where the caches' pages are.
+        The arguments that all ops on heads share: n_heads, n_kv_heads, head_dim, max_seq, layer
+        (among those with keys and values), kv_dtype, and what tells where the caches' pages are.
+    layer : int
+        Among all layers.
+    scratch : dict of str to Place
+        What the architecture asks for beside qkv, attention and activated, by its names.
+    recurrent : RecurrentPlace or None
+        Of a model with recurrent layers.
     whole : bool
         Whether the layer's second part follows at once with the same step: what the first one has
         to leave in the caches may be done there, in one op with attention.
@@ -88,6 +117,9 @@ class LayerStep:
     k_cache: Buffer
     v_cache: Buffer
     heads: Mapping[str, Any]
+    layer: int = 0
+    scratch: Mapping[str, Place] = field(default_factory=dict)
+    recurrent: RecurrentPlace | None = None
     whole: bool = False
 
     def qkv_of(self, group: TokenGroup) -> Place:
@@ -114,6 +146,7 @@ class Layer(Protocol):
     """The weights of a layer on the device, and how it is recorded.
 
     In two parts: of tokens whose logits nobody wants, the last layer's second part is left out.
+    What later tokens need of these, keys and values or a recurrent state, is left by the first.
     """
 
     @property
@@ -125,10 +158,13 @@ class Layer(Protocol):
         """Weights that the second part reads."""
 
     def record_keys_and_values(self, step: LayerStep) -> None:
-        """Record the layer up to the caches: hidden to qkv, keys and values to their places."""
+        """Record the layer up to the caches: hidden to qkv, keys and values to their places.
+
+        Of a recurrent layer, up to its state.
+        """
 
     def record_rest(self, step: LayerStep) -> None:
-        """Record the attention over qkv and what follows, into hidden."""
+        """Record the attention over qkv, or what reads the state, and what follows, into hidden."""
 
 
 class Architecture(Protocol):
@@ -141,32 +177,109 @@ class Architecture(Protocol):
     def config(self, file: GGUFFile) -> ModelConfig:
         """Read the shape; GGUFError for a missing, absurd or unsupported value."""
 
-    def layer_tensors(self, config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    def layer_tensors(self, config: ModelConfig, layer: int) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of a layer's tensors by their names behind ``blk.N.``."""
 
-    def load_layer(self, loader: WeightLoader, prefix: str) -> Layer:
-        """Upload the layer whose tensors' names begin with `prefix`, such as ``"blk.0."``."""
+    def load_layer(self, loader: WeightLoader, config: ModelConfig, layer: int) -> Layer:
+        """Upload the layer whose tensors' names begin with ``blk.N.``."""
 
 
 @runtime_checkable
 class Variants(Protocol):
     """What an architecture has too whose files may have other tensors than `layer_tensors`."""
 
-    def optional_tensors(self, config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+    def optional_tensors(self, config: ModelConfig, layer: int) -> Mapping[str, tuple[int, ...]]:
         """Return the shapes of tensors that a layer may have, by their names behind ``blk.N.``."""
 
-    def fused_tensors(self, config: ModelConfig) -> Mapping[str, tuple[str, ...]]:
+    def fused_tensors(self, config: ModelConfig, layer: int) -> Mapping[str, tuple[str, ...]]:
         """Return the names of tensors that hold the rows of several others, and of these."""
+
+
+@runtime_checkable
+class Rotatable(Protocol):
+    """What an architecture has too that rotates the inputs of matrices, where a file asks for it.
+
+    Its layers take the rotations from ``WeightLoader.rotation``.
+    """
+
+    @property
+    def rotated_inputs(self) -> Sequence[Sequence[str]]:
+        """The matrices that share an input, by their names behind ``blk.N.``."""
+
+
+@runtime_checkable
+class Scratch(Protocol):
+    """What an architecture has too whose layers need activations beside those of every one."""
+
+    def scratch(self, config: ModelConfig) -> Mapping[str, int]:
+        """Return float32 elements of a token, by the names in ``LayerStep.scratch``."""
 
 
 @dataclass(frozen=True)
 class ModelWeights:
-    """All weights; `head` is `embedding` itself where the file ties them."""
+    """All weights; `head` is `embedding` itself where the file ties them.
+
+    `scratch` has the elements of a token that the layers need, as of `Scratch`, and ROTATED, a row
+    of the residual stream, where inputs are rotated.
+    `embedding_rotation` was made of each row of the embedding and is undone; `head_rotation` is of
+    the head's input. `signs` are those of all rotations.
+    """
 
     embedding: WeightHandle
     layers: Sequence[Layer]
     output_norm: WeightHandle
     head: WeightHandle
+    embedding_rotation: Rotation | None = None
+    head_rotation: Rotation | None = None
+    signs: Sequence[WeightHandle] = ()
+    scratch: Mapping[str, int] = field(default_factory=dict)
+
+    def record_embedding(
+        self,
+        commands: Commands,
+        tokens: Buffer,
+        state: Place,
+        hidden: Place,
+        *,
+        n_tokens: int,
+        batch: bool = False,
+    ) -> None:
+        """Record the rows of tokens, as of ``Commands.embed``, into hidden."""
+        commands.embed(self.embedding, tokens, state, hidden, n_tokens=n_tokens, batch=batch)
+        if self.embedding_rotation is not None:
+            shape = self.embedding.shape
+            assert shape is not None
+            commands.hadamard(
+                hidden,
+                self.embedding_rotation.signs,
+                hidden,
+                shape[1],
+                block=self.embedding_rotation.block,
+                n_vectors=n_tokens,
+                inverse=True,
+            )
+
+    def record_head(
+        self,
+        commands: Commands,
+        hidden: Place,
+        logits: Place,
+        scratch: Mapping[str, Place],
+        *,
+        n_vectors: int,
+        eps: float,
+    ) -> None:
+        """Record the logits of the last layer's rows; `scratch` as of ``LayerStep``."""
+        Projection([(self.head, 0)]).record(
+            commands,
+            hidden,
+            logits,
+            n_vectors=n_vectors,
+            norm=self.output_norm,
+            eps=eps,
+            rotation=self.head_rotation,
+            rotated=scratch.get(ROTATED),
+        )
 
     @property
     def tied(self) -> bool:
@@ -176,7 +289,7 @@ class ModelWeights:
     @property
     def handles(self) -> list[WeightHandle]:
         """Every handle, once."""
-        found = [self.embedding, self.output_norm]
+        found = [self.embedding, self.output_norm, *self.signs]
         if not self.tied:
             found.append(self.head)
         for layer in self.layers:

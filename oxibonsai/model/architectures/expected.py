@@ -103,7 +103,9 @@ class Expected:
         return Expected(required, optional)
 
 
-def check_tensors(file: GGUFFile, architecture: str, expected: Expected) -> None:
+def check_tensors(
+    file: GGUFFile, architecture: str, expected: Expected, skipped: tuple[str, ...] = ()
+) -> None:
     """Check that a file has every tensor that is required, and none that has no place.
 
     Parameters
@@ -114,6 +116,8 @@ def check_tensors(file: GGUFFile, architecture: str, expected: Expected) -> None
         Name of the architecture, for error texts.
     expected : Expected
         Its tensors. Dimensions of 1 in front of a shape do not count.
+    skipped : tuple of str
+        What the names of tensors begin with that are left out with reason.
 
     Raises
     ------
@@ -134,6 +138,8 @@ def check_tensors(file: GGUFFile, architecture: str, expected: Expected) -> None
         if len(shape) == 2 and name.startswith("blk.") and name in file.tensors
     }
     for name, info in file.tensors.items():
+        if name.startswith(skipped):
+            continue
         if name not in shapes:
             raise GGUFError(
                 f"{file.path}: tensor {name!r} has no place in a {architecture} model; leaving it "

@@ -6,9 +6,17 @@ from typing import Final
 
 from oxibonsai.gguf import GGUFError, GGUFFile, check_supported
 from oxibonsai.metal import MetalGraph
-from oxibonsai.model.architectures.base import Architecture, ModelWeights, Variants
+from oxibonsai.model.architectures.base import (
+    ROTATED,
+    Architecture,
+    ModelWeights,
+    Rotatable,
+    Scratch,
+    Variants,
+)
 from oxibonsai.model.architectures.expected import Expected, check_tensors
 from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.rotation import check_rotated
 from oxibonsai.model.weights import WeightLoader, check_memory, loaded_bytes
 from oxibonsai.model.workingset import warn_of_working_set
 
@@ -76,25 +84,35 @@ class Registry:
 
 def expected_tensors(architecture: Architecture, config: ModelConfig) -> Expected:
     """Return the tensors of a file with this shape."""
-    head = {"output.weight": (config.vocab_size, config.hidden_size)}
-    layer = architecture.layer_tensors(config)
     variants = architecture if isinstance(architecture, Variants) else None
-    optional = variants.optional_tensors(config) if variants else {}
-    fused = variants.fused_tensors(config) if variants else {}
-    layers = [f"blk.{i}." for i in range(config.n_layers)]
-    return Expected(
-        required={
-            "token_embd.weight": (config.vocab_size, config.hidden_size),
-            "output_norm.weight": (config.hidden_size,),
-            **{p + name: shape for p in layers for name, shape in layer.items()},
-        },
-        optional=head | {p + name: shape for p in layers for name, shape in optional.items()},
-        fused={
-            p + name: tuple(p + part for part in parts)
-            for p in layers
-            for name, parts in fused.items()
-        },
-    )
+    required: dict[str, tuple[int, ...]] = {
+        "token_embd.weight": (config.vocab_size, config.hidden_size),
+        "output_norm.weight": (config.hidden_size,),
+    }
+    optional: dict[str, tuple[int, ...]] = {
+        "output.weight": (config.vocab_size, config.hidden_size)
+    }
+    fused: dict[str, tuple[str, ...]] = {}
+    for i in range(config.n_layers):
+        p = f"blk.{i}."
+        required |= {
+            p + name: shape for name, shape in architecture.layer_tensors(config, i).items()
+        }
+        if variants is not None:
+            optional |= {
+                p + name: shape for name, shape in variants.optional_tensors(config, i).items()
+            }
+            fused |= {
+                p + name: tuple(p + part for part in parts)
+                for name, parts in variants.fused_tensors(config, i).items()
+            }
+    return Expected(required, optional, fused)
+
+
+def _scratch(architecture: Architecture, config: ModelConfig) -> dict[str, int]:
+    own = architecture.scratch(config) if isinstance(architecture, Scratch) else {}
+    shared = {} if config.rotations is None else {ROTATED: config.hidden_size}
+    return {**own, **shared}
 
 
 def load_weights(
@@ -105,11 +123,14 @@ def load_weights(
     Raises
     ------
     GGUFError
-        For tensors that are missing, unknown, of another shape or of an unsupported type.
+        For tensors that are missing, unknown, of another shape or of an unsupported type, and for
+        rotated matrices whose input the architecture does not rotate.
     BufferCreationError
         If they do not fit the device.
     """
-    check_supported(file)
+    first, n_skipped = config.n_layers, config.n_skipped_layers
+    skipped = tuple(f"blk.{i}." for i in range(first, first + n_skipped))
+    check_supported(file, skipped)
     # A lying block_count costs nothing: it is compared before a name is made for every layer.
     if config.n_layers > len(file.tensors):
         raise GGUFError(
@@ -117,24 +138,31 @@ def load_weights(
             "missing"
         )
     expected = expected_tensors(architecture, config)
-    check_tensors(file, architecture.name, expected)
-    check_memory(file, graph.device.info.recommended_working_set)
+    check_tensors(file, architecture.name, expected, skipped)
+    if config.rotations is not None:
+        inputs = architecture.rotated_inputs if isinstance(architecture, Rotatable) else ()
+        check_rotated(file, config.rotations, architecture.name, inputs, first, skipped)
+    check_memory(file, graph.device.info.recommended_working_set, skipped)
     warn_of_working_set(
         graph.device,
-        loaded_bytes(file),
+        loaded_bytes(file, skipped),
         f"{file.path}: the weights take",
         "a smaller model, or one in a format of fewer bits, or close what else the device holds",
     )
-    loader = WeightLoader(file, graph, expected.optional)
+    loader = WeightLoader(file, graph, expected.optional, config.rotations)
     try:
         # The largest first: their pages of the file are gone before the rest is on the device.
         embedding = loader.matrix("token_embd.weight")
         head = loader.matrix("output.weight") if "output.weight" in loader else embedding
         return ModelWeights(
             embedding=embedding,
-            layers=[architecture.load_layer(loader, f"blk.{i}.") for i in range(config.n_layers)],
+            layers=[architecture.load_layer(loader, config, i) for i in range(config.n_layers)],
             output_norm=loader.vector("output_norm.weight"),
             head=head,
+            embedding_rotation=loader.embedding_rotation(),
+            head_rotation=loader.head_rotation(),
+            signs=loader.signs,
+            scratch=_scratch(architecture, config),
         )
     except BaseException:
         loader.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import logging
 from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -39,13 +40,15 @@ from oxibonsai.model.generation.stopping import (
     stop_scanner,
     stop_sequences,
 )
-from oxibonsai.model.protocols import MAX_IN_FLIGHT, LoadedModel
+from oxibonsai.model.protocols import MAX_IN_FLIGHT, MAX_STATES_IN_FLIGHT, LoadedModel
 from oxibonsai.model.timeline import Timeline
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["Generation", "GenerationOptions", "LogitsCallback"]
+
+_log = logging.getLogger("oxibonsai.model")
 
 LogitsCallback = Callable[[npt.NDArray[np.float32]], object]
 
@@ -108,10 +111,20 @@ class Generation:
             # A device of host threads has run a step when submit() returns.
             lookahead = 1 if model.device.info.threads else MAX_IN_FLIGHT
         self._lookahead = integer_in("lookahead", lookahead, 1, MAX_IN_FLIGHT)
+        if model.config.recurrent is not None:
+            self._lookahead = min(self._lookahead, MAX_STATES_IN_FLIGHT)
         self._timeline = timeline
         self._speculative: SpeculativeSteps | None = None
         draft_tokens = integer("draft_tokens", draft_tokens)
-        if draft_tokens:
+        if draft_tokens and model.config.recurrent is not None:
+            _log.warning(
+                "%s: draft_tokens = %d does nothing: what a draft leaves in the recurrent state "
+                "cannot be taken back token by token, and running it again costs more than it "
+                "saves; use draft_tokens=0",
+                model.path,
+                draft_tokens,
+            )
+        elif draft_tokens:
             known = {} if speculations is None else speculations
             if draft_tokens not in known:
                 cost = row_cost(model.device.info.threads)

@@ -24,6 +24,7 @@ from oxibonsai.model.choices import (
 )
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batchshape import BatchStep
+from oxibonsai.model.runtime.batchstates import BatchStates
 from oxibonsai.model.runtime.precision import activations_of
 from oxibonsai.model.runtime.steps import Workspace
 
@@ -58,7 +59,7 @@ class BatchBuffers:
     Attributes
     ----------
     k, v : Buffer
-        Keys and values, [n_pages, n_layers, n_kv_heads, PAGE_SIZE, head_dim].
+        Keys and values, [n_pages, layers, n_kv_heads, PAGE_SIZE, head_dim].
     state : Buffer
         struct oxb_decode_state, one of a chunk and one of each row that chooses.
     tokens : Buffer
@@ -81,6 +82,8 @@ class BatchBuffers:
         struct oxb_bias, as many for each slot, once there are any.
     masks : Buffer or None
         A row of bits for each slot, once there are any.
+    states : BatchStates or None
+        Of a model with recurrent layers: one of each slot, and those that are kept.
     """
 
     k: Buffer
@@ -96,6 +99,7 @@ class BatchBuffers:
     best: Buffer | None = None
     biases: Buffer | None = None
     masks: Buffer | None = None
+    states: BatchStates | None = None
 
     def close(self) -> None:
         """Release them."""
@@ -187,8 +191,8 @@ class _Recorder:
             state = (b.state, 2 * STATE_BYTES)
             groups.append(TokenGroup(step.chunk, step.n_rows, state, True, step.max_length))
         for group in groups:
-            self.commands.embed(
-                weights.embedding,
+            weights.record_embedding(
+                self.commands,
                 b.tokens,
                 group.state,
                 moved(b.work.hidden, 4 * c.hidden_size * group.first),
@@ -230,18 +234,21 @@ class _Recorder:
             rope=b.rope,
             k_cache=b.k,
             v_cache=b.v,
-            heads={**self._heads, "pages": b.pages, "layer": layer},
+            heads={**self._heads, "pages": b.pages, "layer": c.ordinal(layer)},
+            layer=layer,
+            scratch=b.work.scratch(first),
+            recurrent=None if b.states is None else b.states.place,
             whole=whole,
         )
 
     def _head(self) -> None:
         c, weights, step, b = self._model.config, self._model.weights, self._step, self._buffers
-        self.commands.gemv(
-            weights.head,
+        weights.record_head(
+            self.commands,
             moved(b.work.hidden, 4 * c.hidden_size * step.first_row),
             moved(b.logits, 4 * c.vocab_size * step.first),
+            b.work.scratch(step.first_row),
             n_vectors=step.n_choices,
-            norm=weights.output_norm,
             eps=c.rms_eps,
         )
 

@@ -12,6 +12,7 @@ from oxibonsai.metal import Buffer, Device, DeviceInfo
 from oxibonsai.model.arguments import one_of
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.protocols import LoadedModel
+from oxibonsai.model.runtime.recurrent import RING, RecurrentStates
 from oxibonsai.model.workingset import warn_of_working_set
 
 __all__ = [
@@ -47,17 +48,25 @@ def check_kv_dtype(kv_dtype: str, config: ModelConfig) -> None:
 
 
 def warn_of_kv_cache(
-    model: LoadedModel, nbytes: int, sizes: str, kv_dtype: KVDtype, *, replaced: int = 0
+    model: LoadedModel,
+    nbytes: int,
+    sizes: str,
+    kv_dtype: KVDtype,
+    *,
+    replaced: int = 0,
+    states: int = 0,
 ) -> None:
     """Warn where a cache of nbytes goes past what the device recommends.
 
-    Smaller `sizes` make it smaller; `replaced` bytes are those of the cache that it replaces.
+    Smaller `sizes` make it smaller; `replaced` bytes are those of the cache that it replaces, and
+    `states` those of recurrent states beside it.
     """
+    what = "the K/V cache and the recurrent states take" if states else "the K/V cache takes"
     fewer = "" if kv_dtype == "q8" else ", or kv_dtype='q8'"
     warn_of_working_set(
         model.device,
-        nbytes,
-        f"{model.path}: the K/V cache takes",
+        nbytes + states,
+        f"{model.path}: {what}",
         f"a smaller {sizes}{fewer}",
         replaced=replaced,
         crossing=True,
@@ -65,7 +74,7 @@ def warn_of_kv_cache(
 
 
 class KVCache:
-    """Keys and values, [layer, n_kv_heads, capacity, head_dim] each.
+    """Keys and values, [layer, n_kv_heads, capacity, head_dim] each; of layers that have them.
 
     In 8 bits, words with the low bits and the unit of each position, uint16 [capacity, head_dim /
     16], follow the elements of a head.
@@ -84,7 +93,7 @@ class KVCache:
         nbytes = self.nbytes_of(config, kv_dtype, capacity)
         self.capacity = capacity
         self._parts = self._parts_of(config, kv_dtype)
-        self._n_heads = config.n_layers * config.n_kv_heads
+        self._n_heads = config.n_attention_layers * config.n_kv_heads
         self.k = device.buffer(nbytes, storage=device.working_storage)
         self.v = device.buffer(nbytes, storage=device.working_storage)
 
@@ -102,7 +111,7 @@ class KVCache:
     @classmethod
     def nbytes_of(cls, config: ModelConfig, kv_dtype: KVDtype, n_positions: int) -> int:
         """Bytes of the keys, or of the values, of n_positions."""
-        heads = config.n_layers * config.n_kv_heads
+        heads = config.n_attention_layers * config.n_kv_heads
         return heads * n_positions * cls.row_bytes_of(config, kv_dtype)
 
     @classmethod
@@ -113,7 +122,8 @@ class KVCache:
         """
         each = cls.nbytes_of(config, kv_dtype, 1)
         fits = info.max_buffer_length // max(each, 4 * config.rotary_dim)
-        fits = min(fits, info.recommended_working_set // (2 * each))
+        left = info.recommended_working_set - RecurrentStates.nbytes_of(config, RING)
+        fits = min(fits, left // (2 * each))
         return max(1, min(config.context_length, fits))
 
     def read(self, buffer: Buffer, n_positions: int) -> Iterator[npt.NDArray[np.uint8]]:

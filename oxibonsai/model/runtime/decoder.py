@@ -17,6 +17,7 @@ from oxibonsai.model.runtime.cache import KVCache, KVDtype, length_bucket, warn_
 from oxibonsai.model.runtime.choosing import ChoiceBuffers
 from oxibonsai.model.runtime.profile import Profile, Run
 from oxibonsai.model.runtime.recordings import Recordings
+from oxibonsai.model.runtime.recurrent import RING, RecurrentStates
 from oxibonsai.model.runtime.steps import (
     AnyStep,
     ChoiceStep,
@@ -28,12 +29,14 @@ from oxibonsai.model.runtime.steps import (
     weight_bytes,
     working_buffer,
 )
+from oxibonsai.model.runtime.textstates import CHECKPOINT_EVERY, MAX_CHECKPOINTS, TextStates
 
 __all__ = ["Decoder"]
 
 _HEAD_ROWS = 32  # tokens of a chunk whose logits exist at one time
 _STATE_BYTES = 16  # struct oxb_decode_state
 _UNKNOWN = -1
+_REPLAYED = 64  # steps of a submission: between two, an interrupt takes effect
 
 
 class Decoder:
@@ -51,6 +54,9 @@ class Decoder:
         Decode steps that nobody has waited for.
     cache : KVCache
         Keys and values; grows by steps up to max_seq.
+    states : TextStates or None
+        Recurrent states, of a model that has them. They follow a seek() only once a step needs
+        them: the steps that lead there may have to run again.
     """
 
     def __init__(
@@ -61,6 +67,8 @@ class Decoder:
         profile: bool,
         *,
         deterministic: bool = False,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        max_checkpoints: int = MAX_CHECKPOINTS,
     ) -> None:
         self.model = model
         self.max_seq = max_seq
@@ -76,7 +84,10 @@ class Decoder:
         self._encoded = 0.0
         self._refuse_too_long()
         self.cache, self._text = self._allocate(length_bucket(1, max_seq))
-        self._work = Workspace(self._device, model.config, 1)
+        self.states: TextStates | None = None
+        if model.config.recurrent is not None:
+            self.states = TextStates(model, checkpoint_every, max_checkpoints)
+        self._work = Workspace(model, 1)
         self._choosing = ChoiceBuffers(self._device, model.config.vocab_size)
         self._choice = ChoiceStep()
         self._chooses = True  # whether a decode step ends with a choice
@@ -100,7 +111,8 @@ class Decoder:
         c = self.model.config
         device = self._device
         nbytes, old = (2 * KVCache.nbytes_of(c, self.kv_dtype, n) for n in (capacity, replaced))
-        warn_of_kv_cache(self.model, nbytes, "max_seq", self.kv_dtype, replaced=old)
+        states = 0 if replaced else RecurrentStates.nbytes_of(c, RING)
+        warn_of_kv_cache(self.model, nbytes, "max_seq", self.kv_dtype, replaced=old, states=states)
         cache = KVCache(device, c, self.kv_dtype, capacity)
         text = TextBuffers(
             rope=device.upload(
@@ -139,8 +151,16 @@ class Decoder:
             part.close()
 
     def seek(self, position: int) -> None:
-        """Wait for what is in flight, and let the next step begin at `position`."""
+        """Wait for what is in flight, and let the next step begin at `position`.
+
+        What the text has behind it is forgotten.
+        """
         self.finish()
+        if self.states is not None:
+            self.states.seek(position)
+        self._move(position)
+
+    def _move(self, position: int) -> None:
         if position != self.position:
             self.position = _UNKNOWN
             self._text.state.write(np.array([position], np.uint32))
@@ -185,11 +205,15 @@ class Decoder:
     def copy_from(self, other: Decoder, n_positions: int) -> None:
         """Take over another decoder's first n_positions, the token after them and the logits."""
         other.finish()
+        other.prepare()  # ahead of the logits, which it may leave
         self.reserve(n_positions)
         self.cache.copy_from(other.cache, n_positions)
         tokens = np.empty(n_positions + 1, np.uint32)
         self._text.tokens.write(other._text.tokens.read(tokens))
         self._text.logits.write(other.logits())
+        if self.states is not None:
+            assert other.states is not None
+            self.states.copy_from(other.states, n_positions)
         self.seek(n_positions)
         self.logits_end = other.logits_end
 
@@ -198,11 +222,15 @@ class Decoder:
     def feed(self, ids: Sequence[int], rows: int, *, float32: bool = False) -> None:
         """Run tokens in one submission; see Step for `rows` and `float32`."""
         n_tokens = len(ids)
+        self.prepare()
+        self._keep_due(generates=False)
         # Only now: the step before has left its choice here.
         self.write_tokens(ids, self.position)
-        if n_tokens > self._work.n_tokens:
-            self._resize(n_tokens)
+        self._resize_for(n_tokens)
         self._run(self._step(n_tokens, rows)._replace(float32=float32), n_tokens)
+        if self.states is not None:
+            self.states.log.add(n_tokens)
+            self.states.wrote(self.position)
 
     def head(self, n_tokens: int) -> Iterator[tuple[int, npt.NDArray[np.float32]]]:
         """Yield (first row, logits) in pieces for the n_tokens just fed, all of them rows."""
@@ -231,9 +259,8 @@ class Decoder:
 
     def verify(self, ids: Sequence[int]) -> list[ScoredToken]:
         """Run tokens and return the choice after each, as decode steps in float32 make it."""
-        if self._work.n_tokens < _HEAD_ROWS:
-            # At once for all lengths of a draft: each resizing costs all recordings.
-            self._resize(_HEAD_ROWS)
+        # At once for all lengths of a draft: each resizing costs all recordings.
+        self._resize_for(_HEAD_ROWS)
         self.feed(ids, len(ids), float32=True)
         found: list[ScoredToken] = []
         form = HeadStep(0, 0, float32=True, choice=self._choice)
@@ -251,9 +278,9 @@ class Decoder:
         for first in range(0, n_tokens, _HEAD_ROWS):
             step = form._replace(first=first, n_tokens=min(_HEAD_ROWS, n_tokens - first))
             if step.choice is not None:
-                self.seek(end - n_tokens + first)  # the places of choices are counted from there
+                self._move(end - n_tokens + first)  # the places of choices are counted from there
             self._run(step, 0)
-            self.seek(end)
+            self._move(end)
             yield step, rows
 
     def _read_rows(self, n_rows: int) -> list[ScoredToken]:
@@ -266,20 +293,74 @@ class Decoder:
         Or by others: those of the last step are gone then.
         """
         at = self.position
+        self.finish()
         if logits is not None:
             self._text.logits.write(logits)
-        self.seek(at - 1)
+        self._move(at - 1)
         self._run(self._choice, 1)
         self.logits_end = at if logits is None else _UNKNOWN
 
     def rerun(self, position: int) -> None:
-        """Run the token before `position` again, for its logits."""
+        """Run the token before `position` again, for its logits.
+
+        Where there are recurrent states, all of the step that it was part of runs as it did, unless
+        a checkpoint has the logits.
+        """
+        if self.states is not None:
+            self.seek(position)
+            if self.states.restore_logits(position, self._text.logits):
+                self.logits_end = position
+            else:
+                self._replay(self.states.last_start())
+            return
         self.seek(position - 1)
         self.submit()
         self.finish()
 
+    def prepare(self) -> None:
+        """See to it that a step can begin at the position: a recurrent state has to be there."""
+        if self.states is not None and not self.states.has(self.position):
+            self._replay(self.position)
+
+    def _replay(self, before: int) -> None:
+        """Run the text's steps again, from the last state up to `before`, for state and logits."""
+        states, end = self.states, self.position
+        assert states is not None
+        start = states.nearest(before)
+        if not states.has(start):
+            states.restore(start)
+        for size, count in states.log.runs_from(start):
+            while count:
+                self._move(start)
+                self._keep_due(generates=False)
+                # In few submissions, each of steps that have one recording.
+                n = min(
+                    count, _REPLAYED, -(-max(states.until_due(start, generates=False), 1) // size)
+                )
+                bucket = length_bucket(start + size, self.max_seq)
+                n = min(n, (bucket - start) // size)
+                if start + n * size == end:
+                    n = max(n - 1, 1)  # the last one goes on to the logits
+                ends = start + n * size == end
+                self._resize_for(size)
+                self._run(self._step(size, int(ends)), n * size, times=n)
+                for i in range(max(n - RING, 0), n):
+                    states.wrote(start + (i + 1) * size)
+                start += n * size
+                count -= n
+        self._move(end)
+
+    def _keep_due(self, *, generates: bool) -> None:
+        """Keep a checkpoint of the state at the position where one is due."""
+        states, at = self.states, self.position
+        if states is not None and at and not states.until_due(at, generates=generates):
+            self.finish()
+            states.keep(at, self._text.logits if self.logits_end == at else None)
+
     def submit(self) -> None:
         """Start a decode step of the token at the position, and do not wait for it."""
+        self.prepare()
+        self._keep_due(generates=True)
         step = self._step(1, 1)._replace(choice=self._choice if self._chooses else None)
         commands = self._recorded(step)
         if self._flying is not commands:
@@ -296,6 +377,9 @@ class Decoder:
             self._drain(commands)
             raise
         self.position = at + 1
+        if self.states is not None:
+            self.states.log.add(1)
+            self.states.wrote(self.position)
         self._encoded += time.perf_counter() - started
 
     @property
@@ -320,15 +404,15 @@ class Decoder:
             if n == 1:
                 self.logits_end = self.position
 
-    def _run(self, step: AnyStep, n_tokens: int) -> None:
-        """Run a step that moves the position on by n_tokens, and wait for it."""
+    def _run(self, step: AnyStep, n_tokens: int, times: int = 1) -> None:
+        """Run a step so many times that the position moves on by n_tokens, and wait for it."""
         self.finish()
         commands = self._recorded(step)
         at, self.position = self.position, _UNKNOWN
         self.logits_end = _UNKNOWN
         started = time.perf_counter()
         try:
-            commands.submit()
+            commands.submit(times)
             encoded = time.perf_counter()
             commands.wait()
         except BaseException:
@@ -337,10 +421,12 @@ class Decoder:
         self.position = at + n_tokens
         if isinstance(step, Step) and step.rows == 1:
             self.logits_end = self.position
-        self._measure(commands, step, time.perf_counter() - started, encoded - started)
+        self._measure(commands, step, time.perf_counter() - started, encoded - started, times)
 
     def _drain(self, commands: Commands) -> None:
         """Wait for the other submissions after one failed, whose error is the one to report."""
+        if self.states is not None:
+            self.states.forget()
         while commands.in_flight:
             with suppress(RuntimeError):
                 commands.wait()
@@ -350,7 +436,8 @@ class Decoder:
     def _step(self, n_tokens: int, rows: int) -> Step:
         bucket = length_bucket(self.position + n_tokens, self.max_seq)
         # Only the attention of a single row is split by the length.
-        return Step(n_tokens, rows, bucket if rows == 1 else self.cache.capacity)
+        single = rows == 1 or n_tokens == 1
+        return Step(n_tokens, rows, bucket if single else self.cache.capacity)
 
     def _recorded(self, step: AnyStep) -> Commands:
         return self._recordings.get(
@@ -363,29 +450,36 @@ class Decoder:
                 self._work,
                 self._choosing,
                 step,
+                states=None if self.states is None else self.states.ring,
                 deterministic=self.deterministic,
             ),
         )
 
+    def _resize_for(self, n_tokens: int) -> None:
+        if n_tokens > self._work.n_tokens:
+            self._resize(n_tokens)
+
     def _resize(self, n_tokens: int) -> None:
         self.finish()
-        work = Workspace(self._device, self.model.config, n_tokens)
+        work = Workspace(self.model, n_tokens)
         self._recordings.clear()
         old, self._work = self._work, work
         old.close()
 
-    def _measure(self, commands: Commands, step: AnyStep, wall: float, encode: float) -> None:
+    def _measure(
+        self, commands: Commands, step: AnyStep, wall: float, encode: float, times: int = 1
+    ) -> None:
         self.device_time = commands.device_time
         if self.profile is not None:
             self.profile.add(
                 Run(
                     kind=step.kind,
-                    n_tokens=step.n_tokens,
+                    n_tokens=step.n_tokens * times,
                     wall=wall,
                     encode=encode,
                     device=self.device_time or 0.0,
-                    dispatches=len(commands),
-                    weight_bytes=weight_bytes(self.model.weights, step),
+                    dispatches=len(commands) * times,
+                    weight_bytes=weight_bytes(self.model.weights, step) * times,
                 )
             )
 
@@ -401,3 +495,5 @@ class Decoder:
         self._text.close()
         self._work.close()
         self._choosing.close()
+        if self.states is not None:
+            self.states.close()

@@ -1,6 +1,7 @@
 """Sessions in files: tokens, keys and values, and the last logits, in the format safetensors.
 
-The layout is public (8 bytes with the length of a JSON header, the header, the data), so that other
+With recurrent layers, the state and the sizes of the steps that made it come beside them. The
+layout is public (8 bytes with the length of a JSON header, the header, the data), so that other
 programs can read the arrays; nothing in a file is executed. A file fits one model: its fingerprint
 is in the header.
 """
@@ -15,13 +16,16 @@ from dataclasses import dataclass
 from typing import IO, Any
 
 import numpy as np
+import numpy.typing as npt
 
+from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.errors import SessionFileError
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.decoder import Decoder
 from oxibonsai.model.runtime.kernels import kernel_names
 from oxibonsai.model.runtime.precision import activations_of
+from oxibonsai.model.runtime.steplog import StepLog
 from oxibonsai.model.timeline import Timeline
 from oxibonsai.writing import written_whole
 
@@ -31,6 +35,8 @@ _log = logging.getLogger("oxibonsai.model")
 
 _VERSIONS: dict[KVDtype, str] = {"f16": "1", "f32": "1", "q8": "2"}
 """Of the format, by what the keys and values are."""
+_RECURRENT_VERSION = "3"
+"""Of files with a recurrent state, whatever the keys and values are."""
 _MAX_HEADER = 1 << 16
 MAX_CHUNK = 4096
 """The most tokens of a prompt in one submission."""
@@ -55,6 +61,8 @@ class SessionState:
         As of the session that was saved.
     fresh : bool
         Whether the logits of the last token are in the file.
+    n_runs : int
+        Runs of the step log, of a model with recurrent layers.
     data_start : int
         Bytes before the first array.
     """
@@ -65,15 +73,20 @@ class SessionState:
     chunk: int | None
     deterministic: bool
     fresh: bool
+    n_runs: int
     data_start: int
 
 
+def _version(config: ModelConfig, kv_dtype: KVDtype) -> str:
+    return _VERSIONS[kv_dtype] if config.recurrent is None else _RECURRENT_VERSION
+
+
 def _arrays(
-    model: LoadedModel, n_tokens: int, kv_dtype: KVDtype, fresh: bool
+    model: LoadedModel, n_tokens: int, kv_dtype: KVDtype, fresh: bool, n_runs: int
 ) -> dict[str, tuple[str, list[int], int]]:
     """Return name: (dtype, shape, bytes) in the order of the file."""
     c = model.config
-    shape = [c.n_layers, c.n_kv_heads, n_tokens, c.head_dim]
+    shape = [c.n_attention_layers, c.n_kv_heads, n_tokens, c.head_dim]
     if kv_dtype == "q8":  # the elements of a head, then the bytes of its words
         shape[2:] = [n_tokens * KVCache.row_bytes_of(c, kv_dtype)]
     nbytes = KVCache.nbytes_of(c, kv_dtype, n_tokens)
@@ -82,6 +95,9 @@ def _arrays(
         "v": (_DTYPES[kv_dtype], shape, nbytes),
         "tokens": ("U32", [n_tokens], 4 * n_tokens),
     }
+    if c.recurrent is not None:
+        found["steps"] = ("U32", [n_runs, 2], 8 * n_runs)
+        found["recurrent"] = ("F32", [c.slot_size], 4 * c.slot_size)
     if fresh:
         found["logits"] = ("F32", [c.vocab_size], 4 * c.vocab_size)
     return found
@@ -106,12 +122,14 @@ def save(
 ) -> None:
     """Write a settled text with its keys and values, to a regular file all of it or nothing."""
     path = os.fspath(path)  # no number of an open file, which open() would take
-    model, n = decoder.model, timeline.position
+    model, n, states = decoder.model, timeline.position, decoder.states
+    decoder.prepare()
+    runs = [] if states is None else states.log.runs
     logits = timeline.known_logits()
     header: dict[str, Any] = {
         "__metadata__": {
             "format": "oxibonsai session",
-            "version": _VERSIONS[decoder.kv_dtype],
+            "version": _version(model.config, decoder.kv_dtype),
             "model": model.fingerprint,
             "name": model.name,
             "max_seq": str(decoder.max_seq),
@@ -123,7 +141,7 @@ def save(
             "activations": activations_of(model, decoder.kv_dtype, exact=decoder.deterministic),
         }
     }
-    header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None))
+    header |= _entries(_arrays(model, n, decoder.kv_dtype, logits is not None, len(runs)))
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
 
@@ -135,6 +153,9 @@ def save(
             for rows in cache.read(buffer, n):
                 file.write(rows.data)
         file.write(np.array(timeline.tokens, "<u4").data)
+        if states is not None:
+            file.write(np.array(runs, "<u4").data)
+            file.write(states.read(n).data)
         if logits is not None:
             file.write(logits.data)
 
@@ -176,10 +197,11 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
         activations = about.get("activations")  # None in older files
         (n_tokens,) = header["tokens"]["shape"]
         dtype = header["k"]["dtype"]
-    except (ValueError, KeyError, TypeError, RecursionError):
+        n_runs = header["steps"]["shape"][0] if "steps" in header else 0
+    except (ValueError, KeyError, TypeError, IndexError, RecursionError):
         raise refuse("no session file: its header has another format") from None
     kv_dtype = next((kind for kind, name in _DTYPES.items() if name == dtype), None)
-    known = "1" if kv_dtype is None else _VERSIONS[kv_dtype]
+    known = _version(model.config, kv_dtype or "f16")
     if version != known:
         raise refuse(
             f"version {version!r} of the format; this package reads {known!r} of {dtype} keys: "
@@ -198,8 +220,10 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
             f"{n_tokens} tokens of {max_seq} in chunks of {chunk}: the model's context_length is "
             f"{limit}, and chunks have 1 to {MAX_CHUNK} tokens"
         )
+    if isinstance(n_runs, bool) or not isinstance(n_runs, int) or not 0 <= n_runs <= n_tokens:
+        raise refuse(f"{n_runs!r} runs of steps for {n_tokens} tokens")
     fresh = "logits" in header and n_tokens > 0
-    arrays = _arrays(model, n_tokens, kv_dtype, fresh)
+    arrays = _arrays(model, n_tokens, kv_dtype, fresh, n_runs)
     expected = _entries(arrays)
     if {name: entry for name, entry in header.items() if name != "__metadata__"} != expected:
         raise refuse(f"its arrays are not those of {n_tokens} tokens of this model")
@@ -222,6 +246,7 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
         chunk if chunk_given else None,
         deterministic,
         fresh,
+        n_runs,
         8 + length,
     )
 
@@ -241,12 +266,29 @@ def load(
     cache = decoder.cache
     rows = np.empty(n * cache.row_bytes_of(c, state.kv_dtype), np.uint8)
     for buffer in (cache.k, cache.v):
-        for head in range(c.n_layers * c.n_kv_heads):
+        for head in range(c.n_attention_layers * c.n_kv_heads):
             cache.write(buffer, head, read(rows))
     tokens = read(np.empty(n, "<u4"))
     if n and int(tokens.max()) >= c.vocab_size:
         raise SessionFileError(
             f"{path}: token {int(tokens.max())} is outside the vocabulary of {c.vocab_size}"
         )
+    if decoder.states is not None:
+        decoder.states.load(
+            _log_of(read(np.empty((state.n_runs, 2), "<u4")), n, path),
+            read(np.empty(c.slot_size, "<f4")).astype(np.float32),
+        )
     logits = read(np.empty(c.vocab_size, "<f4")) if state.fresh else None
     timeline.restore(tokens.tolist(), None if logits is None else logits.astype(np.float32))
+
+
+def _log_of(runs: npt.NDArray[np.uint32], n_tokens: int, path: str) -> StepLog:
+    """Return the log of n_tokens; SessionFileError for sizes that no session has."""
+    sizes, counts = runs.astype(np.int64).T
+    if int((sizes * counts).sum()) != n_tokens or (
+        len(runs) and not (sizes.min() >= 1 and sizes.max() <= MAX_CHUNK and counts.min() >= 1)
+    ):
+        raise SessionFileError(
+            f"{path}: its steps are not those of {n_tokens} tokens, 1 to {MAX_CHUNK} at a time"
+        )
+    return StepLog([(int(size), int(count)) for size, count in runs])

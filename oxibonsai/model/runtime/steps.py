@@ -6,12 +6,19 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 from oxibonsai.metal import Buffer, Commands, Device, WeightHandle
-from oxibonsai.model.architectures.base import LayerStep, ModelWeights, TokenGroup
+from oxibonsai.model.architectures.base import (
+    LayerStep,
+    ModelWeights,
+    TokenGroup,
+    moved,
+)
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.cache import KVCache, KVDtype
 from oxibonsai.model.runtime.choosing import N_SLOTS, ChoiceBuffers, ChoiceRows
 from oxibonsai.model.runtime.precision import activations_of
+from oxibonsai.model.runtime.recurrent import RecurrentStates
+from oxibonsai.model.weights import Place
 
 __all__ = [
     "AnyStep",
@@ -114,8 +121,8 @@ class TextBuffers:
 class Workspace:
     """Activations of up to n_tokens, and logits of up to n_rows, which a step overwrites."""
 
-    def __init__(self, device: Device, config: ModelConfig, n_tokens: int) -> None:
-        c = config
+    def __init__(self, model: LoadedModel, n_tokens: int) -> None:
+        c, device = model.config, model.device
         self.n_tokens = n_tokens
         self.n_rows = 0
         self.rows: Buffer | None = None
@@ -124,6 +131,17 @@ class Workspace:
         self.qkv = working_buffer(device, 4 * c.qkv_size * n_tokens)
         self.attention = working_buffer(device, 4 * c.q_size * n_tokens)
         self.activated = working_buffer(device, 4 * c.intermediate_size * n_tokens)
+        self._sizes = model.weights.scratch
+        self._scratch = {
+            name: working_buffer(device, 4 * size * n_tokens) for name, size in self._sizes.items()
+        }
+
+    def scratch(self, first: int) -> dict[str, Place]:
+        """Return what ``LayerStep.scratch`` has, from row `first` on."""
+        return {
+            name: moved(buffer, 4 * self._sizes[name] * first)
+            for name, buffer in self._scratch.items()
+        }
 
     def add_rows(self, device: Device, config: ModelConfig, n_rows: int) -> None:
         """Make room for logits of n_rows tokens."""
@@ -133,7 +151,7 @@ class Workspace:
 
     def close(self) -> None:
         """Release the buffers."""
-        for buffer in vars(self).values():
+        for buffer in (*vars(self).values(), *self._scratch.values()):
             if isinstance(buffer, (Buffer, ChoiceRows)):
                 buffer.close()
 
@@ -167,6 +185,7 @@ def record(
     choosing: ChoiceBuffers,
     step: AnyStep,
     *,
+    states: RecurrentStates | None = None,
     deterministic: bool,
 ) -> Commands:
     """Record a step."""
@@ -174,7 +193,7 @@ def record(
     commands = model.graph.commands(
         activations=activations_of(model, kv_dtype, exact=exact), deterministic=deterministic
     )
-    recorder = _Recorder(model, kv_dtype, cache, text, work, choosing, commands)
+    recorder = _Recorder(model, kv_dtype, cache, text, work, choosing, states, commands)
     try:
         if isinstance(step, ChoiceStep):
             recorder.choice(step)
@@ -199,6 +218,7 @@ class _Recorder:
         text: TextBuffers,
         work: Workspace,
         choosing: ChoiceBuffers,
+        states: RecurrentStates | None,
         commands: Commands,
     ) -> None:
         c = model.config
@@ -208,6 +228,7 @@ class _Recorder:
         self.text = text
         self.work = work
         self.choosing = choosing
+        self.states = states
         self.commands = commands
         self.heads: dict[str, Any] = {
             "n_heads": c.n_heads,
@@ -220,8 +241,8 @@ class _Recorder:
     def step(self, step: Step) -> None:
         n = step.n_tokens
         last = self.config.n_layers - 1
-        self.commands.embed(
-            self.weights.embedding, self.text.tokens, self.text.state, self.work.hidden, n_tokens=n
+        self.weights.record_embedding(
+            self.commands, self.text.tokens, self.text.state, self.work.hidden, n_tokens=n
         )
         for i, layer in enumerate(self.weights.layers):
             whole = i < last or step.rows == n
@@ -284,24 +305,27 @@ class _Recorder:
             config=c,
             n_tokens=n,
             groups=[TokenGroup(0, n, self.text.state, False, max_length)],
-            hidden=(work.hidden, 4 * c.hidden_size * first),
-            qkv=(work.qkv, 4 * c.qkv_size * first),
+            hidden=moved(work.hidden, 4 * c.hidden_size * first),
+            qkv=moved(work.qkv, 4 * c.qkv_size * first),
             attention=work.attention,
             activated=work.activated,
             rope=self.text.rope,
             k_cache=self.cache.k,
             v_cache=self.cache.v,
-            heads={**self.heads, "layer": layer},
+            heads={**self.heads, "layer": c.ordinal(layer)},
+            layer=layer,
+            scratch=work.scratch(first),
+            recurrent=None if self.states is None else self.states.place,
             whole=whole,
         )
 
     def _head(self, first: int, n: int, logits: Buffer) -> None:
-        self.commands.gemv(
-            self.weights.head,
-            (self.work.hidden, 4 * self.config.hidden_size * first),
+        self.weights.record_head(
+            self.commands,
+            moved(self.work.hidden, 4 * self.config.hidden_size * first),
             logits,
+            self.work.scratch(first),
             n_vectors=n,
-            norm=self.weights.output_norm,
             eps=self.config.rms_eps,
         )
 

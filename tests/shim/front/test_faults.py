@@ -118,7 +118,7 @@ def test_the_rate_that_a_driver_measures_is_in_the_statistics(fault, faulty):
 
 def test_a_driver_of_another_version_is_refused(tmp_path):
     path = build(tmp_path, "-DFAULT_ABI")
-    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 6 .* build it again"):
+    with pytest.raises(DeviceNotFoundError, match=r"built for driver ABI 7 .* build it again"):
         metal.load_driver(path)
 
 

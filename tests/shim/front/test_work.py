@@ -16,6 +16,8 @@ LOADS = 21  # the weight of a multiply-add of attention for which one query load
 HEADS = {
     "n_heads": 6, "n_kv_heads": 2, "head_dim": 16, "max_seq": 100, "layer": 0, "kv_dtype": "f32",
 }  # fmt: skip
+SLOTS = {"slot_size": 9000, "offset": 8}
+DELTA = {"n_key_heads": 2, "n_value_heads": 4, "key_dim": 32, "value_dim": 64, **SLOTS}
 K = 128
 
 
@@ -38,6 +40,25 @@ OPS: dict[str, tuple[Callable[[Any, Operands], None], list[int]]] = {
     "rmsnorm": (lambda c, o: c.rmsnorm(*o.some(3), 64, n_vectors=3), [3 * 64]),
     "add": (lambda c, o: c.add(*o.some(2), 1000), [1000]),
     "add_bias": (lambda c, o: c.add_bias(*o.some(2), 64, n_vectors=3), [3 * 64]),
+    "copy": (lambda c, o: c.copy(*o.some(2), 1000), [1000]),
+    "conv": (
+        lambda c, o: c.conv(*o.some(5), n_channels=20, width=4, n_tokens=5, **SLOTS),
+        [20 * 4 * 5],
+    ),
+    "conv of a batch": (
+        lambda c, o: c.conv(*o.some(5), n_channels=20, width=4, n_tokens=5, batch=True, **SLOTS),
+        [20 * 4 * 5],
+    ),
+    "delta": (lambda c, o: c.delta(*o.some(7), n_tokens=3, **DELTA), [4 * 64 * 4 * 32 * 3]),
+    "delta of a batch": (
+        lambda c, o: c.delta(*o.some(7), n_tokens=3, batch=True, **DELTA),
+        [4 * 64 * 4 * 32 * 3],
+    ),
+    "gate": (lambda c, o: c.gate(*o.some(3), n_heads=5, head_dim=16, n_vectors=3), [5 * 16 * 3]),
+    "hadamard": (
+        lambda c, o: c.hadamard(*o.some(3), 96, block=32, n_vectors=2),
+        [96 * 2],
+    ),
     "embed": (lambda c, o: c.embed(o.matrix, *o.some(3), n_tokens=4), [4 * K]),
     "qk_norm_rope": (
         lambda c, o: c.qk_norm_rope(*o.some(5), n_tokens=4, eps=1e-6, **HEADS),

@@ -21,14 +21,14 @@ from sampling_reference import (
 from oxibonsai import metal
 from oxibonsai.metal import EncodingError
 
-STATE = np.dtype([("position", "u4"), ("tokens", "u4"), ("pages", "u4"), ("pad", "u4")])
+STATE = np.dtype([("position", "u4"), ("tokens", "u4"), ("pages", "u4"), ("recurrent", "u4")])
 UNTOUCHED = 0xDDDDDDDD
 
 
 def states_at(*positions, tokens=0):
     states = np.zeros(len(positions), STATE)
     states["position"], states["tokens"] = positions, tokens
-    states["pages"], states["pad"] = 0xBBBB, 0xCCCC
+    states["pages"], states["recurrent"] = 0xBBBB, 0xCCCC
     return states
 
 
