@@ -29,7 +29,7 @@ constant uint attention_long = is_function_constant_defined(long_constant) ? lon
 #define OXB_BLOCK                OXB_SIMD_WIDTH
 #define OXB_ATTENTION_SIMDGROUPS 4u // of a threadgroup, at most
 #define OXB_ATTENTION_QUERIES    4u
-#define OXB_QUERY_ELEMENTS       512u // of all queries: 4 of 128, 2 of 256, or 1 of OXB_MAX_HEAD_DIM
+#define OXB_QUERY_ELEMENTS       512u // of all queries: 4 of 128, 2 of 256, 1 of any
 #define OXB_TEAM                 8u   // lanes that score a position together
 #define OXB_TEAMS                (OXB_SIMD_WIDTH / OXB_TEAM)
 #define OXB_SPLITS               64u // that are enough for any position
