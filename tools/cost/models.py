@@ -23,6 +23,7 @@ from cost.kernels import (
 from cost.recurrent import Recurrent, convolution, delta_rule, gate, rotation
 
 QKV, OUTPUT, GATE_UP, DOWN = "q, k, v", "attention's output", "gate and up", "down"
+GATE, RATES, MIXED = "attention's gate", "alpha and beta", "recurrent output"
 HEAD = "head"
 
 
@@ -78,11 +79,15 @@ def _hybrid(name: str, *, rotated: bool = False) -> Shape:
         Product(GATE_UP, 17_408, 5120, norm=norm, swiglu=True),
         Product(DOWN, 5120, 17_408),
     )
-    attention = (Product(QKV, 2 * 6144 + 2 * 1024, 5120, norm=norm), Product(OUTPUT, 5120, 6144))
+    attention = (
+        Product(QKV, 6144 + 2 * 1024, 5120, norm=norm),
+        Product(GATE, 6144, 5120, norm=norm),
+        Product(OUTPUT, 5120, 6144),
+    )
     recurrent = (
         Product("q, k, v and z", 10_240 + 6144, 5120, norm=norm),
-        Product("alpha and beta", 96, 5120, norm=True),  # not of what is rotated
-        Product("recurrent output", 5120, 6144),
+        Product(RATES, 96, 5120, norm=True),  # not of what is rotated
+        Product(MIXED, 5120, 6144),
     )
     state = Recurrent(16, 48, 128, 128, 4)
     layers = (
@@ -130,8 +135,8 @@ def _other_works(chip: Chip, layer: Layer, tokens: int) -> list[tuple[str, Work]
     works = []
     if layer.rotated:
         for product in layer.products:
-            if product.name != "alpha and beta":
-                norm = product.name not in (OUTPUT, DOWN, "recurrent output")
+            if product.name not in (GATE, RATES):  # the gate takes what the queries do
+                norm = product.name not in (OUTPUT, DOWN, MIXED)
                 works.append(("rotation", rotation(chip, product.k, tokens, norm=norm)))
     if layer.recurrent is not None:
         works.append(("convolution", convolution(chip, layer.recurrent, tokens)))
