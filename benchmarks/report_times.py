@@ -316,6 +316,49 @@ class Kernels:
         for buffer in (x, y, tokens, state, choices, settings):
             buffer.close()
 
+    def recurrent(self) -> Iterator[Row | None]:
+        """Yield the operations of recurrent layers, with a value head for each query head."""
+        s, n = self.sizes, VECTORS[1]
+        dim, width = s.head_dim, 4
+        values, channels = s.heads * dim, (s.heads + 2 * s.kv_heads) * dim
+        part = values * dim
+        slots, state = self._buffer(4 * part), self._buffer(16)
+        x, y = self._buffer(4 * n * channels), self._buffer(4 * max(n * channels, part))
+        weight = self._buffer(4 * width * channels)
+
+        def row(name: str, nbytes: int, record: Callable[[Commands], object]) -> Row | None:
+            def repeated(commands: Commands) -> None:
+                for _ in range(s.repeats):
+                    record(commands)
+
+            return self._row(name, f"{s.heads} x {dim}", nbytes, s.repeats, repeated)
+
+        for t in (1, n):
+            place = {"slot_size": part, "offset": 0, "n_tokens": t}
+            heads = {"n_key_heads": s.kv_heads, "n_value_heads": s.heads}
+            heads |= {"key_dim": dim, "value_dim": dim}
+            delta = (x, weight, weight, weight, state, slots, y)
+            conv = (x, weight, state, slots, y)
+            yield row(
+                f"delta of {t}",
+                4 * (2 * part + t * (channels + values)),
+                lambda c, p=place, h=heads, b=delta: c.delta(*b, **h, **p),
+            )
+            yield row(
+                f"conv of {t}",
+                8 * (width - 1 + t) * channels,
+                lambda c, p=place, b=conv: c.conv(*b, n_channels=channels, width=width, **p),
+            )
+        yield row(
+            "gate",
+            12 * values,
+            lambda c: c.gate(y, x, y, n_heads=s.heads, head_dim=dim, norm=weight),
+        )
+        yield row("hadamard", 8 * values, lambda c: c.hadamard(x, weight, y, values, block=dim))
+        yield row("copy", 8 * part, lambda c: c.copy(slots, y, part))
+        for buffer in (slots, state, x, y, weight):
+            buffer.close()
+
     def every_variant(self) -> Iterator[Row]:
         """Yield what of the variants could be timed; what could not is in `failed`."""
         for name in CODED:
@@ -329,6 +372,7 @@ class Kernels:
         groups = [(f"the products of {name}", self.products(name)) for name in FORMATS]
         groups += [(f"the heads in {kv_dtype}", self.heads(kv_dtype)) for kv_dtype in KV_DTYPES]
         groups.append(("the vectors", self.vectors()))
+        groups.append(("recurrent layers", self.recurrent()))
         for name, group in groups:
             try:
                 yield from (row for row in group if row is not None)
