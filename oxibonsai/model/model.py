@@ -336,6 +336,8 @@ class Model:
         max_seq: int | None = None,
         chunk: int | None = None,
         profile: bool = False,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        max_checkpoints: int = MAX_CHECKPOINTS,
     ) -> Session:
         """Return a session from a file that ``Session.save`` wrote; it goes on where that one was.
 
@@ -348,6 +350,8 @@ class Model:
             given is chosen.
         profile : bool
             As of session().
+        checkpoint_every, max_checkpoints : int
+            As of session(); the file has no checkpoints.
 
         Returns
         -------
@@ -362,7 +366,15 @@ class Model:
             For a max_seq that the text does not fit.
         """
         self._check_open()
-        return Session.restore(self, path, max_seq=max_seq, chunk=chunk, profile=profile)
+        return Session.restore(
+            self,
+            path,
+            max_seq=max_seq,
+            chunk=chunk,
+            profile=profile,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
+        )
 
     def perplexity(
         self,
