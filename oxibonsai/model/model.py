@@ -433,7 +433,8 @@ class Model:
         if len(ids) < 2:
             raise ValueError(f"a text of {len(ids)} tokens has no perplexity: 2 are needed")
         total, n = 0.0, 0
-        with self.session(window, kv_dtype, chunk=chunk) as session:
+        # No window is rewound but to its beginning.
+        with self.session(window, kv_dtype, chunk=chunk, max_checkpoints=0) as session:
             for start in range(0, len(ids), session.max_seq):
                 part = ids[start : start + session.max_seq]
                 if bos is not None:
