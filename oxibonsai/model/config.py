@@ -9,6 +9,7 @@ import numpy as np
 
 from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.model.rope import RopeScaling
+from oxibonsai.model.rotation import Rotations, read_rotations
 
 __all__ = ["MetadataReader", "ModelConfig", "RecurrentShape", "architecture_name"]
 
@@ -129,6 +130,8 @@ class ModelConfig:
         The shape of the others.
     n_skipped_layers : int
         Layers that the file has behind those of the model and that do not run: a drafter's.
+    rotations : Rotations or None
+        How the inputs of matrices are rotated; None where they are not.
     """
 
     n_layers: int
@@ -146,6 +149,7 @@ class ModelConfig:
     attention_layers: tuple[bool, ...] = ()
     recurrent: RecurrentShape | None = None
     n_skipped_layers: int = 0
+    rotations: Rotations | None = None
 
     def __repr__(self) -> str:
         # Fingerprints hash it: what a dense model does not have must not change theirs.
@@ -269,6 +273,7 @@ class ModelConfig:
             rope_theta=theta,
             rms_eps=read.number("attention.layer_norm_rms_epsilon"),
             rope_scaling=_rope_scaling(read, context, theta),
+            rotations=read_rotations(file),
         )
         if config.n_heads % config.n_kv_heads:
             raise GGUFError(

@@ -7,7 +7,6 @@ import os
 import reprlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from oxibonsai.gguf import GGUFError, GGUFFile, Strings
@@ -20,6 +19,7 @@ from oxibonsai.model.engine import Engine
 from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.generation.settings import SamplingOptions
+from oxibonsai.model.names import shown_name
 from oxibonsai.model.protocols import ACTIVATIONS, Activations
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
 from oxibonsai.model.runtime.textstates import CHECKPOINT_EVERY, MAX_CHECKPOINTS
@@ -60,7 +60,8 @@ class Model:
     config, graph, weights, activations, nfc
         As given.
     name : str
-        The model's name in the file, else the file's.
+        The model's name in the file, else the file's. A name such as "Hf", that of the folder which
+        a converter read, is none.
     """
 
     def __init__(
@@ -79,8 +80,7 @@ class Model:
         self.weights = weights
         self.activations = activations
         self.nfc = nfc
-        name = file.metadata.get("general.name")
-        self.name = name if isinstance(name, str) else Path(self.path).stem
+        self.name = shown_name(file.metadata, self.path)
         self._file = file
         self._closed = False
 
@@ -278,6 +278,8 @@ class Model:
         chunk: int | None = None,
         deterministic: bool = False,
         max_waiting: int = 1024,
+        checkpoint_every: int | None = None,
+        max_checkpoints: int | None = None,
     ) -> Engine:
         """Return what runs many texts at a time on this model.
 
@@ -302,6 +304,14 @@ class Model:
             that of a session with the same chunk.
         max_waiting : int
             Requests that may wait; see ``Engine.submit``.
+        checkpoint_every : int, optional
+            Of a model with recurrent layers: texts that begin alike share their beginning up to a
+            multiple of so many tokens. A multiple of 64; with `deterministic`, of the chunk. Left
+            out, 256, or a chunk where that is more, but no more than a quarter of max_seq.
+        max_checkpoints : int, optional
+            Of a model with recurrent layers: the most states that are kept for that; the least
+            recently used goes, and 0 shares nothing. Left out, 8, or max_sequences where that is
+            more. All are allocated at once, with the memory of one state each.
 
         Returns
         -------
@@ -327,6 +337,8 @@ class Model:
             chunk,
             deterministic=deterministic,
             max_waiting=max_waiting,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
         )
 
     def restore_session(
