@@ -176,11 +176,33 @@ class ModelConfig:
         return self.head_dim if self.rope_dim is None else self.rope_dim
 
     def is_attention(self, layer: int) -> bool:
-        """Whether a layer has attention; it is recurrent otherwise."""
+        """Whether a layer has attention; it is recurrent otherwise.
+
+        Parameters
+        ----------
+        layer : int
+            Among all layers.
+
+        Returns
+        -------
+        bool
+            Whether it has.
+        """
         return not self.attention_layers or self.attention_layers[layer]
 
     def ordinal(self, layer: int) -> int:
-        """Return how many layers of its kind come before a layer: its place in cache or state."""
+        """Return how many layers of its kind come before a layer: its place in cache or state.
+
+        Parameters
+        ----------
+        layer : int
+            Among all layers.
+
+        Returns
+        -------
+        int
+            Their number.
+        """
         kind = self.is_attention(layer)
         return sum(self.is_attention(i) == kind for i in range(layer))
 
@@ -328,16 +350,17 @@ class MetadataReader:
             value = int(value[0])
         return self._checked(key, value)
 
-    def integer(self, key: str, default: int | None = None) -> int:
+    def integer(self, key: str, default: int | None = None, *, low: int = 1) -> int:
         """Read an integer, one of `_LIMITS`; without a default the file must have it."""
-        return self._checked(key, self._value(f"{self.architecture}.{key}", default))
+        return self._checked(key, self._value(f"{self.architecture}.{key}", default), low)
 
-    def _checked(self, key: str, value: object) -> int:
+    def _checked(self, key: str, value: object, low: int = 1) -> int:
         name = f"{self.architecture}.{key}"
         if isinstance(value, bool) or not isinstance(value, int):
             raise GGUFError(f"{self.file.path}: {name} is {value!r}; an integer is needed")
-        if not 1 <= value <= _LIMITS[key]:
-            raise GGUFError(f"{self.file.path}: {name} = {value} must lie in 1..{_LIMITS[key]}")
+        if not low <= value <= _LIMITS[key]:
+            limits = f"{low}..{_LIMITS[key]}"
+            raise GGUFError(f"{self.file.path}: {name} = {value} must lie in {limits}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:

@@ -13,6 +13,11 @@ _QWEN2: Final = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
     r"|\s*[\r\n]+|\s+(?!\S)|\s+",
 )
+# As _QWEN2, but combining marks belong to words: vowel signs of Indic scripts, and accents.
+_QWEN35: Final = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
+)
 _OLD: Final = (
     r"[\p{P}\$\+<=>\^~\|]+",
     r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)",
@@ -31,5 +36,9 @@ _NAMES: Final = (
     "solar-open",
     "grok-2",
 )
-SPLITS: Final[dict[str, tuple[str, ...]]] = {**dict.fromkeys(_NAMES, _QWEN2), DEFAULT: _OLD}
+SPLITS: Final[dict[str, tuple[str, ...]]] = {
+    **dict.fromkeys(_NAMES, _QWEN2),
+    "qwen35": _QWEN35,
+    DEFAULT: _OLD,
+}
 """The patterns of each split. Each one cuts what those before it left into matches and the rest."""

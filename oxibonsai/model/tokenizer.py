@@ -64,7 +64,7 @@ class Tokenizer:
         Ids of the tokens that pad a text and that stand for what has no token.
     nfc : bool
         Whether text is composed to Unicode's NFC before it is split, as by Hugging Face's
-        tokenizers of qwen2 and qwen3.
+        tokenizers of qwen2, qwen3 and qwen35.
     n_rows : int
         Rows of the model's embedding. A model may have more than there are tokens; those are ids
         of unused tokens.

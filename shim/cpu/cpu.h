@@ -163,13 +163,13 @@ void cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint
 cpu_run_fn cpu_gemv, cpu_gemv_residual, cpu_swiglu, cpu_gemm, cpu_gemm_residual, cpu_swiglu_gemm,
     cpu_quantize, cpu_embed, cpu_rmsnorm, cpu_residual_add, cpu_bias_add, cpu_qk_norm_rope,
     cpu_kv_store, cpu_attention, cpu_combine, cpu_argmax_blocks, cpu_argmax, cpu_advance,
-    cpu_sample_blocks, cpu_sample_choose, cpu_conv, cpu_delta, cpu_gate, cpu_hadamard_blocks,
+    cpu_sample_blocks, cpu_sample_choose, cpu_conv, cpu_delta_rule, cpu_gate, cpu_hadamard_rotate,
     cpu_copy;
 cpu_need_fn cpu_gemv_need, cpu_swiglu_need, cpu_gemm_need, cpu_swiglu_gemm_need, cpu_quantize_need,
     cpu_embed_need, cpu_rmsnorm_need, cpu_residual_add_need, cpu_bias_add_need,
     cpu_qk_norm_rope_need, cpu_kv_store_need, cpu_attention_need, cpu_combine_need,
     cpu_argmax_blocks_need, cpu_argmax_need, cpu_advance_need, cpu_sample_blocks_need,
-    cpu_sample_choose_need, cpu_conv_need, cpu_delta_need, cpu_gate_need, cpu_hadamard_need,
+    cpu_sample_choose_need, cpu_conv_need, cpu_delta_rule_need, cpu_gate_need, cpu_hadamard_need,
     cpu_copy_need;
 
 /* NULL for a name that does not ship. */

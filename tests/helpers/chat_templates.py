@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
+from qwen35_chat import QWEN35
 from tiny_models import byte_vocabulary
 
 from oxibonsai.model.tokenizer import Tokenizer
@@ -275,6 +276,7 @@ DEEPSEEK = r"""
 
 TEMPLATES: Final = {
     "qwen": QWEN,
+    "qwen35": QWEN35,
     "llama": LLAMA,
     "mistral": MISTRAL,
     "gemma": GEMMA,
@@ -283,6 +285,7 @@ TEMPLATES: Final = {
 }
 SPECIAL_TOKENS: Final = {
     "qwen": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
+    "qwen35": {"eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"},
     "llama": {"bos_token": "<|begin_of_text|>", "eos_token": "<|eot_id|>"},
     "mistral": {"bos_token": "<s>", "eos_token": "</s>"},
     "gemma": {"bos_token": "<bos>", "eos_token": "<eos>"},

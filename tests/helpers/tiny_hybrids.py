@@ -19,7 +19,10 @@ F64 = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Hybrid:
-    """The shape of a small model; layer i has attention where (i + 1) % interval is 0."""
+    """The shape of a small model; layer i has attention where (i + 1) % interval is 0.
+
+    With `attention`, it is named for each layer instead, in the file too.
+    """
 
     n_layers: int = 4
     interval: int = 2
@@ -38,6 +41,7 @@ class Hybrid:
     context: int = 512
     rope_theta: float = 10000.0
     eps: float = 1e-6
+    attention: tuple[bool, ...] = ()
 
     @property
     def channels(self) -> int:
@@ -45,7 +49,7 @@ class Hybrid:
 
     @property
     def metadata(self) -> dict[str, Any]:
-        keys = {
+        keys: dict[str, Any] = {
             "block_count": self.n_layers,
             "context_length": self.context,
             "embedding_length": self.hidden,
@@ -57,13 +61,16 @@ class Hybrid:
             "attention.layer_norm_rms_epsilon": self.eps,
             "rope.freq_base": self.rope_theta,
             "rope.dimension_count": self.rotary,
-            "full_attention_interval": self.interval,
             "ssm.conv_kernel": self.conv,
             "ssm.state_size": self.key_dim,
             "ssm.group_count": self.key_heads,
             "ssm.time_step_rank": self.value_heads,
             "ssm.inner_size": self.value_heads * self.value_dim,
         }
+        if self.attention:
+            keys["attention.recurrent_layers"] = [not one for one in self.attention]
+        else:
+            keys["full_attention_interval"] = self.interval
         return {
             "general.architecture": "qwen35",
             "general.name": "tiny hybrid",
@@ -71,7 +78,7 @@ class Hybrid:
         }
 
     def has_attention(self, layer: int) -> bool:
-        return (layer + 1) % self.interval == 0
+        return self.attention[layer] if self.attention else (layer + 1) % self.interval == 0
 
     def layer_shapes(self, layer: int) -> dict[str, tuple[int, ...]]:
         """Shapes of a layer's tensors by their names behind ``blk.N.``."""

@@ -480,9 +480,7 @@ def _recurrent_shape(read: MetadataReader) -> RecurrentShape:
             raise GGUFError(
                 f"{path}: {name}.{what} = {dim} must be a multiple of 32, at most {_MAX_DIM}"
             )
-    conv_width = read.integer("ssm.conv_kernel")
-    if conv_width < 2:
-        raise GGUFError(f"{path}: {name}.ssm.conv_kernel = {conv_width} must lie in 2..8")
+    conv_width = read.integer("ssm.conv_kernel", low=2)
     return RecurrentShape(n_key_heads, n_value_heads, key_dim, value_dim, conv_width)
 
 

@@ -8,6 +8,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "oxb_args.h"
+
 /* Whether the compiler knows the newer integer dot products. */
 #if defined(__clang__)
 #define CPU_KNOWS_AVXVNNI (__clang_major__ >= 12)
@@ -190,6 +192,47 @@ typedef struct cpu_choice {
     double (*exp_sum)(const float *x, uint64_t n, float largest);
 } cpu_choice;
 
+/* What a token brings to a head of the delta rule (struct oxb_delta_args). */
+typedef struct cpu_delta_step {
+    float q[OXB_MAX_DELTA_DIM], k[OXB_MAX_DELTA_DIM]; /* of their lengths; q times the scale */
+    float fade, rate;                                 /* g, and what d is multiplied by */
+    float along;                                      /* q times k */
+} cpu_delta_step;
+
+#define CPU_DELTA_COLUMNS                                                  \
+    64u /* of a state that are worked on together, the most; 32 the fewest \
+         */
+
+/* Columns of a head's state over some tokens. */
+typedef struct cpu_delta {
+    const float *from;  /* before the first token; NULL: zeros */
+    float *to;          /* behind the last one; it may be `from` */
+    uint64_t stride;    /* of the rows of both */
+    uint32_t key_dim;   /* rows */
+    uint32_t n_columns; /* a multiple of 32 */
+    uint32_t n_steps;
+    const cpu_delta_step *steps;
+    const float *v;
+    float *y;
+    uint64_t v_stride, y_stride; /* from a token to the next */
+    float *strip;                /* [key_dim][CPU_DELTA_COLUMNS] to work in */
+} cpu_delta;
+
+/* What layers with a state from token to token have. Each element is computed in one way, whatever
+ * is computed beside it. */
+typedef struct cpu_recurrent_kernels {
+    /* y[i] = silu(sum over j < width of weights[j * stride + i] * rows[j][i]) */
+    void (*conv)(const float *const *rows, const float *weights, uint64_t stride, uint32_t width,
+                 float *y, uint64_t n);
+    void (*delta)(const cpu_delta *delta);
+    /* y = x * factor * weight / (1 + exp(-z)), times z too where `silu`; without a weight the
+     * factor is 1. */
+    void (*gate)(const float *x, const float *z, const float *weight, float factor, int silu,
+                 float *y, uint64_t n);
+    /* In place, without the factor 1 / sqrt(n); n is a power of two, 16 or more. */
+    void (*hadamard)(float *x, uint64_t n);
+} cpu_recurrent_kernels;
+
 /* Scale groups of the 16 rows of a strip: where their blocks are, and where they go. */
 typedef struct cpu_pack_rows {
     const uint8_t *codes[CPU_LANES]; /* plain codes of the first group */
@@ -215,6 +258,7 @@ typedef struct cpu_float_kernels {
     /* s = gate / (1 + exp(-gate)) * up; reads up to the end of a vector of CPU_LANES. */
     void (*swiglu)(const double *gate, const double *up, float *s, uint64_t n);
     cpu_choice choice;
+    cpu_recurrent_kernels recurrent;
 } cpu_float_kernels;
 
 /* Variants that differ in their integer dot products share the other kernels. */

@@ -5,5 +5,7 @@
 #include "attend.h"
 #include "choose.h"
 #include "dense.h"
+#include "recurrent.h"
 
-const cpu_float_kernels cpu_portable_f32 = {VECTOR_KERNELS, DENSE_KERNELS, CHOICE_KERNELS};
+const cpu_float_kernels cpu_portable_f32 = {VECTOR_KERNELS, DENSE_KERNELS, CHOICE_KERNELS,
+                                            RECURRENT_KERNELS};

@@ -19,6 +19,7 @@
 #define SIMD_STRIPS_OF_FOUR 1u
 #define SIMD_TRITS          0
 #define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
+#define SIMD_DELTA          2u /* vectors of a row of a state that the delta rule sums in registers */
 
 typedef struct lanes {
     __m256 low, high;
@@ -383,6 +384,19 @@ SIMD_INLINE void deal_eight(__m256 *a, __m256 *b, __m256 *c, __m256 *d) {
 SIMD_INLINE void lanes_deal(lanes v[4]) {
     deal_eight(&v[0].low, &v[1].low, &v[2].low, &v[3].low);
     deal_eight(&v[0].high, &v[1].high, &v[2].high, &v[3].high);
+}
+
+/* Of four vectors of four fours each: four i of the new vector k is four k of the old vector i. */
+SIMD_INLINE void lanes_regroup(lanes v[4]) {
+    const lanes a = v[0], b = v[1], c = v[2], d = v[3];
+    v[0] = (lanes){_mm256_permute2f128_ps(a.low, b.low, 0x20),
+                   _mm256_permute2f128_ps(c.low, d.low, 0x20)};
+    v[1] = (lanes){_mm256_permute2f128_ps(a.low, b.low, 0x31),
+                   _mm256_permute2f128_ps(c.low, d.low, 0x31)};
+    v[2] = (lanes){_mm256_permute2f128_ps(a.high, b.high, 0x20),
+                   _mm256_permute2f128_ps(c.high, d.high, 0x20)};
+    v[3] = (lanes){_mm256_permute2f128_ps(a.high, b.high, 0x31),
+                   _mm256_permute2f128_ps(c.high, d.high, 0x31)};
 }
 
 /* Whole numbers towards 0, which must fit. */

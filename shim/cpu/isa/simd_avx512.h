@@ -18,6 +18,7 @@
 #define SIMD_STRIPS_OF_FOUR 4u
 #define SIMD_TRITS          1
 #define SIMD_ROW            4u /* vectors of a row that attention sums in registers, for 4 heads */
+#define SIMD_DELTA          8u /* vectors of a row of a state that the delta rule sums in registers */
 
 typedef __m512 lanes;
 typedef __m512i words;
@@ -260,6 +261,18 @@ SIMD_INLINE void lanes_deal(lanes v[4]) {
     v[1] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(a, b));
     v[2] = _mm512_castsi512_ps(_mm512_unpacklo_epi64(c, d));
     v[3] = _mm512_castsi512_ps(_mm512_unpackhi_epi64(c, d));
+}
+
+/* Of four vectors of four fours each: four i of the new vector k is four k of the old vector i. */
+SIMD_INLINE void lanes_regroup(lanes v[4]) {
+    const __m512 a = _mm512_shuffle_f32x4(v[0], v[1], 0x44);
+    const __m512 b = _mm512_shuffle_f32x4(v[0], v[1], 0xee);
+    const __m512 c = _mm512_shuffle_f32x4(v[2], v[3], 0x44);
+    const __m512 d = _mm512_shuffle_f32x4(v[2], v[3], 0xee);
+    v[0] = _mm512_shuffle_f32x4(a, c, 0x88);
+    v[1] = _mm512_shuffle_f32x4(a, c, 0xdd);
+    v[2] = _mm512_shuffle_f32x4(b, d, 0x88);
+    v[3] = _mm512_shuffle_f32x4(b, d, 0xdd);
 }
 
 /* Whole numbers towards 0, which must fit. */

@@ -21,6 +21,7 @@
 #define SIMD_STRIPS_OF_FOUR 1u
 #define SIMD_TRITS          0
 #define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
+#define SIMD_DELTA          2u /* vectors of a row of a state that the delta rule sums in registers */
 
 typedef struct lanes {
     float32x4_t v[4];
@@ -326,6 +327,16 @@ SIMD_INLINE void lanes_deal(lanes v[4]) {
         v[2].v[i] = vcombine_f32(vget_high_f32(ab.val[0]), vget_high_f32(cd.val[0]));
         v[3].v[i] = vcombine_f32(vget_high_f32(ab.val[1]), vget_high_f32(cd.val[1]));
     }
+}
+
+/* Of four vectors of four fours each: four i of the new vector k is four k of the old vector i. */
+SIMD_INLINE void lanes_regroup(lanes v[4]) {
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned k = i + 1; k < 4; k++) {
+            const float32x4_t four = v[i].v[k];
+            v[i].v[k] = v[k].v[i];
+            v[k].v[i] = four;
+        }
 }
 
 /* Whole numbers towards 0, which must fit. */

@@ -12,6 +12,7 @@
 #define SIMD_TARGET
 #define SIMD_INLINE static inline __attribute__((always_inline))
 #define SIMD_ROW    1u /* vectors of a row that attention sums in registers, for 4 heads */
+#define SIMD_DELTA  2u /* vectors of a row of a state that the delta rule sums in registers */
 
 typedef struct lanes {
     cpu_four v[4];
@@ -221,6 +222,16 @@ SIMD_INLINE void lanes_deal(lanes v[4]) {
         for (unsigned k = 0; k < 4; k++)
             v[k].v[i] = (cpu_four){old[0][k], old[1][k], old[2][k], old[3][k]};
     }
+}
+
+/* Of four vectors of four fours each: four i of the new vector k is four k of the old vector i. */
+SIMD_INLINE void lanes_regroup(lanes v[4]) {
+    for (unsigned i = 0; i < 4; i++)
+        for (unsigned k = i + 1; k < 4; k++) {
+            const cpu_four four = v[i].v[k];
+            v[i].v[k] = v[k].v[i];
+            v[k].v[i] = four;
+        }
 }
 
 #undef EACH_WORD

@@ -1,21 +1,6 @@
 /* RMSNorm, residual addition, biases, and the norm and rotation of query and key heads. */
-#include <math.h>
-
 #include "cpu/cache.h"
-
-#define LANES 8u
-
-/* 1 / sqrt(mean(x^2) + eps), the squares added in float64. */
-static double inverse_rms(const float *x, uint64_t n, float eps) {
-    double lane[LANES] = {0};
-    uint64_t i = 0;
-    for (; i + LANES <= n; i += LANES)
-        for (unsigned j = 0; j < LANES; j++) lane[j] += (double)x[i + j] * (double)x[i + j];
-    double sum =
-        ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-    for (; i < n; i++) sum += (double)x[i] * (double)x[i];
-    return 1.0 / sqrt(sum / (double)n + (double)eps);
-}
+#include "cpu/squares.h"
 
 uint64_t cpu_rmsnorm_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_rmsnorm_args *a = args;
@@ -25,7 +10,7 @@ uint64_t cpu_rmsnorm_need(const cpu_kernel *kernel, const void *args, uint32_t b
 
 /* x and y may be the same. */
 static void normalise(const float *x, const float *weight, uint64_t n, float eps, float *y) {
-    const double scale = inverse_rms(x, n, eps);
+    const double scale = cpu_inverse_rms(x, n, eps);
     for (uint64_t i = 0; i < n; i++) y[i] = (float)((double)x[i] * scale * (double)weight[i]);
 }
 

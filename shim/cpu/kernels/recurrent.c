@@ -4,12 +4,9 @@
 #include <string.h>
 
 #include "cpu/recurrence.h"
+#include "cpu/squares.h"
 
 #define MAX_DIM OXB_MAX_DELTA_DIM
-
-static float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
-
-static float silu(float x) { return x / (1.0f + expf(-x)); }
 
 uint64_t cpu_conv_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_conv_args *a = args;
@@ -25,24 +22,29 @@ uint64_t cpu_conv_need(const cpu_kernel *kernel, const void *args, uint32_t bind
     }
 }
 
-/* Channels [first, end) of a sequence of n tokens. */
-static void convolve(const struct oxb_conv_args *a, const float *weight, cpu_recurrent state,
-                     const float *x, float *y, uint64_t n, uint64_t first, uint64_t end) {
+/* Channels [first, first + count) of a sequence of n tokens. */
+static void convolve(const cpu_call *call, cpu_recurrent state, const float *x, float *y,
+                     uint64_t n, uint64_t first, uint64_t count) {
+    static const float zeros[CPU_CHANNELS];
+    const struct oxb_conv_args *a = call->args;
     const uint64_t before = a->width - 1, channels = a->n_channels;
-    for (uint64_t c = first; c < end; c++) {
-        float window[OXB_MAX_CONV_WIDTH] = {0}; /* the oldest first */
-        const float *w = weight + c * a->width;
-        if (state.from)
-            for (uint64_t i = 0; i < before; i++) window[i] = state.from[i * channels + c];
-        for (uint64_t t = 0; t < n; t++) {
-            window[before] = x[t * a->x_stride + c];
-            float sum = 0;
-            for (uint64_t i = 0; i <= before; i++) sum += w[i] * window[i];
-            y[t * a->y_stride + c] = silu(sum);
-            for (uint64_t i = 0; i < before; i++) window[i] = window[i + 1];
-        }
-        for (uint64_t i = 0; i < before; i++) state.to[i * channels + c] = window[i];
+    const float *weight = (const float *)call->bindings[1].address + first * a->width;
+    float *turned = call->scratch;                  /* [width][CPU_CHANNELS] */
+    const float *rows[OXB_MAX_CONV_WIDTH] = {NULL}; /* of inputs, the oldest first */
+    for (uint64_t j = 0; j < a->width; j++)
+        for (uint64_t c = 0; c < count; c++)
+            turned[j * CPU_CHANNELS + c] = weight[c * a->width + j];
+    for (uint64_t j = 0; j < before; j++)
+        rows[j] = state.from ? state.from + j * channels + first : zeros;
+    for (uint64_t t = 0; t < n; t++) {
+        rows[before] = x + t * a->x_stride + first;
+        call->isa->f32->recurrent.conv(rows, turned, CPU_CHANNELS, a->width,
+                                       y + t * a->y_stride + first, count);
+        memmove(rows, rows + 1, before * sizeof *rows);
     }
+    /* In place the rows of the state before lie behind those that they go to. */
+    for (uint64_t j = 0; j < before; j++)
+        memmove(state.to + j * channels + first, rows[j], count * sizeof(float));
 }
 
 /* Threadgroups count tiles of CPU_CHANNELS, then sequences. */
@@ -54,21 +56,20 @@ void cpu_conv(const cpu_call *call, uint64_t first, uint64_t last) {
     for (uint64_t i = first; i < last && i < tiles * cpu_sequences(r); i++) {
         const uint64_t sequence = i / tiles, start = i % tiles * CPU_CHANNELS;
         const uint64_t rest = a->n_channels - start;
-        const uint64_t end = start + (rest < CPU_CHANNELS ? rest : CPU_CHANNELS);
+        const uint64_t count = rest < CPU_CHANNELS ? rest : CPU_CHANNELS;
         const cpu_recurrent state =
             cpu_recurrent_of(r, call->bindings[2].address, call->bindings[3].address, sequence);
         const float *x = (const float *)call->bindings[0].address + sequence * a->x_stride;
         float *y = (float *)call->bindings[4].address + sequence * a->y_stride;
         if (state.to) {
-            convolve(a, call->bindings[1].address, state, x, y, n, start, end);
+            convolve(call, state, x, y, n, start, count);
             continue;
         }
-        for (uint64_t t = 0; t < n; t++)
-            memset(y + t * a->y_stride + start, 0, (end - start) * sizeof *y);
+        for (uint64_t t = 0; t < n; t++) memset(y + t * a->y_stride + start, 0, count * sizeof *y);
     }
 }
 
-uint64_t cpu_delta_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
+uint64_t cpu_delta_rule_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_delta_args *a = args;
     const struct oxb_recurrence *r = &a->recurrence;
     const uint64_t values = (uint64_t)a->n_value_heads * a->value_dim;
@@ -89,77 +90,83 @@ uint64_t cpu_delta_need(const cpu_kernel *kernel, const void *args, uint32_t bin
     }
 }
 
-/* What a token brings to a head. */
-typedef struct step {
-    float q[MAX_DIM], k[MAX_DIM]; /* of their lengths, q times scale */
-    float fade, rate;             /* g and beta */
-    float along;                  /* q times k */
-} step;
+#define STEPS 32u /* tokens that are prepared together */
 
-static void normalise(const float *x, uint64_t n, float eps, double scale, float *y) {
-    double sum = 0;
-    for (uint64_t i = 0; i < n; i++) sum += (double)x[i] * (double)x[i];
-    const double factor = scale / sqrt(sum + (double)eps);
-    for (uint64_t i = 0; i < n; i++) y[i] = (float)((double)x[i] * factor);
+_Static_assert((OXB_MAX_DELTA_DIM * CPU_DELTA_COLUMNS) * sizeof(float) +
+                       STEPS * sizeof(cpu_delta_step) <=
+                   CPU_SCRATCH,
+               "a strip of a state and the steps must fit the scratch of a thread");
+
+static void normalise(const float *x, uint64_t n, float eps, float scale, float *y) {
+    const float factor = (float)((double)scale / sqrt(cpu_squares(x, n) + (double)eps));
+    for (uint64_t i = 0; i < n; i++) y[i] = x[i] * factor;
 }
 
-static void prepare(const struct oxb_delta_args *a, const cpu_call *call, uint64_t token,
-                    uint64_t head, step *s) {
+static float product(const float *x, const float *y, uint64_t n) {
+    float lane[8] = {0};
+    for (uint64_t i = 0; i < n; i += 8)
+        for (unsigned j = 0; j < 8; j++) lane[j] += x[i + j] * y[i + j];
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) +
+           ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
+
+static void prepare(const cpu_call *call, uint64_t token, uint64_t head, cpu_delta_step *s) {
+    const struct oxb_delta_args *a = call->args;
     const uint64_t keys = a->key_dim, key_head = head % a->n_key_heads;
     const float *qkv = (const float *)call->bindings[0].address + token * a->qkv_stride;
     const float *ab = (const float *)call->bindings[1].address + token * a->ab_stride;
     const float decay = ((const float *)call->bindings[2].address)[head];
     const float x = ab[head] + ((const float *)call->bindings[3].address)[head];
-    normalise(qkv + key_head * keys, keys, a->eps, (double)a->scale, s->q);
-    normalise(qkv + (a->n_key_heads + key_head) * keys, keys, a->eps, 1.0, s->k);
+    normalise(qkv + key_head * keys, keys, a->eps, a->scale, s->q);
+    normalise(qkv + (a->n_key_heads + key_head) * keys, keys, a->eps, 1.0f, s->k);
     s->fade = expf(decay * (x > 20.0f ? x : log1pf(expf(x))));
-    s->rate = sigmoid(ab[a->n_value_heads + head]);
-    s->along = 0;
-    for (uint64_t i = 0; i < keys; i++) s->along += s->q[i] * s->k[i];
+    s->rate = 1.0f / (1.0f + expf(-ab[a->n_value_heads + head]));
+    s->along = product(s->q, s->k, keys);
 }
 
-/* One token: with S the state before it, k S and q S in one pass, then the new state. Its output is
- * q (g S + k d) = g (q S) + (q k) d. */
-static void advance(const step *s, const float *from, float *to, const float *v, float *y,
-                    uint64_t keys, uint64_t values) {
-    float seen[MAX_DIM] = {0}, asked[MAX_DIM] = {0};
-    for (uint64_t i = 0; from && i < keys; i++)
-        for (uint64_t j = 0; j < values; j++) {
-            seen[j] += s->k[i] * from[i * values + j];
-            asked[j] += s->q[i] * from[i * values + j];
-        }
-    for (uint64_t j = 0; j < values; j++) {
-        seen[j] = (v[j] - s->fade * seen[j]) * s->rate;
-        y[j] = s->fade * asked[j] + s->along * seen[j];
+/* A head of a sequence, whose tokens are [first, end). */
+static void run_head(const cpu_call *call, cpu_recurrent state, uint64_t head, uint64_t first,
+                     uint64_t end) {
+    const struct oxb_delta_args *a = call->args;
+    const uint64_t part = head * a->key_dim * a->value_dim;
+    const uint64_t v = 2 * (uint64_t)a->n_key_heads * a->key_dim + head * a->value_dim;
+    float *strip = call->scratch;
+    cpu_delta_step *steps = (cpu_delta_step *)(void *)(strip + MAX_DIM * CPU_DELTA_COLUMNS);
+    cpu_delta d = {.from = state.from ? state.from + part : NULL,
+                   .to = state.to + part,
+                   .stride = a->value_dim,
+                   .key_dim = a->key_dim,
+                   .n_columns = a->value_dim,
+                   .steps = steps,
+                   .v_stride = a->qkv_stride,
+                   .y_stride = a->y_stride,
+                   .strip = strip};
+    for (uint64_t t = first; t < end; t += d.n_steps) {
+        d.n_steps = end - t < STEPS ? (uint32_t)(end - t) : STEPS;
+        d.v = (const float *)call->bindings[0].address + t * a->qkv_stride + v;
+        d.y = (float *)call->bindings[6].address + t * a->y_stride + head * a->value_dim;
+        for (uint64_t i = 0; i < d.n_steps; i++) prepare(call, t + i, head, steps + i);
+        call->isa->f32->recurrent.delta(&d);
+        d.from = d.to;
     }
-    for (uint64_t i = 0; i < keys; i++)
-        for (uint64_t j = 0; j < values; j++)
-            to[i * values + j] = s->fade * (from ? from[i * values + j] : 0.0f) + s->k[i] * seen[j];
 }
 
 /* Threadgroups count value heads, then sequences. */
-void cpu_delta(const cpu_call *call, uint64_t first, uint64_t last) {
+void cpu_delta_rule(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_delta_args *a = call->args;
     const struct oxb_recurrence *r = &a->recurrence;
     const uint64_t heads = a->n_value_heads, n = r->batch ? 1 : r->n_tokens;
     for (uint64_t i = first; i < last && i < heads * cpu_sequences(r); i++) {
         const uint64_t sequence = i / heads, h = i % heads;
-        const uint64_t part = h * a->key_dim * a->value_dim;
         const cpu_recurrent state =
             cpu_recurrent_of(r, call->bindings[4].address, call->bindings[5].address, sequence);
-        for (uint64_t t = sequence; t < sequence + n; t++) {
-            const float *v = (const float *)call->bindings[0].address + t * a->qkv_stride +
-                             2 * (uint64_t)a->n_key_heads * a->key_dim + h * a->value_dim;
-            float *y = (float *)call->bindings[6].address + t * a->y_stride + h * a->value_dim;
-            if (!state.to) {
-                memset(y, 0, a->value_dim * sizeof *y);
-                continue;
-            }
-            const float *from = t == sequence ? state.from : state.to;
-            step s;
-            prepare(a, call, t, h, &s);
-            advance(&s, from ? from + part : NULL, state.to + part, v, y, a->key_dim, a->value_dim);
+        if (state.to) {
+            run_head(call, state, h, sequence, sequence + n);
+            continue;
         }
+        float *y = (float *)call->bindings[6].address + h * a->value_dim;
+        for (uint64_t t = sequence; t < sequence + n; t++)
+            memset(y + t * a->y_stride, 0, a->value_dim * sizeof *y);
     }
 }
 
@@ -183,13 +190,8 @@ void cpu_gate(const cpu_call *call, uint64_t first, uint64_t last) {
         const float *x = (const float *)call->bindings[0].address + t * a->x_stride + h * n;
         const float *z = (const float *)call->bindings[1].address + t * a->z_stride + h * n;
         float *y = (float *)call->bindings[3].address + t * a->y_stride + h * n;
-        double sum = 0;
-        for (uint64_t j = 0; a->has_norm && j < n; j++) sum += (double)x[j] * (double)x[j];
-        const double factor = a->has_norm ? 1.0 / sqrt(sum / (double)n + (double)a->eps) : 1.0;
-        for (uint64_t j = 0; j < n; j++) {
-            const float normed =
-                a->has_norm ? (float)((double)x[j] * factor * (double)weight[j]) : x[j];
-            y[j] = (a->activation == OXB_GATE_SILU ? silu(z[j]) : sigmoid(z[j])) * normed;
-        }
+        const float factor = a->has_norm ? (float)cpu_inverse_rms(x, n, a->eps) : 1.0f;
+        call->isa->f32->recurrent.gate(x, z, a->has_norm ? weight : NULL, factor,
+                                       a->activation == OXB_GATE_SILU, y, n);
     }
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "cpu/cpu.h"
+#include "cpu/squares.h"
 
 uint64_t cpu_hadamard_need(const cpu_kernel *kernel, const void *args, uint32_t binding) {
     const struct oxb_hadamard_args *a = args;
@@ -16,50 +17,51 @@ uint64_t cpu_hadamard_need(const cpu_kernel *kernel, const void *args, uint32_t 
     return cpu_mul(cpu_mul(a->k, binding == 0 || binding == 3 ? a->n_vectors : 1), 4);
 }
 
-static void transform(float *x, uint64_t n) {
-    for (uint64_t apart = 1; apart < n; apart *= 2)
-        for (uint64_t start = 0; start < n; start += 2 * apart)
-            for (uint64_t i = start; i < start + apart; i++) {
-                const float low = x[i], high = x[i + apart];
-                x[i] = low + high;
-                x[i + apart] = low - high;
-            }
-}
-
-/* Element i of P(x) is element source(i) of x. */
-static uint64_t source(const struct oxb_hadamard_args *a, uint64_t i) {
-    const uint64_t head = i / a->head_size, heads = a->k / a->head_size / a->n_groups;
-    return (head % a->n_groups * heads + head / a->n_groups) * a->head_size + i % a->head_size;
+/* A block of signs * P(n(x)) from element `start` on. */
+static void gather(const struct oxb_hadamard_args *a, const float *x, const float *weight,
+                   const float *signs, float factor, uint64_t start, float *block) {
+    const uint64_t heads = a->k / a->head_size / a->n_groups, end = start + a->block;
+    for (uint64_t i = start; i < end;) {
+        /* Up to the end of a head its elements stay together. */
+        const uint64_t head = i / a->head_size, within = i % a->head_size;
+        const uint64_t at =
+            (head % a->n_groups * heads + head / a->n_groups) * a->head_size + within;
+        const uint64_t left = a->head_size - within, n = left < end - i ? left : end - i;
+        const float *s = signs + i;
+        float *to = block + (i - start);
+        if (a->has_norm)
+            for (uint64_t j = 0; j < n; j++) to[j] = x[at + j] * factor * weight[at + j] * s[j];
+        else if (a->inverse)
+            memcpy(to, x + at, n * sizeof *to);
+        else
+            for (uint64_t j = 0; j < n; j++) to[j] = x[at + j] * s[j];
+        i += n;
+    }
 }
 
 /* Threadgroups count the blocks of a vector, then vectors. */
-void cpu_hadamard_blocks(const cpu_call *call, uint64_t first, uint64_t last) {
+void cpu_hadamard_rotate(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_hadamard_args *a = call->args;
     const uint64_t blocks = a->k / a->block;
     const float *weight = call->bindings[1].address, *signs = call->bindings[2].address;
     const float scale = (float)(1.0 / sqrt(a->block));
+    float *block = call->scratch;
     uint64_t normed = UINT64_MAX; /* the vector of the factor */
-    double factor = 1;
+    float factor = 1;
     for (uint64_t b = first; b < last && b < blocks * a->n_vectors; b++) {
         const uint64_t v = b / blocks, start = b % blocks * a->block;
         const float *x = (const float *)call->bindings[0].address + v * a->k;
         float *y = (float *)call->bindings[3].address + v * a->k + start;
-        float block[OXB_MAX_HADAMARD];
         if (a->has_norm && normed != v) {
-            double sum = 0;
-            for (uint64_t i = 0; i < a->k; i++) sum += (double)x[i] * (double)x[i];
-            factor = 1.0 / sqrt(sum / (double)a->k + (double)a->eps);
+            factor = (float)cpu_inverse_rms(x, a->k, a->eps);
             normed = v;
         }
-        for (uint64_t i = 0; i < a->block; i++) {
-            const uint64_t at = source(a, start + i);
-            const float value =
-                a->has_norm ? (float)((double)x[at] * factor * (double)weight[at]) : x[at];
-            block[i] = a->inverse ? value : value * signs[start + i];
-        }
-        transform(block, a->block);
-        for (uint64_t i = 0; i < a->block; i++)
-            y[i] = block[i] * (a->inverse ? scale * signs[start + i] : scale);
+        gather(a, x, weight, signs, factor, start, block);
+        call->isa->f32->recurrent.hadamard(block, a->block);
+        if (a->inverse)
+            for (uint64_t i = 0; i < a->block; i++) y[i] = block[i] * scale * signs[start + i];
+        else
+            for (uint64_t i = 0; i < a->block; i++) y[i] = block[i] * scale;
     }
 }
 

@@ -99,10 +99,10 @@ static const cpu_kernel kernels[] = {
      WRITES(3) | WRITES(4) | WRITES(5) | WRITES(6), sizeof(struct oxb_sample_args), 1, 0, 0, 0},
     {"conv_silu", cpu_conv, cpu_conv_need, 5, WRITES(3) | WRITES(4), sizeof(struct oxb_conv_args),
      1, 0, 0, 0},
-    {"delta_rule", cpu_delta, cpu_delta_need, 7, WRITES(5) | WRITES(6),
+    {"delta_rule", cpu_delta_rule, cpu_delta_rule_need, 7, WRITES(5) | WRITES(6),
      sizeof(struct oxb_delta_args), 1, 0, 0, 0},
     {"gate", cpu_gate, cpu_gate_need, 4, WRITES(3), sizeof(struct oxb_gate_args), 8, 0, 0, 0},
-    {"hadamard", cpu_hadamard_blocks, cpu_hadamard_need, 4, WRITES(3),
+    {"hadamard", cpu_hadamard_rotate, cpu_hadamard_need, 4, WRITES(3),
      sizeof(struct oxb_hadamard_args), 1, 0, 0, 0},
     {"copy", cpu_copy, cpu_copy_need, 2, WRITES(1), sizeof(struct oxb_copy_args), 4, 0, 0, 0},
 };
