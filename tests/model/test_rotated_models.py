@@ -214,8 +214,10 @@ def device_model(device: Device, folder: Path, activations: Any) -> Model:
     return Model.load(path, device, activations=activations)
 
 
-def test_an_engine_gives_the_texts_of_sessions(device, tmp_path):
-    write(tmp_path / "m.gguf", TINY, tensors_of(TINY, "Q1_0", tied=False), Folding())
+@pytest.mark.parametrize("shape", [TINY, HYBRID], ids=["qwen3", "qwen35"])
+def test_an_engine_gives_the_texts_of_sessions(device, tmp_path, shape):
+    folding = Folding(value_heads=None if isinstance(shape, Tiny) else GROUPS)
+    write(tmp_path / "m.gguf", shape, tensors_of(shape, "Q1_0", tied=False), folding)
     prompts = [IDS[:5], IDS[3:17], IDS[10:12]]
     with Model.load(tmp_path / "m.gguf", device) as model:
         alone = []
