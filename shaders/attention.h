@@ -12,8 +12,8 @@
 #include "attention_operands.h"
 #include "q8.h"
 
-// Queries of a threadgroup: 1, 2 or 4; 1 for a long head. The constants select template instances,
-// as in rows.h.
+// Queries of a threadgroup: 1, 2 or 4; 1 or 2 for a head above 128, 1 above 256. The constants
+// select template instances, as in rows.h.
 constant uint queries_constant [[function_constant(0)]];
 constant uint attention_queries =
     is_function_constant_defined(queries_constant) ? queries_constant : 1u;
@@ -22,14 +22,14 @@ constant uint attention_queries =
 // that the addresses are multiples of 16, so that the low bits of a position are one load.
 constant uint width_constant [[function_constant(1)]];
 constant uint attention_width = is_function_constant_defined(width_constant) ? width_constant : 2u;
-// Whether head_dim is above 128.
+// 0: head_dim is at most 128; 2: at most 256; 1: any.
 constant uint long_constant [[function_constant(2)]];
 constant uint attention_long = is_function_constant_defined(long_constant) ? long_constant : 1u;
 
 #define OXB_BLOCK                OXB_SIMD_WIDTH
 #define OXB_ATTENTION_SIMDGROUPS 4u // of a threadgroup, at most
 #define OXB_ATTENTION_QUERIES    4u
-#define OXB_QUERY_ELEMENTS       512u // of all queries: 4 of 128, or 1 of OXB_MAX_HEAD_DIM
+#define OXB_QUERY_ELEMENTS       512u // of all queries: 4 of 128, 2 of 256, 1 of any
 #define OXB_TEAM                 8u   // lanes that score a position together
 #define OXB_TEAMS                (OXB_SIMD_WIDTH / OXB_TEAM)
 #define OXB_SPLITS               64u // that are enough for any position
@@ -44,11 +44,11 @@ struct attention_memory {
 };
 
 // How a head is read. Cache and Query are vectors of WIDTH elements of the caches (of T) and of a
-// query; SLICES of them for each lane cover a head. To hide latency, a team loads the keys of
-// ROUNDS positions, and a SIMD-group the values of VALUES positions, before it uses them.
-// HAS_UNITS: whether the elements are those of q8, with words behind them. HEAD_DIM: 0 where the
-// compiler does not know it.
-template <typename Element, typename Vector, typename QueryVector, uint W, bool LONG,
+// query; SLICES of them for each lane cover a head of MOST elements. To hide latency, a team loads
+// the keys of ROUNDS positions, and a SIMD-group the values of VALUES positions, before it uses
+// them. HAS_UNITS: whether the elements are those of q8, with words behind them. HEAD_DIM: 0 where
+// the compiler does not know it.
+template <typename Element, typename Vector, typename QueryVector, uint W, uint MOST,
           bool UNITS = false, uint KNOWN = 0>
 struct attention_form {
     typedef Element T;
@@ -57,9 +57,9 @@ struct attention_form {
     enum { WIDTH = W };
     enum { HAS_UNITS = UNITS };
     enum { HEAD_DIM = KNOWN };
-    enum { SLICES = (LONG ? 512 : 128) / (32 * W) };
-    enum { ROUNDS = LONG ? 1 : 4 };
-    enum { VALUES = LONG ? 2 : 8 };
+    enum { SLICES = MOST / (32 * W) };
+    enum { ROUNDS = 512 / MOST };
+    enum { VALUES = 1024 / MOST };
 };
 
 // What a lane needs of the low bits of q8, for vectors of four elements from i on.

@@ -8,14 +8,19 @@ using namespace metal;
 #include "instantiate.h"
 
 // The kernel for the tile: the constants choose an instance.
-template <typename Short, typename Long>
+template <typename Short, typename Middle, typename Long>
 inline void attend_tile(attention_operands<typename Short::T> in, constant oxb_attention_args &args,
                         uint3 tile, thread_place place, threadgroup attention_memory &memory) {
     const ulong first = head_of_tile(args, tile.x);
     in.k += first;
     in.v += first;
-    if (attention_long != 0u) {
+    if (attention_long == 1u) {
         attend<Long, 1>(in, args, tile, place, memory);
+    } else if (attention_long == 2u) {
+        switch (attention_queries) {
+        case 2: attend<Middle, 2>(in, args, tile, place, memory); break;
+        default: attend<Middle, 1>(in, args, tile, place, memory); break;
+        }
     } else {
         switch (attention_queries) {
         case 4: attend<Short, 4>(in, args, tile, place, memory); break;
@@ -40,14 +45,16 @@ attention(device const float *qkv [[buffer(0)]], device const T *k_cache [[buffe
     threadgroup attention_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     const attention_operands<T> in = {qkv, k_cache, v_cache, state, pages, out};
-    typedef attention_form<T, Four, float4, 4, false> wide;
-    typedef attention_form<T, Four, float4, 4, true> wide_long;
-    typedef attention_form<T, Two, float2, 2, false> narrow;
-    typedef attention_form<T, Two, float2, 2, true> narrow_long;
+    typedef attention_form<T, Four, float4, 4, 128> wide;
+    typedef attention_form<T, Four, float4, 4, 256> wide_middle;
+    typedef attention_form<T, Four, float4, 4, 512> wide_long;
+    typedef attention_form<T, Two, float2, 2, 128> narrow;
+    typedef attention_form<T, Two, float2, 2, 256> narrow_middle;
+    typedef attention_form<T, Two, float2, 2, 512> narrow_long;
     if (attention_width == 4u)
-        attend_tile<wide, wide_long>(in, args, tile, place, memory);
+        attend_tile<wide, wide_middle, wide_long>(in, args, tile, place, memory);
     else
-        attend_tile<narrow, narrow_long>(in, args, tile, place, memory);
+        attend_tile<narrow, narrow_middle, narrow_long>(in, args, tile, place, memory);
 }
 
 OXB_KERNEL("attention_f16", attention<half, packed_half2, half4>)
@@ -66,13 +73,14 @@ kernel void attention_q8(
     threadgroup attention_memory memory;
     const thread_place place = {lane, simdgroup, simdgroups};
     const attention_operands<char> in = {qkv, k_cache, v_cache, state, pages, out};
-    typedef attention_form<char, char4, float4, 4, false, true> wide;
-    typedef attention_form<char, char4, float4, 4, false, true, 128> wide_128;
-    typedef attention_form<char, char4, float4, 4, true, true> wide_long;
+    typedef attention_form<char, char4, float4, 4, 128, true> wide;
+    typedef attention_form<char, char4, float4, 4, 128, true, 128> wide_128;
+    typedef attention_form<char, char4, float4, 4, 256, true> wide_middle;
+    typedef attention_form<char, char4, float4, 4, 512, true> wide_long;
     if (attention_width == 16u)
-        attend_tile<wide_128, wide_long>(in, args, tile, place, memory);
+        attend_tile<wide_128, wide_middle, wide_long>(in, args, tile, place, memory);
     else
-        attend_tile<wide, wide_long>(in, args, tile, place, memory);
+        attend_tile<wide, wide_middle, wide_long>(in, args, tile, place, memory);
 }
 
 // A threadgroup per head of a token. The sums of each split are relative to its largest score; the

@@ -46,30 +46,32 @@ inline void transform(device const float *x, device const float *norm, device co
                       device float *y, constant oxb_hadamard_args &args, uint tile,
                       thread_place place, threadgroup float *partial, threadgroup float *memory) {
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH, index = index_of(place);
-    const bool forward = args.inverse == 0u;
-    float scale = 1.0f, inverse = 1.0f;
-    if (args.has_norm != 0u) { // of the whole vector, by every threadgroup of it
-        float total =
-            threadgroup_sum(sum_of_squares(x, args.k, 1.0f, index, n_threads), partial, place);
-        scale = scale_for(total, args.eps);
-        if (scale != 1.0f)
-            total = threadgroup_sum(sum_of_squares(x, args.k, scale, index, n_threads),
-                                    partial + OXB_MAX_SIMDGROUPS, place);
-        inverse = inverse_rms(total, args.k, scale, args.eps);
-    }
+    const bool forward = args.inverse == 0u, normed = args.has_norm != 0u;
     const uint start = EACH * OXB_SIMD_WIDTH * place.simdgroup + place.lane; // in the threadgroup
     const uint first = tile * EACH * n_threads + start;                      // in the vector
-    float own[EACH], sign[EACH];
+    float own[EACH], sign[EACH], weight[EACH]; // asked for before the sum of the norm
     OXB_UNROLL
     for (uint i = 0; i < EACH; i++) {
         const uint at = first + i * OXB_SIMD_WIDTH;
         const bool there = at < args.k;
-        const uint from = there ? source_of(args, at) : 0u;
+        const uint from = source_of(args, at);
         sign[i] = there ? signs[at] : 0.0f;
         own[i] = there ? x[from] : 0.0f;
-        if (args.has_norm != 0u) own[i] *= scale * inverse * norm[from];
-        if (forward) own[i] *= sign[i];
+        weight[i] = there && normed ? norm[from] : 0.0f;
     }
+    if (normed) { // of the whole vector, by every threadgroup of it
+        float total =
+            threadgroup_sum(sum_of_squares(x, args.k, 1.0f, index, n_threads), partial, place);
+        const float scale = scale_for(total, args.eps);
+        if (scale != 1.0f)
+            total = threadgroup_sum(sum_of_squares(x, args.k, scale, index, n_threads),
+                                    partial + OXB_MAX_SIMDGROUPS, place);
+        const float inverse = inverse_rms(total, args.k, scale, args.eps);
+        OXB_UNROLL
+        for (uint i = 0; i < EACH; i++) own[i] *= scale * inverse * weight[i];
+    }
+    OXB_UNROLL
+    for (uint i = 0; i < EACH; i++) own[i] *= forward ? sign[i] : 1.0f;
     transform_simdgroup<EACH>(own, args.block, place.lane);
     const uint of_block = args.block / (EACH * OXB_SIMD_WIDTH); // SIMD-groups
     if (of_block > 1u) {

@@ -136,8 +136,8 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     const uint32_t splits = single ? length / ATTENTION_SPLIT + (length % ATTENTION_SPLIT != 0) : 1;
     tile->splits = splits < ATTENTION_SPLITS ? splits : ATTENTION_SPLITS;
     /* The queries that share each load of the caches: heads first, then tokens of the sequence. A
-     * long head leaves registers for one only. */
-    uint32_t queries = s->head_dim > 128 ? 1 : ATTENTION_QUERIES;
+     * long head leaves registers for one or two only. */
+    uint32_t queries = s->head_dim > 256 ? 1 : s->head_dim > 128 ? 2 : ATTENTION_QUERIES;
     while (queries > (uint64_t)s->n_tokens * ratio) queries /= 2;
     uint32_t heads = queries;
     while (ratio % heads) heads /= 2;
@@ -145,7 +145,7 @@ static gpu_fitness fit_attention(const gpu_traits *traits, const oxb_op_shape *s
     tile->size[0] = heads;
     tile->size[1] = queries / heads;
     tile->constants[0].value.u32 = queries;
-    tile->constants[1].value.u32 = s->head_dim > 128;
+    tile->constants[1].value.u32 = s->head_dim > 256 ? 1 : s->head_dim > 128 ? 2 : 0;
     if (s->kv_format == OXB_KV_Q8) { /* four elements at once, and 16 bytes of low bits */
         tile->constants[2].value.u32 = shape->alignment % 16 == 0 && s->head_dim == 128 ? 16 : 4;
         return GPU_FAVOURED;

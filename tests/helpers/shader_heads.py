@@ -37,7 +37,7 @@ class Heads(NamedTuple):
         ]
 
 
-SHAPES = [(4, 2, 64), (6, 2, 128), (3, 1, 2), (5, 5, 30), (1, 1, 512)]
+SHAPES = [(4, 2, 64), (6, 2, 128), (3, 1, 2), (5, 5, 30), (12, 2, 256), (1, 1, 512)]
 every_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
 
 every_cache = pytest.mark.parametrize("cache", ELEMENTS)

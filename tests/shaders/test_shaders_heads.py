@@ -245,7 +245,7 @@ def attention(
             splits,
         ),
         threads=32 * simdgroups,
-        constants={0: queries, 1: width, 2: int(n > 128)},
+        constants={0: queries, 1: width, 2: 0 if n <= 128 else 2 if n <= 256 else 1},
         order=order,
         mode=mode,
     )[5]
@@ -325,8 +325,17 @@ def test_attention_matches_the_definition(cache, order, shape):
 
 @every_cache
 @every_order
-@pytest.mark.parametrize(("queries", "tile_heads"), [(2, 2), (2, 1), (4, 4), (4, 2), (4, 1)])
-@pytest.mark.parametrize("dim", [64, 128, 36])
+@pytest.mark.parametrize(
+    ("queries", "tile_heads", "dim"),
+    [
+        *(
+            (*tile, dim)
+            for tile in [(2, 2), (2, 1), (4, 4), (4, 2), (4, 1)]
+            for dim in (64, 128, 36)
+        ),
+        *((*tile, dim) for tile in [(2, 2), (2, 1)] for dim in (160, 256)),
+    ],
+)
 def test_queries_that_share_the_caches_match_the_definition(cache, order, queries, tile_heads, dim):
     if dim % ALIGNED[cache]:
         dim = 96

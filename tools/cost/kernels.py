@@ -177,8 +177,11 @@ class Heads:
 
     @property
     def queries(self) -> int:
-        """Queries of a threadgroup: heads that share a key-value head."""
-        return min(4, self.n_heads // self.n_kv_heads)
+        """Queries of a threadgroup by lanes: heads that share a key-value head."""
+        most = 4 if self.head_dim <= 128 else 2 if self.head_dim <= 256 else 1
+        while self.n_heads // self.n_kv_heads % most:
+            most //= 2
+        return most
 
 
 # Of a block of 32 positions and the queries of a threadgroup (shaders/attention.h), for a head of

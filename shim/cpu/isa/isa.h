@@ -199,9 +199,8 @@ typedef struct cpu_delta_step {
     float along;                                      /* q times k */
 } cpu_delta_step;
 
-#define CPU_DELTA_COLUMNS                                                  \
-    64u /* of a state that are worked on together, the most; 32 the fewest \
-         */
+/* Columns of a state that are worked on together, the most; the fewest are 32. */
+#define CPU_DELTA_COLUMNS 128u
 
 /* Columns of a head's state over some tokens. */
 typedef struct cpu_delta {

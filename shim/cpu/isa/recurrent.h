@@ -69,6 +69,8 @@ SIMD_TARGET static void gate(const float *x, const float *z, const float *weight
     memcpy(y + i, out, (n - i) * sizeof *y);
 }
 
+_Static_assert(SIMD_DELTA *VECTOR <= CPU_DELTA_COLUMNS, "a strip has room for its columns");
+
 /* Products of k and of q with some columns of a state. */
 typedef struct delta_sums {
     lanes seen[SIMD_DELTA], asked[SIMD_DELTA];

@@ -217,7 +217,7 @@ def check_program(compiler: str, out: Path, *flags: str) -> None:
         "-Ishim",
     ]
     command += [
-        str(Path(__file__).with_name("isa_check") / "check.c"),
+        *map(str, sorted(Path(__file__).with_name("isa_check").glob("*.c"))),
         *map(str, sources),
         "-o",
         str(out),

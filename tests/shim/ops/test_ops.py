@@ -188,7 +188,7 @@ def test_embed_of_what_is_not_there_is_nan(device, graph, tokens, position):
 # Heads
 
 
-HEADS = [(4, 2, 64), (16, 8, 128), (32, 8, 128), (3, 1, 2), (5, 5, 30), (1, 1, 512)]
+HEADS = [(4, 2, 64), (16, 8, 128), (32, 8, 128), (24, 4, 256), (3, 1, 2), (5, 5, 30), (1, 1, 512)]
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads", "head_dim"), HEADS)
@@ -299,7 +299,9 @@ def attend(device, heads, length, q, k, v, scale=None, max_length=None):
 
 
 @pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
-@pytest.mark.parametrize("counts", [(4, 2, 64), (16, 8, 128), (32, 8, 128), (6, 1, 64)], ids=str)
+@pytest.mark.parametrize(
+    "counts", [(4, 2, 64), (16, 8, 128), (32, 8, 128), (6, 1, 64), (24, 4, 256)], ids=str
+)
 @pytest.mark.parametrize("length", [1, 31, 32, 33, 64, 65, 127, 128, 129])
 def test_attention_matches_the_definition(device, kv_dtype, counts, length):
     heads = Heads(*counts, 130, 1, kv_dtype)

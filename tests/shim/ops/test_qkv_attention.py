@@ -53,7 +53,9 @@ def both_ways(device, heads, arrays, pages=None, **more):
 
 @pytest.mark.parametrize("kv_dtype", ["f16", "f32"])
 @pytest.mark.parametrize(
-    "counts", [(4, 2, 64), (8, 1, 128), (5, 5, 30), (9, 1, 64), (2, 2, 128)], ids=str
+    "counts",
+    [(4, 2, 64), (8, 1, 128), (5, 5, 30), (9, 1, 64), (2, 2, 128), (12, 2, 256)],
+    ids=str,
 )
 @pytest.mark.parametrize("position", [0, 15, 299])
 def test_one_op_has_the_bits_of_two(device, counts, kv_dtype, position):

@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include "base/choice.h"
+#include "check.h"
 #include "cpu/panels.h"
 #include "formats/formats.h"
 
@@ -27,13 +28,11 @@ static uint32_t random_bits(void) {
     return (uint32_t)(state >> 32);
 }
 
-static float random_float(void) {
-    return (float)random_bits() / 4294967296.0f - 0.25f; /* with a mean */
-}
+float random_float(void) { return (float)random_bits() / 4294967296.0f - 0.25f; /* with a mean */ }
 
 static int failures;
 
-static void expect(int holds, const char *variant, const char *what, double value, double limit) {
+void expect(int holds, const char *variant, const char *what, double value, double limit) {
     if (holds) return;
     failures++;
     printf("%s: %s: %g, limit %g\n", variant, what, value, limit);
@@ -381,6 +380,7 @@ int main(void) {
         }
         check_swiglu(isa);
         check_choice(isa);
+        check_recurrent(isa);
     }
     return failures < 100 ? failures : 100;
 }
