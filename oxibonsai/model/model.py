@@ -348,6 +348,8 @@ class Model:
         max_seq: int | None = None,
         chunk: int | None = None,
         profile: bool = False,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        max_checkpoints: int = MAX_CHECKPOINTS,
     ) -> Session:
         """Return a session from a file that ``Session.save`` wrote; it goes on where that one was.
 
@@ -360,6 +362,8 @@ class Model:
             given is chosen.
         profile : bool
             As of session().
+        checkpoint_every, max_checkpoints : int
+            As of session(); the file has no checkpoints.
 
         Returns
         -------
@@ -374,7 +378,15 @@ class Model:
             For a max_seq that the text does not fit.
         """
         self._check_open()
-        return Session.restore(self, path, max_seq=max_seq, chunk=chunk, profile=profile)
+        return Session.restore(
+            self,
+            path,
+            max_seq=max_seq,
+            chunk=chunk,
+            profile=profile,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
+        )
 
     def perplexity(
         self,
@@ -433,7 +445,8 @@ class Model:
         if len(ids) < 2:
             raise ValueError(f"a text of {len(ids)} tokens has no perplexity: 2 are needed")
         total, n = 0.0, 0
-        with self.session(window, kv_dtype, chunk=chunk) as session:
+        # No window is rewound but to its beginning.
+        with self.session(window, kv_dtype, chunk=chunk, max_checkpoints=0) as session:
             for start in range(0, len(ids), session.max_seq):
                 part = ids[start : start + session.max_seq]
                 if bos is not None:

@@ -8,6 +8,7 @@ understood is refused.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -81,6 +82,16 @@ class Rotations:
     embedding: bool
     gdn_v_grouped: bool
     tied_output: bool
+
+    def __repr__(self) -> str:
+        # Of signs and names, which may be tens of thousands, what tells them from others.
+        digest = hashlib.blake2b(repr((self.signs, self.weights)).encode(), digest_size=8)
+        return (
+            f"Rotations(version={self.version}, block_size={self.block_size}, "
+            f"sign_mode={self.sign_mode!r}, {len(self.weights)} weights, "
+            f"embedding={self.embedding}, gdn_v_grouped={self.gdn_v_grouped}, "
+            f"tied_output={self.tied_output}, digest={digest.hexdigest()})"
+        )
 
     @property
     def head(self) -> bool:

@@ -62,7 +62,7 @@ def test_info_has_no_rotation_of_a_plain_file(path, capsys):
     tiny = Tiny(n_layers=1, hidden=256)
     write(path, tiny, random_tensors(tiny))
     assert main(["info", str(path)]) == 0
-    assert "rotation" not in capsys.readouterr().out
+    assert "\nrotation " not in capsys.readouterr().out
     assert main(["info", "--json", str(path)]) == 0
     assert json.loads(capsys.readouterr().out)["rotation"] is None
 

@@ -73,6 +73,25 @@ def test_reads_version_1(path):
         np.testing.assert_array_equal(found.signs_of(width), FOLDING.signs(width))
 
 
+def test_what_it_is_fits_a_line_and_tells_signs_and_names_apart(path):
+    others = [FOLDING, Folding(block=32, seed=6), Folding(block=32, names=("ffn_down",))]
+    shown = {repr(read(path, folding.metadata(SHAPES))) for folding in others}
+    assert len(shown) == 3
+    assert max(map(len, shown)) < 200
+
+
+def test_layers_that_do_not_run_may_be_rotated(path):
+    shapes = {**SHAPES, "blk.1.attn_q.weight": (2, 64), "blk.1.other.weight": (2, 64)}
+    names = {PREFIX + "weight_names": [*GOOD[PREFIX + "weight_names"], "blk.1.other.weight"]}
+    write(path, {**GOOD, **names}, shapes)
+    with gguf.open(path) as file:
+        found = read_rotations(file)
+        assert found is not None
+        check_rotated(file, found, "test", INPUTS, 1, ("blk.1.",))
+        with pytest.raises(GGUFError, match=r"'blk\.1\.other\.weight', whose input"):
+            check_rotated(file, found, "test", INPUTS, 1)
+
+
 def test_reads_version_2(path):
     found = read(path, TIED, TIED_SHAPES)
     assert found is not None

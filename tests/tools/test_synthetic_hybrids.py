@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cases import relative_error
 from places import TOOLS
 from reference import dequantize_blocks
 
@@ -192,3 +193,17 @@ def test_a_block_wider_than_a_matrix_is_refused(tmp_path):
             tmp_path / "m.gguf", "--shape", "tiny-hybrid", "--hadamard", 1, "--hadamard-block", 512
         )
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_rotated_model_says_what_the_unrotated_one_does(tmp_path, version):
+    plain, rotated = tmp_path / "plain.gguf", tmp_path / "rotated.gguf"
+    options = ("--shape", "tiny-hybrid", "--format", "Q2_0", "--hadamard", version)
+    options += ("--hadamard-block", 128, "--unrotated", plain, "--vocab", 300)
+    write(rotated, *options)
+    ids = np.random.default_rng(0).integers(0, 256, 9).tolist()
+    rows = []
+    for path in (plain, rotated):
+        with Model.load(path, "cpu") as model, model.session(kv_dtype="f32") as session:
+            rows.append(session.forward(ids))
+    assert relative_error(rows[1], rows[0]) <= 1e-5
