@@ -33,7 +33,7 @@ inline void transform_simdgroup(thread float *own, uint block, uint lane) {
 
 // The element of a vector that comes to place i where the heads are permuted.
 inline uint source_of(constant oxb_hadamard_args &args, uint i) {
-    if (args.n_groups <= 1u) return i;
+    if (args.n_groups == 1u) return i;
     const uint head = i / args.head_size, each = args.k / args.head_size / args.n_groups;
     return (head % args.n_groups * each + head / args.n_groups) * args.head_size +
            i % args.head_size;

@@ -12,6 +12,7 @@ from oxibonsai import gguf
 from oxibonsai.cli.options import add_type42
 from oxibonsai.cli.parsing import model_name
 from oxibonsai.cli.terminal import escaped
+from oxibonsai.model.rotation import Rotations, read_rotations
 
 __all__ = ["add_options", "run"]
 
@@ -53,11 +54,47 @@ def run(args: argparse.Namespace, out: TextIO) -> int:
                 shape = " x ".join(map(str, tensor.shape))
                 name = escaped(tensor.name)
                 print(f"  {name:<32} {tensor.format or tensor.type_name:<12} {shape}", file=out)
-        hadamard = gguf.hadamard_keys(file)
-        if hadamard:
-            keys = ", ".join(map(escaped, hadamard))
-            print(f"cannot run: an activation transform is needed ({keys})", file=out)
+        try:
+            rotations = read_rotations(file)
+        except gguf.GGUFError as e:
+            print(f"cannot run: {escaped(str(e))}", file=out)
+        else:
+            if rotations is not None:
+                print(f"rotation   {_rotation(rotations)}", file=out)
     return 0
+
+
+def _rotation(rotations: Rotations) -> str:
+    """Return how the weights were rotated, as a line."""
+    widths = ", ".join(str(width) for width, _ in rotations.signs)
+    signs = f"signs for inputs of {widths}" if widths else "no signs"
+    places = [f"{len(rotations.weights)} matrices"]
+    places += ["the embedding"] * rotations.embedding
+    places += ["the head, which shares it"] * rotations.tied_output
+    return (
+        f"Hadamard, version {rotations.version}, blocks of {rotations.block_size}, {signs}: "
+        f"{', '.join(places)}"
+    )
+
+
+def _plain_rotation(file: gguf.GGUFFile) -> dict[str, Any] | None:
+    """Return what JSON has of the rotation: None without one, the error where it cannot run."""
+    try:
+        rotations = read_rotations(file)
+    except gguf.GGUFError as e:
+        return {"error": str(e)}
+    if rotations is None:
+        return None
+    return {
+        "version": rotations.version,
+        "block_size": rotations.block_size,
+        "sign_mode": rotations.sign_mode,
+        "sign_widths": [width for width, _ in rotations.signs],
+        "weights": list(rotations.weights),
+        "embedding": rotations.embedding,
+        "head": rotations.head,
+        "gdn_v_grouped": rotations.gdn_v_grouped,
+    }
 
 
 def _everything(file: gguf.GGUFFile) -> dict[str, Any]:
@@ -78,7 +115,7 @@ def _everything(file: gguf.GGUFFile) -> dict[str, Any]:
             }
             for tensor in file.tensors.values()
         ],
-        "needs_transform": list(gguf.hadamard_keys(file)),
+        "rotation": _plain_rotation(file),
     }
 
 

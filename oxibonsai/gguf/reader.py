@@ -261,7 +261,7 @@ class GGUFFile:
 
 
 def hadamard_keys(file: GGUFFile) -> list[str]:
-    """Return the metadata keys that describe an activation transform.
+    """Return the metadata keys that describe how the weights were rotated.
 
     Parameters
     ----------
@@ -271,7 +271,8 @@ def hadamard_keys(file: GGUFFile) -> list[str]:
     Returns
     -------
     list of str
-        Keys that start with ``prism.hadamard.``; empty where the file needs no transform.
+        Keys that start with ``prism.hadamard.``; empty where the weights take their inputs as they
+        are.
     """
     return [key for key in file.metadata if key.startswith(_HADAMARD)]
 
@@ -289,16 +290,9 @@ def check_supported(file: GGUFFile, skipped: tuple[str, ...] = ()) -> None:
     Raises
     ------
     GGUFError
-        If the file needs an activation transform (`hadamard_keys`), without which its weights give
-        fluent nonsense, or a tensor has a type that is neither in ``oxibonsai.formats.FORMATS`` nor
-        in ``CONVERTED``.
+        If a tensor has a type that is neither in ``oxibonsai.formats.FORMATS`` nor in
+        ``CONVERTED``.
     """
-    keys = hadamard_keys(file)
-    if keys:
-        raise GGUFError(
-            f"{file.path} needs an activation transform that is not built here: metadata "
-            f"{', '.join(keys)}"
-        )
     for info in file.tensors.values():
         if info.loads_as is None and not info.name.startswith(skipped):
             raise GGUFError(

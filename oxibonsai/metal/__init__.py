@@ -45,6 +45,7 @@ from oxibonsai.metal._errors import (
 )
 from oxibonsai.metal._graph import MetalGraph
 from oxibonsai.metal._pipeline import Argument, Library, Pipeline, PipelineInfo
+from oxibonsai.metal._rotation import Rotation
 from oxibonsai.metal._tuning import Measured, Tuning, kept_variants, tune
 from oxibonsai.metal._weights import WeightCache, WeightHandle, reformat
 
@@ -69,6 +70,7 @@ __all__ = [
     "Pipeline",
     "PipelineInfo",
     "RefusedDevice",
+    "Rotation",
     "Tuning",
     "WeightCache",
     "WeightHandle",

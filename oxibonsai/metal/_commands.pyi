@@ -9,6 +9,7 @@ from oxibonsai.metal._buffer import Buffer
 from oxibonsai.metal._core import Device, _Bytes
 from oxibonsai.metal._pipeline import Pipeline
 from oxibonsai.metal._recurrent import RecurrentOps
+from oxibonsai.metal._rotation import Rotation
 from oxibonsai.metal._weights import WeightHandle
 
 _Binding: TypeAlias = Buffer | tuple[Buffer, SupportsIndex] | WeightHandle
@@ -342,11 +343,15 @@ class Commands(RecurrentOps):
         down: WeightHandle,
         n_vectors: SupportsIndex = 1,
         eps: float = 1e-6,
+        attn_rotation: Rotation | None = None,
+        gate_up_rotation: Rotation | None = None,
+        down_rotation: Rotation | None = None,
     ) -> None:
         """Record the second half of a transformer layer for n_vectors rows, `hidden` in place.
 
         hidden += attn_proj attn; activated = silu(gate n) * (up n) with
-        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
+        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated. Where rotations
+        are given, the products take in attn, n and activated rotated by them.
 
         Parameters
         ----------
@@ -368,6 +373,8 @@ class Commands(RecurrentOps):
             Rows.
         eps : float
             Added to the mean square.
+        attn_rotation, gate_up_rotation, down_rotation : Rotation, optional
+            Of what attn_proj, gate_up and down are multiplied with; none where left out.
 
         Raises
         ------

@@ -33,12 +33,14 @@ from oxibonsai.metal.oxb cimport (
     oxb_commands,
     oxb_feed_forward,
     oxb_norm,
+    oxb_rotation,
     oxb_sample,
     oxb_size,
     oxb_status,
 )
 
 from oxibonsai.metal._errors import EncodingError
+from oxibonsai.metal._rotation import Rotation
 
 cdef int MAX_IN_FLIGHT = 16
 
@@ -90,6 +92,19 @@ cdef int _set_rope(oxb_attention_shape *shape, rotary_dim, rope_style) except -1
         raise EncodingError(f"rope_style = {rope_style!r} must be 'neox' or 'interleaved'")
     shape.rotary_dim = u32_of(rotary_dim, "rotary_dim")
     shape.rope_style = OXB_ROPE_INTERLEAVED if rope_style == "interleaved" else OXB_ROPE_NEOX
+    return 0
+
+
+# All but the signs, which are bound with the other operands.
+cdef int _set_rotation(oxb_rotation *rotation, value, str what) except -1:
+    memset(rotation, 0, sizeof(oxb_rotation))
+    if value is None:
+        return 0
+    if not isinstance(value, Rotation):
+        raise TypeError(f"{what} must be a Rotation, not {type(value).__name__}")
+    rotation.block = u32_of(value.block, f"block of {what}")
+    rotation.head_size = u32_of(value.head_size, f"head_size of {what}")
+    rotation.n_groups = u32_of(value.n_groups, f"n_groups of {what}")
     return 0
 
 
@@ -552,11 +567,12 @@ cdef class Commands(RecurrentOps):
                                     &normalise if norm is not None else NULL, b[0], b[1], vectors))
 
     def feed_forward(self, attn, hidden, activated, *, attn_proj, norm, gate_up, down, n_vectors=1,
-                     eps=1e-6):
+                     eps=1e-6, attn_rotation=None, gate_up_rotation=None, down_rotation=None):
         """Record the second half of a transformer layer for n_vectors rows, `hidden` in place.
 
         hidden += attn_proj attn; activated = silu(gate n) * (up n) with
-        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated.
+        n = hidden / sqrt(mean(hidden^2) + eps) * norm; hidden += down activated. Where rotations
+        are given, the products take in attn, n and activated rotated by them.
 
         Parameters
         ----------
@@ -578,6 +594,8 @@ cdef class Commands(RecurrentOps):
             Rows.
         eps : float
             Added to the mean square.
+        attn_rotation, gate_up_rotation, down_rotation : Rotation, optional
+            Of what attn_proj, gate_up and down are multiplied with; none where left out.
 
         Raises
         ------
@@ -585,7 +603,8 @@ cdef class Commands(RecurrentOps):
             Where shapes do not fit one another or their buffers; nothing is recorded then.
         """
         cdef oxb_feed_forward f
-        cdef oxb_binding b[4]
+        cdef oxb_binding b[7]
+        cdef oxb_rotation *rotations[3]
         cdef WeightHandle proj = weight_of(attn_proj, "attn_proj")
         cdef WeightHandle gate = weight_of(gate_up, "gate_up")
         cdef WeightHandle last = weight_of(down, "down")
@@ -595,8 +614,25 @@ cdef class Commands(RecurrentOps):
         f.n_vectors = count_of(n_vectors, "n_vectors")
         f.hidden_size, f.attn_size = shape_of(proj, None, None)
         f.intermediate_size = shape_of(last, None, None)[1]
-        bind_all((("attn", attn), ("hidden", hidden), ("activated", activated), ("norm", norm)), b)
+        rotations[0] = &f.attn_rotation
+        rotations[1] = &f.gate_up_rotation
+        rotations[2] = &f.down_rotation
+        signs = []
+        for i, (what, rotation) in enumerate((
+            ("attn_rotation", attn_rotation),
+            ("gate_up_rotation", gate_up_rotation),
+            ("down_rotation", down_rotation),
+        )):
+            _set_rotation(rotations[i], rotation, what)
+            if rotation is not None:
+                signs.append((i, (f"signs of {what}", rotation.signs)))
+        bind_all((
+            ("attn", attn), ("hidden", hidden), ("activated", activated), ("norm", norm),
+            *[operand for _, operand in signs],
+        ), b)
         f.attn, f.hidden, f.activated, f.norm.weight = b[0], b[1], b[2], b[3]
+        for place, (i, _) in enumerate(signs, 4):
+            rotations[i].signs = b[place]
         f.norm.eps = eps
         f.normed.buffer = NULL
         f.normed.offset = 0

@@ -384,6 +384,9 @@ cdef class MetalGraph(WeightUploads):
         _check_length("hidden", hidden.shape[0], f.op.hidden_size)
         _check_length("attn_out", attn_out.shape[0], f.op.attn_size)
         f.op.n_vectors = 1
+        f.op.attn_rotation.signs.buffer = NULL
+        f.op.gate_up_rotation.signs.buffer = NULL
+        f.op.down_rotation.signs.buffer = NULL
         f.op.norm.weight.offset = 0
         f.hidden = &hidden[0]
         f.attn_out = &attn_out[0]

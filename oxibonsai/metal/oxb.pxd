@@ -200,6 +200,13 @@ cdef extern from "oxb_shim.h" nogil:
         OXB_ROPE_NEOX
         OXB_ROPE_INTERLEAVED
 
+    ctypedef struct oxb_rotation:
+        oxb_binding signs
+        uint32_t block
+        uint32_t head_size
+        uint32_t n_groups
+        uint32_t pad
+
     ctypedef struct oxb_feed_forward:
         const oxb_weight *attn_proj
         const oxb_weight *gate_up
@@ -213,6 +220,9 @@ cdef extern from "oxb_shim.h" nogil:
         uint64_t hidden_size
         uint64_t intermediate_size
         uint64_t n_vectors
+        oxb_rotation attn_rotation
+        oxb_rotation gate_up_rotation
+        oxb_rotation down_rotation
 
     ctypedef enum oxb_kv_format:
         OXB_KV_F32

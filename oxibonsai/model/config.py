@@ -9,6 +9,7 @@ import numpy as np
 
 from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.model.rope import RopeScaling
+from oxibonsai.model.rotation import Rotations, read_rotations
 
 __all__ = ["MetadataReader", "ModelConfig", "RecurrentShape", "architecture_name"]
 
@@ -129,6 +130,8 @@ class ModelConfig:
         The shape of the others.
     n_skipped_layers : int
         Layers that the file has behind those of the model and that do not run: a drafter's.
+    rotations : Rotations or None
+        How the inputs of matrices are rotated; None where they are not.
     """
 
     n_layers: int
@@ -146,6 +149,7 @@ class ModelConfig:
     attention_layers: tuple[bool, ...] = ()
     recurrent: RecurrentShape | None = None
     n_skipped_layers: int = 0
+    rotations: Rotations | None = None
 
     def __repr__(self) -> str:
         # Fingerprints hash it: what a dense model does not have must not change theirs.
@@ -172,11 +176,33 @@ class ModelConfig:
         return self.head_dim if self.rope_dim is None else self.rope_dim
 
     def is_attention(self, layer: int) -> bool:
-        """Whether a layer has attention; it is recurrent otherwise."""
+        """Whether a layer has attention; it is recurrent otherwise.
+
+        Parameters
+        ----------
+        layer : int
+            Among all layers.
+
+        Returns
+        -------
+        bool
+            Whether it has.
+        """
         return not self.attention_layers or self.attention_layers[layer]
 
     def ordinal(self, layer: int) -> int:
-        """Return how many layers of its kind come before a layer: its place in cache or state."""
+        """Return how many layers of its kind come before a layer: its place in cache or state.
+
+        Parameters
+        ----------
+        layer : int
+            Among all layers.
+
+        Returns
+        -------
+        int
+            Their number.
+        """
         kind = self.is_attention(layer)
         return sum(self.is_attention(i) == kind for i in range(layer))
 
@@ -247,6 +273,7 @@ class ModelConfig:
             rope_theta=theta,
             rms_eps=read.number("attention.layer_norm_rms_epsilon"),
             rope_scaling=_rope_scaling(read, context, theta),
+            rotations=read_rotations(file),
         )
         if config.n_heads % config.n_kv_heads:
             raise GGUFError(

@@ -110,8 +110,9 @@ class Model:
             What the matrices are multiplied with where many tokens run as one batch: a prompt, and
             what log_probabilities() and perplexity() are given. half rounds the activations of 64
             tokens or more to halves, for matrices of 1 and 2 bits, and what attention over K/V in
-            f16 multiplies, with any matrices. It is for GPUs alone, where it is the default: an
-            error of 2e-4 of each product, less than that of K/V in f16. It is left out where
+            f16 multiplies, with any matrices. It is for GPUs alone, where models without recurrent
+            layers have it by default: an error of 2e-4 of each product, less than that of K/V in
+            f16. It is left out where
             deterministic, where K/V are f32, where verify() scores tokens and where an engine's
             step generates too. int8 rounds the activations of 8 tokens or more to 8 bits in blocks
             of 16, on the cpu device alone; it is faster with most processors and formats. All that
@@ -148,7 +149,7 @@ class Model:
             _check_vocabulary(file, config)
             graph = MetalGraph(device)
             if activations is None:
-                activations = _fastest(graph)
+                activations = _default_activations(graph, config)
             graph.commands(activations=activations).close()  # Refused before anything is loaded.
             weights = load_weights(file, architecture, config, graph)
         except BaseException:
@@ -277,6 +278,8 @@ class Model:
         chunk: int | None = None,
         deterministic: bool = False,
         max_waiting: int = 1024,
+        checkpoint_every: int | None = None,
+        max_checkpoints: int | None = None,
     ) -> Engine:
         """Return what runs many texts at a time on this model.
 
@@ -301,6 +304,14 @@ class Model:
             that of a session with the same chunk.
         max_waiting : int
             Requests that may wait; see ``Engine.submit``.
+        checkpoint_every : int, optional
+            Of a model with recurrent layers: texts that begin alike share their beginning up to a
+            multiple of so many tokens. A multiple of 64; with `deterministic`, of the chunk. Left
+            out, 256, or a chunk where that is more, but no more than a quarter of max_seq.
+        max_checkpoints : int, optional
+            Of a model with recurrent layers: the most states that are kept for that; the least
+            recently used goes, and 0 shares nothing. Left out, 8, or max_sequences where that is
+            more. All are allocated at once, with the memory of one state each.
 
         Returns
         -------
@@ -326,6 +337,8 @@ class Model:
             chunk,
             deterministic=deterministic,
             max_waiting=max_waiting,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
         )
 
     def restore_session(
@@ -335,6 +348,8 @@ class Model:
         max_seq: int | None = None,
         chunk: int | None = None,
         profile: bool = False,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        max_checkpoints: int = MAX_CHECKPOINTS,
     ) -> Session:
         """Return a session from a file that ``Session.save`` wrote; it goes on where that one was.
 
@@ -347,6 +362,8 @@ class Model:
             given is chosen.
         profile : bool
             As of session().
+        checkpoint_every, max_checkpoints : int
+            As of session(); the file has no checkpoints.
 
         Returns
         -------
@@ -361,7 +378,15 @@ class Model:
             For a max_seq that the text does not fit.
         """
         self._check_open()
-        return Session.restore(self, path, max_seq=max_seq, chunk=chunk, profile=profile)
+        return Session.restore(
+            self,
+            path,
+            max_seq=max_seq,
+            chunk=chunk,
+            profile=profile,
+            checkpoint_every=checkpoint_every,
+            max_checkpoints=max_checkpoints,
+        )
 
     def perplexity(
         self,
@@ -420,7 +445,8 @@ class Model:
         if len(ids) < 2:
             raise ValueError(f"a text of {len(ids)} tokens has no perplexity: 2 are needed")
         total, n = 0.0, 0
-        with self.session(window, kv_dtype, chunk=chunk) as session:
+        # No window is rewound but to its beginning.
+        with self.session(window, kv_dtype, chunk=chunk, max_checkpoints=0) as session:
             for start in range(0, len(ids), session.max_seq):
                 part = ids[start : start + session.max_seq]
                 if bos is not None:
@@ -502,8 +528,13 @@ def _check_device(device: object) -> None:
         raise ValueError(f"device = {reprlib.repr(device)} is no name of a device")
 
 
-def _fastest(graph: MetalGraph) -> Activations:
-    """Return what the device multiplies prompts in where nobody says."""
+def _default_activations(graph: MetalGraph, config: ModelConfig) -> Activations:
+    """Return what the device multiplies prompts in where nobody says: half, if it costs little.
+
+    Through recurrent layers, errors of products grow past those of K/V in f16.
+    """
+    if config.recurrent is not None:
+        return "float32"
     try:
         graph.commands(activations="half").close()
     except EncodingError:

@@ -12,7 +12,7 @@ from oxibonsai.model.architectures.base import ModelWeights
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.tokenizer import Tokenizer
 
-__all__ = ["ACTIVATIONS", "MAX_IN_FLIGHT", "Activations", "LoadedModel"]
+__all__ = ["ACTIVATIONS", "MAX_IN_FLIGHT", "MAX_STATES_IN_FLIGHT", "Activations", "LoadedModel"]
 
 Activations: TypeAlias = Literal["float32", "half", "int8"]
 """What matrix products make of the vectors of a prompt."""
@@ -20,6 +20,9 @@ ACTIVATIONS: tuple[Activations, ...] = get_args(Activations)
 
 MAX_IN_FLIGHT = 16
 """Submissions of a recording that may be in flight, as of ``Commands.submit``."""
+
+MAX_STATES_IN_FLIGHT = 2
+"""Of a session with recurrent states, each of which takes the memory of one."""
 
 
 class LoadedModel(Protocol):

@@ -457,6 +457,8 @@ class Session(GenerationForms):
         max_seq: int | None = None,
         chunk: int | None = None,
         profile: bool = False,
+        checkpoint_every: int = CHECKPOINT_EVERY,
+        max_checkpoints: int = MAX_CHECKPOINTS,
     ) -> Session:
         """Return a session from a file that save() wrote.
 
@@ -471,6 +473,8 @@ class Session(GenerationForms):
             not given is chosen.
         profile : bool
             As of ``Model.session``.
+        checkpoint_every, max_checkpoints : int
+            As of ``Model.session``; the file has no checkpoints.
 
         Returns
         -------
@@ -500,7 +504,14 @@ class Session(GenerationForms):
                 raise ValueError(f"max_seq = {max_seq}: the saved text has {state.n_tokens} tokens")
             chunk = state.chunk if chunk is None else chunk
             session = cls(
-                model, max_seq, state.kv_dtype, chunk, profile, deterministic=state.deterministic
+                model,
+                max_seq,
+                state.kv_dtype,
+                chunk,
+                profile,
+                deterministic=state.deterministic,
+                checkpoint_every=checkpoint_every,
+                max_checkpoints=max_checkpoints,
             )
             try:
                 statefile.load(file, name, state, session._timeline, session._decoder)

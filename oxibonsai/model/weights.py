@@ -14,7 +14,15 @@ import numpy.typing as npt
 from oxibonsai import formats, quant
 from oxibonsai.formats import CONVERTED, FORMATS, Format
 from oxibonsai.gguf import GGUFError, GGUFFile, TensorInfo
-from oxibonsai.metal import Buffer, BufferCreationError, Commands, MetalGraph, WeightHandle
+from oxibonsai.metal import (
+    Buffer,
+    BufferCreationError,
+    Commands,
+    MetalGraph,
+    Rotation,
+    WeightHandle,
+)
+from oxibonsai.model.rotation import EMBEDDING, HEAD, Rotations
 
 __all__ = [
     "Place",
@@ -67,11 +75,29 @@ class Projection:
         n_vectors: int = 1,
         norm: WeightHandle | None = None,
         eps: float = 1e-6,
+        rotation: Rotation | None = None,
+        rotated: Place | None = None,
     ) -> None:
         """Record y = W x for each of n_vectors rows of x.
 
-        With `norm` x is normalised first, as in ``Commands.gemv``.
+        With `norm` x is normalised first, as in ``Commands.gemv``; with `rotation` it is rotated
+        behind that, into `rotated`.
         """
+        if rotation is not None:
+            assert rotated is not None
+            commands.hadamard(
+                x,
+                rotation.signs,
+                rotated,
+                self.width,
+                block=rotation.block,
+                n_vectors=n_vectors,
+                norm=norm,
+                eps=eps,
+                head_size=rotation.head_size,
+                n_groups=rotation.n_groups,
+            )
+            x, norm = rotated, None
         buffer, offset = y if isinstance(y, tuple) else (y, 0)
         for handle, first_row in self.parts:
             commands.gemv(
@@ -88,6 +114,13 @@ class Projection:
     def n_rows(self) -> int:
         """Rows of all parts."""
         return sum(handle.shape[0] for handle, _ in self.parts if handle.shape is not None)
+
+    @property
+    def width(self) -> int:
+        """Elements of the input."""
+        shape = self.parts[0][0].shape
+        assert shape is not None
+        return shape[1]
 
     @property
     def handles(self) -> list[WeightHandle]:
@@ -160,14 +193,22 @@ class WeightLoader:
         Where the weights go.
     optional : mapping of str to tuple of int
         Shapes of tensors that the file may lack.
+    rotations : Rotations, optional
+        How the inputs of matrices are rotated.
     """
 
     def __init__(
-        self, file: GGUFFile, graph: MetalGraph, optional: Mapping[str, tuple[int, ...]]
+        self,
+        file: GGUFFile,
+        graph: MetalGraph,
+        optional: Mapping[str, tuple[int, ...]],
+        rotations: Rotations | None = None,
     ) -> None:
         self._optional = optional
         self._file = file
         self._graph = graph
+        self._rotations = rotations
+        self._signs: dict[int, WeightHandle] = {}
         self._uploaded: list[WeightHandle] = []
 
     def __contains__(self, name: str) -> bool:
@@ -247,10 +288,47 @@ class WeightLoader:
             self._file.release(name)
         return self._keep(self._graph.upload_f32_weight(values), found) if values.any() else None
 
+    def rotation(self, *names: str, head_size: int = 0, n_groups: int = 1) -> Rotation | None:
+        """Return how the input that matrices share is rotated, or None where it is not.
+
+        Of the names those count that the file has. `head_size` and `n_groups` are of the order of
+        its heads, as in ``metal.Rotation``.
+        """
+        r = self._rotations
+        rotated = [name for name in names if r is not None and name in r.weights]
+        if not rotated:
+            return None
+        return self._rotation_of(rotated[0], head_size, n_groups)
+
+    def embedding_rotation(self) -> Rotation | None:
+        """Return the rotation of the embedding's rows, or None."""
+        r = self._rotations
+        return self._rotation_of(EMBEDDING) if r is not None and r.embedding else None
+
+    def head_rotation(self) -> Rotation | None:
+        """Return the rotation of the head's input, or None."""
+        r = self._rotations
+        if r is None or not r.head:
+            return None
+        return self._rotation_of(EMBEDDING if r.tied_output else HEAD)
+
+    @property
+    def signs(self) -> list[WeightHandle]:
+        """The signs of all rotations."""
+        return list(self._signs.values())
+
     def close(self) -> None:
         """Release everything that was uploaded: loading has failed."""
         for handle in self._uploaded:
             handle.close()
+
+    def _rotation_of(self, name: str, head_size: int = 0, n_groups: int = 1) -> Rotation:
+        assert self._rotations is not None
+        width = self._file.tensors[name].shape[-1]
+        if width not in self._signs:
+            signs = self._graph.upload_f32_weight(self._rotations.signs_of(width))
+            self._signs[width] = self._keep(signs, ())
+        return Rotation(self._signs[width], self._rotations.block_size, head_size, n_groups)
 
     def _rewritten(self, parts: Sequence[_Part], target: Format) -> Iterator[npt.NDArray[np.uint8]]:
         """Return the rows of matrices in a format, a few at a time, and drop what was read."""

@@ -194,6 +194,16 @@ typedef struct oxb_norm {
 /* Which elements of a head RoPE rotates together: i and i + rotary_dim / 2, or 2 i and 2 i + 1. */
 typedef enum oxb_rope_style { OXB_ROPE_NEOX = 0, OXB_ROPE_INTERLEAVED = 1 } oxb_rope_style;
 
+/* The rotation of what a product takes in: H (signs * P(x)), with H the Walsh-Hadamard transform of
+ * each block of elements and P an order of heads, both as in struct oxb_hadamard_args. */
+typedef struct oxb_rotation {
+    oxb_binding signs;  /* float32 [k] of 1 and -1; its buffer is NULL where nothing is rotated */
+    uint32_t block;     /* a power of two that divides k, 16 to 4096 */
+    uint32_t head_size; /* of no concern where n_groups is 1 */
+    uint32_t n_groups;
+    uint32_t pad;
+} oxb_rotation;
+
 /* The second half of a transformer layer, for n_vectors rows. */
 typedef struct oxb_feed_forward {
     const oxb_weight *attn_proj; /* [hidden_size, attn_size] */
@@ -209,6 +219,9 @@ typedef struct oxb_feed_forward {
     uint64_t hidden_size;
     uint64_t intermediate_size;
     uint64_t n_vectors;
+    oxb_rotation attn_rotation;    /* of attn */
+    oxb_rotation gate_up_rotation; /* of the norm of hidden; `normed` is as it was before */
+    oxb_rotation down_rotation;    /* of activated, which stays as it is */
 } oxb_feed_forward;
 
 /* Elements of the caches of keys and values. OXB_KV_Q8 has 9 bits for each element of a head but
@@ -478,7 +491,8 @@ typedef struct oxb_hadamard {
        uint64_t y_stride))                                                                         \
                                                                                                    \
     /* hidden += attn_proj attn; activated = silu(gate n) * (up n) with n the norm of hidden;      \
-     * hidden += down activated. Where one of them fails, none is recorded. */                     \
+     * hidden += down activated. Each product takes in what its rotation makes of it. Where one    \
+     * of them fails, none is recorded. */                                                         \
     X(oxb_status, op_feed_forward, (oxb_commands * commands, const oxb_feed_forward *f))           \
     X(oxb_status, op_sample, (oxb_commands * commands, const oxb_sample *sample))                  \
                                                                                                    \

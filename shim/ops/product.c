@@ -11,8 +11,9 @@ typedef struct product {
     oxb_op op_gemv, op_gemm;
     int residual; /* add to y */
     const oxb_weight *weight;
-    const oxb_norm *norm; /* of x, or NULL */
-    uint64_t n_rows;      /* of the matrix */
+    const oxb_norm *norm;         /* of x, or NULL */
+    const oxb_rotation *rotation; /* of x or its norm, or NULL */
+    uint64_t n_rows;              /* of the matrix */
     uint64_t k;
     uint64_t n_out; /* rows of the output */
     oxb_binding x, y;
@@ -222,38 +223,62 @@ static oxb_status record_halve(oxb_commands *commands, const product *p, vector_
     return ops_record_tiles(commands, &recording);
 }
 
+/* The norm and the rotation of x, in one dispatch. */
+static oxb_status record_rotation(oxb_commands *commands, const product *p, oxb_binding rotated) {
+    oxb_hadamard hadamard = {.x = p->x,
+                             .signs = p->rotation->signs,
+                             .y = rotated,
+                             .k = p->k,
+                             .n_vectors = p->n_vectors,
+                             .block = p->rotation->block,
+                             .head_size = p->rotation->head_size,
+                             .n_groups = p->rotation->n_groups};
+    if (p->norm) hadamard.norm = *p->norm;
+    return oxb_op_hadamard(commands, &hadamard);
+}
+
 /* Record the product of operands that are checked. */
-static oxb_status record_checked(oxb_commands *commands, const product *p, const ops_operand *x,
-                                 const ops_operand *norm, const ops_operand *y, uint64_t stride) {
-    const inputs in = inputs_of(commands, p);
-    oxb_binding scratch = {NULL, 0}; /* the norm of x, then x in int8 or halves */
-    const uint64_t bytes = in.norm_bytes + in.prepared_bytes;
-    uint64_t x_step = p->k * 4;
+static oxb_status record_checked(oxb_commands *commands, const product *whole,
+                                 const ops_operand *whole_x, const ops_operand *norm,
+                                 const ops_operand *y, uint64_t stride) {
+    product p = *whole; /* of x as it is, or rotated with its norm */
+    ops_operand x = *whole_x;
+    const uint64_t rotated_bytes = p.rotation ? p.n_vectors * p.k * 4 : 0;
+    if (p.rotation) p.norm = NULL;
+    const inputs in = inputs_of(commands, &p);
+    oxb_binding scratch = {NULL, 0}; /* x rotated or its norm, then x in int8 or halves */
+    const uint64_t bytes = rotated_bytes + in.norm_bytes + in.prepared_bytes;
+    uint64_t x_step = p.k * 4;
     pieces cut;
-    oxb_status status = cut_product(commands, p, &in, &cut);
+    oxb_status status = cut_product(commands, &p, &in, &cut);
     if (status == OXB_OK && bytes)
         status = front_commands_scratch(commands, bytes, &scratch.buffer);
-    ops_operand operands[4] = {ops_weight_operand(p->weight), *x};
+    if (status == OXB_OK && p.rotation) {
+        status = record_rotation(commands, whole, scratch);
+        x.binding = p.x = scratch;
+        scratch.offset = rotated_bytes;
+    }
+    ops_operand operands[4] = {ops_weight_operand(p.weight), x};
     uint32_t n = 2;
     if (status == OXB_OK && in.norm_bytes) {
-        status = oxb_op_rmsnorm(commands, p->x, p->norm->weight, scratch, p->k, p->n_vectors,
-                                p->norm->eps);
+        status =
+            oxb_op_rmsnorm(commands, p.x, p.norm->weight, scratch, p.k, p.n_vectors, p.norm->eps);
         operands[1].binding = scratch;
         scratch.offset = in.norm_bytes;
     }
     if (in.fused_norm) operands[n++] = *norm;
     if (status == OXB_OK && in.of == INT8_VECTORS) {
         operands[n++] = (ops_operand){"quantized input", scratch, in.prepared_bytes, 0};
-        status = record_quantize(commands, p, operands + 1, operands + 2);
+        status = record_quantize(commands, &p, operands + 1, operands + 2);
     }
     if (status == OXB_OK && (in.of == HALVES_VECTORS || in.of == HALF_VECTORS)) {
         operands[1] = (ops_operand){"halves", scratch, in.prepared_bytes, 0};
-        x_step = eight_bytes(p, in.of) / 8;
-        status = record_halve(commands, p, in.of, x, norm, operands + 1, cut.piece, x_step);
+        x_step = eight_bytes(&p, in.of) / 8;
+        status = record_halve(commands, &p, in.of, &x, norm, operands + 1, cut.piece, x_step);
     }
     operands[n++] = *y;
     if (status != OXB_OK) return status;
-    return record_pieces(commands, p, &in, &cut, operands, n, x_step, stride);
+    return record_pieces(commands, &p, &in, &cut, operands, n, x_step, stride);
 }
 
 static oxb_status record_product(oxb_commands *commands, const product *p) {
@@ -267,18 +292,18 @@ static oxb_status record_product(oxb_commands *commands, const product *p) {
     /* Both factors are below 2^31. */
     const ops_operand x = {"input", p->x, p->n_vectors * p->k * 4, 0};
     const ops_operand y = {"output", p->y, ((p->n_vectors - 1) * stride + p->n_out) * 4, 1};
-    ops_operand operands[4] = {ops_weight_operand(p->weight), x, y};
-    uint32_t n = 3;
-    if (p->norm) {
-        operands[2] = (ops_operand){"norm", p->norm->weight, p->k * 4, 0};
-        operands[n++] = y;
-    }
+    ops_operand operands[5] = {ops_weight_operand(p->weight), x};
+    uint32_t n = 2;
+    const uint32_t norm = n;
+    if (p->norm) operands[n++] = (ops_operand){"norm", p->norm->weight, p->k * 4, 0};
+    if (p->rotation) operands[n++] = (ops_operand){"signs", p->rotation->signs, p->k * 4, 0};
+    operands[n++] = y;
     if ((status = ops_check_operands(p->op, operands, n)) != OXB_OK) return status;
     for (uint32_t i = 1; i + 1 < n; i++) {
         if ((status = ops_check_apart(p->op, operands + i, &y)) != OXB_OK) return status;
     }
     const uint32_t mark = oxb_commands_length(commands);
-    status = record_checked(commands, p, &x, operands + 2, &y, stride);
+    status = record_checked(commands, p, &x, operands + norm, &y, stride);
     if (status != OXB_OK) front_commands_cut(commands, mark);
     return status;
 }
@@ -327,6 +352,10 @@ oxb_status oxb_op_gate_up_swiglu(oxb_commands *commands, const oxb_weight *weigh
     return record_product(commands, &p);
 }
 
+static const oxb_rotation *given(const oxb_rotation *rotation) {
+    return rotation->signs.buffer ? rotation : NULL;
+}
+
 /* The products of feed_forward, named after their matrices in messages. */
 static oxb_status record_feed_forward(oxb_commands *commands, const oxb_feed_forward *f) {
     const product proj = {.op = "feed_forward: attn_proj",
@@ -341,7 +370,8 @@ static oxb_status record_feed_forward(oxb_commands *commands, const oxb_feed_for
                           .n_out = f->hidden_size,
                           .x = f->attn,
                           .y = f->hidden,
-                          .n_vectors = f->n_vectors};
+                          .n_vectors = f->n_vectors,
+                          .rotation = given(&f->attn_rotation)};
     product gate_up = {.op = "feed_forward: gate_up",
                        .gemv = "fused_gate_up_swiglu",
                        .gemm = "fused_gate_up_swiglu_gemm",
@@ -354,12 +384,14 @@ static oxb_status record_feed_forward(oxb_commands *commands, const oxb_feed_for
                        .n_out = f->intermediate_size,
                        .x = f->hidden,
                        .y = f->activated,
-                       .n_vectors = f->n_vectors};
+                       .n_vectors = f->n_vectors,
+                       .rotation = given(&f->gate_up_rotation)};
     product down = proj;
     down.op = "feed_forward: down";
     down.weight = f->down;
     down.k = f->intermediate_size;
     down.x = f->activated;
+    down.rotation = given(&f->down_rotation);
     oxb_status status = record_product(commands, &proj);
     if (status == OXB_OK && f->normed.buffer) {
         status = oxb_op_rmsnorm(commands, f->hidden, f->norm.weight, f->normed, f->hidden_size,

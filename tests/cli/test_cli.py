@@ -373,7 +373,7 @@ def test_info_reads_what_cannot_run(path, capsys):
     out = capsys.readouterr().out
     assert "I8 (unsupported)" in out
     assert "blk.0.ffn_down.weight            I8           256 x 256" in out
-    assert "cannot run: an activation transform is needed (prism.hadamard.seed)" in out
+    assert f"cannot run: {path}: prism.hadamard.seed is not known here" in out
 
 
 def test_devices_lists_every_device_the_default_first(capsys):

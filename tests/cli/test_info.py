@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rotated_models import Folding
 from tiny_models import Tiny, random_tensors, write
 
 from oxibonsai import gguf
@@ -27,6 +29,42 @@ def test_info_says_what_a_type_without_kernels_runs_as(path, capsys):
     assert re.search(r"\n  Q6_K \(runs as F32\) +1 tensors", out)
     assert re.search(r"\n  TQ1_0 \(runs as TQ2_0\) +1 tensors", out)
     assert "token_embd.weight                Q6_K         77 x 256" in out
+
+
+def test_info_says_how_weights_were_rotated(path, capsys):
+    tiny = Tiny(n_layers=1, hidden=256)
+    folding = Folding(version=2)
+    write(path, tiny, random_tensors(tiny), folding.metadata(tiny.shapes))
+    assert main(["info", str(path)]) == 0
+    assert (
+        "rotation   Hadamard, version 2, blocks of 128, signs for inputs of 256: 7 matrices, the "
+        "embedding, the head, which shares it\n"
+    ) in capsys.readouterr().out
+    assert main(["info", "--json", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)["rotation"]
+    assert found["weights"] == sorted(folding.weights(tiny.shapes))
+    assert (found["version"], found["block_size"], found["sign_mode"]) == (2, 128, "explicit")
+    assert (found["sign_widths"], found["embedding"], found["head"]) == ([256], True, True)
+
+
+def test_info_has_the_reason_why_a_rotation_cannot_run(path, capsys):
+    tiny = Tiny(n_layers=1, hidden=256)
+    metadata = Folding().metadata(tiny.shapes) | {"prism.hadamard.version": 3}
+    write(path, tiny, random_tensors(tiny), metadata)
+    assert main(["info", str(path)]) == 0
+    assert "cannot run: " in capsys.readouterr().out
+    assert main(["info", "--json", str(path)]) == 0
+    found = json.loads(capsys.readouterr().out)["rotation"]
+    assert "prism.hadamard.version is 3" in found["error"]
+
+
+def test_info_has_no_rotation_of_a_plain_file(path, capsys):
+    tiny = Tiny(n_layers=1, hidden=256)
+    write(path, tiny, random_tensors(tiny))
+    assert main(["info", str(path)]) == 0
+    assert "rotation" not in capsys.readouterr().out
+    assert main(["info", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["rotation"] is None
 
 
 def test_info_escapes_what_a_terminal_would_obey(path, capsys):

@@ -1,7 +1,8 @@
 """A device's side of an engine without a device: it knows which token lies in which page.
 
 Steps run when they are waited for, in order, so that what the host writes too early shows. The next
-token is a hash of all tokens that the pages hold, found through the table of the text.
+token is a hash of all tokens that the pages hold, found through the table of the text. A recurrent
+state is all tokens that it met, and has to hold the same.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ class OpenModel:
 class PagedTexts:
     """What BatchRunner is to a worker."""
 
-    def __init__(self, n_slots: int, n_pages: int, vocab: int = 50) -> None:
+    def __init__(
+        self, n_slots: int, n_pages: int, vocab: int = 50, n_checkpoints: int | None = None
+    ) -> None:
         self.model = OpenModel()
         self.n_slots = n_slots
         self.vocab = vocab
@@ -48,6 +51,10 @@ class PagedTexts:
         self.n_steps = 0
         self.most_in_flight = 0
         self.n_swapped = 0  # pages that were read
+        self.n_run = 0  # tokens of chunks
+        # Whatever a slot holds, a text begins with nothing.
+        self._states: list[tuple[int, ...]] = [(-1,)] * (n_slots + (n_checkpoints or 0))
+        self._recurrent = n_checkpoints is not None
         self._memory: list[list[tuple[int, int] | None]] = [
             [None] * PAGE_SIZE for _ in range(n_pages)
         ]
@@ -101,6 +108,28 @@ class PagedTexts:
         for page, content in zip(pages, data, strict=True):
             self._memory[page] = list(content)
 
+    def read_state(self, slot: int) -> tuple[int, ...] | None:
+        self._still()
+        return self._states[slot] if self._recurrent else None
+
+    def write_state(self, slot: int, state: tuple[int, ...] | None) -> None:
+        self._still()
+        assert (state is not None) == self._recurrent
+        if state is not None:
+            self._states[slot] = state
+
+    def keep_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._still()
+        assert self._recurrent or not pairs
+        for slot, place in pairs:
+            self._states[self.n_slots + place] = self._states[slot]
+
+    def restore_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        self._still()
+        assert self._recurrent or not pairs
+        for place, slot in pairs:
+            self._states[slot] = self._states[self.n_slots + place]
+
     def step(
         self, chunk: tuple[int, int] | None, positions: Sequence[int], *, ends: bool = False,
         chooses: bool = True, n_best: int = 0, scores: bool = False,
@@ -118,6 +147,7 @@ class PagedTexts:
             raise RuntimeError("the device has failed")
         if step.chunk:
             assert self._chunk is not None
+            self.n_run += step.chunk
             for _ in range(step.chunk):
                 self._run_token(self._chunk)
         for row in self._rows:
@@ -139,6 +169,9 @@ class PagedTexts:
         if position // PAGE_SIZE < len(table):
             page = self._memory[table[position // PAGE_SIZE]]
             page[position % PAGE_SIZE] = (position, self._texts[slot][position])
+        if self._recurrent:
+            before = self._states[slot] if position else ()
+            self._states[slot] = (*before, self._texts[slot].get(position, -1))
         state[1] += 1
 
     def _choose(self, slot: int, n: int) -> int:
@@ -148,6 +181,7 @@ class PagedTexts:
             assert found is not None
             assert found[0] == position
             tokens.append(found[1])
+        assert not self._recurrent or self._states[slot] == tuple(tokens)
         self._texts[slot][n] = next_token(tokens, self.vocab)
         return self._texts[slot][n]
 

@@ -79,6 +79,10 @@ class Conv:
     def part(self) -> int:
         return int(np.prod(self.shape))
 
+    def tokens(self, start: int, end: int, **changes: Any) -> Conv:
+        """Return the same for a part of the tokens."""
+        return replace(self, x=self.x[start:end], **changes)
+
     def arrays(self, recurrent: F32) -> list[NDArray[Any]]:
         """Return x, the weight, the states, the slots and y, of which the last row is no token."""
         states = np.stack([state(p, recurrent=first) for p, first in self.states])

@@ -20,6 +20,7 @@ from oxibonsai.model.engine.task import Task
 from oxibonsai.model.engine.worker import Worker
 from oxibonsai.model.errors import EngineClosedError, EngineFullError
 from oxibonsai.model.generation.stopping import StopScanner
+from oxibonsai.model.runtime.checkpointpool import CheckpointPool
 from oxibonsai.model.runtime.pages import PagePool
 
 VOCAB = 50
@@ -31,12 +32,20 @@ class Bench:
 
     def __init__(
         self, n_pages: int = 64, max_sequences: int = 4, chunk: int = 64, *, lookahead: int = 2,
-        max_waiting: int = 100, deterministic: bool = False,
+        max_waiting: int = 100, deterministic: bool = False, n_checkpoints: int | None = None,
+        spacing: int = 64,
     ) -> None:  # fmt: skip
-        self.runner = PagedTexts(max_sequences, n_pages, VOCAB)
-        self.pool = PagePool(n_pages)
-        self.scheduler = Scheduler(self.pool, max_sequences, chunk, deterministic=deterministic)
-        self.worker = Worker(self.runner, self.pool, self.scheduler, max_waiting, lookahead)  # type: ignore[arg-type]
+        self.runner = PagedTexts(max_sequences, n_pages, VOCAB, n_checkpoints)
+        self.checkpoints = None if n_checkpoints is None else CheckpointPool(n_checkpoints, spacing)
+        self.pool = PagePool(n_pages, self.checkpoints.drop if self.checkpoints else None)
+        self.scheduler = Scheduler(
+            self.pool, max_sequences, chunk, deterministic=deterministic,
+            checkpoints=self.checkpoints,
+        )  # fmt: skip
+        self.worker = Worker(
+            self.runner, self.pool, self.scheduler, max_waiting, lookahead,  # type: ignore[arg-type]
+            self.checkpoints,
+        )  # fmt: skip
 
     def task(self, prompt: list[int], max_tokens: int, **settings: Any) -> Task:
         priority = settings.pop("priority", 0)
@@ -112,14 +121,16 @@ request = st.tuples(
     chunk=st.sampled_from([1, 64, 100]),
     lookahead=st.integers(0, 2),
     deterministic=st.booleans(),
+    n_checkpoints=st.sampled_from([None, 0, 1, 3]),
+    spacing=st.sampled_from([64, 128]),
 )
 def test_any_schedule_gives_the_texts_of_sequences_alone(
     requests: list[tuple[int, int, int, int, str]], n_pages: int, max_sequences: int, chunk: int,
-    lookahead: int, deterministic: bool,
+    lookahead: int, deterministic: bool, n_checkpoints: int | None, spacing: int,
 ) -> None:  # fmt: skip
     settings = {
         "n_pages": n_pages, "max_sequences": max_sequences, "chunk": chunk, "lookahead": lookahead,
-        "deterministic": deterministic,
+        "deterministic": deterministic, "n_checkpoints": n_checkpoints, "spacing": spacing,
     }  # fmt: skip
     with bench(**settings) as b:
         tasks = []
@@ -159,6 +170,42 @@ def test_pages_run_out_and_the_youngest_waits() -> None:
             assert result(task).tokens == continuation(p, 120, VOCAB)
         assert b.runner.n_swapped > 0
         assert b.pool.n_used == 0
+
+
+def test_a_beginning_with_a_state_that_is_kept_runs_once() -> None:
+    with bench(n_checkpoints=4, spacing=128, lookahead=1) as b:
+        beginning = prompt_of(0, 300)
+        tasks = [b.submit([*beginning, i], 20) for i in range(4)]
+        for i, task in enumerate(tasks):
+            found = result(task)
+            assert found.tokens == continuation([*beginning, i], 20, VOCAB)
+            assert found.n_cached == (256 if i else 0)
+        assert b.runner.n_run == 301 + 3 * 45
+        statistics = b.worker.statistics()
+        assert (statistics.prompt_tokens_computed, statistics.prompt_tokens_shared) == (436, 768)
+        assert (statistics.checkpoints_total, statistics.checkpoints_kept) == (4, 2)
+
+
+def test_a_text_with_a_state_that_is_put_aside_goes_on_where_it_was() -> None:
+    with bench(n_pages=5, lookahead=0, n_checkpoints=2) as b:
+        prompts = [prompt_of(i, 100) for i in range(3)]
+        tasks = [b.submit(p, 120) for p in prompts]
+        for p, task in zip(prompts, tasks, strict=True):
+            assert result(task).tokens == continuation(p, 120, VOCAB)
+        assert b.runner.n_swapped > 0
+        assert b.pool.n_used == 0
+
+
+def test_a_failing_device_leaves_no_state_that_is_kept() -> None:
+    with bench(n_checkpoints=4) as b:
+        prompt = prompt_of(0, 200)
+        assert result(b.submit(prompt, 1)).n_cached == 0
+        assert result(b.submit(prompt, 1)).n_cached == 192
+        b.runner.fail_at = b.runner.n_steps
+        assert result(b.submit(prompt, 5)).finish_reason == "error"
+        wait_for(lambda: b.worker.statistics().checkpoints_kept == 0)
+        found = result(b.submit(prompt, 70))
+        assert (found.n_cached, found.tokens) == (0, continuation(prompt, 70, VOCAB))
 
 
 def test_a_failing_device_fails_what_it_held_and_the_rest_goes_on() -> None:

@@ -75,13 +75,15 @@ def test_random_models_equal_float64_in_any_chunk(device, path, case):
     expected = reference_logits(shape, tensors, IDS)
     write(path, shape, tensors)
     with Model.load(path, device) as model, model.session(kv_dtype="f32") as session:
-        for n, chunk in ((len(IDS), 37), (12, 5), (4, 1)):
+        fast = device.driver in ("cpu", "cuda")
+        for n, chunk in ((37, 37), (12, 5), (4, 1)) if fast else ((9, 9), (2, 1)):
             session.rewind(0)
             assert worst(session.forward(IDS[:n], chunk=chunk), expected[:n]) <= 1e-5
         # The last row alone, behind a chunk in which the last layer mixes all of them.
         session.rewind(0)
-        last = session.forward(IDS, "last", chunk=20)
-        assert worst(last[None], expected[-1:]) <= 1e-5
+        n, chunk = (37, 20) if fast else (7, 4)
+        last = session.forward(IDS[:n], "last", chunk=chunk)
+        assert worst(last[None], expected[n - 1 : n]) <= 1e-5
 
 
 def test_layers_of_a_drafter_do_not_run(device, path):

@@ -65,6 +65,22 @@ def test_logits_are_those_of_float64(loaded, device, chunk, kv_dtype):
     check(found, golden, kv_dtype)
 
 
+@pytest.mark.device("metal", "cuda")  # those that have it
+def test_half_is_for_those_who_ask(opened_device):
+    with Model.load(FILES[0], opened_device) as model:
+        assert model.activations == "float32"
+    golden = Golden(FILES[0])
+    with (
+        Model.load(FILES[0], opened_device, activations="half") as model,
+        model.session() as session,
+    ):
+        found = session.forward(golden.ids[:64], chunk=64)
+    known = golden.positions < 64
+    errors = np.linalg.norm(found[golden.positions[known]] - golden.logits[known], axis=1)
+    errors /= np.linalg.norm(golden.logits[known], axis=1)
+    assert LIMIT["f16"] < errors.max() <= 5e-3
+
+
 def test_a_text_that_is_generated_is_that_of_its_chunks(loaded, device):
     model, golden = loaded
     n = 40 if device.driver in ("cpu", "cuda") else 6

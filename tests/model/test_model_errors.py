@@ -11,6 +11,7 @@ import pytest
 from cases import held_by
 from gguf_bytes import string
 from model_files import Q1_MODEL
+from rotated_models import Folding
 from tiny_models import Tiny, random_tensors, write
 
 import oxibonsai.model.weights
@@ -369,10 +370,26 @@ def test_shape_of_attention_that_is_not_supported_is_refused(bench, metadata, te
     bench.refused(*texts)
 
 
-@pytest.mark.parametrize("key", ["prism.hadamard.block_size", "prism.hadamard.seed"])
-def test_activation_transform_is_refused_by_the_names_of_its_keys(bench, key):
+@pytest.mark.parametrize("key", ["prism.hadamard.seed", "prism.seed", "prism.hadamard."])
+def test_unknown_key_of_a_rotation_is_refused_by_name(bench, key):
     bench.write({key: 128})
-    bench.refused(key, "activation transform")
+    bench.refused(key, "not known here")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"version": None}, "prism.hadamard.version is missing"),
+        ({"block_size": 512}, "512, which does not divide 256"),
+        ({"weight_names": ["blk.0.attn_q.weight"]}, "without 'blk.0.attn_k.weight'"),
+        ({"weight_names": ["blk.0.attn_norm.weight"]}, "not rotated in qwen3 models"),
+        ({"weight_names": ["token_embd.weight"]}, "not rotated in qwen3 models"),
+    ],
+)
+def test_rotation_that_cannot_be_honoured_is_refused(bench, changes, text):
+    metadata = Folding(version=2).metadata(TINY.shapes)
+    bench.write(metadata | {f"prism.hadamard.{key}": value for key, value in changes.items()})
+    bench.refused(text)
 
 
 def test_ambiguous_type_42_asks_for_its_name_and_takes_it(bench):

@@ -21,7 +21,10 @@ from tiny_hybrids import Hybrid, random_tensors, write
 
 from oxibonsai import metal
 from oxibonsai.model import Model, Session, SessionFileError
-from oxibonsai.model.runtime.recurrent import IN_FLIGHT, RING
+from oxibonsai.model.protocols import MAX_STATES_IN_FLIGHT
+from oxibonsai.model.runtime import cache
+from oxibonsai.model.runtime.cache import KVCache
+from oxibonsai.model.runtime.recurrent import RING
 
 SHAPE = Hybrid(context=400)
 RNG = np.random.default_rng(11)
@@ -60,9 +63,8 @@ def check(model: Model, session: Session, cuts: Cuts, **options: Any) -> None:
         session.rewind(at)
 
 
+@pytest.mark.device("cpu")  # others may round a chunk as they round single tokens
 def test_the_cut_of_a_text_shows_in_its_bits(model):
-    if model.device.driver != "cpu":
-        pytest.skip("a device on which chunks may round as single tokens do")
     one, other = Cuts(), Cuts()
     one.feed(40, 40)
     other.feed(40, 5)
@@ -238,7 +240,7 @@ def test_steps_in_flight_are_no_more_than_the_ring_holds(model, caplog):
         most = 0
         for _ in session.generate(20, ignore_eos=True, lookahead=16):
             most = max(most, session._decoder.in_flight)
-        assert most <= IN_FLIGHT
+        assert most <= MAX_STATES_IN_FLIGHT
         with caplog.at_level(logging.WARNING, "oxibonsai.model"):
             list(session.generate(3, draft_tokens=4))
         assert "draft_tokens = 4 does nothing: what a draft leaves in the recurrent state" in (
@@ -278,6 +280,46 @@ def test_a_file_holds_the_state_and_the_steps(model, tmp_path):
             session.rewind(position)
             cuts.rewind(position)
             check(model, session, cuts, kv_dtype="f32")
+
+
+def test_a_restored_text_takes_checkpoints_as_it_is_told(model, tmp_path):
+    with model.session() as session:
+        session.forward(TEXT[:40], logits=None)
+        session.save(tmp_path / "text")
+    with model.restore_session(tmp_path / "text", checkpoint_every=8, max_checkpoints=1) as session:
+        assert session.checkpoints == []
+        session.forward(TEXT[:1], logits=None)
+        assert [kept.position for kept in session.checkpoints] == [40]
+        session.forward(TEXT[:20], logits=None, chunk=4)
+        assert [kept.position for kept in session.checkpoints] == [57]
+
+
+@pytest.mark.parametrize("kv_dtype", ["f16", "f32", "q8"])
+def test_a_deterministic_text_does_not_depend_on_its_chunks(model, kv_dtype):
+    found = []
+    for chunk in (1, 5, 20):
+        with model.session(deterministic=True, kv_dtype=kv_dtype) as session:
+            session.forward(TEXT[:20], logits=None, chunk=chunk)
+            found.append(rows_of(session))
+            session.rewind(13)
+            found.append(rows_of(session))
+    assert_same(found[0], found[2])
+    assert_same(found[0], found[4])
+    assert_same(found[1], found[3])
+    assert_same(found[1], found[5])
+
+
+def test_the_states_are_in_the_warning_of_memory(model, monkeypatch):
+    told = []
+    monkeypatch.setattr(cache, "warn_of_working_set", lambda *args, **kw: told.append(args[1:]))
+    with model.session() as session:
+        session.forward(TEXT[:257], logits=None)
+    kv = 2 * KVCache.nbytes_of(model.config, "f16", 256)
+    ring = 4 * RING * model.config.slot_size
+    (first, what, _), (grown, *_) = told
+    assert first == kv + ring
+    assert what.endswith("the K/V cache and the recurrent states take")
+    assert grown == 2 * KVCache.nbytes_of(model.config, "f16", SHAPE.context)
 
 
 def test_an_empty_text_is_saved(model, tmp_path):
@@ -354,6 +396,7 @@ ACTS = st.lists(
 )
 
 
+@pytest.mark.device("cpu", "cuda")  # many tokens for one that is interpreted
 @settings(max_examples=40)
 @given(acts=ACTS, every=st.sampled_from([1, 7, 64]), most=st.sampled_from([0, 1, 3]))
 def test_any_schedule_gives_the_bits_of_a_fresh_run(model, tmp_path, acts, every, most):

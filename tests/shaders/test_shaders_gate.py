@@ -146,9 +146,7 @@ def test_hadamard_matches_the_definition_for_every_block(order, block, inverse):
 
 
 @every_order
-@pytest.mark.parametrize(
-    ("block", "threads"), [(16, 32), (64, 32), (128, 64), (512, 32), (256, 128)]
-)
+@pytest.mark.parametrize("form", [(16, 32), (64, 32), (128, 64), (512, 32), (256, 128)])
 def test_hadamard_takes_other_threadgroups(order, form):
     block, threads = form
     k = 3 * block

@@ -37,6 +37,7 @@ class Kernel:
             "shuffle": "shuffle",
             "select": "fma",
             "gemm": "shuffle",
+            "recurrent": "fma",
         }.get(self.family, "mma")
 
     @property
@@ -87,11 +88,12 @@ KERNELS = [
     *(Kernel("gemm_half", f"gemm_{fmt}_half", (n,)) for fmt in CODED for n in HALF_SHAPES),
     Kernel("attention_prompt", "attention_f16_prompt", (128,)),
     Kernel("attention_step", "attention_f16_step", (128, 16)),
+    Kernel("recurrent", "delta_rule", (128,)),
 ]
 
 
-PROMPT, STEP = KERNELS[-2:]
-"""Attention on matrix units, of a prompt and of one token."""
+PROMPT, STEP, DELTA = KERNELS[-3:]
+"""Attention on matrix units, of a prompt and of one token; a token of the delta rule."""
 
 
 class Compiler:

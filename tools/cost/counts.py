@@ -171,3 +171,15 @@ def floats_on_apple(fmt: CodedFormat, eights: int) -> Loop:
     pipes = _sum(weights, vectors, own, _ROUND)
     pipes["multiplications"] = products * 512.0
     return Loop(pipes, 48 + 16 * eights, 15_360, "by hand")
+
+
+def delta_on_apple() -> Loop:
+    """Return a token of the delta rule on Apple's chips, for keys of 128 elements.
+
+    A lane has 32 elements of the state: each is multiplied and added to for the key, faded, added
+    to, and multiplied and added for the query. A read of 16 bytes is shared by eight lanes.
+    """
+    reads = 2.0 * 128 / 16
+    pipes = {"alu": 4.0 * 32 + 16.0, "shuffle": 4.0, "memory": 1.0}
+    pipes |= {"shared": reads + 3.0, "shared_cycles": reads + 3.0}
+    return Loop(_sum(pipes), 112, 9280, "by hand")

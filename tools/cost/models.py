@@ -20,6 +20,7 @@ from cost.kernels import (
     small,
     step_attention,
 )
+from cost.recurrent import Recurrent, convolution, delta_rule, gate, rotation
 
 QKV, OUTPUT, GATE_UP, DOWN = "q, k, v", "attention's output", "gate and up", "down"
 HEAD = "head"
@@ -33,7 +34,11 @@ class Layer:
     products: tuple[Product, ...]
     heads: Heads | None
     """None in a layer with a recurrent state."""
-    state_bytes: int = 0
+    recurrent: Recurrent | None = None
+    gated: bool = False
+    """Whether a gate follows the heads of attention."""
+    rotated: bool = False
+    """Whether what its products take is rotated, each by a dispatch, which has the norm too."""
 
 
 @dataclass(frozen=True)
@@ -66,23 +71,25 @@ def _qwen3(name: str, n: int, hidden: int, inner: int, n_heads: int, n_kv_heads:
     return Shape(name, (layer,), Product(HEAD, 151_936, hidden, norm=True))
 
 
-def _hybrid() -> Shape:
+def _hybrid(name: str, *, rotated: bool = False) -> Shape:
     """Return the shape of Bonsai-27B: three layers of four have a recurrent state."""
+    norm = not rotated
     ffn = (
-        Product(GATE_UP, 17_408, 5120, norm=True, swiglu=True),
+        Product(GATE_UP, 17_408, 5120, norm=norm, swiglu=True),
         Product(DOWN, 5120, 17_408),
     )
-    attention = (Product(QKV, 2 * 6144 + 2 * 1024, 5120, norm=True), Product(OUTPUT, 5120, 6144))
+    attention = (Product(QKV, 2 * 6144 + 2 * 1024, 5120, norm=norm), Product(OUTPUT, 5120, 6144))
     recurrent = (
-        Product("q, k, v and z", 10_240 + 6144, 5120, norm=True),
+        Product("q, k, v and z", 10_240 + 6144, 5120, norm=norm),
+        Product("alpha and beta", 96, 5120, norm=True),  # not of what is rotated
         Product("recurrent output", 5120, 6144),
     )
-    state = 2 * 4 * 48 * 128 * 128  # read and written
+    state = Recurrent(16, 48, 128, 128, 4)
     layers = (
-        Layer(16, (*attention, *ffn), Heads(24, 4, 256)),
-        Layer(48, (*recurrent, *ffn), None, state),
+        Layer(16, (*attention, *ffn), Heads(24, 4, 256), gated=True, rotated=rotated),
+        Layer(48, (*recurrent, *ffn), None, state, rotated=rotated),
     )
-    return Shape("27B", layers, Product(HEAD, 248_320, 5120, norm=True))
+    return Shape(name, layers, Product(HEAD, 248_320, 5120, norm=True))
 
 
 SHAPES = {
@@ -90,7 +97,8 @@ SHAPES = {
     for one in (
         _qwen3("1.7B", 28, 2048, 6144, 16, 8),
         _qwen3("8B", 36, 4096, 12_288, 32, 8),
-        _hybrid(),
+        _hybrid("27B"),
+        _hybrid("27B, rotated", rotated=True),
     )
 }
 
@@ -115,6 +123,24 @@ def _product(chip: Chip, product: Product, fmt: CodedFormat, variant: str | None
         name = f"lookup-{default_rows(product)}"
         return Part(product.name, 1, name, estimate(chip, gemv(chip, product, fmt, name)))
     return Part(product.name, 1, *best(chip, product, fmt, variant))
+
+
+def _other_works(chip: Chip, layer: Layer, tokens: int) -> list[tuple[str, Work]]:
+    """Return what a layer does for some tokens besides its products and attention."""
+    works = []
+    if layer.rotated:
+        for product in layer.products:
+            if product.name != "alpha and beta":
+                norm = product.name not in (OUTPUT, DOWN, "recurrent output")
+                works.append(("rotation", rotation(chip, product.k, tokens, norm=norm)))
+    if layer.recurrent is not None:
+        works.append(("convolution", convolution(chip, layer.recurrent, tokens)))
+        works.append(("delta rule", delta_rule(chip, layer.recurrent, tokens)))
+        works.append(("gate", gate(chip, layer.recurrent.values, tokens)))
+    if layer.gated and layer.heads is not None:
+        values = layer.heads.n_heads * layer.heads.head_dim
+        works.append(("gate", gate(chip, values, tokens)))
+    return works
 
 
 def decode(
@@ -146,8 +172,9 @@ def decode(
         for product in layer.products:
             one = _product(chip, product, fmt, variant)
             parts.append(Part(one.name, layer.n, one.variant, one.estimate))
+        for name, work in _other_works(chip, layer, 1):
+            add(name, layer.n, work)
         if layer.heads is None:
-            add("recurrent state", layer.n, small(chip, layer.state_bytes, 5.0, 48))
             continue
         add("heads to cache", layer.n, small(chip, 4.0 * layer.products[0].n_rows, 3.0))
         if variant == "lookup" or layer.heads.head_dim > 128:
@@ -197,9 +224,9 @@ def prompt(
                     continue
                 add(product.name, layer.n, gemm(chip, product, fmt, chunk, halves))
                 add("halves", layer.n, small(chip, 8.0 * chunk * product.k))
+            for name, work in _other_works(chip, layer, chunk):
+                add(name, layer.n, work)
             if layer.heads is None:
-                state = chunk * layer.state_bytes / 16  # by blocks of 16 tokens, in the WY form
-                add("recurrent state", layer.n, small(chip, state, 5.0, 48))
                 continue
             add("heads to cache", layer.n, small(chip, 8.0 * chunk * layer.products[0].n_rows, 3.0))
             attention = prompt_attention(chip, layer.heads, chunk, start, half=halves == 1)

@@ -233,9 +233,9 @@ def _parts(parts: list[Part]) -> list[list[str]]:
     ]
 
 
-def step(chip_name: str) -> str:
-    """Return the dispatches of one decoded token of the 8B in Q1_0."""
-    parts = decode(CHIPS[chip_name], SHAPES["8B"], Q1)
+def step(chip_name: str, shape: str = "8B") -> str:
+    """Return the dispatches of one decoded token in Q1_0."""
+    parts = decode(CHIPS[chip_name], SHAPES[shape], Q1)
     header = ["dispatch", "variant", "times", "us", "share", "limit"]
     return table(header, _parts(parts))
 
@@ -253,5 +253,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "predictions": predictions,
     "step-nvidia": lambda: step("H200"),
     "step-apple": lambda: step("M4 Pro"),
+    "step-hybrid": lambda: step("H200", "27B, rotated"),
 }
 """The tables by the names that the page marks them with."""

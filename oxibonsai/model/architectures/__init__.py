@@ -1,7 +1,7 @@
 """The architectures that can run, one file each, by ``general.architecture``.
 
-A new dense one is a file like ``qwen3.py`` and an entry here, and no C: its configuration, the
-tensors it expects, and the recording of a layer.
+A new one whose layers the ops can express is a file like ``qwen3.py`` and an entry here, and no C:
+its configuration, the tensors it expects, and the recording of a layer.
 """
 
 from __future__ import annotations

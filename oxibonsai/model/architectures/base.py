@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
 from oxibonsai.gguf import GGUFFile
-from oxibonsai.metal import Buffer, Commands, WeightHandle
+from oxibonsai.metal import Buffer, Commands, Rotation, WeightHandle
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.weights import Place, WeightLoader
+from oxibonsai.model.weights import Place, Projection, WeightLoader
 
 __all__ = [
+    "ROTATED",
     "Architecture",
     "Layer",
     "LayerStep",
     "ModelWeights",
     "RecurrentPlace",
+    "Rotatable",
     "Scratch",
     "TokenGroup",
     "Variants",
     "moved",
 ]
+
+ROTATED: Final = "rotated"
+"""The name in ``LayerStep.scratch`` of the rotated input that several matrices share."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +196,18 @@ class Variants(Protocol):
 
 
 @runtime_checkable
+class Rotatable(Protocol):
+    """What an architecture has too that rotates the inputs of matrices, where a file asks for it.
+
+    Its layers take the rotations from ``WeightLoader.rotation``.
+    """
+
+    @property
+    def rotated_inputs(self) -> Sequence[Sequence[str]]:
+        """The matrices that share an input, by their names behind ``blk.N.``."""
+
+
+@runtime_checkable
 class Scratch(Protocol):
     """What an architecture has too whose layers need activations beside those of every one."""
 
@@ -202,13 +219,19 @@ class Scratch(Protocol):
 class ModelWeights:
     """All weights; `head` is `embedding` itself where the file ties them.
 
-    `scratch` has the elements of a token that the layers need, as of `Scratch`.
+    `scratch` has the elements of a token that the layers need, as of `Scratch`, and ROTATED, a row
+    of the residual stream, where inputs are rotated.
+    `embedding_rotation` was made of each row of the embedding and is undone; `head_rotation` is of
+    the head's input. `signs` are those of all rotations.
     """
 
     embedding: WeightHandle
     layers: Sequence[Layer]
     output_norm: WeightHandle
     head: WeightHandle
+    embedding_rotation: Rotation | None = None
+    head_rotation: Rotation | None = None
+    signs: Sequence[WeightHandle] = ()
     scratch: Mapping[str, int] = field(default_factory=dict)
 
     def record_embedding(
@@ -223,6 +246,18 @@ class ModelWeights:
     ) -> None:
         """Record the rows of tokens, as of ``Commands.embed``, into hidden."""
         commands.embed(self.embedding, tokens, state, hidden, n_tokens=n_tokens, batch=batch)
+        if self.embedding_rotation is not None:
+            shape = self.embedding.shape
+            assert shape is not None
+            commands.hadamard(
+                hidden,
+                self.embedding_rotation.signs,
+                hidden,
+                shape[1],
+                block=self.embedding_rotation.block,
+                n_vectors=n_tokens,
+                inverse=True,
+            )
 
     def record_head(
         self,
@@ -235,8 +270,15 @@ class ModelWeights:
         eps: float,
     ) -> None:
         """Record the logits of the last layer's rows; `scratch` as of ``LayerStep``."""
-        commands.gemv(
-            self.head, hidden, logits, n_vectors=n_vectors, norm=self.output_norm, eps=eps
+        Projection([(self.head, 0)]).record(
+            commands,
+            hidden,
+            logits,
+            n_vectors=n_vectors,
+            norm=self.output_norm,
+            eps=eps,
+            rotation=self.head_rotation,
+            rotated=scratch.get(ROTATED),
         )
 
     @property
@@ -247,7 +289,7 @@ class ModelWeights:
     @property
     def handles(self) -> list[WeightHandle]:
         """Every handle, once."""
-        found = [self.embedding, self.output_norm]
+        found = [self.embedding, self.output_norm, *self.signs]
         if not self.tied:
             found.append(self.head)
         for layer in self.layers:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from oxibonsai.gguf import GGUFFile
-from oxibonsai.metal import WeightHandle
-from oxibonsai.model.architectures.base import LayerStep
+from oxibonsai.metal import Rotation, WeightHandle
+from oxibonsai.model.architectures.base import ROTATED, LayerStep
 from oxibonsai.model.config import ModelConfig
 from oxibonsai.model.weights import Projection, WeightLoader
 
@@ -17,6 +17,12 @@ class Qwen3:
     """The architecture ``qwen3``."""
 
     name = "qwen3"
+    rotated_inputs = (
+        ("attn_q.weight", "attn_k.weight", "attn_v.weight", "attn_qkv.weight"),
+        ("attn_output.weight",),
+        ("ffn_gate.weight", "ffn_up.weight"),
+        ("ffn_down.weight",),
+    )
 
     def config(self, file: GGUFFile) -> ModelConfig:
         """Read the shape."""
@@ -69,6 +75,10 @@ class Qwen3:
             ffn_norm=loader.vector(f"{p}ffn_norm.weight"),
             gate_up=loader.matrix(f"{p}ffn_gate.weight", f"{p}ffn_up.weight"),
             down=loader.matrix(f"{p}ffn_down.weight"),
+            qkv_rotation=loader.rotation(*_qkv(loader, p, "weight")),
+            attn_rotation=loader.rotation(f"{p}attn_output.weight"),
+            gate_up_rotation=loader.rotation(f"{p}ffn_gate.weight"),
+            down_rotation=loader.rotation(f"{p}ffn_down.weight"),
         )
 
 
@@ -91,6 +101,10 @@ class Qwen3Layer:
     ffn_norm: WeightHandle
     gate_up: WeightHandle
     down: WeightHandle
+    qkv_rotation: Rotation | None
+    attn_rotation: Rotation | None
+    gate_up_rotation: Rotation | None
+    down_rotation: Rotation | None
 
     @property
     def first_handles(self) -> list[WeightHandle]:
@@ -113,6 +127,8 @@ class Qwen3Layer:
             n_vectors=step.n_tokens,
             norm=self.attn_norm,
             eps=eps,
+            rotation=self.qkv_rotation,
+            rotated=step.scratch.get(ROTATED),
         )
         if self.bias is not None:
             size = step.config.qkv_size
@@ -167,4 +183,7 @@ class Qwen3Layer:
             down=self.down,
             n_vectors=step.n_tokens,
             eps=step.config.rms_eps,
+            attn_rotation=self.attn_rotation,
+            gate_up_rotation=self.gate_up_rotation,
+            down_rotation=self.down_rotation,
         )

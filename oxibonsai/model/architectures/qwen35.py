@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from oxibonsai.gguf import GGUFError, GGUFFile
-from oxibonsai.metal import WeightHandle
-from oxibonsai.model.architectures.base import LayerStep, moved
+from oxibonsai.metal import Rotation, WeightHandle
+from oxibonsai.model.architectures.base import ROTATED, LayerStep, moved
 from oxibonsai.model.config import MetadataReader, ModelConfig, RecurrentShape
 from oxibonsai.model.weights import Place, Projection, Turns, WeightLoader
 
@@ -25,6 +25,13 @@ class Qwen35:
     """The architecture ``qwen35``, of text alone."""
 
     name = "qwen35"
+    rotated_inputs = (
+        ("attn_qkv.weight", "attn_gate.weight", "attn_q.weight", "attn_k.weight", "attn_v.weight"),
+        ("attn_output.weight",),
+        ("ssm_out.weight",),
+        ("ffn_gate.weight", "ffn_up.weight"),
+        ("ffn_down.weight",),
+    )
 
     def config(self, file: GGUFFile) -> ModelConfig:
         """Read the shape."""
@@ -95,6 +102,8 @@ class Qwen35:
             norm=loader.vector(f"{p}post_attention_norm.weight"),
             gate_up=loader.matrix(f"{p}ffn_gate.weight", f"{p}ffn_up.weight"),
             down=loader.matrix(f"{p}ffn_down.weight"),
+            gate_up_rotation=loader.rotation(f"{p}ffn_gate.weight"),
+            down_rotation=loader.rotation(f"{p}ffn_down.weight"),
         )
         if config.is_attention(layer):
             q, gate = (Turns(f"{p}attn_q.weight", config.head_dim, i, 2) for i in range(2))
@@ -105,6 +114,8 @@ class Qwen35:
                 q_norm=loader.vector(f"{p}attn_q_norm.weight"),
                 k_norm=loader.vector(f"{p}attn_k_norm.weight"),
                 attn_output=loader.matrix(f"{p}attn_output.weight"),
+                rotation=loader.rotation(f"{p}attn_q.weight"),
+                output_rotation=loader.rotation(f"{p}attn_output.weight"),
                 rest=rest,
             )
         return RecurrentLayer(
@@ -116,6 +127,8 @@ class Qwen35:
             dt_bias=loader.vector(f"{p}ssm_dt.bias"),
             ssm_norm=loader.vector(f"{p}ssm_norm.weight"),
             ssm_out=loader.matrix(f"{p}ssm_out.weight"),
+            rotation=loader.rotation(f"{p}attn_qkv.weight"),
+            out_rotation=_out_rotation(loader, config, f"{p}ssm_out.weight"),
             rest=rest,
         )
 
@@ -127,11 +140,18 @@ class FeedForward:
     norm: WeightHandle
     gate_up: WeightHandle
     down: WeightHandle
+    gate_up_rotation: Rotation | None
+    down_rotation: Rotation | None
 
     @property
     def handles(self) -> list[WeightHandle]:
         """The weights."""
         return [self.norm, self.gate_up, self.down]
+
+    @property
+    def operands(self) -> dict[str, Any]:
+        """The arguments of ``Commands.feed_forward`` that are of it."""
+        return vars(self)
 
 
 @dataclass(frozen=True)
@@ -144,6 +164,8 @@ class AttentionLayer:
     q_norm: WeightHandle
     k_norm: WeightHandle
     attn_output: WeightHandle
+    rotation: Rotation | None  # of what q, gate, k and v share
+    output_rotation: Rotation | None
     rest: FeedForward
 
     @property
@@ -166,6 +188,8 @@ class AttentionLayer:
             n_vectors=step.n_tokens,
             norm=self.attn_norm,
             eps=eps,
+            rotation=self.rotation,
+            rotated=step.scratch.get(ROTATED),
         )
         for group in () if step.whole else step.groups:
             step.commands.qkv_to_cache(
@@ -211,12 +235,14 @@ class AttentionLayer:
                     **step.heads_of(group),
                 )
         gate = step.scratch["gate"]
+        # The first part has left the rotated norm of these rows.
+        rotated = None if self.rotation is None else step.scratch[ROTATED]
         step.commands.gemv(
             self.gate,
-            step.hidden,
+            step.hidden if rotated is None else rotated,
             gate,
             n_vectors=step.n_tokens,
-            norm=self.attn_norm,
+            norm=self.attn_norm if rotated is None else None,
             eps=c.rms_eps,
         )
         step.commands.gate(
@@ -233,11 +259,10 @@ class AttentionLayer:
             step.hidden,
             step.activated,
             attn_proj=self.attn_output,
-            norm=self.rest.norm,
-            gate_up=self.rest.gate_up,
-            down=self.rest.down,
+            attn_rotation=self.output_rotation,
             n_vectors=step.n_tokens,
             eps=c.rms_eps,
+            **self.rest.operands,
         )
 
 
@@ -253,6 +278,8 @@ class RecurrentLayer:
     dt_bias: WeightHandle
     ssm_norm: WeightHandle
     ssm_out: WeightHandle
+    rotation: Rotation | None  # of what `projection` takes in, not alpha_beta
+    out_rotation: Rotation | None
     rest: FeedForward
 
     @property
@@ -270,9 +297,9 @@ class RecurrentLayer:
         """Record what goes into the state, and what each token reads from it."""
         r, place = _shape(step.config), step.recurrent
         assert place is not None
-        for projection, y in (
-            (self.projection, step.scratch["projected"]),
-            (self.alpha_beta, step.scratch["alpha_beta"]),
+        for projection, y, rotation in (
+            (self.projection, step.scratch["projected"], self.rotation),
+            (self.alpha_beta, step.scratch["alpha_beta"], None),
         ):
             projection.record(
                 step.commands,
@@ -281,6 +308,8 @@ class RecurrentLayer:
                 n_vectors=step.n_tokens,
                 norm=self.attn_norm,
                 eps=step.config.rms_eps,
+                rotation=rotation,
+                rotated=step.scratch.get(ROTATED),
             )
         offset = r.slot_size(step.config.ordinal(step.layer))
         for group in step.groups:
@@ -344,11 +373,10 @@ class RecurrentLayer:
             step.hidden,
             step.activated,
             attn_proj=self.ssm_out,
-            norm=self.rest.norm,
-            gate_up=self.rest.gate_up,
-            down=self.rest.down,
+            attn_rotation=self.out_rotation,
             n_vectors=step.n_tokens,
             eps=step.config.rms_eps,
+            **self.rest.operands,
         )
 
 
@@ -359,6 +387,14 @@ def _shape(config: ModelConfig) -> RecurrentShape:
 
 def _projected_size(shape: RecurrentShape) -> int:
     return shape.conv_channels + shape.value_size
+
+
+def _out_rotation(loader: WeightLoader, config: ModelConfig, name: str) -> Rotation | None:
+    """Return the rotation of ssm_out's input, which may have the heads of a key head together."""
+    r, rotations = _shape(config), config.rotations
+    if rotations is None or not rotations.gdn_v_grouped:
+        return loader.rotation(name)
+    return loader.rotation(name, head_size=r.value_dim, n_groups=r.n_value_heads // r.n_key_heads)
 
 
 def _decay(loader: WeightLoader, name: str) -> WeightHandle:

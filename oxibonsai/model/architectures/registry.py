@@ -6,9 +6,17 @@ from typing import Final
 
 from oxibonsai.gguf import GGUFError, GGUFFile, check_supported
 from oxibonsai.metal import MetalGraph
-from oxibonsai.model.architectures.base import Architecture, ModelWeights, Scratch, Variants
+from oxibonsai.model.architectures.base import (
+    ROTATED,
+    Architecture,
+    ModelWeights,
+    Rotatable,
+    Scratch,
+    Variants,
+)
 from oxibonsai.model.architectures.expected import Expected, check_tensors
 from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.rotation import check_rotated
 from oxibonsai.model.weights import WeightLoader, check_memory, loaded_bytes
 from oxibonsai.model.workingset import warn_of_working_set
 
@@ -101,6 +109,12 @@ def expected_tensors(architecture: Architecture, config: ModelConfig) -> Expecte
     return Expected(required, optional, fused)
 
 
+def _scratch(architecture: Architecture, config: ModelConfig) -> dict[str, int]:
+    own = architecture.scratch(config) if isinstance(architecture, Scratch) else {}
+    shared = {} if config.rotations is None else {ROTATED: config.hidden_size}
+    return {**own, **shared}
+
+
 def load_weights(
     file: GGUFFile, architecture: Architecture, config: ModelConfig, graph: MetalGraph
 ) -> ModelWeights:
@@ -109,7 +123,8 @@ def load_weights(
     Raises
     ------
     GGUFError
-        For tensors that are missing, unknown, of another shape or of an unsupported type.
+        For tensors that are missing, unknown, of another shape or of an unsupported type, and for
+        rotated matrices whose input the architecture does not rotate.
     BufferCreationError
         If they do not fit the device.
     """
@@ -124,6 +139,9 @@ def load_weights(
         )
     expected = expected_tensors(architecture, config)
     check_tensors(file, architecture.name, expected, skipped)
+    if config.rotations is not None:
+        inputs = architecture.rotated_inputs if isinstance(architecture, Rotatable) else ()
+        check_rotated(file, config.rotations, architecture.name, inputs, first, skipped)
     check_memory(file, graph.device.info.recommended_working_set, skipped)
     warn_of_working_set(
         graph.device,
@@ -131,7 +149,7 @@ def load_weights(
         f"{file.path}: the weights take",
         "a smaller model, or one in a format of fewer bits, or close what else the device holds",
     )
-    loader = WeightLoader(file, graph, expected.optional)
+    loader = WeightLoader(file, graph, expected.optional, config.rotations)
     try:
         # The largest first: their pages of the file are gone before the rest is on the device.
         embedding = loader.matrix("token_embd.weight")
@@ -141,7 +159,10 @@ def load_weights(
             layers=[architecture.load_layer(loader, config, i) for i in range(config.n_layers)],
             output_norm=loader.vector("output_norm.weight"),
             head=head,
-            scratch=architecture.scratch(config) if isinstance(architecture, Scratch) else {},
+            embedding_rotation=loader.embedding_rotation(),
+            head_rotation=loader.head_rotation(),
+            signs=loader.signs,
+            scratch=_scratch(architecture, config),
         )
     except BaseException:
         loader.close()

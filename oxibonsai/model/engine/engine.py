@@ -29,6 +29,7 @@ from oxibonsai.model.arguments import (
 from oxibonsai.model.choices import MAX_BEST
 from oxibonsai.model.chunks import ChunkSize
 from oxibonsai.model.engine.request import Outbox, Request, check_timeout
+from oxibonsai.model.engine.room import checkpoints_for, n_pages_for
 from oxibonsai.model.engine.scheduler import Scheduler
 from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
 from oxibonsai.model.engine.statistics import EngineStatistics
@@ -50,10 +51,10 @@ from oxibonsai.model.generation.stopping import (
     stop_sequences,
 )
 from oxibonsai.model.protocols import LoadedModel
-from oxibonsai.model.runtime.batch import BatchRunner, page_bytes
+from oxibonsai.model.runtime.batch import BatchRunner
 from oxibonsai.model.runtime.batchshape import BatchSettings
 from oxibonsai.model.runtime.cache import KVDtype, check_kv_dtype
-from oxibonsai.model.runtime.pages import PAGE_SIZE, PagePool, pages_of
+from oxibonsai.model.runtime.pages import PAGE_SIZE, PagePool
 from oxibonsai.model.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
@@ -115,11 +116,16 @@ class Engine:
         Whether a text does not depend on what else runs.
     max_waiting : int
         Requests that may wait.
+    checkpoint_every, max_checkpoints : int, optional
+        How far apart, in tokens, and how many recurrent states are kept for texts that begin
+        alike, where the model has any; chosen where left out.
 
     Attributes
     ----------
     model, max_sequences, max_seq, n_pages, kv_dtype, deterministic, max_waiting
         As given or chosen.
+    checkpoint_every, max_checkpoints : int
+        As given or chosen; 0 where the model has no recurrent states.
     """
 
     def __init__(
@@ -133,6 +139,8 @@ class Engine:
         *,
         deterministic: bool = False,
         max_waiting: int = 1024,
+        checkpoint_every: int | None = None,
+        max_checkpoints: int | None = None,
     ) -> None:
         self.model = model
         self.max_sequences = integer_in("max_sequences", max_sequences, 1, MAX_SEQUENCES)
@@ -149,18 +157,27 @@ class Engine:
                 f"chunk = {chunk}: with deterministic=True it must be 1 or a multiple of "
                 f"{PAGE_SIZE}, the size of a page"
             )
-        fits = max(1, model.device.info.max_buffer_length // page_bytes(model, kv_dtype))
-        if n_pages is None:
-            n_pages = min(self.max_sequences * pages_of(self.max_seq), fits)
-        self.n_pages = integer_in("n_pages", n_pages, 1, fits, "which fill a buffer of the device")
+        self.n_pages = n_pages_for(model, kv_dtype, self.max_sequences, self.max_seq, n_pages)
+        checkpoints = checkpoints_for(
+            model,
+            self.max_sequences,
+            self.max_seq,
+            most,
+            checkpoint_every,
+            max_checkpoints,
+            deterministic=self.deterministic,
+        )
+        self.checkpoint_every = checkpoints.spacing if checkpoints else 0
+        self.max_checkpoints = checkpoints.n_places if checkpoints else 0
         self._text_of = _text_of(model)  # before there is anything to release
-        pool = PagePool(self.n_pages)
+        pool = PagePool(self.n_pages, checkpoints.drop if checkpoints else None)
         self._scheduler = Scheduler(
             pool,
             self.max_sequences,
             most,
             next_chunk=self._chunks.next,
             deterministic=self.deterministic,
+            checkpoints=checkpoints,
         )
         runner = BatchRunner(
             model,
@@ -170,10 +187,13 @@ class Engine:
             kv_dtype,
             most,
             deterministic=self.deterministic,
+            n_checkpoints=self.max_checkpoints,
         )
         # A device that runs on the host's threads has finished a step when submit() returns.
         lookahead = 0 if model.device.info.threads else _LOOKAHEAD
-        self._worker = Worker(runner, pool, self._scheduler, self.max_waiting, lookahead)
+        self._worker = Worker(
+            runner, pool, self._scheduler, self.max_waiting, lookahead, checkpoints
+        )
         self._arrivals = itertools.count()
         self._pid = os.getpid()
         # Without a reference to the engine: it stops when the last one goes, and at exit.

@@ -11,6 +11,10 @@ The invariant, between any two calls:
    or running sequence hold at least that many positions.
 2. At most one sequence is filling, and at most `max_sequences` are filling or running.
 3. No sequence is admitted, or brought back, ahead of one with a lower rank that waits or is aside.
+
+Of a model with recurrent states, the state of a filling or running sequence is the one before
+``sequence.position`` once all steps have run. It is kept where that is a multiple of the pool's
+spacing, for texts that begin alike, and chunks of prompts end there.
 """
 
 from __future__ import annotations
@@ -20,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+from oxibonsai.model.runtime.checkpointpool import CheckpointPool
 from oxibonsai.model.runtime.pages import PAGE_SIZE, ROOT, PagePool, chain_key, pages_of
 
 __all__ = ["Chunk", "Plan", "Scheduler", "Sequence", "Stage"]
@@ -105,6 +110,11 @@ class Plan:
         Sequences whose pages have to be written.
     joined : list of Sequence
         Sequences that were admitted or brought back: their tokens and pages are new to the device.
+    kept : list of (Sequence, int)
+        Sequences, those of `aside` among them, whose states have to be kept before all else, and
+        the places.
+    restored : list of (Sequence, int)
+        Sequences of `joined` that begin with a state that is kept, and its place.
     """
 
     rows: list[tuple[Sequence, int]]
@@ -112,6 +122,8 @@ class Plan:
     aside: list[tuple[Sequence, list[int]]] = field(default_factory=list)
     back: list[Sequence] = field(default_factory=list)
     joined: list[Sequence] = field(default_factory=list)
+    kept: list[tuple[Sequence, int]] = field(default_factory=list)
+    restored: list[tuple[Sequence, int]] = field(default_factory=list)
 
 
 class Scheduler:
@@ -130,6 +142,9 @@ class Scheduler:
     deterministic : bool
         Whether only pages are shared whose bits do not depend on how their text came about: those
         of prompts.
+    checkpoints : CheckpointPool, optional
+        The states that are kept, where the model has recurrent states: then pages are shared up to
+        one of them.
     """
 
     def __init__(
@@ -140,8 +155,10 @@ class Scheduler:
         *,
         next_chunk: Callable[[], int] | None = None,
         deterministic: bool = False,
+        checkpoints: CheckpointPool | None = None,
     ) -> None:
         self._pool = pool
+        self._checkpoints = checkpoints
         self._max_sequences = max_sequences
         self._chunk = chunk
         self._chunk_size = next_chunk or (lambda: chunk)
@@ -150,6 +167,7 @@ class Scheduler:
         self._aside: list[Sequence] = []
         self._running: list[Sequence] = []  # by rank
         self._filling: Sequence | None = None
+        self._restored: list[tuple[Sequence, int]] = []  # of the plan that is made
 
     @property
     def waiting(self) -> list[Sequence]:
@@ -218,6 +236,8 @@ class Scheduler:
 
         Every token that was chosen must have been read, and every end be known.
         """
+        self._restored = []
+        kept = self._keep_states()
         aside = self._make_room()
         back, joined = self._admit(just_aside=[sequence for sequence, _ in aside])
         chunk = self._next_chunk()
@@ -227,7 +247,7 @@ class Scheduler:
             return None
         self._take_ahead()
         self._advance(rows, chunk)
-        return Plan(rows, chunk, aside, back, joined)
+        return Plan(rows, chunk, aside, back, joined, kept, self._restored)
 
     def repeat(self, plan: Plan) -> Plan | None:
         """Return the step after `plan` where it is the same with other positions, else None.
@@ -243,6 +263,8 @@ class Scheduler:
             assert following is not None
             if following.ends or following.n_tokens != chunk.n_tokens:
                 return None
+            if self._at_boundary(chunk.sequence):
+                return None
         rows = []
         for sequence, _ in plan.rows:
             at = sequence.position
@@ -250,6 +272,7 @@ class Scheduler:
                 sequence.stage is not Stage.RUNNING
                 or at >= sequence.last
                 or at >= len(sequence.pages) * PAGE_SIZE
+                or self._at_boundary(sequence)
             ):
                 return None
             rows.append((sequence, at))
@@ -367,6 +390,9 @@ class Scheduler:
                 break
             keys.append(parent)
             shared.append(page)
+        if self._checkpoints is not None:
+            n = self._checkpoints.longest(keys)
+            del keys[n:], shared[n:]
         needed = pages_of(sequence.n_prompt) - len(shared)
         # Cached pages that it shares can no longer be given away.
         if not self._room_for(needed + sum(map(self._pool.is_cached, shared))):
@@ -377,6 +403,8 @@ class Scheduler:
         sequence.keys = keys
         sequence.pages = shared
         sequence.position = sequence.n_shared = PAGE_SIZE * len(shared)
+        if self._checkpoints is not None and keys:
+            self._restored.append((sequence, self._checkpoints.use(keys[-1])))
         self._take(sequence, needed)
         return True
 
@@ -387,13 +415,18 @@ class Scheduler:
             sequence.pages.append(page)
 
     def _next_chunk(self) -> Chunk | None:
-        """Return the next chunk of the filling prompt; chunks end at multiples of their size."""
+        """Return the next chunk of the filling prompt.
+
+        It ends at a multiple of its size, or before, where a state has to be kept.
+        """
         sequence = self._filling
         if sequence is None:
             return None
         start = sequence.position
         size = self._chunk_size()
         stop = min((start // size + 1) * size, sequence.n_prompt)
+        if self._checkpoints is not None:
+            stop = min(stop, self._checkpoints.next_boundary(start) or stop)
         return Chunk(sequence, start, stop)
 
     def _take_ahead(self) -> None:
@@ -407,6 +440,31 @@ class Scheduler:
             if spare > 0 and pages_of(end) > len(sequence.pages):
                 self._take(sequence, 1)
                 spare -= 1
+
+    def _at_boundary(self, sequence: Sequence) -> bool:
+        """Whether the state of a sequence is now one to keep.
+
+        With `deterministic`, none behind a prompt is, as no page behind it is shared.
+        """
+        at = sequence.position
+        return (
+            self._checkpoints is not None
+            and self._checkpoints.is_boundary(at)
+            and not (self._deterministic and at > sequence.n_prompt)
+        )
+
+    def _keep_states(self) -> list[tuple[Sequence, int]]:
+        """Return whose states are kept before they change, and where."""
+        kept: dict[int, Sequence] = {}  # a place that has to be left at once is written once
+        for sequence in self._active():
+            if self._checkpoints is None or not self._at_boundary(sequence):
+                continue
+            key = sequence.keys[sequence.position // PAGE_SIZE - 1]
+            if key in self._checkpoints:
+                self._checkpoints.use(key)
+            else:
+                kept[self._checkpoints.allocate(key)] = sequence
+        return [(sequence, place) for place, sequence in kept.items()]
 
     def _advance(self, rows: list[tuple[Sequence, int]], chunk: Chunk | None) -> None:
         for sequence, at in rows:

@@ -28,13 +28,17 @@ class EngineStatistics:
     steps : int
         Steps so far.
     prompt_tokens_computed, prompt_tokens_shared : int
-        Tokens of prompts that ran, and those whose keys and values were there already.
+        Tokens of prompts that ran, and those that did not have to: their keys and values, and the
+        state behind them, were there already.
     generated_tokens : int
         Tokens chosen so far.
     tokens_per_second : float
         Tokens chosen in the last 10 seconds, or since the first request, by that time.
     times_to_first_token : tuple of float
         Seconds, of the requests that got one last, at most 64.
+    checkpoints_total, checkpoints_kept : int
+        Recurrent states that can be kept for texts that begin alike, and those that are; 0 where
+        the model has none.
     """
 
     running: int
@@ -49,6 +53,8 @@ class EngineStatistics:
     generated_tokens: int
     tokens_per_second: float
     times_to_first_token: tuple[float, ...]
+    checkpoints_total: int = 0
+    checkpoints_kept: int = 0
 
 
 class Counters:

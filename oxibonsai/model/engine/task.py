@@ -15,7 +15,7 @@ from oxibonsai.model.engine.request import FinishReason, Outbox
 from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
 from oxibonsai.model.generation.generation import LogitsCallback
 from oxibonsai.model.generation.stopping import Piece, StopScanner
-from oxibonsai.model.runtime.batchshape import BatchSettings
+from oxibonsai.model.runtime.batchshape import BatchSettings, Saved
 
 __all__ = ["NO_TOKEN", "Task"]
 
@@ -65,7 +65,7 @@ class Task:
     scores: bool = False
     n_best: int = 0
     slot: int = -1
-    saved: npt.NDArray[np.uint8] | None = None  # its pages, while it is aside
+    saved: Saved | None = None  # while it is aside
     queued: bool = True  # counts as waiting
     _held: deque[ScoredToken] = field(default_factory=deque)
     _utf8: codecs.IncrementalDecoder = field(

@@ -13,7 +13,8 @@ from oxibonsai.model.engine.scheduler import Sequence as TokenSequence
 from oxibonsai.model.engine.statistics import Counters, EngineStatistics
 from oxibonsai.model.engine.task import Task
 from oxibonsai.model.errors import EngineClosedError, EngineFullError
-from oxibonsai.model.runtime.batchshape import BatchDevice, Choices
+from oxibonsai.model.runtime.batchshape import BatchDevice, Choices, Saved
+from oxibonsai.model.runtime.checkpointpool import CheckpointPool
 from oxibonsai.model.runtime.pages import PagePool, pages_of
 
 __all__ = ["Worker"]
@@ -37,6 +38,8 @@ class Worker:
         Tasks that may wait.
     lookahead : int
         Steps in flight while the next one is submitted.
+    checkpoints : CheckpointPool, optional
+        Of the recurrent states that are kept, where the model has any.
     """
 
     def __init__(
@@ -46,9 +49,11 @@ class Worker:
         scheduler: Scheduler,
         max_waiting: int,
         lookahead: int,
+        checkpoints: CheckpointPool | None = None,
     ) -> None:
         self._runner = runner
         self._pool = pool
+        self._checkpoints = checkpoints
         self._scheduler = scheduler
         self._max_waiting = max_waiting
         self._lookahead = lookahead
@@ -158,6 +163,8 @@ class Worker:
             generated_tokens=counters.generated_tokens,
             tokens_per_second=counters.rate(),
             times_to_first_token=tuple(counters.times_to_first_token.copy()),
+            checkpoints_total=self._checkpoints.n_places if self._checkpoints else 0,
+            checkpoints_kept=self._checkpoints.n_kept if self._checkpoints else 0,
         )
 
     # The thread
@@ -181,6 +188,7 @@ class Worker:
             for task in list(self._tasks.values()):
                 self._end(task, "error", error or closed_error())
             self._wake_room()
+            self._forget()
             with suppress(RuntimeError):
                 self._runner.close()
 
@@ -288,18 +296,29 @@ class Worker:
             raise error  # nothing that could go on without it
         for task in failed:
             self._end(task, "error", error)
+        self._forget()
+
+    def _forget(self) -> None:
+        """Share nothing of what the device holds: it is not known, or gone."""
         self._pool.forget_all()
+        if self._checkpoints is not None:
+            self._checkpoints.forget_all()
 
     def _prepare(self, plan: Plan) -> None:
         """Write to the device what the step needs, with nothing in flight."""
         runner, tasks = self._runner, self._tasks
+        runner.keep_states([(tasks[s].slot, place) for s, place in plan.kept])
         for sequence, pages in plan.aside:
             task = tasks[sequence]
-            task.saved = runner.read_pages(pages[: pages_of(sequence.position)])
+            task.saved = Saved(
+                runner.read_pages(pages[: pages_of(sequence.position)]),
+                runner.read_state(task.slot),
+            )
             self._leave(task)
         joined = set(plan.joined)
         for sequence in plan.joined:
             self._join(tasks[sequence])
+        runner.restore_states([(place, tasks[s].slot) for s, place in plan.restored])
         running = [sequence for sequence, _ in plan.rows]
         chunk = plan.chunk
         active = [*running, *([chunk.sequence] if chunk else [])]
@@ -322,7 +341,9 @@ class Worker:
         self._row_settings = []
         runner.write_text(task.slot, sequence.tokens)
         if task.saved is not None:
-            runner.write_pages(sequence.pages[: len(task.saved)], task.saved)
+            pages, state = task.saved
+            runner.write_pages(sequence.pages[: len(pages)], pages)
+            runner.write_state(task.slot, state)
             task.saved = None
         elif task.queued:
             self.counters.prompt_tokens_shared += sequence.n_shared

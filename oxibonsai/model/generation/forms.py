@@ -132,13 +132,14 @@ class GenerationForms:
             flight at a time then.
         lookahead : int, optional
             Steps in flight, 1 to 16, so that the device never waits for the host. Default: 16, or 1
-            on the cpu device, which runs on the host's threads and gains nothing.
+            on the cpu device, which runs on the host's threads and gains nothing. Models with
+            recurrent layers have 2 at most, each of which takes the memory of a state.
         draft_tokens : int
             The most tokens, up to 31, that are guessed from an earlier place where the text went on
             like this, to verify them in one step. It measures what that costs and does it only
             where it pays. 0: never. The tokens are those of the plain steps, but for ties within
             rounding on a device whose products of several tokens round differently. Not with
-            callables, which have a say before each choice.
+            callables, which have a say before each choice; with recurrent layers it does nothing.
 
         Returns
         -------

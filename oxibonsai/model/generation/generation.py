@@ -40,8 +40,7 @@ from oxibonsai.model.generation.stopping import (
     stop_scanner,
     stop_sequences,
 )
-from oxibonsai.model.protocols import MAX_IN_FLIGHT, LoadedModel
-from oxibonsai.model.runtime.recurrent import IN_FLIGHT
+from oxibonsai.model.protocols import MAX_IN_FLIGHT, MAX_STATES_IN_FLIGHT, LoadedModel
 from oxibonsai.model.timeline import Timeline
 
 if TYPE_CHECKING:
@@ -113,7 +112,7 @@ class Generation:
             lookahead = 1 if model.device.info.threads else MAX_IN_FLIGHT
         self._lookahead = integer_in("lookahead", lookahead, 1, MAX_IN_FLIGHT)
         if model.config.recurrent is not None:
-            self._lookahead = min(self._lookahead, IN_FLIGHT)
+            self._lookahead = min(self._lookahead, MAX_STATES_IN_FLIGHT)
         self._timeline = timeline
         self._speculative: SpeculativeSteps | None = None
         draft_tokens = integer("draft_tokens", draft_tokens)

@@ -15,6 +15,7 @@ from oxibonsai.model.choices import CHOICE_DTYPE, MAX_BEST, NO_TOKEN, SCORED_DTY
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.rope import rope_table
 from oxibonsai.model.runtime.batchshape import BatchSettings, BatchStep, Choices
+from oxibonsai.model.runtime.batchstates import BatchStates
 from oxibonsai.model.runtime.batchsteps import (
     BIAS_BYTES,
     RING,
@@ -41,7 +42,7 @@ def page_bytes(model: LoadedModel, kv_dtype: KVDtype) -> int:
 
 
 class BatchRunner:
-    """Runs steps of many sequences, each in a *slot*: its tokens, page table and mask.
+    """Runs steps of many sequences, each in a *slot*: its tokens, page table, mask and state.
 
     Parameters
     ----------
@@ -59,6 +60,8 @@ class BatchRunner:
         The most tokens of a prompt in a step.
     deterministic : bool
         Whether a row's bits do not depend on the other rows.
+    n_checkpoints : int
+        Recurrent states that are kept beside those of the slots, where the model has any.
     """
 
     def __init__(
@@ -71,6 +74,7 @@ class BatchRunner:
         chunk: int,
         *,
         deterministic: bool,
+        n_checkpoints: int = 0,
     ) -> None:
         c, device = model.config, model.device
         self.model = model
@@ -87,7 +91,13 @@ class BatchRunner:
                 f"buffers hold {limit}: make the engine with fewer n_pages"
             )
         warn_of_kv_cache(
-            model, 2 * n_pages * self._page_bytes, "max_seq, max_sequences or n_pages", kv_dtype
+            model,
+            2 * n_pages * self._page_bytes,
+            "max_seq, max_sequences, n_pages or max_checkpoints"
+            if c.recurrent
+            else "max_seq, max_sequences or n_pages",
+            kv_dtype,
+            states=BatchStates.nbytes_of(c, n_slots + n_checkpoints),
         )
         self._table_size = pages_of(max_seq)
         self._text_size = max_seq + 1
@@ -107,14 +117,14 @@ class BatchRunner:
         }
         self._table = np.full((n_slots, self._table_size), NO_TOKEN, np.uint32)
         self._table_lengths = [0] * n_slots
-        self._buffers = self._allocate(chunk)
+        self._buffers = self._allocate(chunk, n_checkpoints)
         self._ring_view: npt.NDArray[Any] | None = self._buffers.ring.view(
             CHOICE_DTYPE, (self._n_rows, RING)
         )
 
-    def _allocate(self, chunk: int) -> BatchBuffers:
+    def _allocate(self, chunk: int, n_checkpoints: int) -> BatchBuffers:
         c, device = self.model.config, self.model.device
-        made: list[Buffer | Workspace] = []
+        made: list[Buffer | Workspace | BatchStates] = []
 
         def working(nbytes: int) -> Buffer:
             made.append(working_buffer(device, nbytes))
@@ -128,6 +138,10 @@ class BatchRunner:
             made.append(rope)
             work = Workspace(self.model, chunk + self._n_rows - 1)
             made.append(work)
+            states = None
+            if c.recurrent is not None:
+                states = BatchStates(self.model, self.n_slots, n_checkpoints)
+                made.append(states)
             return BatchBuffers(
                 k=working(self.n_pages * self._page_bytes),
                 v=working(self.n_pages * self._page_bytes),
@@ -140,6 +154,7 @@ class BatchRunner:
                 # Shared: the host reads choices while later steps run, and waits for none.
                 ring=device.buffer(CHOICE_DTYPE.itemsize * RING * self._n_rows),
                 work=work,
+                states=states,
             )
         except BaseException:
             for buffer in made:
@@ -180,7 +195,7 @@ class BatchRunner:
             Slot and position of each running sequence.
         """
         states = np.zeros((2 + _rounded(len(rows)), 4), np.uint32)
-        states[:, 0] = NO_TOKEN  # an idle row
+        states[:, [0, 3]] = NO_TOKEN  # an idle row: it has no position, and changes no state
         placed = np.array(
             [(chunk[0], chunk[1]), (chunk[0], chunk[1] + chunk[2] - 1), *rows]
             if chunk is not None
@@ -191,6 +206,7 @@ class BatchRunner:
         states[:n, 0] = placed[:, 1]
         states[:n, 1] = placed[:, 0] * self._text_size
         states[:n, 2] = placed[:, 0] * self._table_size
+        states[:n, 3] = placed[:, 0]  # a state for each slot, changed in place
         self._buffers.state.write(states)
 
     def write_settings(
@@ -248,7 +264,7 @@ class BatchRunner:
             self._recordings.clear()
         self._buffers.masks.write(np.ascontiguousarray(mask, np.uint32), nbytes * slot)
 
-    # Pages that leave the device and come back
+    # Pages and states that leave the device and come back
 
     def read_pages(self, pages: Sequence[int]) -> npt.NDArray[np.uint8]:
         """Return the keys and values of pages, uint8 [pages, 2, bytes of a page]."""
@@ -263,6 +279,26 @@ class BatchRunner:
         for rows, page in zip(data, pages, strict=True):
             self._buffers.k.write(rows[0], page * self._page_bytes)
             self._buffers.v.write(rows[1], page * self._page_bytes)
+
+    def read_state(self, slot: int) -> npt.NDArray[np.float32] | None:
+        """Return the recurrent state of a slot, or None where the model has none."""
+        states = self._buffers.states
+        return None if states is None else states.read(slot)
+
+    def write_state(self, slot: int, state: npt.NDArray[np.float32] | None) -> None:
+        """Set the recurrent state of a slot to what read_state() returned."""
+        if self._buffers.states is not None and state is not None:
+            self._buffers.states.write(slot, state)
+
+    def keep_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the recurrent states of slots to places of their own: (slot, place)."""
+        if self._buffers.states is not None:
+            self._buffers.states.keep(pairs)
+
+    def restore_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy recurrent states that are kept to slots: (place, slot)."""
+        if self._buffers.states is not None:
+            self._buffers.states.restore(pairs)
 
     # Steps
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from oxibonsai.model.protocols import LoadedModel
 
-__all__ = ["BatchDevice", "BatchSettings", "BatchStep", "Choices"]
+__all__ = ["BatchDevice", "BatchSettings", "BatchStep", "Choices", "Saved"]
 
 
 class BatchStep(NamedTuple):
@@ -94,8 +94,23 @@ class Choices:
     best: list[list[tuple[int, float]]] = field(default_factory=list)
 
 
+class Saved(NamedTuple):
+    """What a sequence has on the device, in the host's memory.
+
+    Attributes
+    ----------
+    pages : uint8 array
+        The keys and values of its pages.
+    state : float32 array or None
+        Its recurrent state, where the model has any.
+    """
+
+    pages: npt.NDArray[np.uint8]
+    state: npt.NDArray[np.float32] | None
+
+
 class BatchDevice(Protocol):
-    """The device's side, in *slots*: of each running sequence the tokens, page table and mask.
+    """The device's side, in *slots*: of each running sequence the tokens, page table, mask, state.
 
     What is written, but for the logits, is written while nothing is in flight.
     """
@@ -159,6 +174,18 @@ class BatchDevice(Protocol):
 
     def write_pages(self, pages: Sequence[int], data: npt.NDArray[np.uint8]) -> None:
         """Set the keys and values of pages to what read_pages() returned."""
+
+    def read_state(self, slot: int) -> npt.NDArray[np.float32] | None:
+        """Return the recurrent state of a slot, or None where the model has none."""
+
+    def write_state(self, slot: int, state: npt.NDArray[np.float32] | None) -> None:
+        """Set the recurrent state of a slot to what read_state() returned."""
+
+    def keep_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy the recurrent states of slots to places of their own: (slot, place)."""
+
+    def restore_states(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy recurrent states that are kept to slots: (place, slot)."""
 
     def step(
         self,

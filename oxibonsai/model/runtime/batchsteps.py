@@ -24,8 +24,8 @@ from oxibonsai.model.choices import (
 )
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime.batchshape import BatchStep
+from oxibonsai.model.runtime.batchstates import BatchStates
 from oxibonsai.model.runtime.precision import activations_of
-from oxibonsai.model.runtime.recurrent import RecurrentStates
 from oxibonsai.model.runtime.steps import Workspace
 
 __all__ = [
@@ -82,8 +82,8 @@ class BatchBuffers:
         struct oxb_bias, as many for each slot, once there are any.
     masks : Buffer or None
         A row of bits for each slot, once there are any.
-    states : RecurrentStates or None
-        Of a model with recurrent layers, one of each slot.
+    states : BatchStates or None
+        Of a model with recurrent layers: one of each slot, and those that are kept.
     """
 
     k: Buffer
@@ -99,7 +99,7 @@ class BatchBuffers:
     best: Buffer | None = None
     biases: Buffer | None = None
     masks: Buffer | None = None
-    states: RecurrentStates | None = None
+    states: BatchStates | None = None
 
     def close(self) -> None:
         """Release them."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 __all__ = ["PAGE_SIZE", "ROOT", "PagePool", "chain_key", "pages_of"]
 
@@ -42,6 +42,8 @@ class PagePool:
     ----------
     n_pages : int
         Pages, at least 1.
+    forgotten : callable, optional
+        Called with the key of a page that can no longer be found.
 
     Attributes
     ----------
@@ -49,10 +51,11 @@ class PagePool:
         As given.
     """
 
-    def __init__(self, n_pages: int) -> None:
+    def __init__(self, n_pages: int, forgotten: Callable[[bytes], object] | None = None) -> None:
         if n_pages < 1:
             raise ValueError(f"n_pages = {n_pages} must be 1 or more")
         self.n_pages = n_pages
+        self._forgotten = forgotten
         self._users = [0] * n_pages
         self._key_of: list[bytes | None] = [None] * n_pages
         self._page_of: dict[bytes, int] = {}
@@ -138,3 +141,5 @@ class PagePool:
         assert key is not None
         del self._page_of[key]
         self._key_of[page] = None
+        if self._forgotten is not None:
+            self._forgotten(key)

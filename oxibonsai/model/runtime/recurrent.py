@@ -8,12 +8,11 @@ import numpy.typing as npt
 from oxibonsai.metal import Buffer, BufferCreationError, Device
 from oxibonsai.model.architectures.base import RecurrentPlace
 from oxibonsai.model.config import ModelConfig
+from oxibonsai.model.protocols import MAX_STATES_IN_FLIGHT
 
-__all__ = ["IN_FLIGHT", "RING", "RecurrentStates"]
+__all__ = ["RING", "RecurrentStates"]
 
-IN_FLIGHT = 2
-"""Steps of a session that are in flight at most: each takes a slot of the ring."""
-RING = IN_FLIGHT + 2
+RING = MAX_STATES_IN_FLIGHT + 2
 """Slots of a session: where steps in flight are dropped, the state before the last token is there
 still, which may run again for its logits."""
 

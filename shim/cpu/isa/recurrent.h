@@ -10,6 +10,9 @@
 #include "isa.h"
 
 #define VECTOR 16u
+/* Rows of a state come from memory. Those columns that are worked on later are fetched with the
+ * first ones, so many rows ahead. */
+#define AHEAD 8u
 
 /* 1 + exp(-x) */
 SIMD_INLINE lanes lanes_gate(lanes x) {
@@ -112,6 +115,9 @@ SIMD_INLINE void delta_columns(const cpu_delta *d, unsigned width, uint64_t colu
     for (unsigned v = 0; v < width; v++) sums.seen[v] = sums.asked[v] = lanes_zero();
     for (uint32_t i = 0; from && i < d->key_dim; i++) {
         const lanes k = lanes_of(d->steps->k[i]), q = lanes_of(d->steps->q[i]);
+        if (column == 0 && i + AHEAD < d->key_dim)
+            for (uint64_t c = width * VECTOR; c < d->n_columns; c += VECTOR)
+                __builtin_prefetch(from + (i + AHEAD) * d->stride + c);
         for (unsigned v = 0; v < width; v++)
             delta_sum(&sums, k, q, lanes_load(from + i * d->stride + v * VECTOR), v);
     }

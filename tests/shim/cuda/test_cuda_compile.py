@@ -103,7 +103,7 @@ def test_every_kernel_waits_for_the_one_before_ahead_of_any_access_but_to_weight
 
 # What shim/gpu/geometry.c sets: rows; tiles; matrices of eight vectors; tiles and eights of a
 # SIMD-group, SIMD-groups over the rows, in one number for gemm_half; queries, width, length of a
-# head; head_dim, loads ahead, splits.
+# head; head_dim, loads ahead, splits; elements of a key.
 CONSTANTS: dict[str, list[tuple[int, ...]]] = {
     "gemv": [(1,), (4,)],
     "swiglu": [(1,), (4,)],
@@ -115,6 +115,7 @@ CONSTANTS: dict[str, list[tuple[int, ...]]] = {
     "attention_prompt": [(64, 1), (128, 1)],
     "attention_step": [(64, 1, 8), (128, 1, 16)],
     "gemm_half": [(242,), (442,), (444,)],
+    "recurrent": [(32,), (128,), (256,)],
     "attention": [(1, 2, 1), (1, 4, 1), (4, 2, 0), (4, 4, 0), (1, 16, 0), (4, 16, 0)],
 }
 

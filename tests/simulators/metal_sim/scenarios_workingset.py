@@ -7,12 +7,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import tiny_hybrids
 from tiny_models import Tiny, random_tensors, write
 
 from metal_sim.scenarios_model import told
 from metal_sim.session import Simulation
 from oxibonsai import metal
 from oxibonsai.model import Model
+from oxibonsai.model.runtime.cache import KVCache
+from oxibonsai.model.runtime.recurrent import RecurrentStates
 
 
 @contextmanager
@@ -57,3 +60,23 @@ def a_cache_is_warned_of_where_others_filled_the_working_set(sim: Simulation) ->
                 assert warnings.take() == []
             with device.buffer(700_000), model.session(4096):
                 assert len(warnings.take()) == 1, "it went past it once more"
+
+
+def an_engine_counts_recurrent_states_and_those_that_are_kept(sim: Simulation) -> None:
+    hybrid = tiny_hybrids.Hybrid(context=2048)
+    with tempfile.TemporaryDirectory() as folder, told() as warnings:
+        path = tiny_hybrids.write(
+            Path(folder) / "hybrid.gguf", hybrid, tiny_hybrids.random_tensors(hybrid)
+        )
+        with metal.Device("metal") as device, Model.load(path, device) as model:
+            loaded = device.stats.allocated_bytes
+            state = RecurrentStates.nbytes_of(model.config, 1)
+            keys = KVCache.nbytes_of(model.config, "f16", 64)
+        sim.set_working_set(loaded + 2 * keys + 4 * state)
+        with metal.Device("metal") as device, Model.load(path, device) as model:
+            with model.engine(1, max_seq=64, max_checkpoints=3):
+                assert warnings.take() == []
+            with model.engine(1, max_seq=64, max_checkpoints=4):
+                (text,) = warnings.take()
+                assert "the K/V cache and the recurrent states take" in text, text
+                assert "max_checkpoints" in text, text
