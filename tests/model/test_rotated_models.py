@@ -22,7 +22,7 @@ from oxibonsai.model import Model
 
 GOLDEN = DATA / "hybrid" / "rotated-v1-q2_0"
 TINY = Tiny(n_layers=2, hidden=128, inter=384, n_heads=4, n_kv_heads=2, head_dim=64)
-WIDE = Tiny(n_layers=1, hidden=1024, inter=2048, n_heads=16, n_kv_heads=2, head_dim=64)
+WIDE = Tiny(n_layers=1, hidden=1024, inter=1024, n_heads=16, n_kv_heads=1, head_dim=64)
 HYBRID = Hybrid(n_layers=4, key_heads=2, value_heads=6, value_dim=64)
 GROUPS = (2, 6, 64)  # key heads, value heads and their size
 LONG = Hybrid(
@@ -70,15 +70,16 @@ def check(
 ) -> None:
     tensors = tensors_of(shape, format_name, tied=folding.version == 2 or not folding.embedding)
     write(path, shape, tensors, folding)
-    rows = expected(shape, tensors, folding, IDS)
+    ids = IDS[:11]
+    rows = expected(shape, tensors, folding, ids)
     with Model.load(path, device) as model:
-        for chunk in (None, 1, 4):
+        for chunk in (11, 1):
             with model.session(kv_dtype="f32") as session:
-                found = session.forward(IDS, chunk=chunk)
+                found = session.forward(ids, chunk=chunk)
                 assert found is not None
                 assert relative_error(found, rows) <= 1e-5
         with model.session(kv_dtype="f32") as session:
-            last = session.forward(IDS, logits="last")
+            last = session.forward(ids, logits="last", chunk=4)
             assert last is not None
             assert relative_error(last, rows[-1]) <= 1e-5
 
@@ -99,12 +100,12 @@ def test_qwen35_equals_the_unrotated_weights(device, tmp_path, version, explicit
     check(device, tmp_path / "m.gguf", HYBRID, folding, "TQ2_0_g128")
 
 
-@pytest.mark.parametrize("block", [16, 32, 64, 256, 512, 1024])
+@pytest.mark.parametrize("block", [16, 256, 1024])
 def test_qwen3_has_blocks_of_any_size(device, tmp_path, block):
     check(device, tmp_path / "m.gguf", WIDE, Folding(block=block), "Q1_0")
 
 
-@pytest.mark.parametrize("block", [32, 256, 1024])
+@pytest.mark.parametrize("block", [32, 1024])
 def test_qwen35_has_blocks_across_value_heads(device, tmp_path, block):
     folding = Folding(block=block, value_heads=(4, 16, 64))
     check(device, tmp_path / "m.gguf", LONG, folding, "Q1_0")
