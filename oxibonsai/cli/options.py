@@ -63,7 +63,7 @@ def add_session(parser: argparse.ArgumentParser, *, max_seq: bool = True) -> Non
         "--activations",
         choices=ACTIVATIONS,
         help="of prompts: half is less exact and faster on GPUs, int8 mostly on the cpu device "
-        "(half on GPUs, else float32)",
+        "(half on GPUs, but for models with recurrent layers, else float32)",
     )
     add_device(parser)
     add_type42(parser)

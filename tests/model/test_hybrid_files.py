@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tiny_hybrids import Hybrid, random_tensors, reference_logits, write
 
 from oxibonsai import gguf, quant
@@ -84,6 +86,33 @@ def test_random_models_equal_float64_in_any_chunk(device, path, case):
         n, chunk = (37, 20) if fast else (7, 4)
         last = session.forward(IDS[:n], "last", chunk=chunk)
         assert worst(last[None], expected[n - 1 : n]) <= 1e-5
+
+
+SHAPES = st.builds(
+    Hybrid,
+    interval=st.integers(2, 3),
+    n_layers=st.integers(3, 5),
+    n_heads=st.sampled_from([2, 4, 6]),
+    n_kv_heads=st.sampled_from([1, 2]),
+    head_dim=st.sampled_from([32, 64, 96]),
+    rotary=st.sampled_from([2, 16, 32]),
+    key_heads=st.integers(1, 3),
+    value_heads=st.sampled_from([6, 12]),
+    key_dim=st.sampled_from([32, 64, 160]),
+    value_dim=st.sampled_from([32, 96, 256]),
+    conv=st.integers(2, 8),
+)
+
+
+@pytest.mark.device("cpu", "cuda")  # many tokens for one that is interpreted
+@settings(max_examples=10)
+@given(shape=SHAPES, seed=st.integers(0, 99), n=st.integers(1, 20), chunk=st.integers(1, 20))
+def test_models_of_any_shape_equal_float64(opened_device, tmp_path, shape, seed, n, chunk):
+    tensors = random_tensors(shape, "F16", seed=seed)
+    path = write(tmp_path / "any.gguf", shape, tensors)
+    expected = reference_logits(shape, tensors, IDS[:n])
+    with Model.load(path, opened_device) as model, model.session(kv_dtype="f32") as session:
+        assert worst(session.forward(IDS[:n], chunk=chunk), expected) <= 1e-5
 
 
 def test_layers_of_a_drafter_do_not_run(device, path):

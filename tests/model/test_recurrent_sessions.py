@@ -216,7 +216,10 @@ def test_a_rewind_runs_few_tokens_again(model):
 
 
 def test_a_device_without_memory_for_checkpoints_does_without(model, monkeypatch):
+    asked = []
+
     def refuse(states: Any) -> Any:
+        asked.append(states)
         raise metal.BufferCreationError("the test says so")
 
     with model.session(checkpoint_every=8) as session:
@@ -232,6 +235,7 @@ def test_a_device_without_memory_for_checkpoints_does_without(model, monkeypatch
         with model.session(checkpoint_every=8) as other:
             other.forward(TEXT[:50], chunk=10)
             assert other.checkpoints == []
+        assert len(asked) == 2  # once by each: asking takes time
 
 
 def test_steps_in_flight_are_no_more_than_the_ring_holds(model, caplog):

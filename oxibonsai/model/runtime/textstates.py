@@ -183,7 +183,8 @@ class TextStates:
             try:
                 return self._allocate()
             except BufferCreationError:
-                # A checkpoint saves time alone: an earlier one makes room.
+                # A checkpoint saves time alone: from here on an earlier one makes room.
+                self._most = len(self._kept)
                 if not self._kept:
                     return None
         ends = [*(kept.position for kept in self._kept), position]
@@ -253,6 +254,7 @@ class TextStates:
             try:
                 kept = self._allocate()
             except BufferCreationError:
+                self._most = len(self._kept)
                 break
             kept.position, kept.has_logits = theirs.position, theirs.has_logits
             self._kept.append(kept)
