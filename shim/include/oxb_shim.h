@@ -23,7 +23,7 @@
 extern "C" {
 #endif
 
-#define OXB_ABI_VERSION    5u
+#define OXB_ABI_VERSION    6u
 #define OXB_MAX_BINDINGS   31u   /* Metal's buffer indices 0..30 */
 #define OXB_MAX_ARGS_BYTES 4096u /* Metal's limit for inline constants */
 #define OXB_MAX_IN_FLIGHT  16u   /* a Metal queue blocks at 64 */
