@@ -8,6 +8,15 @@ struct four_digits {
     uint even, odd; // bytes 0 and 2, bytes 1 and 3, 16 bits each
 };
 
+// Bytes 1 and 3 of a and of b in turn. NVIDIA's GPUs permute bytes in one instruction.
+inline uint upper_bytes(uint a, uint b) {
+#if defined(MSL_CUDA_H)
+    return __byte_perm(a, b, 0x7351u);
+#else
+    return (a >> 8u & 0x00ff00ffu) | (b & 0xff00ff00u);
+#endif
+}
+
 inline four_digits four_digits_of(uint bytes) {
     return {bytes & 0x00ff00ffu, bytes >> 8u & 0x00ff00ffu};
 }
@@ -15,7 +24,7 @@ inline four_digits four_digits_of(uint bytes) {
 // Of each byte the first digits as a number, in its place; `power` is 3^m for m of them, 243 at
 // most.
 inline uint first_digits(four_digits of, uint power) {
-    return (of.even * power >> 8u & 0x00ff00ffu) | (of.odd * power & 0xff00ff00u);
+    return upper_bytes(of.even * power, of.odd * power);
 }
 
 struct five_codes {
@@ -38,12 +47,19 @@ inline uint codes_in_bytes(uint codes) {
 
 // Byte q of a, b, c and d as word q.
 inline uint4 words_of_bytes(uint a, uint b, uint c, uint d) {
+#if defined(MSL_CUDA_H)
+    const uint low_ab = __byte_perm(a, b, 0x5140u), high_ab = __byte_perm(a, b, 0x7362u);
+    const uint low_cd = __byte_perm(c, d, 0x5140u), high_cd = __byte_perm(c, d, 0x7362u);
+    return uint4(__byte_perm(low_ab, low_cd, 0x5410u), __byte_perm(low_ab, low_cd, 0x7632u),
+                 __byte_perm(high_ab, high_cd, 0x5410u), __byte_perm(high_ab, high_cd, 0x7632u));
+#else
     const uint even_ab = (a & 0x00ff00ffu) | (b & 0x00ff00ffu) << 8u;
-    const uint odd_ab = (a >> 8u & 0x00ff00ffu) | (b & 0xff00ff00u);
+    const uint odd_ab = upper_bytes(a, b);
     const uint even_cd = (c & 0x00ff00ffu) | (d & 0x00ff00ffu) << 8u;
-    const uint odd_cd = (c >> 8u & 0x00ff00ffu) | (d & 0xff00ff00u);
+    const uint odd_cd = upper_bytes(c, d);
     return uint4((even_ab & 0xffffu) | even_cd << 16u, (odd_ab & 0xffffu) | odd_cd << 16u,
                  even_ab >> 16u | (even_cd & 0xffff0000u), odd_ab >> 16u | (odd_cd & 0xffff0000u));
+#endif
 }
 
 #endif
