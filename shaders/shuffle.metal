@@ -36,7 +36,8 @@ OXB_KERNEL("fused_gate_up_swiglu_q1_g128_shuffle",
 OXB_KERNEL("fused_gate_up_swiglu_q2_g128_shuffle",
            fused_gate_up_swiglu_coded<shuffle_form, q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_shuffle", fused_gate_up_swiglu_coded<shuffle_form, q2_g64>)
-OXB_KERNEL("fused_gate_up_swiglu_t1_g128_shuffle", fused_gate_up_swiglu_coded<shuffle_form, t1_g128>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128_shuffle",
+           fused_gate_up_swiglu_coded<shuffle_form, t1_g128>)
 
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_norm_shuffle",
            fused_gate_up_swiglu_coded_norm<shuffle_form, q1_g128>)

@@ -365,10 +365,11 @@ inline float sum_of_all(thread const uint *words, float unit, uint lane,
 // Block `block` of a part, whose weights and activations are asked for; `at` is where those lie
 // that are asked for here.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
-inline void add_block(
-    thread slices_place &at, uint blocks, uint block, thread_place place, threadgroup uint4 *slot,
-    thread typename slices_part<Format, MATRICES, TILES>::weights_of_block &weights,
-    thread slices_part<Format, MATRICES, TILES> &part) {
+inline void add_block(thread slices_place &at, uint blocks, uint block, thread_place place,
+                      threadgroup uint4 *slot,
+                      thread
+                      typename slices_part<Format, MATRICES, TILES>::weights_of_block &weights,
+                      thread slices_part<Format, MATRICES, TILES> &part) {
     typedef slices_part<Format, MATRICES, TILES> parts;
     typedef slices_packing<typename Format::packing> packing;
     typedef typename parts::kind kind;
@@ -403,10 +404,10 @@ inline void add_block(
         for (uint i = 0; i < parts::tiles / parts::rounds; i++) {
             const uint t = round * uint(parts::tiles / parts::rounds) + i;
             const uint group_part = block % uint(Format::loads_per_group);
-            const packing low = packing::unpack(weights.words[t][0], weights.scales[t], 0u,
-                                                group_part, place.lane);
-            const packing high = packing::unpack(weights.words[t][1], weights.scales[t], 1u,
-                                                 group_part, place.lane);
+            const packing low =
+                packing::unpack(weights.words[t][0], weights.scales[t], 0u, group_part, place.lane);
+            const packing high =
+                packing::unpack(weights.words[t][1], weights.scales[t], 1u, group_part, place.lane);
             const float2 scales = packing::scales_of(weights.scales[t]);
             int products[4];
             OXB_UNROLL

@@ -67,7 +67,8 @@ static void unit_weights(uint32_t unit, unsigned first_byte, unsigned n, float s
                          float *weights) {
     for (unsigned i = 0; i < 2 * n; i++) {
         unit = (unit & 0xffff) * 3;
-        weights[cpu_digit_weight(first_byte + i / n, i % n)] = (float)((int)(unit >> 16) - 1) * scale;
+        weights[cpu_digit_weight(first_byte + i / n, i % n)] =
+            (float)((int)(unit >> 16) - 1) * scale;
     }
 }
 

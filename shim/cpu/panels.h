@@ -1,5 +1,5 @@
-/* The layout of block weights that vector kernels read: panels of 64 rows (128 of trits and digits),
- * in strips of 16.
+/* The layout of block weights that vector kernels read: panels of 64 rows (128 of trits and
+ * digits), in strips of 16.
  *
  * Scales, then codes, each [panel][scale group][strip]: a strip holds 16 half scales, and its words
  * as [word][row 16], so that one load brings a word of 16 rows, and a thread that walks down the

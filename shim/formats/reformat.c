@@ -153,8 +153,7 @@ void formats_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64
         }
         break;
     case OXB_FILE_FORMAT_PTQ1_0:
-        for (uint64_t i = 0; i < n; i++)
-            ptq1_digits(scales + 4 * i, codes + 24 * i, from + 28 * i);
+        for (uint64_t i = 0; i < n; i++) ptq1_digits(scales + 4 * i, codes + 24 * i, from + 28 * i);
         break;
     case OXB_FILE_FORMAT_TQ2_0:
         for (uint64_t i = 0; i < n; i++) {

@@ -260,10 +260,12 @@ SIMD_TARGET static void int8_rows(const cpu_int8_strips *w, double *sums) {
     }
 }
 
-#define INT8_KERNELS                                                                \
-    .quantize = quantize,                                                           \
-    .expand = {[CPU_BITS] = expand_bits, [CPU_PAIRS] = expand_pairs, \
-               [CPU_DIGITS] = expand_digits, EXPAND_TRITS},                         \
+#define INT8_KERNELS                         \
+    .quantize = quantize,                    \
+    .expand = {[CPU_BITS] = expand_bits,     \
+               [CPU_PAIRS] = expand_pairs,   \
+               [CPU_DIGITS] = expand_digits, \
+               EXPAND_TRITS},                \
     .rows = int8_rows
 
 #endif

@@ -32,9 +32,9 @@
 
 /* How the words of a strip hold the codes of a row (panels.h). */
 typedef enum cpu_packing {
-    CPU_BITS,  /* 1 bit, 32 weights a word */
-    CPU_PAIRS, /* 2 bits, 16 weights a word */
-    CPU_TRITS, /* 5 bits for three weights, 7 words for 128 weights */
+    CPU_BITS,   /* 1 bit, 32 weights a word */
+    CPU_PAIRS,  /* 2 bits, 16 weights a word */
+    CPU_TRITS,  /* 5 bits for three weights, 7 words for 128 weights */
     CPU_DIGITS, /* 16 bits for ten weights, 6 words for 120 of 128 and 16 bits beside the scale */
     CPU_PACKING_COUNT
 } cpu_packing;

@@ -18,7 +18,7 @@
 #define SIMD_STRIPS_OF_TWO  2u /* the same where two vectors share the codes, and where four do */
 #define SIMD_STRIPS_OF_FOUR 1u
 #define SIMD_TRITS          0
-#define SIMD_THREES         0 /* whether a look-up takes three digits to base 3, or two */
+#define SIMD_THREES         0  /* whether a look-up takes three digits to base 3, or two */
 #define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef struct lanes {

@@ -17,7 +17,7 @@
 #define SIMD_STRIPS_OF_TWO  4u /* the same where two vectors share the codes, and where four do */
 #define SIMD_STRIPS_OF_FOUR 4u
 #define SIMD_TRITS          1
-#define SIMD_THREES         1 /* whether a look-up takes three digits to base 3, or two */
+#define SIMD_THREES         1  /* whether a look-up takes three digits to base 3, or two */
 #define SIMD_ROW            4u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef __m512 lanes;

@@ -20,7 +20,7 @@
 #define SIMD_STRIPS_OF_TWO  1u /* the same where two vectors share the codes, and where four do */
 #define SIMD_STRIPS_OF_FOUR 1u
 #define SIMD_TRITS          0
-#define SIMD_THREES         0 /* whether a look-up takes three digits to base 3, or two */
+#define SIMD_THREES         0  /* whether a look-up takes three digits to base 3, or two */
 #define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
 
 typedef struct lanes {
@@ -214,8 +214,8 @@ SIMD_INLINE words halves_high(words a, words b) {
 }
 
 SIMD_INLINE words halves_low(words a, words b) {
-    EACH(words, vreinterpretq_u32_u16(vmulq_u16(vreinterpretq_u16_u32(a.v[i]),
-                                                vreinterpretq_u16_u32(b.v[i]))));
+    EACH(words, vreinterpretq_u32_u16(
+                    vmulq_u16(vreinterpretq_u16_u32(a.v[i]), vreinterpretq_u16_u32(b.v[i]))));
 }
 
 SIMD_INLINE words words_of_units(const uint16_t *from) {

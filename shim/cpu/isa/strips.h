@@ -275,8 +275,8 @@ SIMD_INLINE const float *add_digits(lanes *sum, const uint32_t *codes, const uin
         for (unsigned i = 0; i < v; i++, tables += DIGIT_TABLE(field))
 #pragma GCC unroll 8
             for (unsigned t = 0; t < n; t++)
-                sum[i * n + t] = lanes_add(sum[i * n + t],
-                                           sum_of_digits(tables, index[t], DIGITS_OF(field)));
+                sum[i * n + t] =
+                    lanes_add(sum[i * n + t], sum_of_digits(tables, index[t], DIGITS_OF(field)));
     }
     return tables;
 }
@@ -301,13 +301,12 @@ SIMD_INLINE void rows_of_strips(const cpu_strips *w, unsigned first, unsigned n,
             for (unsigned t = 0; t < n * v; t++) sum[t] = lanes_zero();
             for (unsigned t = 0; t < n; t += 2)
                 __builtin_prefetch((const char *)(scales + t * n_scales) + PREFETCH_SCALES);
-#if SIMD_TRITS
-            if (packing == CPU_TRITS)
-                tables = add_trits(sum, codes, n, v, tables, w->streams);
-            else
-#endif
-                if (packing == CPU_DIGITS)
+            if (packing == CPU_DIGITS)
                 tables = add_digits(sum, codes, scales + LANES, n, v, tables, w->streams);
+#if SIMD_TRITS
+            else if (packing == CPU_TRITS)
+                tables = add_trits(sum, codes, n, v, tables, w->streams);
+#endif
             else
                 tables = add_nibbles(sum, codes, n_words, n, v, tables, w->streams);
 #pragma GCC unroll 4

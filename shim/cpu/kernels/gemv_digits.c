@@ -45,8 +45,8 @@ static float level_of(unsigned code, float x) { return (float)((int)code - 1) * 
 static void digit_parts(byte_parts *p, const float *x, unsigned b) {
     const float *run = x + b % 4 * 16, *four = run + b / 4 * 4;
     for (unsigned i = 0; i < 27; i++)
-        p->high[i] = level_of(i / 9, four[0]) + level_of(i / 3 % 3, four[1]) +
-                     level_of(i % 3, four[2]);
+        p->high[i] =
+            level_of(i / 9, four[0]) + level_of(i / 3 % 3, four[1]) + level_of(i % 3, four[2]);
     for (unsigned i = 0; i < 9; i++)
         p->low[i] = level_of(i / 3, four[3]) + level_of(i % 3, run[12 + b / 4]);
 }
@@ -71,9 +71,13 @@ static void load_tables(digit_scratch *t, const float *x, int few) {
     for (unsigned b = 0; b < BYTES - 1; b++) digit_parts(&t->parts[b], x, b);
     beside_parts(&t->parts[BYTES - 1], x);
     if (few) return;
-    for (unsigned b = 0; b < BYTES - 1; b++)
-        for (unsigned byte = 0; byte < 256; byte++)
-            t->bytes[b][byte] = of_digits(&t->parts[b], byte);
+    for (unsigned b = 0; b < BYTES - 1; b++) {
+        float sums[243]; /* by the five digits as a number */
+        for (unsigned high = 0; high < 27; high++)
+            for (unsigned low = 0; low < 9; low++)
+                sums[9 * high + low] = t->parts[b].high[high] + t->parts[b].low[low];
+        for (unsigned byte = 0; byte < 256; byte++) t->bytes[b][byte] = sums[byte * 243 >> 8];
+    }
     for (unsigned byte = 0; byte < 256; byte++)
         t->bytes[BYTES - 1][byte] = of_beside(&t->parts[BYTES - 1], byte);
 }
@@ -82,8 +86,13 @@ static void load_tables(digit_scratch *t, const float *x, int few) {
 #define CHAIN(i)    (VALUE(i) + VALUE((i) + 4) + VALUE((i) + 8))
 #define SUM_OF_LOAD ((CHAIN(0) + CHAIN(1)) + (CHAIN(2) + CHAIN(3)))
 
+/* The bytes come from wide loads: the look-ups alone keep the load ports busy. */
 static inline float sum_by_bytes(const digit_scratch *t, const uint8_t *codes, unsigned beside) {
-#define VALUE(i) t->bytes[i][codes[i]]
+    uint64_t low;
+    uint32_t high;
+    memcpy(&low, codes, sizeof low);
+    memcpy(&high, codes + sizeof low, sizeof high);
+#define VALUE(i) t->bytes[i][((i) < 8 ? low >> 8 * ((i) % 8) : high >> 8 * ((i) % 4)) & 255]
     return SUM_OF_LOAD + t->bytes[BYTES - 1][beside];
 #undef VALUE
 }
@@ -103,9 +112,10 @@ static double load_by_definition(float scale, const uint8_t *at, const uint8_t *
     return sum;
 }
 
-/* The rows of a part, one load of scale group `group`. */
-static void add_rows(const cpu_matrix *m, uint64_t first, uint64_t n, uint64_t group, unsigned load,
-                     const float *scales, int few, const digit_scratch *t, double *sums) {
+/* The rows of a part, one load of scale group `group`; `few` is known to the compiler. */
+static inline void add_rows(const cpu_matrix *m, uint64_t first, uint64_t n, uint64_t group,
+                            unsigned load, const float *scales, int few, const digit_scratch *t,
+                            double *sums) {
     const uint64_t groups = m->k / GROUP;
     const float *x = m->x + group * GROUP + load * WEIGHTS;
     const uint8_t *scale = m->weight + (first * groups + group) * SCALE_BYTES;
@@ -144,9 +154,13 @@ void cpu_digits_rows(const cpu_matrix *m, const uint64_t *first, uint32_t n_part
             read_scales(m, first[part], n, group, t->scales + part * n);
         for (unsigned load = 0; load < GROUP / WEIGHTS; load++) {
             load_tables(t, m->x + group * GROUP + load * WEIGHTS, few);
-            for (uint32_t part = 0; part < n_parts; part++)
-                add_rows(m, first[part], n, group, load, t->scales + part * n, few, t,
-                         sums + part * n);
+            for (uint32_t part = 0; part < n_parts; part++) {
+                const float *scales = t->scales + part * n;
+                if (few)
+                    add_rows(m, first[part], n, group, load, scales, 1, t, sums + part * n);
+                else
+                    add_rows(m, first[part], n, group, load, scales, 0, t, sums + part * n);
+            }
         }
     }
 }

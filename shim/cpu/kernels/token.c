@@ -47,7 +47,7 @@ static void embed_row(const cpu_call *call, uint64_t row, float *y) {
         return;
     }
     const uint64_t groups = a->k / cpu_group(format);
-    const uint8_t *scales = 
+    const uint8_t *scales =
         (const uint8_t *)call->bindings[0].address + row * groups * cpu_scale_bytes(format);
     const uint8_t *codes = (const uint8_t *)call->bindings[0].address + a->codes_offset +
                            row * groups * cpu_group_bytes(format);
