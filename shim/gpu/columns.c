@@ -4,8 +4,10 @@
 
 #include "variants.h"
 
-#define LOAD_WEIGHTS(info) (128u / (info)->bits) /* that a lane reads at once */
-#define STRIP_ROWS         32u /* written together: runs of 512 bytes, whose source stays in the cache */
+/* Of codes that a lane reads at once. */
+#define LOAD_WEIGHTS(info) (128u / (info)->bits)
+/* Written together: runs of 512 bytes, whose source stays in the cache. */
+#define STRIP_ROWS 32u
 
 const oxb_host *gpu_host;
 
