@@ -89,15 +89,16 @@ static void ptq1_codes(uint8_t *to, const uint8_t *block) {
     to[31] = (uint8_t)(codes >> 16 | codes >> 24 << 4);
 }
 
-/* 27 c0 + 9 c1 + 3 c2 + c3 for the four codes of a byte, none of which is 3. */
-#define FOUR(b)    ((b) % 4u * 27u + (b) / 4u % 4u * 9u + (b) / 16u % 4u * 3u + (b) / 64u) & 0xffu
-#define FOUR_4(b)  FOUR(b), FOUR(b + 1u), FOUR(b + 2u), FOUR(b + 3u)
-#define FOUR_16(b) FOUR_4(b), FOUR_4(b + 4u), FOUR_4(b + 8u), FOUR_4(b + 12u)
-#define FOUR_64(b) FOUR_16(b), FOUR_16(b + 16u), FOUR_16(b + 32u), FOUR_16(b + 48u)
-static const uint8_t four_of[256] = {FOUR_64(0u), FOUR_64(64u), FOUR_64(128u), FOUR_64(192u)};
-
-/* The byte whose five digits are those of n, from 0 to 242. */
-static inline uint8_t byte_of_digits(unsigned n) { return (uint8_t)((n * 256 + 242) / 243); }
+/* The byte of five digits: the four codes of byte b, none of which is 3, then f. */
+#define FIVE(b, f)                                                                                 \
+    ((((b) % 4u * 27u + (b) / 4u % 4u * 9u + (b) / 16u % 4u * 3u + (b) / 64u) * 3u + (f)) * 256u + \
+     242u) / 243u &                                                                                \
+        0xffu
+#define FIVE_4(b, f)  FIVE(b, f), FIVE(b + 1u, f), FIVE(b + 2u, f), FIVE(b + 3u, f)
+#define FIVE_16(b, f) FIVE_4(b, f), FIVE_4(b + 4u, f), FIVE_4(b + 8u, f), FIVE_4(b + 12u, f)
+#define FIVE_64(b, f) FIVE_16(b, f), FIVE_16(b + 16u, f), FIVE_16(b + 32u, f), FIVE_16(b + 48u, f)
+#define FIVE_ALL(f)   FIVE_64(0u, f), FIVE_64(64u, f), FIVE_64(128u, f), FIVE_64(192u, f)
+static const uint8_t byte_of_digits[3 * 256] = {FIVE_ALL(0u), FIVE_ALL(1u), FIVE_ALL(2u)};
 
 /* A block of PTQ1_0 to the order of t1_g128, whose load l has the codes of its words 4 l + q. */
 static void ptq1_digits(uint8_t *scale, uint8_t *codes, const uint8_t *block) {
@@ -107,9 +108,11 @@ static void ptq1_digits(uint8_t *scale, uint8_t *codes, const uint8_t *block) {
     for (unsigned word = 0; word < 8; word++) {
         const uint8_t *run = plain + 4 * word;
         uint8_t *to = codes + word / 4 * 12 + word % 4;
-        for (unsigned b = 0; b < 3; b++)
-            to[4 * b] = byte_of_digits(3u * four_of[run[b]] + (run[3] >> 2 * b & 3u));
-        beside |= (unsigned)(run[3] >> 6) << 2 * word;
+        const unsigned last = run[3];
+        to[0] = byte_of_digits[run[0] + (last << 8 & 0x300)];
+        to[4] = byte_of_digits[run[1] + (last << 6 & 0x300)];
+        to[8] = byte_of_digits[run[2] + (last << 4 & 0x300)];
+        beside |= last >> 6 << 2 * word;
     }
     memcpy(scale, block + 26, 2);
     scale[2] = (uint8_t)beside;
