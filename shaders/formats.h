@@ -47,7 +47,8 @@ struct code_digits : code_2bit {};
 // How codes are packed. A load is what becomes 16 bytes of codes, and lies together in every
 // layout. What a kernel asks for before it needs it, a load or what one of its words is made of,
 // stays packed until then. `load` and `scale` are the addresses of a load and of its scale, `part`
-// is the load's number in its scale group.
+// is the load's number in its scale group, `quad` the word's in its load. A word that has its scale
+// beside it saves a register.
 
 struct whole_codes {
     enum { load_bytes = 16, scale_bytes = 2 };
@@ -57,11 +58,12 @@ struct whole_codes {
     static uint4 ask_load(device const uchar *load, device const uchar *, uint) {
         return *(device const uint4 *)load;
     }
-    static uint ask_word(device const uchar *load, device const uchar *, uint, uint quad) {
+    static uint ask_word(device const uchar *load, device const uchar *, uint quad) {
         return ((device const uint *)load)[quad];
     }
     static uint4 codes_of(uint4 codes) { return codes; }
-    static uint word_of(uint codes) { return codes; }
+    static uint word_of(uint codes, uint, uint) { return codes; }
+    static half scale_of(uint, half scale) { return scale; }
 };
 
 struct digits_load {
@@ -71,7 +73,7 @@ struct digits_load {
 
 struct digits_word {
     uint bytes[3];
-    uint beside;
+    uint beside; // the scale, and the last code of each word of both loads
 };
 
 struct digit_codes {
@@ -86,12 +88,11 @@ struct digit_codes {
         asked.beside = scale[2u + part];
         return asked;
     }
-    static digits_word ask_word(device const uchar *load, device const uchar *scale, uint part,
-                                uint quad) {
+    static digits_word ask_word(device const uchar *load, device const uchar *scale, uint quad) {
         digits_word asked;
         OXB_UNROLL
         for (uint i = 0; i < 3u; i++) asked.bytes[i] = load[4u * i + quad];
-        asked.beside = uint(scale[2u + part]) >> 2u * quad;
+        asked.beside = *(device const uint *)scale;
         return asked;
     }
     static uint4 codes_of(digits_load load) {
@@ -100,12 +101,14 @@ struct digit_codes {
         const uint last = a.last | b.last << 2u | c.last << 4u | codes_in_bytes(load.beside) << 6u;
         return words_of_bytes(a.four, b.four, c.four, last);
     }
-    static uint word_of(digits_word word) {
+    static uint word_of(digits_word word, uint part, uint quad) {
         const five_codes of =
             five_codes_of(word.bytes[0] | word.bytes[1] << 8u | word.bytes[2] << 16u);
         const uint last = (of.last & 3u) | (of.last >> 6u & 12u) | (of.last >> 12u & 48u);
-        return (of.four & 0xffffffu) | (last | word.beside << 6u) << 24u;
+        const uint beside = word.beside >> (16u + 8u * part + 2u * quad);
+        return (of.four & 0xffffffu) | (last | beside << 6u) << 24u;
     }
+    static half scale_of(digits_word word, half) { return as_type<half2>(word.beside).x; }
 };
 
 template <typename Code, uint GROUP_SIZE, typename Packing>
@@ -148,8 +151,7 @@ struct coded_format {
 
     // What word `quad` of a load is made of.
     static typename Packing::packed_word ask_word(weight_bytes w, uint row, uint load, uint quad) {
-        return Packing::ask_word(load_at(w, row, load), scale_at(w, row, load),
-                                 load % loads_per_group, quad);
+        return Packing::ask_word(load_at(w, row, load), scale_at(w, row, load), quad);
     }
 
     static half scale(weight_bytes w, uint row, uint j) {
@@ -157,7 +159,8 @@ struct coded_format {
     }
 
     static uint word(weight_bytes w, uint row, uint j) {
-        return Packing::word_of(ask_word(w, row, j / weights_per_load, j / lane_weights % 4u));
+        const uint load = j / weights_per_load, quad = j / lane_weights % 4u;
+        return Packing::word_of(ask_word(w, row, load, quad), load % loads_per_group, quad);
     }
 
     static void values(weight_bytes w, uint row, uint j, thread float *to) {

@@ -97,7 +97,7 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
     half next_scales[2 * TILES];
     OXB_UNROLL
     for (uint r = 0; r < 2 * TILES; r++) {
-        next_words[r] = packing::ask_word(m.codes + codes_at[r], m.scales + scales_at[r], 0u, quad);
+        next_words[r] = packing::ask_word(m.codes + codes_at[r], m.scales + scales_at[r], quad);
         next_scales[r] = *(device const half *)(m.scales + scales_at[r]);
     }
     const auto held = matrix_hold_weights(kind, input.n_rows >> 31u);
@@ -108,10 +108,10 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
         device const uchar *next_group = m.scales + next / uint(Format::loads_per_group) * m.group;
         OXB_UNROLL
         for (uint r = 0; r < 2 * TILES; r++) {
-            words[r] = packing::word_of(next_words[r]);
-            factors[r] = matrix_factor(kind, next_scales[r]);
-            next_words[r] = packing::ask_word(next_codes + codes_at[r], next_group + scales_at[r],
-                                              next % uint(Format::loads_per_group), quad);
+            words[r] = packing::word_of(next_words[r], block % uint(Format::loads_per_group), quad);
+            factors[r] = matrix_factor(kind, packing::scale_of(next_words[r], next_scales[r]));
+            next_words[r] =
+                packing::ask_word(next_codes + codes_at[r], next_group + scales_at[r], quad);
             next_scales[r] = *(device const half *)(next_group + scales_at[r]);
         }
         OXB_UNROLL

@@ -88,7 +88,8 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
         half scales[2 * TILES];
         OXB_UNROLL
         for (uint r = 0; r < 2 * TILES; r++) {
-            words[r] = Format::packing::word_of(next_words[r]);
+            words[r] = Format::packing::word_of(next_words[r],
+                                                block % uint(Format::loads_per_group), quad);
             const ulong at = row_of<Rows, TILES>(row, r, n_rows);
             scales[r] = Format::load_scale(w, at, block); // needed after the steps
             next_words[r] = Format::ask_word(w, at, next, quad);

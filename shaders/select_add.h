@@ -95,7 +95,8 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, coded_input 
             OXB_UNROLL
             for (uint r = 0; r < MATRICES * ROWS; r++) {
                 const float scale = float(now.scales[r]);
-                const uint codes = Format::packing::word_of(now.codes[r]);
+                const uint codes = Format::packing::word_of(
+                    now.codes[r], load % uint(Format::loads_per_group), quad);
                 sums[r] += is_finite(now.scales[r])
                                ? scale * add_selected<Format>(codes, values)
                                : add_by_definition<Format, NORM>(codes, scale, input, j, 0.0f);
