@@ -178,18 +178,18 @@ struct slices_packing<digit_codes> {
         return float2(float(as_type<half2>(scales.x).x), float(as_type<half2>(scales.y).x));
     }
     static slices_packing unpack(uint bytes, uint2 scales, uint second, uint part, uint lane) {
-        const uint powers[5] = {3u, 9u, 27u, 81u, 243u};
+        const uint powers[4] = {3u, 9u, 27u, 81u};
         const four_digits of = four_digits_of(bytes);
         const bool is_last = lane % 4u == 3u;
         slices_packing row;
-        uint before = 0, fifth = 0;
+        uint before = 0;
         OXB_UNROLL
-        for (uint i = 0; i < 5u; i++) {
+        for (uint i = 0; i < 4u; i++) {
             const uint first = first_digits(of, powers[i]);
-            if (i < 4u) row.digits[i] = first - 3u * before;
-            fifth = first - 3u * before;
+            row.digits[i] = first - 3u * before;
             before = first;
         }
+        const uint fifth = first_digits(of, 243u) - 3u * before;
         OXB_UNROLL
         for (uint i = 0; i < 3u; i++) {
             const uint other = simd_shuffle(fifth, ushort(lane / 4u * 4u + i));
