@@ -233,9 +233,8 @@ SIMD_INLINE lanes sum_of_digits(const float *table, words index, unsigned digits
     return table9_look_up(table9_load(table), index);
 }
 
-/* The next digits of each unit, as an index. */
-SIMD_INLINE words next_digits(words *units, unsigned digits) {
-    const words power = words_of(digits == 3 ? 0x001b001b : 0x00090009);
+/* The next digits of each unit, as an index; `power` is 9 or 27 in each half. */
+SIMD_INLINE words next_digits(words *units, words power) {
     const words index = halves_high(*units, power);
     *units = halves_low(*units, power);
     return index;
@@ -243,19 +242,24 @@ SIMD_INLINE words next_digits(words *units, unsigned digits) {
 
 SIMD_INLINE const float *add_digits(lanes *sum, const uint32_t *codes, const uint16_t *beside,
                                     unsigned n, unsigned v, const float *tables, int streams) {
+    /* Behind an asm: GCC would take a multiplication by a constant apart. */
+    words powers[2] = {words_of(0x00090009), words_of(0x001b001b)};
+    simd_in_order(&sum[0], &powers[0]);
+    simd_in_order(&sum[0], &powers[1]);
     for (unsigned word = 0; word < CPU_DIGIT_WORDS; word++) {
         words units[CPU_MAX_PANEL], index[CPU_MAX_PANEL];
         load_words(units, codes + word * LANES, CPU_DIGIT_WORDS * LANES, n, streams);
 #pragma GCC unroll 5
         for (unsigned field = 0; field < DIGIT_FIELDS; field++) {
             const unsigned digits = DIGITS_OF(field);
-            for (unsigned t = 0; t < n && v > 1; t++) index[t] = next_digits(&units[t], digits);
+            const words power = powers[digits - 2];
+            for (unsigned t = 0; t < n && v > 1; t++) index[t] = next_digits(&units[t], power);
 #pragma GCC unroll 4
             for (unsigned i = 0; i < v; i++, tables += 2 * DIGIT_TABLE(field)) {
 #pragma GCC unroll 8
                 for (unsigned t = 0; t < n; t++) {
                     lanes *to = &sum[i * n + t];
-                    const words low = v > 1 ? index[t] : next_digits(&units[t], digits);
+                    const words low = v > 1 ? index[t] : next_digits(&units[t], power);
                     *to = lanes_add(*to, sum_of_digits(tables, low, digits));
                     *to = lanes_add(*to, sum_of_digits(tables + DIGIT_TABLE(field),
                                                        words_shift(low, 16), digits));
@@ -270,7 +274,8 @@ SIMD_INLINE const float *add_digits(lanes *sum, const uint32_t *codes, const uin
 #pragma GCC unroll 4
     for (unsigned field = 0; field < LAST_FIELDS; field++) {
         words index[CPU_MAX_PANEL];
-        for (unsigned t = 0; t < n; t++) index[t] = next_digits(&unit[t], DIGITS_OF(field));
+        for (unsigned t = 0; t < n; t++)
+            index[t] = next_digits(&unit[t], powers[DIGITS_OF(field) - 2]);
 #pragma GCC unroll 4
         for (unsigned i = 0; i < v; i++, tables += DIGIT_TABLE(field))
 #pragma GCC unroll 8
