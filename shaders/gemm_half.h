@@ -38,10 +38,11 @@ inline half_matrix half_matrix_of(weight_bytes w) {
     half_matrix m;
     m.codes = w.bytes + w.codes_offset;
     m.scales = w.bytes;
-    m.load = columns ? ulong(w.column) * OXB_LOAD_BYTES : OXB_LOAD_BYTES;
-    m.group = columns ? w.column * 2ul : 2ul;
-    m.row_codes = columns ? OXB_LOAD_BYTES : loads * OXB_LOAD_BYTES;
-    m.row_scales = columns ? 2u : loads / uint(Format::loads_per_group) * 2u;
+    const uint load_bytes = Format::load_bytes, scale_bytes = Format::scale_bytes;
+    m.load = columns ? ulong(w.column) * load_bytes : load_bytes;
+    m.group = columns ? ulong(w.column) * scale_bytes : scale_bytes;
+    m.row_codes = columns ? load_bytes : loads * load_bytes;
+    m.row_scales = columns ? scale_bytes : loads / uint(Format::loads_per_group) * scale_bytes;
     return m;
 }
 
@@ -74,7 +75,7 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
                                  8u * (r % of_matrix) + matrix_row(place.lane),
                              input.n_rows - 1u) +
                          r / of_matrix * input.n_rows;
-        codes_at[r] = row * m.row_codes + 4u * quad;
+        codes_at[r] = row * m.row_codes;
         scales_at[r] = row * m.row_scales;
     }
     OXB_UNROLL
@@ -91,11 +92,12 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
         from[c] = uint(half_tile(eight, uint(w.k))) + at % 2u * OXB_SIMD_WIDTH + place.lane;
         coming[c] = input.vectors[from[c]];
     }
-    uint next_words[2 * TILES];
+    typedef typename Format::packing packing;
+    typename packing::packed_word next_words[2 * TILES];
     half next_scales[2 * TILES];
     OXB_UNROLL
     for (uint r = 0; r < 2 * TILES; r++) {
-        next_words[r] = *(device const uint *)(m.codes + codes_at[r]);
+        next_words[r] = packing::ask_word(m.codes + codes_at[r], m.scales + scales_at[r], quad);
         next_scales[r] = *(device const half *)(m.scales + scales_at[r]);
     }
     const auto held = matrix_hold_weights(kind, input.n_rows >> 31u);
@@ -106,9 +108,10 @@ inline void multiply_half(weight_bytes w, half_input input, thread_place place,
         device const uchar *next_group = m.scales + next / uint(Format::loads_per_group) * m.group;
         OXB_UNROLL
         for (uint r = 0; r < 2 * TILES; r++) {
-            words[r] = next_words[r];
-            factors[r] = matrix_factor(kind, next_scales[r]);
-            next_words[r] = *(device const uint *)(next_codes + codes_at[r]);
+            words[r] = packing::word_of(next_words[r], block % uint(Format::loads_per_group), quad);
+            factors[r] = matrix_factor(kind, packing::scale_of(next_words[r], next_scales[r]));
+            next_words[r] =
+                packing::ask_word(next_codes + codes_at[r], next_group + scales_at[r], quad);
             next_scales[r] = *(device const half *)(next_group + scales_at[r]);
         }
         OXB_UNROLL

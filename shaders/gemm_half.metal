@@ -33,11 +33,14 @@ gemm_half(device const uchar *weight [[buffer(0)]], device const uchar *halves [
 OXB_KERNEL("gemm_q1_g128_half", gemm_half<q1_g128, half_plain<false>>)
 OXB_KERNEL("gemm_q2_g128_half", gemm_half<q2_g128, half_plain<false>>)
 OXB_KERNEL("gemm_q2_g64_half", gemm_half<q2_g64, half_plain<false>>)
+OXB_KERNEL("gemm_t1_g128_half", gemm_half<t1_g128, half_plain<false>>)
 
 OXB_KERNEL("gemm_q1_g128_residual_half", gemm_half<q1_g128, half_plain<true>>)
 OXB_KERNEL("gemm_q2_g128_residual_half", gemm_half<q2_g128, half_plain<true>>)
 OXB_KERNEL("gemm_q2_g64_residual_half", gemm_half<q2_g64, half_plain<true>>)
+OXB_KERNEL("gemm_t1_g128_residual_half", gemm_half<t1_g128, half_plain<true>>)
 
 OXB_KERNEL("fused_gate_up_swiglu_gemm_q1_g128_half", gemm_half<q1_g128, half_swiglu>)
 OXB_KERNEL("fused_gate_up_swiglu_gemm_q2_g128_half", gemm_half<q2_g128, half_swiglu>)
 OXB_KERNEL("fused_gate_up_swiglu_gemm_q2_g64_half", gemm_half<q2_g64, half_swiglu>)
+OXB_KERNEL("fused_gate_up_swiglu_gemm_t1_g128_half", gemm_half<t1_g128, half_swiglu>)

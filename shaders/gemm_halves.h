@@ -69,11 +69,11 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
                                                        halves_tile(n_eights, blocks, 0, steps)) +
                                 first_block * 8u + 2u * quad;
     const ulong tiles_apart = ulong(second) * steps * OXB_SIMD_WIDTH, units_apart = second * 8ul;
-    uint next_words[2 * TILES];
+    typename Format::packing::packed_word next_words[2 * TILES];
     uint4 ring[4][EIGHTS];
     OXB_UNROLL
     for (uint r = 0; r < 2 * TILES; r++)
-        next_words[r] = Format::load_word(w, row_of<Rows, TILES>(row, r, n_rows), begin, quad);
+        next_words[r] = Format::ask_word(w, row_of<Rows, TILES>(row, r, n_rows), begin, quad);
     OXB_UNROLL
     for (uint s = 0; s < ahead; s++) {
         OXB_UNROLL
@@ -88,10 +88,11 @@ inline bool multiply_halves(weight_bytes w, uint n_rows, uint first, uint place,
         half scales[2 * TILES];
         OXB_UNROLL
         for (uint r = 0; r < 2 * TILES; r++) {
-            words[r] = next_words[r];
+            words[r] = Format::packing::word_of(next_words[r],
+                                                block % uint(Format::loads_per_group), quad);
             const ulong at = row_of<Rows, TILES>(row, r, n_rows);
             scales[r] = Format::load_scale(w, at, block); // needed after the steps
-            next_words[r] = Format::load_word(w, at, next, quad);
+            next_words[r] = Format::ask_word(w, at, next, quad);
         }
         float2 unit[EIGHTS];
         OXB_UNROLL

@@ -81,11 +81,14 @@ gemm_halves(device const uchar *weight [[buffer(0)]], device const uchar *halves
 OXB_KERNEL("gemm_q1_g128_halves", gemm_halves<q1_g128, halves_plain<false>>)
 OXB_KERNEL("gemm_q2_g128_halves", gemm_halves<q2_g128, halves_plain<false>>)
 OXB_KERNEL("gemm_q2_g64_halves", gemm_halves<q2_g64, halves_plain<false>>)
+OXB_KERNEL("gemm_t1_g128_halves", gemm_halves<t1_g128, halves_plain<false>>)
 
 OXB_KERNEL("gemm_q1_g128_residual_halves", gemm_halves<q1_g128, halves_plain<true>>)
 OXB_KERNEL("gemm_q2_g128_residual_halves", gemm_halves<q2_g128, halves_plain<true>>)
 OXB_KERNEL("gemm_q2_g64_residual_halves", gemm_halves<q2_g64, halves_plain<true>>)
+OXB_KERNEL("gemm_t1_g128_residual_halves", gemm_halves<t1_g128, halves_plain<true>>)
 
 OXB_KERNEL("fused_gate_up_swiglu_gemm_q1_g128_halves", gemm_halves<q1_g128, halves_swiglu>)
 OXB_KERNEL("fused_gate_up_swiglu_gemm_q2_g128_halves", gemm_halves<q2_g128, halves_swiglu>)
 OXB_KERNEL("fused_gate_up_swiglu_gemm_q2_g64_halves", gemm_halves<q2_g64, halves_swiglu>)
+OXB_KERNEL("fused_gate_up_swiglu_gemm_t1_g128_halves", gemm_halves<t1_g128, halves_swiglu>)

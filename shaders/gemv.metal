@@ -18,14 +18,17 @@ using namespace metal;
 OXB_KERNEL("gemv_q1_g128", gemv_coded<lookup_form, q1_g128, false>)
 OXB_KERNEL("gemv_q2_g128", gemv_coded<lookup_form, q2_g128, false>)
 OXB_KERNEL("gemv_q2_g64", gemv_coded<lookup_form, q2_g64, false>)
+OXB_KERNEL("gemv_t1_g128", gemv_coded<lookup_form, t1_g128, false>)
 
 OXB_KERNEL("gemv_q1_g128_residual", gemv_coded<lookup_form, q1_g128, true>)
 OXB_KERNEL("gemv_q2_g128_residual", gemv_coded<lookup_form, q2_g128, true>)
 OXB_KERNEL("gemv_q2_g64_residual", gemv_coded<lookup_form, q2_g64, true>)
+OXB_KERNEL("gemv_t1_g128_residual", gemv_coded<lookup_form, t1_g128, true>)
 
 OXB_KERNEL("gemv_q1_g128_norm", gemv_coded_norm<lookup_form, q1_g128>)
 OXB_KERNEL("gemv_q2_g128_norm", gemv_coded_norm<lookup_form, q2_g128>)
 OXB_KERNEL("gemv_q2_g64_norm", gemv_coded_norm<lookup_form, q2_g64>)
+OXB_KERNEL("gemv_t1_g128_norm", gemv_coded_norm<lookup_form, t1_g128>)
 
 // Each SIMD-group computes ROWS rows.
 template <typename Format, bool RESIDUAL, uint ROWS>

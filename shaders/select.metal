@@ -18,18 +18,22 @@ using namespace metal;
 OXB_KERNEL("gemv_q1_g128_select", gemv_coded<select_form, q1_g128, false>)
 OXB_KERNEL("gemv_q2_g128_select", gemv_coded<select_form, q2_g128, false>)
 OXB_KERNEL("gemv_q2_g64_select", gemv_coded<select_form, q2_g64, false>)
+OXB_KERNEL("gemv_t1_g128_select", gemv_coded<select_form, t1_g128, false>)
 
 OXB_KERNEL("gemv_q1_g128_residual_select", gemv_coded<select_form, q1_g128, true>)
 OXB_KERNEL("gemv_q2_g128_residual_select", gemv_coded<select_form, q2_g128, true>)
 OXB_KERNEL("gemv_q2_g64_residual_select", gemv_coded<select_form, q2_g64, true>)
+OXB_KERNEL("gemv_t1_g128_residual_select", gemv_coded<select_form, t1_g128, true>)
 
 OXB_KERNEL("gemv_q1_g128_norm_select", gemv_coded_norm<select_form, q1_g128>)
 OXB_KERNEL("gemv_q2_g128_norm_select", gemv_coded_norm<select_form, q2_g128>)
 OXB_KERNEL("gemv_q2_g64_norm_select", gemv_coded_norm<select_form, q2_g64>)
+OXB_KERNEL("gemv_t1_g128_norm_select", gemv_coded_norm<select_form, t1_g128>)
 
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_select", fused_gate_up_swiglu_coded<select_form, q1_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g128_select", fused_gate_up_swiglu_coded<select_form, q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_select", fused_gate_up_swiglu_coded<select_form, q2_g64>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128_select", fused_gate_up_swiglu_coded<select_form, t1_g128>)
 
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_norm_select",
            fused_gate_up_swiglu_coded_norm<select_form, q1_g128>)
@@ -37,3 +41,5 @@ OXB_KERNEL("fused_gate_up_swiglu_q2_g128_norm_select",
            fused_gate_up_swiglu_coded_norm<select_form, q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_norm_select",
            fused_gate_up_swiglu_coded_norm<select_form, q2_g64>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128_norm_select",
+           fused_gate_up_swiglu_coded_norm<select_form, t1_g128>)

@@ -29,7 +29,7 @@ inline float selected_level(code_2bit, uint codes, uint i) {
 // The codes and scales of a lane for a load, one load ahead of their use.
 template <typename Format, uint N>
 struct select_load {
-    uint codes[N];
+    typename Format::packing::packed_word codes[N];
     half scales[N];
 };
 
@@ -38,7 +38,7 @@ inline select_load<Format, N> fetch(weight_bytes w, thread const uint *row, uint
     select_load<Format, N> now;
     OXB_UNROLL
     for (uint r = 0; r < N; r++) {
-        now.codes[r] = Format::load_word(w, row[r], load, quad);
+        now.codes[r] = Format::ask_word(w, row[r], load, quad);
         now.scales[r] = Format::load_scale(w, row[r], load);
     }
     return now;
@@ -95,10 +95,11 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, coded_input 
             OXB_UNROLL
             for (uint r = 0; r < MATRICES * ROWS; r++) {
                 const float scale = float(now.scales[r]);
-                sums[r] +=
-                    is_finite(now.scales[r])
-                        ? scale * add_selected<Format>(now.codes[r], values)
-                        : add_by_definition<Format, NORM>(now.codes[r], scale, input, j, 0.0f);
+                const uint codes = Format::packing::word_of(
+                    now.codes[r], load % uint(Format::loads_per_group), quad);
+                sums[r] += is_finite(now.scales[r])
+                               ? scale * add_selected<Format>(codes, values)
+                               : add_by_definition<Format, NORM>(codes, scale, input, j, 0.0f);
             }
         }
         OXB_UNROLL

@@ -19,20 +19,25 @@ using namespace metal;
 OXB_KERNEL("gemv_q1_g128_shuffle", gemv_coded<shuffle_form, q1_g128, false>)
 OXB_KERNEL("gemv_q2_g128_shuffle", gemv_coded<shuffle_form, q2_g128, false>)
 OXB_KERNEL("gemv_q2_g64_shuffle", gemv_coded<shuffle_form, q2_g64, false>)
+OXB_KERNEL("gemv_t1_g128_shuffle", gemv_coded<shuffle_form, t1_g128, false>)
 
 OXB_KERNEL("gemv_q1_g128_residual_shuffle", gemv_coded<shuffle_form, q1_g128, true>)
 OXB_KERNEL("gemv_q2_g128_residual_shuffle", gemv_coded<shuffle_form, q2_g128, true>)
 OXB_KERNEL("gemv_q2_g64_residual_shuffle", gemv_coded<shuffle_form, q2_g64, true>)
+OXB_KERNEL("gemv_t1_g128_residual_shuffle", gemv_coded<shuffle_form, t1_g128, true>)
 
 OXB_KERNEL("gemv_q1_g128_norm_shuffle", gemv_coded_norm<shuffle_form, q1_g128>)
 OXB_KERNEL("gemv_q2_g128_norm_shuffle", gemv_coded_norm<shuffle_form, q2_g128>)
 OXB_KERNEL("gemv_q2_g64_norm_shuffle", gemv_coded_norm<shuffle_form, q2_g64>)
+OXB_KERNEL("gemv_t1_g128_norm_shuffle", gemv_coded_norm<shuffle_form, t1_g128>)
 
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_shuffle",
            fused_gate_up_swiglu_coded<shuffle_form, q1_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g128_shuffle",
            fused_gate_up_swiglu_coded<shuffle_form, q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_shuffle", fused_gate_up_swiglu_coded<shuffle_form, q2_g64>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128_shuffle",
+           fused_gate_up_swiglu_coded<shuffle_form, t1_g128>)
 
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_norm_shuffle",
            fused_gate_up_swiglu_coded_norm<shuffle_form, q1_g128>)
@@ -40,3 +45,5 @@ OXB_KERNEL("fused_gate_up_swiglu_q2_g128_norm_shuffle",
            fused_gate_up_swiglu_coded_norm<shuffle_form, q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_norm_shuffle",
            fused_gate_up_swiglu_coded_norm<shuffle_form, q2_g64>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128_norm_shuffle",
+           fused_gate_up_swiglu_coded_norm<shuffle_form, t1_g128>)

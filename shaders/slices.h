@@ -136,6 +136,77 @@ struct slices<code_2bit> {
     static float unit(uint quad) { return as_type<float>((127u - 14u - 16u * quad) << 23u); }
 };
 
+// A lane has a third of its row's digits in its word, the last lane of four has the fifth digits of
+// the others' words and the codes beside the scale: element 4 q + n of run b is byte b of what lane
+// q multiplies n-th.
+template <>
+struct slices<code_digits> : slices<code_2bit> {
+    enum { elements_apart = 16 };
+
+    static uint element(uint lane) { return lane / 4u % 2u * 32u + lane / 8u * 4u + lane % 4u; }
+};
+
+// How a lane reads a row of a block: which word of a load it asks for, the scales of two
+// neighbouring rows with what is beside them, and the four words of bytes that it multiplies.
+template <typename Packing>
+struct slices_packing;
+
+template <>
+struct slices_packing<whole_codes> {
+    typedef half2 packed_scales;
+
+    uint codes;
+
+    static uint word(uint quad) { return quad; }
+    static float2 scales_of(half2 scales) { return float2(scales); }
+    static slices_packing unpack(uint codes, half2, uint, uint, uint) { return {codes}; }
+
+    template <typename Kind>
+    uint rows(uint product, uint second) const thread {
+        return Kind::rows(codes, product, second);
+    }
+};
+
+template <>
+struct slices_packing<digit_codes> {
+    typedef uint2 packed_scales;
+
+    uint digits[4];
+
+    static uint word(uint quad) { return min(quad, 2u); } // the last lane uses none
+    static float2 scales_of(uint2 scales) {
+        return float2(float(as_type<half2>(scales.x).x), float(as_type<half2>(scales.y).x));
+    }
+    static slices_packing unpack(uint bytes, uint2 scales, uint second, uint part, uint lane) {
+        const uint powers[4] = {3u, 9u, 27u, 81u};
+        const four_digits of = four_digits_of(bytes);
+        const bool is_last = lane % 4u == 3u;
+        slices_packing row;
+        uint before = 0;
+        OXB_UNROLL
+        for (uint i = 0; i < 4u; i++) {
+            const uint first = first_digits(of, powers[i]);
+            row.digits[i] = first - 3u * before;
+            before = first;
+        }
+        const uint fifth = first_digits(of, 243u) - 3u * before;
+        OXB_UNROLL
+        for (uint i = 0; i < 3u; i++) {
+            const uint other = simd_shuffle(fifth, ushort(lane / 4u * 4u + i));
+            row.digits[i] = is_last ? other : row.digits[i];
+        }
+        const uint entry = second != 0u ? scales.y : scales.x;
+        const uint beside = codes_in_bytes(entry >> (16u + 8u * part) & 255u);
+        row.digits[3] = is_last ? beside : row.digits[3];
+        return row;
+    }
+
+    template <typename Kind>
+    uint rows(uint product, uint second) const thread {
+        return digits[2u * product + second];
+    }
+};
+
 template <typename Code>
 struct slices_memory {
     uint4
@@ -159,10 +230,10 @@ struct slices_rows {
 };
 
 // What a lane holds of the weights of a block: of the matrix, and of the norm for its activations.
-template <uint TILES, uint ELEMENTS>
+template <typename Packing, uint TILES, uint ELEMENTS>
 struct slices_weights {
     uint words[TILES][2];
-    half2 scales[TILES];
+    typename slices_packing<Packing>::packed_scales scales[TILES];
     float norm[ELEMENTS];
 };
 
@@ -170,7 +241,7 @@ struct slices_weights {
 // apart, weights of the norm, and activations; and how far on that of the SIMD-group's next block.
 struct slices_place {
     device const uint *codes;
-    device const half *scales;
+    device const uchar *scales;
     device const float *norm, *x;
     uint n_rows, x_step;
     ulong codes_step, scales_step;
@@ -179,29 +250,33 @@ struct slices_place {
 template <typename Format>
 inline slices_place place_of(weight_bytes w, slices_rows rows, slices_input input, uint block,
                              thread_place place) {
-    const uint words = OXB_LOAD_BYTES / 4u, row = rows.first + place.lane / 4u * 2u;
+    const uint words = uint(Format::load_bytes) / 4u, row = rows.first + place.lane / 4u * 2u;
+    const uint size = Format::scale_bytes;
     const uint element =
         block * Format::weights_per_load + slices<typename Format::code>::element(place.lane);
     return {(device const uint *)(w.bytes + w.codes_offset) +
-                (ulong(block) * w.column + row) * words + place.lane % 4u,
-            (device const half *)w.bytes + ulong(block / Format::loads_per_group) * w.column + row,
+                (ulong(block) * w.column + row) * words +
+                slices_packing<typename Format::packing>::word(place.lane % 4u),
+            w.bytes + (ulong(block / Format::loads_per_group) * w.column + row) * size,
             input.weight + element,
             input.x + element,
             rows.n_rows,
             place.simdgroups * Format::weights_per_load,
             ulong(place.simdgroups * words) * w.column,
-            ulong(place.simdgroups / Format::loads_per_group) * w.column};
+            ulong(place.simdgroups / Format::loads_per_group) * w.column * size};
 }
 
 // Tile t of MATRICES * TILES.
-template <uint MATRICES, uint TILES, uint ELEMENTS>
+template <uint MATRICES, uint TILES, typename Packing, uint ELEMENTS>
 inline void ask_tile(slices_place at, uint t,
-                     thread slices_weights<MATRICES * TILES, ELEMENTS> &to) {
-    const uint words = OXB_LOAD_BYTES / 4u, down = t % TILES * 16u;
+                     thread slices_weights<Packing, MATRICES * TILES, ELEMENTS> &to) {
+    typedef typename slices_packing<Packing>::packed_scales scales;
+    const uint words = uint(Packing::load_bytes) / 4u, down = t % TILES * 16u;
     device const uint *codes = at.codes + ulong(t / TILES) * (at.n_rows * words) + down * words;
     to.words[t][0] = codes[0];
     to.words[t][1] = codes[words];
-    to.scales[t] = *(device const half2 *)(at.scales + ulong(t / TILES) * at.n_rows + down);
+    to.scales[t] = *(device const scales *)(at.scales + (ulong(t / TILES) * at.n_rows + down) *
+                                                            uint(Packing::scale_bytes));
 }
 
 // A lane's elements of a block.
@@ -241,7 +316,8 @@ struct slices_part {
     // Where the registers allow it, weights are asked for two blocks ahead of their use. Else the
     // tiles of a block are multiplied in two rounds, and asked for one block ahead after each.
     enum { tiles = MATRICES * TILES, ring = 2 - tiles / 4, rounds = 3 - ring };
-    typedef slices_weights<tiles, kind::lane_elements> weights_of_block;
+    typedef typename Format::packing packing;
+    typedef slices_weights<packing, tiles, kind::lane_elements> weights_of_block;
 
     weights_of_block weights[ring];
     float x[kind::lane_elements]; // of the next block
@@ -289,11 +365,13 @@ inline float sum_of_all(thread const uint *words, float unit, uint lane,
 // Block `block` of a part, whose weights and activations are asked for; `at` is where those lie
 // that are asked for here.
 template <typename Format, uint MATRICES, uint TILES, bool NORM>
-inline void add_block(
-    thread slices_place &at, uint blocks, uint block, thread_place place, threadgroup uint4 *slot,
-    thread slices_weights<MATRICES * TILES, slices<typename Format::code>::lane_elements> &weights,
-    thread slices_part<Format, MATRICES, TILES> &part) {
+inline void add_block(thread slices_place &at, uint blocks, uint block, thread_place place,
+                      threadgroup uint4 *slot,
+                      thread
+                      typename slices_part<Format, MATRICES, TILES>::weights_of_block &weights,
+                      thread slices_part<Format, MATRICES, TILES> &part) {
     typedef slices_part<Format, MATRICES, TILES> parts;
+    typedef slices_packing<typename Format::packing> packing;
     typedef typename parts::kind kind;
     const bool more = block + parts::ring * place.simdgroups < blocks;
     const bool more_x = block + place.simdgroups < blocks;
@@ -325,13 +403,18 @@ inline void add_block(
         OXB_UNROLL
         for (uint i = 0; i < parts::tiles / parts::rounds; i++) {
             const uint t = round * uint(parts::tiles / parts::rounds) + i;
-            const uint low = weights.words[t][0], high = weights.words[t][1];
-            const float2 scales = float2(weights.scales[t]);
+            const uint group_part = block % uint(Format::loads_per_group);
+            const packing low =
+                packing::unpack(weights.words[t][0], weights.scales[t], 0u, group_part, place.lane);
+            const packing high =
+                packing::unpack(weights.words[t][1], weights.scales[t], 1u, group_part, place.lane);
+            const float2 scales = packing::scales_of(weights.scales[t]);
             int products[4];
             OXB_UNROLL
             for (uint p = 0; p < kind::products; p++) {
-                const uint four[4] = {kind::rows(low, p, 0u), kind::rows(high, p, 0u),
-                                      kind::rows(low, p, 1u), kind::rows(high, p, 1u)};
+                const uint four[4] = {
+                    low.template rows<kind>(p, 0u), high.template rows<kind>(p, 0u),
+                    low.template rows<kind>(p, 1u), high.template rows<kind>(p, 1u)};
                 matrix_add_bytes(products, p == 0u ? part.before : products, four, words[2u * p],
                                  words[2u * p + 1u], place.lane);
             }

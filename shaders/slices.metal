@@ -71,10 +71,12 @@ template <typename Format, bool RESIDUAL>
 OXB_KERNEL("gemv_q1_g128_slices", gemv_slices<q1_g128, false>)
 OXB_KERNEL("gemv_q2_g128_slices", gemv_slices<q2_g128, false>)
 OXB_KERNEL("gemv_q2_g64_slices", gemv_slices<q2_g64, false>)
+OXB_KERNEL("gemv_t1_g128_slices", gemv_slices<t1_g128, false>)
 
 OXB_KERNEL("gemv_q1_g128_residual_slices", gemv_slices<q1_g128, true>)
 OXB_KERNEL("gemv_q2_g128_residual_slices", gemv_slices<q2_g128, true>)
 OXB_KERNEL("gemv_q2_g64_residual_slices", gemv_slices<q2_g64, true>)
+OXB_KERNEL("gemv_t1_g128_residual_slices", gemv_slices<t1_g128, true>)
 
 template <typename Format>
 [[kernel]] void gemv_slices_norm(
@@ -93,6 +95,7 @@ template <typename Format>
 OXB_KERNEL("gemv_q1_g128_norm_slices", gemv_slices_norm<q1_g128>)
 OXB_KERNEL("gemv_q2_g128_norm_slices", gemv_slices_norm<q2_g128>)
 OXB_KERNEL("gemv_q2_g64_norm_slices", gemv_slices_norm<q2_g64>)
+OXB_KERNEL("gemv_t1_g128_norm_slices", gemv_slices_norm<t1_g128>)
 
 template <typename Format, bool NORM, uint TILES>
 inline void swiglu_tiles(weight_bytes w, device const float *x, device const float *norm,
@@ -146,6 +149,7 @@ template <typename Format>
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_slices", fused_gate_up_swiglu_slices<q1_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g128_slices", fused_gate_up_swiglu_slices<q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_slices", fused_gate_up_swiglu_slices<q2_g64>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128_slices", fused_gate_up_swiglu_slices<t1_g128>)
 
 template <typename Format>
 [[kernel]] void fused_gate_up_swiglu_slices_norm(
@@ -164,3 +168,4 @@ template <typename Format>
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_norm_slices", fused_gate_up_swiglu_slices_norm<q1_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g128_norm_slices", fused_gate_up_swiglu_slices_norm<q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_norm_slices", fused_gate_up_swiglu_slices_norm<q2_g64>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128_norm_slices", fused_gate_up_swiglu_slices_norm<t1_g128>)

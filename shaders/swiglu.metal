@@ -19,12 +19,15 @@ using namespace metal;
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128", fused_gate_up_swiglu_coded<lookup_form, q1_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g128", fused_gate_up_swiglu_coded<lookup_form, q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64", fused_gate_up_swiglu_coded<lookup_form, q2_g64>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128", fused_gate_up_swiglu_coded<lookup_form, t1_g128>)
 
 OXB_KERNEL("fused_gate_up_swiglu_q1_g128_norm",
            fused_gate_up_swiglu_coded_norm<lookup_form, q1_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g128_norm",
            fused_gate_up_swiglu_coded_norm<lookup_form, q2_g128>)
 OXB_KERNEL("fused_gate_up_swiglu_q2_g64_norm", fused_gate_up_swiglu_coded_norm<lookup_form, q2_g64>)
+OXB_KERNEL("fused_gate_up_swiglu_t1_g128_norm",
+           fused_gate_up_swiglu_coded_norm<lookup_form, t1_g128>)
 
 template <typename Format, uint ROWS>
 inline void swiglu_dense_rows(weight_bytes w, device const float *x, device float *s, uint n_rows,

@@ -19,7 +19,7 @@
 // What a lane reads from device memory for a load, one load ahead of its use.
 template <typename Format, uint N>
 struct table_load {
-    uint4 codes[N];
+    typename Format::packing::packed_load codes[N];
     half scales[N];
     // This lane's elements of x and of the norm's weight.
     float x[Format::weights_per_load / OXB_SIMD_WIDTH];
@@ -32,7 +32,7 @@ inline table_load<Format, N> fetch(weight_bytes w, thread const uint *row, coded
     table_load<Format, N> now;
     OXB_UNROLL
     for (uint r = 0; r < N; r++) {
-        now.codes[r] = Format::load_codes(w, row[r], load);
+        now.codes[r] = Format::ask_load(w, row[r], load);
         now.scales[r] = Format::load_scale(w, row[r], load);
     }
     OXB_UNROLL
@@ -88,11 +88,11 @@ inline void multiply_codes(weight_bytes w, uint n_rows, uint first, coded_input 
             for (uint r = 0; r < MATRICES * ROWS; r++) {
                 const float scale = float(now.scales[r]);
                 // Every lane looks up, whatever its scale: the lanes may hold the tables.
-                const float sum = look_up(now.codes[r], tables);
-                sums[r] +=
-                    is_finite(now.scales[r])
-                        ? scale * sum
-                        : add_load_by_definition<Format, NORM>(now.codes[r], scale, input, load);
+                const uint4 codes = Format::packing::codes_of(now.codes[r]);
+                const float sum = look_up(codes, tables);
+                sums[r] += is_finite(now.scales[r])
+                               ? scale * sum
+                               : add_load_by_definition<Format, NORM>(codes, scale, input, load);
             }
         }
         OXB_UNROLL

@@ -27,6 +27,7 @@ template <typename Format>
 OXB_KERNEL("embed_q1_g128", embed<q1_g128>)
 OXB_KERNEL("embed_q2_g128", embed<q2_g128>)
 OXB_KERNEL("embed_q2_g64", embed<q2_g64>)
+OXB_KERNEL("embed_t1_g128", embed<t1_g128>)
 OXB_KERNEL("embed_f32", embed<f32>)
 OXB_KERNEL("embed_f16", embed<f16>)
 OXB_KERNEL("embed_bf16", embed<bf16>)

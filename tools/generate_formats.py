@@ -53,7 +53,7 @@ def generate(header: str) -> str:
     """Return the text of the Python table for the text of the C header."""
     device_formats = {
         id: f"{name}, {bits}, {group_size}, {bool(int(coded))}"
-        for id, name, bits, group_size, coded in rows(header, "OXB_DEVICE_FORMATS", 5)
+        for id, name, bits, group_size, coded, _, _ in rows(header, "OXB_DEVICE_FORMATS", 7)
     }
     lines = []
     for number, row in enumerate(rows(header, "OXB_FILE_FORMATS", 7)):

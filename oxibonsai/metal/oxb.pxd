@@ -14,6 +14,7 @@ cdef extern from "oxb_formats.h" nogil:
         OXB_DEVICE_FORMAT_F16
         OXB_DEVICE_FORMAT_BF16
         OXB_DEVICE_FORMAT_Q8_0
+        OXB_DEVICE_FORMAT_T1_G128
         OXB_DEVICE_FORMAT_COUNT
 
     ctypedef enum oxb_file_format:
@@ -43,6 +44,8 @@ cdef extern from "oxb_formats.h" nogil:
         unsigned int bits
         unsigned int group_size
         unsigned int coded
+        unsigned int scale_bytes
+        unsigned int code_bytes
 
 
 cdef extern from "oxb_shim.h" nogil:

@@ -29,7 +29,7 @@
 #define CPU_BAD_ARGS            OXB_BAD_ARGS
 
 /* The layouts of weights beside the plain one: panels.h. */
-enum { CPU_LAYOUT_PANELS = 1, CPU_LAYOUT_TRITS = 2 };
+enum { CPU_LAYOUT_PANELS = 1, CPU_LAYOUT_TRITS = 2, CPU_LAYOUT_DIGITS = 3 };
 
 /* Clang contracts a * b + c by default and gcc does not under -std=c11: both round twice here. */
 #if defined(__clang__)
@@ -108,8 +108,7 @@ static inline uint64_t cpu_add(uint64_t a, uint64_t b) {
  */
 static inline uint64_t cpu_group_bytes(uint32_t format) {
     static const uint8_t bytes[OXB_DEVICE_FORMAT_COUNT] = {
-#define X(id, name, bits, group_size, coded) \
-    (bits) * (group_size) / 8 + (OXB_DEVICE_FORMAT_##id == OXB_DEVICE_FORMAT_Q8_0 ? 2 : 0),
+#define X(id, name, bits, group_size, coded, scale_bytes, code_bytes) code_bytes,
         OXB_DEVICE_FORMATS(X)
 #undef X
     };
@@ -118,22 +117,25 @@ static inline uint64_t cpu_group_bytes(uint32_t format) {
 
 static inline uint32_t cpu_group(uint32_t format) {
     static const uint8_t group[OXB_DEVICE_FORMAT_COUNT] = {
-#define X(id, name, bits, group_size, coded) group_size,
+#define X(id, name, bits, group_size, coded, scale_bytes, code_bytes) group_size,
         OXB_DEVICE_FORMATS(X)
 #undef X
     };
     return group[format];
 }
 
-/* Whether the scales lie apart, before the codes. */
-static inline int cpu_has_scales(uint32_t format) {
-    static const uint8_t is_coded[OXB_DEVICE_FORMAT_COUNT] = {
-#define X(id, name, bits, group_size, coded) coded,
+/* Bytes of one scale group before the codes; 0 where no scales lie apart. */
+static inline uint64_t cpu_scale_bytes(uint32_t format) {
+    static const uint8_t bytes[OXB_DEVICE_FORMAT_COUNT] = {
+#define X(id, name, bits, group_size, coded, scale_bytes, code_bytes) scale_bytes,
         OXB_DEVICE_FORMATS(X)
 #undef X
     };
-    return is_coded[format];
+    return bytes[format];
 }
+
+/* Whether the scales lie apart, before the codes. */
+static inline int cpu_has_scales(uint32_t format) { return cpu_scale_bytes(format) != 0; }
 
 /* Bytes of the buffer of a kernel's n_rows x k matrix. */
 uint64_t cpu_weight_bytes(const cpu_kernel *kernel, uint64_t codes_offset, uint64_t n_rows,
@@ -157,6 +159,17 @@ typedef struct cpu_matrix {
  */
 void cpu_codes_rows(const cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
                     double *sums, void *scratch);
+/* The same of t1_g128. */
+void cpu_digits_rows(const cpu_matrix *m, const uint64_t *first, uint32_t n_parts, uint64_t n,
+                     double *sums, void *scratch);
+/* Code i, 0 to 2, of a scale group of t1_g128: `scale` and `codes` are those of the group. */
+static inline unsigned cpu_digit_of(const uint8_t *scale, const uint8_t *codes, unsigned i) {
+    static const uint8_t power[5] = {1, 3, 9, 27, 81};
+    const unsigned load = i / 64, run = i % 64 / 16, at = i % 16;
+    if (at == 15) return scale[2 + load] >> 2 * run & 3u;
+    const unsigned b = at < 12 ? at / 4 : at - 12, digit = at < 12 ? at % 4 : 4;
+    return (codes[12 * load + 4 * b + run] * power[digit] & 0xffu) * 3u >> 8;
+}
 /* Weights [first, first + n) of a row; for Q8_0 both are multiples of 32. */
 void cpu_dense_weights(uint32_t format, const uint8_t *row, uint64_t first, uint64_t n, float *w);
 

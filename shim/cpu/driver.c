@@ -230,7 +230,7 @@ static int uses_layout(const cpu_device *device, uint32_t format, uint32_t layou
 
 static uint32_t weight_layouts(void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,
                                oxb_weight_layout layouts[OXB_MAX_LAYOUTS]) {
-    static const uint32_t best_first[] = {CPU_LAYOUT_TRITS, CPU_LAYOUT_PANELS};
+    static const uint32_t best_first[] = {CPU_LAYOUT_TRITS, CPU_LAYOUT_PANELS, CPU_LAYOUT_DIGITS};
     uint32_t n = 0;
     for (unsigned i = 0; i < sizeof best_first / sizeof best_first[0]; i++) {
         if (!uses_layout(device, format, best_first[i])) continue;

@@ -40,7 +40,12 @@ void cpu_abilities(const cpu_isa *isa, oxb_abilities *abilities) {
 
 static const char *suffix_of(oxb_op op, uint32_t layout) {
     if (op == OXB_OP_QUANTIZE) return ""; /* the vectors have no layout */
-    return layout == CPU_LAYOUT_PANELS ? "_panels" : layout == CPU_LAYOUT_TRITS ? "_trits" : "";
+    switch (layout) {
+    case CPU_LAYOUT_PANELS: return "_panels";
+    case CPU_LAYOUT_TRITS: return "_trits";
+    case CPU_LAYOUT_DIGITS: return "_digits";
+    default: return "";
+    }
 }
 
 void cpu_tile(oxb_op op, const oxb_op_shape *shape, oxb_tile *tile) {

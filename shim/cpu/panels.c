@@ -13,6 +13,8 @@
 cpu_packing cpu_panel_packing(uint32_t format, uint32_t layout) {
     if (layout == CPU_LAYOUT_TRITS)
         return format == OXB_DEVICE_FORMAT_Q2_G128 ? CPU_TRITS : CPU_PACKING_COUNT;
+    if (layout == CPU_LAYOUT_DIGITS)
+        return format == OXB_DEVICE_FORMAT_T1_G128 ? CPU_DIGITS : CPU_PACKING_COUNT;
     if (layout != CPU_LAYOUT_PANELS) return CPU_PACKING_COUNT;
     switch (format) {
     case OXB_DEVICE_FORMAT_Q1_G128: return CPU_BITS;
@@ -27,7 +29,7 @@ uint64_t cpu_panel_bytes(cpu_packing packing, uint64_t group_size, uint64_t n_ro
     const uint64_t rows = cpu_panel_rows_of(packing);
     const uint64_t strip_rows =
         cpu_mul(n_rows / rows + (n_rows % rows != 0), rows * (k / group_size));
-    *codes_offset = cpu_mul(strip_rows, sizeof(uint16_t));
+    *codes_offset = cpu_mul(strip_rows, cpu_panel_scales(packing) / LANES * sizeof(uint16_t));
     return cpu_add(*codes_offset,
                    cpu_mul(strip_rows, cpu_panel_words(packing, group_size) * sizeof(uint32_t)));
 }
@@ -40,6 +42,7 @@ cpu_panels cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t for
                         .codes = (const void *)((const char *)weight + codes_offset),
                         .n_groups = k / group_size,
                         .words = cpu_panel_words(packing, group_size),
+                        .n_scales = cpu_panel_scales(packing),
                         .group_size = group_size,
                         .packing = packing};
 }
@@ -59,10 +62,27 @@ static int code_at(cpu_packing packing, const uint32_t *words, unsigned i) {
            3; /* w0 + 1 + 3 (w1 + 1) + 9 (w2 + 1) */
 }
 
+/* The weights of two bytes of digits, the first `n` of each. */
+static void unit_weights(uint32_t unit, unsigned first_byte, unsigned n, float scale,
+                         float *weights) {
+    for (unsigned i = 0; i < 2 * n; i++) {
+        unit = (unit & 0xffff) * 3;
+        weights[cpu_digit_weight(first_byte + i / n, i % n)] =
+            (float)((int)(unit >> 16) - 1) * scale;
+    }
+}
+
 void cpu_panel_weights(const cpu_panels *p, uint64_t row, uint64_t group, float *weights) {
     const uint64_t strip = cpu_strip_at(p, row / LANES, group);
-    const float scale = cpu_float_of_half(p->scales[strip * LANES + row % LANES]);
+    const uint16_t *scales = p->scales + strip * p->n_scales + row % LANES;
+    const float scale = cpu_float_of_half(scales[0]);
     const uint32_t *words = p->codes + strip * p->words * LANES + row % LANES;
+    if (p->packing == CPU_DIGITS) {
+        for (unsigned b = 0; b < 4 * CPU_DIGIT_WORDS; b += 2)
+            unit_weights(words[b / 4 * LANES] >> 8 * (b % 4), b, 5, scale, weights);
+        unit_weights(scales[LANES], 4 * CPU_DIGIT_WORDS, 4, scale, weights);
+        return;
+    }
     for (unsigned i = 0; i < p->group_size; i++)
         weights[i] = (float)(code_at(p->packing, words, i) - 1) * scale;
 }
@@ -90,8 +110,7 @@ static void find_rows(const pack_job *job, uint64_t strip, uint64_t group, uint6
                       plain_rows *plain, cpu_pack_rows *r) {
     static const uint8_t zeros[MAX_GROUPS * (GROUP_BYTES + 2)];
     const oxb_file_format_info *info = job->host->file_format(job->format);
-    const int ordered =
-        job->format != OXB_FILE_FORMAT_PTQ1_0 && job->format != OXB_FILE_FORMAT_TQ2_0;
+    const int ordered = job->format != OXB_FILE_FORMAT_TQ2_0;
     const uint64_t row_bytes = job->k / info->block_weights * info->block_bytes;
     const uint64_t groups = info->block_weights / r->group_size; /* of a block */
     r->code_stride = ordered ? info->block_bytes : GROUP_BYTES;
@@ -117,6 +136,46 @@ static void find_rows(const pack_job *job, uint64_t strip, uint64_t group, uint6
     }
 }
 
+/* The unit whose first ten digits are those of bytes a and b: the fraction, rounded up. */
+static uint32_t unit_of(uint32_t a, uint32_t b) {
+    const uint32_t digits = (a * 243 >> 8) * 243 + (b * 243 >> 8);
+    return (digits * 65536 + 59048) / 59049;
+}
+
+/* Bytes of four digits each, as a unit of eight. */
+static uint32_t last_unit_of(uint32_t a, uint32_t b) {
+    const uint32_t digits = (a * 81 >> 8) * 81 + (b * 81 >> 8);
+    return (digits * 65536 + 6560) / 6561;
+}
+
+/* A strip's rows of n blocks of PTQ1_0; rows past the last are units and scales of 0. */
+static void pack_digits(const pack_job *job, uint64_t strip, uint64_t group, uint64_t n,
+                        uint16_t *scales, uint32_t *codes) {
+    const oxb_file_format_info *info = job->host->file_format(OXB_FILE_FORMAT_PTQ1_0);
+    const uint64_t row_bytes = job->k / info->block_weights * info->block_bytes;
+    const uint64_t strips = cpu_panel_strips(CPU_DIGITS);
+    for (uint64_t lane = 0; lane < LANES; lane++) {
+        const uint64_t row = strip * LANES + lane;
+        const uint8_t *block = job->blocks + row * row_bytes + group * info->block_bytes;
+        uint16_t *to_scales = scales + lane;
+        uint32_t *to = codes + lane;
+        for (uint64_t g = 0; g < n; g++, block += info->block_bytes) {
+            const int is_there = row < job->n_rows;
+            for (unsigned w = 0; w < CPU_DIGIT_WORDS; w++) {
+                const uint8_t *b = block + 4 * w;
+                to[w * LANES] = is_there ? unit_of(b[0], b[1]) | unit_of(b[2], b[3]) << 16 : 0;
+            }
+            to_scales[0] = to_scales[LANES] = 0;
+            if (is_there) {
+                memcpy(to_scales, block + info->scale_offset, sizeof *to_scales);
+                to_scales[LANES] = (uint16_t)last_unit_of(block[24], block[25]);
+            }
+            to_scales += strips * cpu_panel_scales(CPU_DIGITS);
+            to += strips * CPU_DIGIT_WORDS * LANES;
+        }
+    }
+}
+
 static void pack_panels(const cpu_call *call, uint64_t first, uint64_t last) {
     const pack_job *job = call->args;
     const uint32_t group_size = cpu_group(job->host->file_format(job->format)->device_format);
@@ -134,8 +193,12 @@ static void pack_panels(const cpu_call *call, uint64_t first, uint64_t last) {
         for (uint64_t group = 0; group < n_groups; group += MAX_GROUPS) {
             const uint64_t at = cpu_strip_at(&p, strip, group);
             r.n_groups = n_groups - group < MAX_GROUPS ? n_groups - group : MAX_GROUPS;
-            r.to_scales = (uint16_t *)job->to + at * LANES;
+            r.to_scales = (uint16_t *)job->to + at * cpu_panel_scales(job->packing);
             r.to_codes = (uint32_t *)(void *)((char *)job->to + codes_offset) + at * words * LANES;
+            if (job->packing == CPU_DIGITS) {
+                pack_digits(job, strip, group, r.n_groups, r.to_scales, r.to_codes);
+                continue;
+            }
             find_rows(job, strip, group, r.n_groups, &plain, &r);
             if (atomic_load_explicit(job->failed, memory_order_relaxed)) return;
             if (!job->isa->f32->pack(&r))

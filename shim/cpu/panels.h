@@ -1,5 +1,5 @@
-/* The layout of block weights that vector kernels read: panels of 64 rows (128 of trits), in strips
- * of 16.
+/* The layout of block weights that vector kernels read: panels of 64 rows (128 of trits and
+ * digits), in strips of 16.
  *
  * Scales, then codes, each [panel][scale group][strip]: a strip holds 16 half scales, and its words
  * as [word][row 16], so that one load brings a word of 16 rows, and a thread that walks down the
@@ -11,6 +11,12 @@
  * in bits 5 f to 5 f + 3 and whether n is negative in the bit below them, so that rotating the word
  * right by 5 f leaves |n| in the lowest bits and the sign in the highest. Weights 126 and 127 are
  * the two bits of words 0 and 1 that are left, 29 and 30. A matrix with a code of 3 has no trits.
+ *
+ * Digits are PTQ1_0's, two of its bytes to a unit of 16 bits. A unit u stands for the fraction
+ * u / 65536, whose first ten digits to base 3 are the five of each byte: 3^n u has the next digits
+ * above bit 16 for any n of them at once. Words 0 to 5 have bytes 4 w and 4 w + 1 of a block below,
+ * the next two above. The unit of the last two bytes, eight digits, is behind the 16 scales of the
+ * strip, one for each row.
  */
 #ifndef CPU_PANELS_H
 #define CPU_PANELS_H
@@ -20,15 +26,21 @@
 #include "cpu.h"
 #include "oxb_shim.h"
 
-#define CPU_TRIT_WORDS 7u /* of 128 weights */
+#define CPU_TRIT_WORDS  7u /* of 128 weights */
+#define CPU_DIGIT_WORDS 6u /* the same, with one more unit beside the scale */
 
 /* How `layout` packs the codes of a device format; CPU_PACKING_COUNT where it does not. */
 cpu_packing cpu_panel_packing(uint32_t format, uint32_t layout);
 
-/* Strips of a panel: they share each table that is loaded, as far as registers allow. Trits have
- * the largest tables. */
+/* Strips of a panel: they share each table that is loaded, as far as registers allow. Trits and
+ * digits have the largest tables. */
 static inline uint64_t cpu_panel_strips(cpu_packing packing) {
-    return packing == CPU_TRITS ? CPU_MAX_PANEL : 4;
+    return packing == CPU_TRITS || packing == CPU_DIGITS ? CPU_MAX_PANEL : 4;
+}
+
+/* Of a strip's scale group, 16 bits each: scales, and units beside them. */
+static inline uint64_t cpu_panel_scales(cpu_packing packing) {
+    return packing == CPU_DIGITS ? 2 * CPU_LANES : CPU_LANES;
 }
 
 static inline uint64_t cpu_panel_rows_of(cpu_packing packing) {
@@ -39,7 +51,8 @@ static inline uint64_t cpu_panel_rows_of(cpu_packing packing) {
 static inline uint64_t cpu_panel_words(cpu_packing packing, uint64_t group_size) {
     return packing == CPU_BITS    ? group_size / 32
            : packing == CPU_PAIRS ? group_size / 16
-                                  : CPU_TRIT_WORDS;
+           : packing == CPU_TRITS ? CPU_TRIT_WORDS
+                                  : CPU_DIGIT_WORDS;
 }
 
 /* Bytes of an n_rows x k matrix, and of the scales that come first; UINT64_MAX where that does not
@@ -53,6 +66,7 @@ typedef struct cpu_panels {
     const uint32_t *codes;
     uint64_t n_groups;   /* of a row */
     uint64_t words;      /* of a scale group */
+    uint64_t n_scales;   /* of a scale group of a strip: cpu_panel_scales() */
     uint32_t group_size; /* weights */
     cpu_packing packing;
 } cpu_panels;
@@ -61,6 +75,11 @@ typedef struct cpu_panels {
 static inline uint64_t cpu_strip_at(const cpu_panels *p, uint64_t strip, uint64_t group) {
     const uint64_t strips = cpu_panel_strips(p->packing);
     return (strip / strips * p->n_groups + group) * strips + strip % strips;
+}
+
+/* Which weight digit n of byte b of a block is: the order of PTQ1_0. */
+static inline unsigned cpu_digit_weight(unsigned b, unsigned n) {
+    return b < 16 ? 16 * n + b : b < 24 ? 80 + 8 * n + (b - 16) : 120 + 2 * n + (b - 24);
 }
 
 cpu_panels cpu_panels_at(const void *weight, uint64_t codes_offset, uint32_t format,

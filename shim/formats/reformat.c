@@ -1,7 +1,7 @@
 /* The reformatter: blocks of a file format (AoS) to the device format in the plain layout (SoA).
  *
- * The destination holds the half scale of each scale group, padded to 16 bytes, then the codes of
- * all scale groups, both in row order. Dense formats are copied as they are.
+ * The destination holds the scale of each scale group, padded to 16 bytes, then the codes of all
+ * scale groups, both in row order. Dense formats are copied as they are.
  */
 #include <string.h>
 
@@ -21,7 +21,8 @@ const oxb_file_format_info *oxb_file_format_of(oxb_file_format format) {
 
 const oxb_device_format_info *oxb_device_format_of(oxb_device_format format) {
     static const oxb_device_format_info table[] = {
-#define X(id, name, bits, group_size, coded) {name, bits, group_size, coded},
+#define X(id, name, bits, group_size, coded, scale_bytes, code_bytes) \
+    {name, bits, group_size, coded, scale_bytes, code_bytes},
         OXB_DEVICE_FORMATS(X)
 #undef X
     };
@@ -41,8 +42,8 @@ uint64_t formats_plain_size(oxb_file_format format, uint64_t length, uint64_t *c
     *codes_offset = 0;
     if (is_dense(to)) return length;
     const uint64_t groups = scale_groups(info, length);
-    *codes_offset = ALIGN16(groups * 2);
-    return *codes_offset + groups * (to->group_size * to->bits / 8);
+    *codes_offset = ALIGN16(groups * to->scale_bytes);
+    return *codes_offset + groups * to->code_bytes;
 }
 
 /* Code 3 stands for 0 in TQ2_0_g128, but for +2 in the device format: it becomes code 1. */
@@ -88,6 +89,36 @@ static void ptq1_codes(uint8_t *to, const uint8_t *block) {
     to[31] = (uint8_t)(codes >> 16 | codes >> 24 << 4);
 }
 
+/* The byte of five digits: the four codes of byte b, none of which is 3, then f. */
+#define FIVE(b, f)                                                                                 \
+    ((((b) % 4u * 27u + (b) / 4u % 4u * 9u + (b) / 16u % 4u * 3u + (b) / 64u) * 3u + (f)) * 256u + \
+     242u) / 243u &                                                                                \
+        0xffu
+#define FIVE_4(b, f)  FIVE(b, f), FIVE(b + 1u, f), FIVE(b + 2u, f), FIVE(b + 3u, f)
+#define FIVE_16(b, f) FIVE_4(b, f), FIVE_4(b + 4u, f), FIVE_4(b + 8u, f), FIVE_4(b + 12u, f)
+#define FIVE_64(b, f) FIVE_16(b, f), FIVE_16(b + 16u, f), FIVE_16(b + 32u, f), FIVE_16(b + 48u, f)
+#define FIVE_ALL(f)   FIVE_64(0u, f), FIVE_64(64u, f), FIVE_64(128u, f), FIVE_64(192u, f)
+static const uint8_t byte_of_digits[3 * 256] = {FIVE_ALL(0u), FIVE_ALL(1u), FIVE_ALL(2u)};
+
+/* A block of PTQ1_0 to the order of t1_g128, whose load l has the codes of its words 4 l + q. */
+static void ptq1_digits(uint8_t *scale, uint8_t *codes, const uint8_t *block) {
+    uint8_t plain[32];
+    unsigned beside = 0;
+    ptq1_codes(plain, block);
+    for (unsigned word = 0; word < 8; word++) {
+        const uint8_t *run = plain + 4 * word;
+        uint8_t *to = codes + word / 4 * 12 + word % 4;
+        const unsigned last = run[3];
+        to[0] = byte_of_digits[run[0] + (last << 8 & 0x300)];
+        to[4] = byte_of_digits[run[1] + (last << 6 & 0x300)];
+        to[8] = byte_of_digits[run[2] + (last << 4 & 0x300)];
+        beside |= last >> 6 << 2 * word;
+    }
+    memcpy(scale, block + 26, 2);
+    scale[2] = (uint8_t)beside;
+    scale[3] = (uint8_t)(beside >> 8);
+}
+
 /* Upstream TQ2_0 interleaves: byte m of half h holds weights 128 h + 32 l + m for l = 0..3. */
 static void tq2_codes(uint8_t *to, const uint8_t *block) {
     uint8_t codes[256];
@@ -125,10 +156,7 @@ void formats_reformat_blocks(oxb_file_format format, const uint8_t *from, uint64
         }
         break;
     case OXB_FILE_FORMAT_PTQ1_0:
-        for (uint64_t i = 0; i < n; i++) {
-            memcpy(scales + 2 * i, from + 28 * i + 26, 2);
-            ptq1_codes(codes + 32 * i, from + 28 * i);
-        }
+        for (uint64_t i = 0; i < n; i++) ptq1_digits(scales + 4 * i, codes + 24 * i, from + 28 * i);
         break;
     case OXB_FILE_FORMAT_TQ2_0:
         for (uint64_t i = 0; i < n; i++) {
@@ -151,6 +179,7 @@ void formats_pack_plain(oxb_file_format format, const void *from, uint64_t lengt
     (void)formats_plain_size(format, length, &codes_offset);
     formats_reformat_blocks(format, from, length / info->block_bytes, to,
                             (uint8_t *)to + codes_offset);
-    const uint64_t scale_bytes = 2 * scale_groups(info, length);
+    const uint64_t scale_bytes =
+        oxb_device_format_of(info->device_format)->scale_bytes * scale_groups(info, length);
     memset((uint8_t *)to + scale_bytes, 0, codes_offset - scale_bytes);
 }

@@ -3,7 +3,7 @@
 
 #include "variants.h"
 
-/* Whether the matrix has more 16-byte loads of codes than the kernels number (shaders/formats.h):
+/* Whether the matrix has more loads of codes than the kernels number (shaders/formats.h):
  * 64 GiB of codes and more. */
 static int too_large(const oxb_op_shape *shape) {
     const oxb_device_format_info *info = gpu_host->device_format(shape->format);

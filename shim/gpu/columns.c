@@ -4,15 +4,17 @@
 
 #include "variants.h"
 
-#define LOAD_BYTES 16u /* of codes that a lane reads at once */
-#define STRIP_ROWS 32u /* written together: runs of 512 bytes, whose source stays in the cache */
+/* Of codes that a lane reads at once. */
+#define LOAD_WEIGHTS(info) (128u / (info)->bits)
+/* Written together: runs of 512 bytes, whose source stays in the cache. */
+#define STRIP_ROWS 32u
 
 const oxb_host *gpu_host;
 
 void gpu_use(const oxb_host *services) { gpu_host = services; }
 
 static uint64_t scale_bytes(const oxb_device_format_info *info, uint64_t n_rows, uint64_t k) {
-    return n_rows * (k / info->group_size) * 2;
+    return n_rows * (k / info->group_size) * info->scale_bytes;
 }
 
 uint32_t gpu_weight_layouts(void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,
@@ -22,7 +24,8 @@ uint32_t gpu_weight_layouts(void *device, oxb_device_format format, uint64_t n_r
     if (!info->coded) return 0;
     const uint64_t codes_offset = (scale_bytes(info, n_rows, k) + 15) / 16 * 16;
     layouts[0] = (oxb_weight_layout){.id = GPU_LAYOUT_COLUMNS,
-                                     .size = codes_offset + n_rows * (k * info->bits / 8),
+                                     .size = codes_offset +
+                                             n_rows * (k / info->group_size) * info->code_bytes,
                                      .codes_offset = codes_offset};
     return 1;
 }
@@ -44,20 +47,22 @@ oxb_status gpu_weight_pack(void *device, uint32_t layout, oxb_file_format format
     const oxb_file_format_info *info = gpu_host->file_format(format);
     const oxb_device_format_info *codes_of = gpu_host->device_format(info->device_format);
     const uint64_t blocks = k / info->block_weights, scale_groups = k / codes_of->group_size,
-                   loads = k * codes_of->bits / 8 / LOAD_BYTES;
+                   loads = k / LOAD_WEIGHTS(codes_of),
+                   row_bytes = scale_groups * codes_of->code_bytes;
     const uint64_t used = scale_bytes(codes_of, n_rows, k), codes_offset = (used + 15) / 16 * 16;
-    uint8_t *scales = malloc(STRIP_ROWS * (scale_groups * 2 + loads * LOAD_BYTES));
+    const size_t of_scale = codes_of->scale_bytes, of_load = (size_t)(row_bytes / loads);
+    uint8_t *scales = malloc(STRIP_ROWS * (scale_groups * of_scale + row_bytes));
     if (!scales) {
         return gpu_host->fail(OXB_BUFFER_CREATION_FAILED,
                               "out of memory to pack rows of %llu weights", (unsigned long long)k);
     }
-    uint8_t *codes = scales + STRIP_ROWS * scale_groups * 2;
+    uint8_t *codes = scales + STRIP_ROWS * scale_groups * of_scale;
     for (uint64_t row = 0; row < n_rows; row += STRIP_ROWS) {
         const uint64_t n = n_rows - row < STRIP_ROWS ? n_rows - row : STRIP_ROWS;
         gpu_host->reformat_blocks(format, (const uint8_t *)from + row * blocks * info->block_bytes,
                                   n * blocks, scales, codes);
-        spread(scales, n, scale_groups, 2, row, n_rows, to);
-        spread(codes, n, loads, LOAD_BYTES, row, n_rows, (uint8_t *)to + codes_offset);
+        spread(scales, n, scale_groups, of_scale, row, n_rows, to);
+        spread(codes, n, loads, of_load, row, n_rows, (uint8_t *)to + codes_offset);
     }
     memset((uint8_t *)to + used, 0, codes_offset - used);
     free(scales);

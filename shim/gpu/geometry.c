@@ -59,7 +59,7 @@
 #define NORM_THREADS         1024u /* of halve_norm: its vectors are few, and wait for memory */
 
 #define BIT(format) (1u << OXB_DEVICE_FORMAT_##format)
-#define CODED       (BIT(Q1_G128) | BIT(Q2_G128) | BIT(Q2_G64))
+#define CODED       (BIT(Q1_G128) | BIT(Q2_G128) | BIT(Q2_G64) | BIT(T1_G128))
 #define ANY         UINT32_MAX
 
 _Static_assert(OXB_DEVICE_FORMAT_COUNT <= 32, "a mask has a bit for every device format");

@@ -26,9 +26,9 @@ oxb_status gpu_tile(void *device, oxb_op op, const oxb_op_shape *shape, oxb_tile
 uint32_t gpu_variants(void *device, oxb_op op, const oxb_op_shape *shape,
                       const char *names[OXB_MAX_VARIANTS]);
 
-/* Scales [scale group][row], then 16-byte loads of codes [load][row], so that lanes with
- * neighbouring rows read side by side. As many bytes as the plain layout, the codes at the same
- * offset. For coded formats. */
+/* Scales [scale group][row], then loads of codes [load][row], 16 bytes or the 12 of t1_g128, so
+ * that lanes with neighbouring rows read side by side. As many bytes as the plain layout, the codes
+ * at the same offset. For coded formats. */
 #define GPU_LAYOUT_COLUMNS 1u
 
 uint32_t gpu_weight_layouts(void *device, oxb_device_format format, uint64_t n_rows, uint64_t k,

@@ -21,10 +21,11 @@ FORMATS = {
     "f16": "F16",
     "bf16": "BF16",
     "q8_0": "Q8_0",
+    "t1_g128": "PTQ1_0",
 }
 
 
-CODES = ("q1_g128", "q2_g128", "q2_g64")
+CODES = ("q1_g128", "q2_g128", "q2_g64", "t1_g128")
 
 
 every_format = pytest.mark.parametrize("name", FORMATS)
@@ -47,12 +48,14 @@ def random_matrix(name: str, n_rows: int, k: int) -> Matrix:
 
 
 def columns(name, m):
-    """Return the matrix with its scales and 16-byte loads of codes column by column."""
+    """Return the matrix with its scales and loads of codes column by column."""
     n_rows, k = m.w64.shape
     group = formats.get(FORMATS[name]).group_size
     bits = formats.get(FORMATS[name]).bits
-    scales = m.data[: n_rows * (k // group) * 2].reshape(n_rows, -1, 2).transpose(1, 0, 2)
-    loads = m.data[m.codes_offset :].reshape(n_rows, -1, 16).transpose(1, 0, 2)
-    assert loads.size * 8 == n_rows * k * bits
+    scale_bytes, load_bytes = (4, 12) if name == "t1_g128" else (2, 16)
+    n_scales = n_rows * (k // group) * scale_bytes
+    scales = m.data[:n_scales].reshape(n_rows, -1, scale_bytes).transpose(1, 0, 2)
+    loads = m.data[m.codes_offset :].reshape(n_rows, -1, load_bytes).transpose(1, 0, 2)
+    assert loads.shape[0] == k * bits // 128
     gap = np.zeros(m.codes_offset - scales.size, np.uint8)
     return Matrix(np.concatenate([scales.ravel(), gap, loads.ravel()]), m.codes_offset, m.w64)

@@ -87,7 +87,7 @@ def test_the_declarations_are_those_of_the_headers(client):
     for name in ("PTQ1_0", "TQ2_0", "Q8_0"):
         assert found[name] == formats.FORMATS[name].id
     assert found["file formats"] == len(formats.FORMATS)
-    assert found["device formats"] == found["device format q8_0"] + 1
+    assert found["device formats"] == found["device format t1_g128"] + 1
     assert found["sizeof(oxb_gemv_args)"] == 32
     pointer = np.dtype(np.intp).itemsize
     assert found["sizeof(oxb_driver)"] > 20 * pointer

@@ -358,7 +358,7 @@ def test_sessions_in_several_threads_do_not_disturb_each_other(tiny, fast_switch
             np.testing.assert_array_equal(rows, expected)
 
 
-@pytest.mark.parametrize("layout", ["Q2_0_g128", "PQ2_0", "PTQ1_0"])
+@pytest.mark.parametrize("layout", ["Q2_0_g128", "PQ2_0"])
 def test_layouts_of_one_device_format_give_the_same_bits(device, model_paths, layout):
     ids = [1264, 390]
     found = []
@@ -366,6 +366,16 @@ def test_layouts_of_one_device_format_give_the_same_bits(device, model_paths, la
         with Model.load(model_paths[name], device) as model:
             found.append(every_position(model, ids))
     np.testing.assert_array_equal(found[0], found[1])
+
+
+def test_digits_take_less_memory_and_give_the_logits_of_codes(device, model_paths):
+    found, nbytes = [], []
+    for name in ("TQ2_0_g128", "PTQ1_0"):
+        with Model.load(model_paths[name], device) as model:
+            found.append(every_position(model, [1264, 390], kv_dtype="f32"))
+            nbytes.append(sum(handle.nbytes for handle in model.weights.handles))
+    assert relative_error(found[1], found[0].astype(np.float64)) <= 1e-5
+    assert nbytes[1] < nbytes[0]
 
 
 def test_two_loads_give_the_same_bits(model, golden, model_paths, format_name, device):

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from shader_runs import SENTINEL, Placed, every_order, run, tiles_for
 from shader_weights import CODES, FORMATS, columns, matrix, random_matrix
 
-from oxibonsai import formats
+from oxibonsai import formats, quant
 
 every_code = pytest.mark.parametrize("name", CODES)
 TILES = (1, 2, 6)
@@ -157,16 +157,10 @@ def test_activations_of_many_magnitudes_stay_within_the_bound(name, seed, spread
 
 def with_levels(name, levels):
     """Return the matrix with scales of 1/2 and the given levels."""
-    n_rows, k = levels.shape
-    m = matrix(set_scales(random_weight(FORMATS[name], n_rows, k), 0.5))
-    bits = 1 if name == "q1_g128" else 2
-    codes = (levels > 0 if bits == 1 else levels + 1).astype(np.uint64)
-    per_word = 32 // bits
-    shifts = (np.arange(per_word) * bits).astype(np.uint64)
-    words = (codes.reshape(n_rows, -1, per_word) << shifts).sum(axis=2).astype(np.uint32)
-    data = m.data.copy()
-    data[m.codes_offset :] = words.view(np.uint8).ravel()
-    return type(m)(data, m.codes_offset, levels * 0.5)
+    q = quant.quantize(levels.astype(np.float32), FORMATS[name])
+    m = matrix(set_scales(q, 0.5))
+    np.testing.assert_array_equal(m.w64, levels * 0.5)
+    return m
 
 
 @every_code

@@ -57,13 +57,15 @@ SIMD_INLINE void expand_fields(uint32_t *to, const uint32_t *codes, uint64_t n_g
         }
 }
 
-SIMD_TARGET static void expand_bits(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
-                                    uint64_t stride, uint32_t group) {
+SIMD_TARGET static void expand_bits(uint32_t *to, const uint32_t *codes, const uint16_t *beside,
+                                    uint64_t n_groups, uint64_t stride, uint32_t group) {
+    (void)beside;
     expand_fields(to, codes, n_groups, stride, group / 32, 1);
 }
 
-SIMD_TARGET static void expand_pairs(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
-                                     uint64_t stride, uint32_t group) {
+SIMD_TARGET static void expand_pairs(uint32_t *to, const uint32_t *codes, const uint16_t *beside,
+                                     uint64_t n_groups, uint64_t stride, uint32_t group) {
+    (void)beside;
     expand_fields(to, codes, n_groups, stride, group / 16, 2);
 }
 
@@ -88,10 +90,11 @@ SIMD_INLINE words three_codes(table16 positive, table16 negative, words field) {
 
 /* Four fields are twelve weights in a row, three words. The last two of 42 and two weights beside
  * them are two. */
-SIMD_TARGET static void expand_trits(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
-                                     uint64_t stride, uint32_t group) {
+SIMD_TARGET static void expand_trits(uint32_t *to, const uint32_t *codes, const uint16_t *beside,
+                                     uint64_t n_groups, uint64_t stride, uint32_t group) {
     const table16 plus = table16_load((const float *)(const void *)trit_bytes[0]);
     const table16 minus = table16_load((const float *)(const void *)trit_bytes[1]);
+    (void)beside;
     (void)group;
     for (uint64_t g = 0; g < n_groups; g++, codes += stride) {
         words four[4], word = words_of(0);
@@ -122,11 +125,48 @@ SIMD_TARGET static void expand_trits(uint32_t *to, const uint32_t *codes, uint64
 #define EXPAND_TRITS
 #endif
 
+/* The next digit of each unit. */
+SIMD_INLINE words next_digit(words *units) {
+    const words three = words_of(0x00030003u), digit = halves_high(*units, three);
+    *units = halves_low(*units, three);
+    return digit;
+}
+
+/* Digit n of the four bytes of a word is a word of four weights in a row: PTQ1_0 keeps 16 such
+ * bytes together, then 8, then two. */
+SIMD_TARGET static void expand_digits(uint32_t *to, const uint32_t *codes, const uint16_t *beside,
+                                      uint64_t n_groups, uint64_t stride, uint32_t group) {
+    const uint64_t beside_stride = stride / CPU_DIGIT_WORDS * 2;
+    (void)group;
+    for (uint64_t g = 0; g < n_groups; g++, codes += stride, beside += beside_stride) {
+        for (unsigned w = 0; w < CPU_DIGIT_WORDS; w++) {
+            words units = words_load(codes + w * LANES), first[5];
+            const unsigned at = w < 4 ? w : 16 + w, apart = w < 4 ? 4 : 2;
+#pragma GCC unroll 5
+            for (unsigned n = 0; n < 5; n++) first[n] = next_digit(&units);
+#pragma GCC unroll 5
+            for (unsigned n = 0; n < 5; n++)
+                words_store(to + (at + n * apart) * LANES,
+                            words_or(first[n], words_shift_left(next_digit(&units), 8)));
+        }
+        words unit = words_of_units(beside), first[4];
+#pragma GCC unroll 4
+        for (unsigned n = 0; n < 4; n++) first[n] = next_digit(&unit);
+#pragma GCC unroll 2
+        for (unsigned n = 0; n < 2; n++) {
+            const words low = words_or(first[2 * n], words_shift_left(next_digit(&unit), 8));
+            const words high = words_or(first[2 * n + 1], words_shift_left(next_digit(&unit), 8));
+            words_store(to + (30 + n) * LANES, words_or(low, words_shift_left(high, 16)));
+        }
+        to += 32 * LANES;
+    }
+}
+
 /* `n` strips times `v` vectors, known to the compiler. */
 SIMD_INLINE void int8_strips(const cpu_int8_strips *w, unsigned first, unsigned n,
                              unsigned first_vector, unsigned v, double *sums) {
     const uint32_t *codes = w->codes + first * w->code_stride;
-    const uint16_t *scales = w->scales + first * LANES;
+    const uint16_t *scales = w->scales + first * w->strip_scales;
     const uint64_t stride = w->q_stride;
     const int8_t *q = w->q + first_vector * stride;
     const char *q_scale = (const char *)w->q_scales + first_vector * stride;
@@ -173,7 +213,7 @@ SIMD_INLINE void int8_strips(const cpu_int8_strips *w, unsigned first, unsigned 
         }
 #pragma GCC unroll 4
         for (unsigned t = 0; t < n; t++) {
-            const lanes scale = lanes_of_halves(scales + t * LANES);
+            const lanes scale = lanes_of_halves(scales + t * w->strip_scales);
 #pragma GCC unroll 8
             for (unsigned i = 0; i < v; i++)
                 total[i * n + t] = lanes_fma(sum[i * n + t], scale, total[i * n + t]);
@@ -220,9 +260,12 @@ SIMD_TARGET static void int8_rows(const cpu_int8_strips *w, double *sums) {
     }
 }
 
-#define INT8_KERNELS                                                                \
-    .quantize = quantize,                                                           \
-    .expand = {[CPU_BITS] = expand_bits, [CPU_PAIRS] = expand_pairs, EXPAND_TRITS}, \
+#define INT8_KERNELS                         \
+    .quantize = quantize,                    \
+    .expand = {[CPU_BITS] = expand_bits,     \
+               [CPU_PAIRS] = expand_pairs,   \
+               [CPU_DIGITS] = expand_digits, \
+               EXPAND_TRITS},                \
     .rows = int8_rows
 
 #endif

@@ -34,9 +34,10 @@
 
 /* How the words of a strip hold the codes of a row (panels.h). */
 typedef enum cpu_packing {
-    CPU_BITS,  /* 1 bit, 32 weights a word */
-    CPU_PAIRS, /* 2 bits, 16 weights a word */
-    CPU_TRITS, /* 5 bits for three weights, 7 words for 128 weights */
+    CPU_BITS,   /* 1 bit, 32 weights a word */
+    CPU_PAIRS,  /* 2 bits, 16 weights a word */
+    CPU_TRITS,  /* 5 bits for three weights, 7 words for 128 weights */
+    CPU_DIGITS, /* 16 bits for ten weights, 6 words for 120 of 128 and 16 bits beside the scale */
     CPU_PACKING_COUNT
 } cpu_packing;
 
@@ -78,6 +79,7 @@ typedef struct cpu_int8_strips {
     const uint32_t *codes;  /* [strip][four weights][lane] */
     const uint16_t *scales; /* of the first scale group of the first strip */
     uint64_t code_stride;   /* words from a strip to the next */
+    uint64_t strip_scales;  /* scales from a strip to the next */
     uint64_t scale_stride;  /* scales from a scale group to the next */
     const int8_t *q;        /* of the first scale group of the first vector */
     const float *q_scales;
@@ -94,9 +96,9 @@ typedef struct cpu_int8_strips {
 typedef struct cpu_int8_kernels {
     void (*quantize)(const float *x, uint64_t k, uint32_t group, void *to);
     /* The codes of some scale groups of a strip as bytes of value (code), four weights a word; the
-     * scale groups are `stride` words apart. */
-    void (*expand[CPU_PACKING_COUNT])(uint32_t *to, const uint32_t *codes, uint64_t n_groups,
-                                      uint64_t stride, uint32_t group);
+     * scale groups are `stride` words apart. `beside`: the units beside the scales, of digits. */
+    void (*expand[CPU_PACKING_COUNT])(uint32_t *to, const uint32_t *codes, const uint16_t *beside,
+                                      uint64_t n_groups, uint64_t stride, uint32_t group);
     void (*rows)(const cpu_int8_strips *strips, double *sums);
 } cpu_int8_kernels;
 

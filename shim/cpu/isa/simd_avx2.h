@@ -18,6 +18,7 @@
 #define SIMD_STRIPS_OF_TWO  2u /* the same where two vectors share the codes, and where four do */
 #define SIMD_STRIPS_OF_FOUR 1u
 #define SIMD_TRITS          0
+#define SIMD_THREES         0  /* whether a look-up takes three digits to base 3, or two */
 #define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
 #define SIMD_DELTA          2u /* vectors of a state that the delta rule sums in registers */
 
@@ -246,6 +247,39 @@ SIMD_INLINE __m256 eight_of_16(table16 table, __m256i index) {
 /* Of 16 entries, the one that the low 4 bits of each word name. */
 SIMD_INLINE lanes table16_look_up(table16 table, words index) {
     return (lanes){eight_of_16(table, index.low), eight_of_16(table, index.high)};
+}
+
+/* Sums of two digits to base 3: eight, and the ninth in every lane. */
+typedef struct table9 {
+    __m256 eight, ninth;
+} table9;
+
+SIMD_INLINE table9 table9_load(const float *from) {
+    return (table9){_mm256_loadu_ps(from), _mm256_broadcast_ss(from + 8)};
+}
+
+SIMD_INLINE __m256 eight_of_9(table9 table, __m256i index) {
+    return _mm256_blendv_ps(_mm256_permutevar8x32_ps(table.eight, index), table.ninth,
+                            _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));
+}
+
+SIMD_INLINE lanes table9_look_up(table9 table, words index) {
+    return (lanes){eight_of_9(table, index.low), eight_of_9(table, index.high)};
+}
+
+/* Of each half of the words, the high and the low half of the product. */
+SIMD_INLINE words halves_high(words a, words b) {
+    return (words){_mm256_mulhi_epu16(a.low, b.low), _mm256_mulhi_epu16(a.high, b.high)};
+}
+
+SIMD_INLINE words halves_low(words a, words b) {
+    return (words){_mm256_mullo_epi16(a.low, b.low), _mm256_mullo_epi16(a.high, b.high)};
+}
+
+SIMD_INLINE words words_of_units(const uint16_t *from) {
+    const __m128i *unit = (const __m128i *)(const void *)from;
+    return (words){_mm256_cvtepu16_epi32(_mm_loadu_si128(unit)),
+                   _mm256_cvtepu16_epi32(_mm_loadu_si128(unit + 1))};
 }
 
 /* NaN or infinite where one of them is: the bits of magnitudes are in the order of their values. */

@@ -17,6 +17,7 @@
 #define SIMD_STRIPS_OF_TWO  4u /* the same where two vectors share the codes, and where four do */
 #define SIMD_STRIPS_OF_FOUR 4u
 #define SIMD_TRITS          1
+#define SIMD_THREES         1  /* whether a look-up takes three digits to base 3, or two */
 #define SIMD_ROW            4u /* vectors of a row that attention sums in registers, for 4 heads */
 #define SIMD_DELTA          8u /* vectors of a state that the delta rule sums in registers */
 
@@ -157,6 +158,37 @@ SIMD_INLINE table16 table16_load(const float *from) { return (table16){_mm512_lo
 /* Of 16 entries, the one that the low 4 bits of each word name. */
 SIMD_INLINE lanes table16_look_up(table16 table, words index) {
     return _mm512_permutexvar_ps(index, table.entry);
+}
+
+/* Tables of the sums that two digits to base 3 stand for, and three. */
+typedef table16 table9;
+
+SIMD_INLINE table9 table9_load(const float *from) { return table16_load(from); }
+
+SIMD_INLINE lanes table9_look_up(table9 table, words index) {
+    return table16_look_up(table, index);
+}
+
+typedef struct table27 {
+    __m512 low, high;
+} table27;
+
+SIMD_INLINE table27 table27_load(const float *from) {
+    return (table27){_mm512_loadu_ps(from), _mm512_loadu_ps(from + 16)};
+}
+
+/* The entry that the low 5 bits of each word name. */
+SIMD_INLINE lanes table27_look_up(table27 table, words index) {
+    return _mm512_permutex2var_ps(table.low, index, table.high);
+}
+
+/* Of each half of the words, the high and the low half of the product. */
+SIMD_INLINE words halves_high(words a, words b) { return _mm512_mulhi_epu16(a, b); }
+
+SIMD_INLINE words halves_low(words a, words b) { return _mm512_mullo_epi16(a, b); }
+
+SIMD_INLINE words words_of_units(const uint16_t *from) {
+    return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)(const void *)from));
 }
 
 /* -1 where the top bit is set, else 1. */

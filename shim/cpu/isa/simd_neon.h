@@ -20,6 +20,7 @@
 #define SIMD_STRIPS_OF_TWO  1u /* the same where two vectors share the codes, and where four do */
 #define SIMD_STRIPS_OF_FOUR 1u
 #define SIMD_TRITS          0
+#define SIMD_THREES         0  /* whether a look-up takes three digits to base 3, or two */
 #define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
 #define SIMD_DELTA          2u /* vectors of a state that the delta rule sums in registers */
 
@@ -191,6 +192,35 @@ SIMD_INLINE float32x4_t four_of_16(table16 table, uint32x4_t index) {
 /* Of 16 entries, the one that the low 4 bits of each word name. */
 SIMD_INLINE lanes table16_look_up(table16 table, words index) {
     EACH(lanes, four_of_16(table, index.v[i]));
+}
+
+/* Sums of two digits to base 3. */
+typedef table16 table9;
+
+SIMD_INLINE table9 table9_load(const float *from) { return table16_load(from); }
+
+SIMD_INLINE lanes table9_look_up(table9 table, words index) {
+    return table16_look_up(table, index);
+}
+
+SIMD_INLINE uint32x4_t high_of_eight(uint16x8_t a, uint16x8_t b) {
+    const uint16x8_t low = vreinterpretq_u16_u32(vmull_u16(vget_low_u16(a), vget_low_u16(b)));
+    const uint16x8_t high = vreinterpretq_u16_u32(vmull_high_u16(a, b));
+    return vreinterpretq_u32_u16(vuzp2q_u16(low, high));
+}
+
+/* Of each half of the words, the high and the low half of the product. */
+SIMD_INLINE words halves_high(words a, words b) {
+    EACH(words, high_of_eight(vreinterpretq_u16_u32(a.v[i]), vreinterpretq_u16_u32(b.v[i])));
+}
+
+SIMD_INLINE words halves_low(words a, words b) {
+    EACH(words, vreinterpretq_u32_u16(
+                    vmulq_u16(vreinterpretq_u16_u32(a.v[i]), vreinterpretq_u16_u32(b.v[i]))));
+}
+
+SIMD_INLINE words words_of_units(const uint16_t *from) {
+    EACH(words, vmovl_u16(vld1_u16(from + 4 * i)));
 }
 
 /* NaN or infinite where one of them is: the bits of magnitudes are in the order of their values. */

@@ -167,13 +167,133 @@ SIMD_INLINE const float *add_trits(lanes *sum, const uint32_t *codes, unsigned n
 }
 #endif
 
+/* Digits of a unit, from the top, that a field has: its table has 27 or 9 sums. */
+#if SIMD_THREES
+#define DIGIT_FIELDS          4u /* of ten digits */
+#define LAST_FIELDS           3u /* of eight */
+#define DIGITS_OF(field)      ((field) < 2 ? 3u : 2u)
+#define FIRST_DIGIT_OF(field) ((field) < 2 ? 3u * (field) : 2u + 2u * (field))
+#else
+#define DIGIT_FIELDS          5u
+#define LAST_FIELDS           4u
+#define DIGITS_OF(field)      2u
+#define FIRST_DIGIT_OF(field) (2u * (field))
+#endif
+#define DIGIT_TABLE(field) (DIGITS_OF(field) == 3 ? 2 * LANES : LANES) /* floats */
+
+/* The levels of the lowest, the middle and the highest of three digits. */
+static const float digit_value[3][32] = {
+    {-1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1, -1, 0, 1},
+    {-1, -1, -1, 0, 0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1, -1, -1, -1, 0, 0, 0, 1, 1, 1},
+    {-1, -1, -1, -1, -1, -1, -1, -1, -1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1, 1},
+};
+
+/* Of the digits from `first` on of the unit that begins with byte b of a group, of `n` digits a
+ * byte. */
+SIMD_INLINE void table_of_digits(float *table, const float *x, unsigned b, unsigned n,
+                                 unsigned first, unsigned digits) {
+    float at[3] = {0};
+    for (unsigned i = 0; i < digits; i++)
+        at[digits - 1 - i] = x[cpu_digit_weight(b + (first + i) / n, (first + i) % n)];
+    for (unsigned part = 0; part < (digits == 3 ? 2 : 1); part++) {
+        const unsigned from = part * LANES;
+        lanes sum = lanes_mul(lanes_load(digit_value[0] + from), lanes_of(at[0]));
+        sum = lanes_fma(lanes_load(digit_value[1] + from), lanes_of(at[1]), sum);
+        if (digits == 3) sum = lanes_fma(lanes_load(digit_value[2] + from), lanes_of(at[2]), sum);
+        lanes_store(table + from, sum);
+    }
+}
+
+/* Of a group: for each field of a word a table for its lower unit and one for the upper; then one
+ * for each field of the unit beside the scale. */
+SIMD_TARGET static void tables_of_digits(float *tables, const float *x, uint64_t n_groups,
+                                         uint32_t group, uint32_t v, uint32_t n_vectors) {
+    for (uint64_t g = 0; g < n_groups; g++, x += group) {
+        for (unsigned b = 0; b < 4 * CPU_DIGIT_WORDS; b += 4)
+            for (unsigned field = 0; field < DIGIT_FIELDS; field++) {
+                const unsigned first = FIRST_DIGIT_OF(field), digits = DIGITS_OF(field);
+                float *table = tables + 2 * v * DIGIT_TABLE(field);
+                table_of_digits(table, x, b, 5, first, digits);
+                table_of_digits(table + DIGIT_TABLE(field), x, b + 2, 5, first, digits);
+                tables += 2 * n_vectors * DIGIT_TABLE(field);
+            }
+        for (unsigned field = 0; field < LAST_FIELDS; field++) {
+            table_of_digits(tables + v * DIGIT_TABLE(field), x, 4 * CPU_DIGIT_WORDS, 4,
+                            FIRST_DIGIT_OF(field), DIGITS_OF(field));
+            tables += n_vectors * DIGIT_TABLE(field);
+        }
+    }
+}
+
+SIMD_INLINE lanes sum_of_digits(const float *table, words index, unsigned digits) {
+#if SIMD_THREES
+    if (digits == 3) return table27_look_up(table27_load(table), index);
+#endif
+    (void)digits;
+    return table9_look_up(table9_load(table), index);
+}
+
+/* The next digits of each unit, as an index; `power` is 9 or 27 in each half. */
+SIMD_INLINE words next_digits(words *units, words power) {
+    const words index = halves_high(*units, power);
+    *units = halves_low(*units, power);
+    return index;
+}
+
+SIMD_INLINE const float *add_digits(lanes *sum, const uint32_t *codes, const uint16_t *beside,
+                                    unsigned n, unsigned v, const float *tables, int streams) {
+    /* Behind an asm: GCC would take a multiplication by a constant apart. */
+    words powers[2] = {words_of(0x00090009), words_of(0x001b001b)};
+    simd_in_order(&sum[0], &powers[0]);
+    simd_in_order(&sum[0], &powers[1]);
+    for (unsigned word = 0; word < CPU_DIGIT_WORDS; word++) {
+        words units[CPU_MAX_PANEL], index[CPU_MAX_PANEL];
+        load_words(units, codes + word * LANES, CPU_DIGIT_WORDS * LANES, n, streams);
+#pragma GCC unroll 5
+        for (unsigned field = 0; field < DIGIT_FIELDS; field++) {
+            const unsigned digits = DIGITS_OF(field);
+            const words power = powers[digits - 2];
+            for (unsigned t = 0; t < n && v > 1; t++) index[t] = next_digits(&units[t], power);
+#pragma GCC unroll 4
+            for (unsigned i = 0; i < v; i++, tables += 2 * DIGIT_TABLE(field)) {
+#pragma GCC unroll 8
+                for (unsigned t = 0; t < n; t++) {
+                    lanes *to = &sum[i * n + t];
+                    const words low = v > 1 ? index[t] : next_digits(&units[t], power);
+                    *to = lanes_add(*to, sum_of_digits(tables, low, digits));
+                    *to = lanes_add(*to, sum_of_digits(tables + DIGIT_TABLE(field),
+                                                       words_shift(low, 16), digits));
+                    simd_in_order(to, &units[t]);
+                }
+            }
+        }
+    }
+    words unit[CPU_MAX_PANEL];
+    for (unsigned t = 0; t < n; t++)
+        unit[t] = words_of_units(beside + t * cpu_panel_scales(CPU_DIGITS));
+#pragma GCC unroll 4
+    for (unsigned field = 0; field < LAST_FIELDS; field++) {
+        words index[CPU_MAX_PANEL];
+        for (unsigned t = 0; t < n; t++)
+            index[t] = next_digits(&unit[t], powers[DIGITS_OF(field) - 2]);
+#pragma GCC unroll 4
+        for (unsigned i = 0; i < v; i++, tables += DIGIT_TABLE(field))
+#pragma GCC unroll 8
+            for (unsigned t = 0; t < n; t++)
+                sum[i * n + t] =
+                    lanes_add(sum[i * n + t], sum_of_digits(tables, index[t], DIGITS_OF(field)));
+    }
+    return tables;
+}
+
 /* Some strips times some vectors, `n` and `v` of them known to the compiler. */
 SIMD_INLINE void rows_of_strips(const cpu_strips *w, unsigned first, unsigned n, unsigned v,
                                 cpu_packing packing, uint32_t group, const float *tables,
                                 double *sums) {
     const uint64_t n_words = cpu_panel_words(packing, group);
     const uint32_t *codes = w->codes + first * n_words * LANES;
-    const uint16_t *scales = w->scales + first * LANES;
+    const uint64_t n_scales = cpu_panel_scales(packing);
+    const uint16_t *scales = w->scales + first * n_scales;
     int add = w->add;
     sums += first * LANES;
     for (uint64_t g = 0; g < w->n_groups;) {
@@ -185,21 +305,23 @@ SIMD_INLINE void rows_of_strips(const cpu_strips *w, unsigned first, unsigned n,
             lanes sum[MOST_SUMS];
             for (unsigned t = 0; t < n * v; t++) sum[t] = lanes_zero();
             for (unsigned t = 0; t < n; t += 2)
-                __builtin_prefetch((const char *)(scales + t * LANES) + PREFETCH_SCALES);
+                __builtin_prefetch((const char *)(scales + t * n_scales) + PREFETCH_SCALES);
+            if (packing == CPU_DIGITS)
+                tables = add_digits(sum, codes, scales + LANES, n, v, tables, w->streams);
 #if SIMD_TRITS
-            if (packing == CPU_TRITS)
+            else if (packing == CPU_TRITS)
                 tables = add_trits(sum, codes, n, v, tables, w->streams);
-            else
 #endif
+            else
                 tables = add_nibbles(sum, codes, n_words, n, v, tables, w->streams);
 #pragma GCC unroll 4
             for (unsigned i = 0; i < v; i++)
 #pragma GCC unroll 8
                 for (unsigned t = 0; t < n; t++)
                     total[i * n + t] = lanes_fma(
-                        sum[i * n + t], lanes_of_halves(scales + t * LANES), total[i * n + t]);
+                        sum[i * n + t], lanes_of_halves(scales + t * n_scales), total[i * n + t]);
             codes += cpu_panel_strips(packing) * n_words * LANES;
-            scales += cpu_panel_strips(packing) * LANES;
+            scales += cpu_panel_strips(packing) * n_scales;
         }
         for (unsigned i = 0; i < v; i++)
             for (unsigned t = 0; t < n; t++)
@@ -221,8 +343,11 @@ SIMD_INLINE void rows_of_vectors(const cpu_strips *w, unsigned together, unsigne
 SIMD_INLINE void rows_of_panel(const cpu_strips *w, cpu_packing packing, uint32_t group,
                                const float *tables, double *sums) {
     if (w->n_vectors == 1)
-        rows_of_vectors(w, packing == CPU_TRITS ? CPU_MAX_PANEL : SIMD_STRIPS, 1, packing, group,
-                        tables, sums);
+        rows_of_vectors(w,
+                        packing == CPU_TRITS || (packing == CPU_DIGITS && SIMD_THREES)
+                            ? CPU_MAX_PANEL
+                            : SIMD_STRIPS,
+                        1, packing, group, tables, sums);
     else if (w->n_vectors == 2)
         rows_of_vectors(w, SIMD_STRIPS_OF_TWO, 2, packing, group, tables, sums);
     else
@@ -249,9 +374,14 @@ SIMD_TARGET static void rows_of_trits(const cpu_strips *w, const float *tables, 
 #define TRIT_KERNELS
 #endif
 
-#define PACKING_KERNELS                                         \
-    .packing = {[CPU_BITS] = {tables_of_bits, rows_of_bits},    \
-                [CPU_PAIRS] = {tables_of_pairs, rows_of_pairs}, \
+SIMD_TARGET static void rows_of_digits(const cpu_strips *w, const float *tables, double *sums) {
+    rows_of_panel(w, CPU_DIGITS, 128, tables, sums);
+}
+
+#define PACKING_KERNELS                                            \
+    .packing = {[CPU_BITS] = {tables_of_bits, rows_of_bits},       \
+                [CPU_PAIRS] = {tables_of_pairs, rows_of_pairs},    \
+                [CPU_DIGITS] = {tables_of_digits, rows_of_digits}, \
                 TRIT_KERNELS}
 
 #endif

@@ -28,7 +28,7 @@ uint64_t cpu_weight_bytes(const cpu_kernel *kernel, uint64_t codes_offset, uint6
         return codes_offset == expected ? bytes : CPU_BAD_ARGS;
     }
     const uint64_t groups = cpu_mul(n_rows, k / group);
-    if (cpu_has_scales(format) && cpu_mul(groups, 2) > codes_offset) return CPU_BAD_ARGS;
+    if (cpu_mul(groups, cpu_scale_bytes(format)) > codes_offset) return CPU_BAD_ARGS;
     return cpu_add(codes_offset, cpu_mul(groups, cpu_group_bytes(format)));
 }
 
@@ -59,6 +59,10 @@ static cpu_sums rows_of_parts(const cpu_call *call, const cpu_matrix *m, const u
     if (call->kernel->layout != OXB_LAYOUT_PLAIN)
         return cpu_panel_rows(call, m, first, n_parts, n, again, out, tables);
     cpu_sums sums = {{out, out + n}, 0}; /* of one vector */
+    if (m->format == OXB_DEVICE_FORMAT_T1_G128) {
+        cpu_digits_rows(m, first, n_parts, n, out, tables);
+        return sums;
+    }
     if (cpu_has_scales(m->format)) {
         cpu_codes_rows(m, first, n_parts, n, out, tables);
         return sums;

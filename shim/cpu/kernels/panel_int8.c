@@ -41,12 +41,14 @@ static void multiply_strips(const cpu_int8_kernels *kernels, const cpu_panels *p
         const uint64_t strips = cpu_panel_strips(p->packing);
         for (uint32_t t = 0; t < n_strips; t++)
             kernels->expand[p->packing](bytes + t * strip_words,
-                                        p->codes + (at + t) * p->words * LANES, count,
+                                        p->codes + (at + t) * p->words * LANES,
+                                        p->scales + (at + t) * p->n_scales + LANES, count,
                                         strips * p->words * LANES, p->group_size);
         const cpu_int8_strips job = {.codes = bytes,
-                                     .scales = p->scales + at * LANES,
+                                     .scales = p->scales + at * p->n_scales,
                                      .code_stride = strip_words,
-                                     .scale_stride = strips * LANES,
+                                     .strip_scales = p->n_scales,
+                                     .scale_stride = strips * p->n_scales,
                                      .q = (const int8_t *)m->quantized + group * p->group_size,
                                      .q_scales = (const float *)(const void *)scales +
                                                  group * (p->group_size / CPU_INT8_BLOCK),

@@ -6,7 +6,7 @@
 
 /* Scale groups whose tables are built at once; a multiple of what is added in float32. */
 static uint64_t groups_of_tables(const cpu_panels *p, uint32_t n_vectors) {
-    static const uint64_t weights[CPU_PACKING_COUNT] = {24576, 12288, 16384};
+    static const uint64_t weights[CPU_PACKING_COUNT] = {24576, 12288, 16384, 8192};
     const uint64_t each = weights[p->packing] / n_vectors;
     return each / CPU_FLUSH * CPU_FLUSH / p->group_size;
 }
@@ -62,7 +62,7 @@ static void add_strips(const cpu_packing_kernels *kernels, const cpu_panels *p, 
         const uint64_t rest = strips_of_panel - strip % strips_of_panel;
         n = last - strip < rest ? last - strip : rest;
         const uint64_t at = cpu_strip_at(p, strip, group);
-        const cpu_strips strips = {.scales = p->scales + at * CPU_LANES,
+        const cpu_strips strips = {.scales = p->scales + at * p->n_scales,
                                    .codes = p->codes + at * p->words * CPU_LANES,
                                    .n_groups = n_groups,
                                    .group_size = p->group_size,

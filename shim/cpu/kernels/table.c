@@ -67,16 +67,19 @@
          0},
 
 static const cpu_kernel kernels[] = {
-#define X(id, name, bits, group_size, coded) MATRIX(id, name, "", OXB_LAYOUT_PLAIN, 4)
+#define X(id, name, bits, group_size, coded, scale_bytes, code_bytes) \
+    MATRIX(id, name, "", OXB_LAYOUT_PLAIN, 4)
     OXB_DEVICE_FORMATS(X)
 #undef X
         PACKED(Q1_G128, "q1_g128", "_panels", CPU_LAYOUT_PANELS, 4)
             PACKED(Q2_G128, "q2_g128", "_panels", CPU_LAYOUT_PANELS, 4)
                 PACKED(Q2_G64, "q2_g64", "_panels", CPU_LAYOUT_PANELS, 4)
                     PACKED(Q2_G128, "q2_g128", "_trits", CPU_LAYOUT_TRITS, CPU_MAX_PANEL)
-                        CACHE("f16", OXB_KV_F16) CACHE("f32", OXB_KV_F32) CACHE("q8", OXB_KV_Q8){
-                            "rmsnorm", cpu_rmsnorm, cpu_rmsnorm_need, 3, WRITES(2),
-                            sizeof(struct oxb_rmsnorm_args), 2, 0, 0, 0},
+                        PACKED(T1_G128, "t1_g128", "_digits", CPU_LAYOUT_DIGITS, CPU_MAX_PANEL)
+                            CACHE("f16", OXB_KV_F16) CACHE("f32", OXB_KV_F32)
+                                CACHE("q8", OXB_KV_Q8){"rmsnorm", cpu_rmsnorm, cpu_rmsnorm_need, 3,
+                                                       WRITES(2), sizeof(struct oxb_rmsnorm_args),
+                                                       2, 0, 0, 0},
     {"quantize_int8", cpu_quantize, cpu_quantize_need, 2, WRITES(1),
      sizeof(struct oxb_quantize_args), 1, 0, 0, 1},
     {"residual_add", cpu_residual_add, cpu_residual_add_need, 2, WRITES(1),

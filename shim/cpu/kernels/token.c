@@ -20,10 +20,19 @@ uint64_t cpu_embed_need(const cpu_kernel *kernel, const void *args, uint32_t bin
 
 static float codes_weight(const uint8_t *scales, const uint8_t *codes, uint64_t i,
                           uint32_t format) {
-    const int code = format == OXB_DEVICE_FORMAT_Q1_G128 ? 2 * ((codes[i / 8] >> i % 8) & 1)
-                                                         : (codes[i / 4] >> 2 * (i % 4)) & 3;
+    const uint64_t group = i / cpu_group(format);
+    const uint8_t *scale_at = scales + group * cpu_scale_bytes(format);
     uint16_t scale;
-    memcpy(&scale, scales + i / cpu_group(format) * 2, sizeof scale);
+    memcpy(&scale, scale_at, sizeof scale);
+    int code;
+    switch (format) {
+    case OXB_DEVICE_FORMAT_Q1_G128: code = 2 * ((codes[i / 8] >> i % 8) & 1); break;
+    case OXB_DEVICE_FORMAT_T1_G128:
+        code = (int)cpu_digit_of(scale_at, codes + group * cpu_group_bytes(format),
+                                 (unsigned)(i % cpu_group(format)));
+        break;
+    default: code = (codes[i / 4] >> 2 * (i % 4)) & 3; break;
+    }
     return (float)(code - 1) * cpu_float_of_half(scale);
 }
 
@@ -38,7 +47,8 @@ static void embed_row(const cpu_call *call, uint64_t row, float *y) {
         return;
     }
     const uint64_t groups = a->k / cpu_group(format);
-    const uint8_t *scales = (const uint8_t *)call->bindings[0].address + row * groups * 2;
+    const uint8_t *scales =
+        (const uint8_t *)call->bindings[0].address + row * groups * cpu_scale_bytes(format);
     const uint8_t *codes = (const uint8_t *)call->bindings[0].address + a->codes_offset +
                            row * groups * cpu_group_bytes(format);
     if (!cpu_has_scales(format)) {

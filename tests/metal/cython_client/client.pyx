@@ -154,7 +154,7 @@ def constants():
         "TQ2_0": oxb.OXB_FILE_FORMAT_TQ2_0,
         "Q8_0": oxb.OXB_FILE_FORMAT_Q8_0,
         "file formats": oxb.OXB_FILE_FORMAT_COUNT,
-        "device format q8_0": oxb.OXB_DEVICE_FORMAT_Q8_0,
+        "device format t1_g128": oxb.OXB_DEVICE_FORMAT_T1_G128,
         "device formats": oxb.OXB_DEVICE_FORMAT_COUNT,
         "sizeof(oxb_gemv_args)": sizeof(oxb.oxb_gemv_args),
         "sizeof(oxb_driver)": sizeof(oxb.oxb_driver),

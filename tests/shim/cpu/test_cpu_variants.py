@@ -185,7 +185,7 @@ def test_an_odd_number_of_gate_rows(graph, name):
 
 
 @pytest.mark.threads
-@pytest.mark.parametrize("name", ["Q1_0", "Q2_0", "PQ2_0", "TQ2_0_g128"])
+@pytest.mark.parametrize("name", ["Q1_0", "Q2_0", *TERNARY])
 def test_the_same_bits_for_any_number_of_threads(variant, name):
     n_rows, k = 1030, 1024
     q, x = ternary(name, n_rows, k), activations(k)

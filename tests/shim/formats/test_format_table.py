@@ -54,7 +54,11 @@ def test_the_coded_formats_have_codes_of_one_or_two_bits_and_scales():
     ("old", "new", "message"),
     [
         ("OXB_FILE_FORMATS(X) ", "OTHER(X) ", r"does not define OXB_FILE_FORMATS\(X\)"),
-        ('"q8_0", 8, 32, 0)', '"q8_0", 8, 32)', r'X\(Q8_0, "q8_0", 8, 32\) has 4 of 5 columns'),
+        (
+            '"q8_0", 8, 32, 0, 0, 34)',
+            '"q8_0", 8, 32)',
+            r'X\(Q8_0, "q8_0", 8, 32\) has 4 of 7 columns',
+        ),
         ("32, 34, 0, Q8_0)", "32, 34, 0, Q9_0)", "Q8_0 has the device format Q9_0: one of"),
         ("    X(PQ2_0,", "    Y(PQ2_0,", "stands between the rows"),
     ],

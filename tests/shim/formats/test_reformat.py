@@ -24,10 +24,29 @@ def unpack(soa, codes_offset, q):
     fmt = formats.get(q.format)
     n_rows, k = q.shape
     n_groups = n_rows * k // fmt.group_size
+    if fmt.device_format == "t1_g128":
+        return unpack_digits(soa, codes_offset, n_groups, (n_rows, k))
     scales = soa[: 2 * n_groups].view(np.float16).reshape(n_rows, -1)
     shifts = np.arange(0, 8, fmt.bits)
     codes = (soa[codes_offset:, None] >> shifts) & ((1 << fmt.bits) - 1)
     return codes.reshape(n_rows, k), scales
+
+
+def unpack_digits(soa, codes_offset, n_groups, shape):
+    """Return what `unpack` does, of base-3 digits: run q of load l has codes 64 l + 16 q and on."""
+    entries = soa[: 4 * n_groups].reshape(-1, 4)
+    groups = soa[codes_offset:].reshape(-1, 2, 3, 4).astype(int)  # [group][load][byte][run]
+    codes = np.empty((n_groups, 2, 4, 16), int)
+    for n in range(5):
+        digits = ((groups * 3**n % 256) * 3 >> 8).transpose(0, 1, 3, 2)
+        if n < 4:
+            codes[..., n:12:4] = digits
+        else:
+            codes[..., 12:15] = digits
+    beside = entries[:, 2:].astype(int)[:, :, None] >> 2 * np.arange(4) & 3
+    codes[..., 15] = beside
+    scales = np.ascontiguousarray(entries[:, :2]).view(np.float16)
+    return codes.reshape(shape), scales.reshape(shape[0], -1)
 
 
 def values(soa, codes_offset, q):
@@ -77,10 +96,29 @@ def test_codes_start_at_a_multiple_of_16_after_zeros(name):
         q = any_bytes(name, n_blocks, n_blocks)
         soa, codes_offset = metal.reformat(q.data, name)
         n_groups = q.shape[1] // fmt.group_size
+        digits = fmt.device_format == "t1_g128"
+        scale_bytes = (4 if digits else 2) * n_groups
+        code_bytes = 24 * n_groups if digits else q.shape[1] * fmt.bits // 8
         assert codes_offset % 16 == 0
-        assert 2 * n_groups <= codes_offset < 2 * n_groups + 16
-        assert not soa[2 * n_groups : codes_offset].any()
-        assert len(soa) == codes_offset + q.shape[1] * fmt.bits // 8
+        assert scale_bytes <= codes_offset < scale_bytes + 16
+        assert not soa[scale_bytes:codes_offset].any()
+        assert len(soa) == codes_offset + code_bytes
+
+
+def test_every_byte_of_digits_stands_for_what_the_formula_says():
+    # Those of 243 and more are made by no quantiser.
+    blocks = np.zeros((256, 28), np.uint8)
+    blocks[:, :26] = np.arange(256)[:, None] + 7 * np.arange(26)
+    blocks[:, 26:] = np.frombuffer(np.float16(0.5).tobytes(), np.uint8)
+    q = QTensor(blocks.reshape(1, -1), (1, 256 * 128), "PTQ1_0")
+    soa, codes_offset = metal.reformat(q.data, "PTQ1_0")
+    np.testing.assert_array_equal(values(soa, codes_offset, q), dense(q))
+
+
+def test_digits_take_no_more_memory_than_in_the_file():
+    for n_blocks in (1, 4, 5, 1000):
+        soa, _ = metal.reformat(bytes(28 * n_blocks), "PTQ1_0")
+        assert len(soa) <= 28 * n_blocks + 12  # the padding of the scales
 
 
 @pytest.mark.parametrize("name", DENSE_FORMATS)

@@ -416,10 +416,17 @@ def test_output_may_overlap_input(graph):
     close_to(memory[32:], r, reference.gemv_bound(dense(q), x, r))
 
 
+@every_layout
+def test_digits_take_no_more_memory_than_in_the_file(graph, plain):
+    q = random_weight("PTQ1_0", 256, 640)
+    with upload(graph, q, plain) as handle:
+        assert handle.nbytes <= q.data.size + 15  # scales are padded to 16 bytes
+
+
 def test_the_formats_tested_are_all_there_are():
     assert sorted(BLOCK_FORMATS + DENSE_FORMATS) == sorted(formats.FORMATS)
     kernels = {formats.get(name).device_format for name in ALL_FORMATS}
-    assert kernels == {"q1_g128", "q2_g128", "q2_g64", "f32", "f16", "bf16", "q8_0"}
+    assert kernels == {"q1_g128", "q2_g128", "q2_g64", "t1_g128", "f32", "f16", "bf16", "q8_0"}
 
 
 def test_a_norm_that_the_recording_writes_is_read_after_it(graph):

@@ -367,6 +367,7 @@ int main(void) {
             check_product(isa, OXB_FILE_FORMAT_PQ2_0, CPU_LAYOUT_PANELS, n_rows, 2304, 0);
             check_product(isa, OXB_FILE_FORMAT_PQ2_0, CPU_LAYOUT_TRITS, n_rows, 2304, 1);
             check_product(isa, OXB_FILE_FORMAT_PQ2_0, CPU_LAYOUT_TRITS, n_rows, 128, 0);
+            check_product(isa, OXB_FILE_FORMAT_PTQ1_0, CPU_LAYOUT_DIGITS, n_rows, 2304, 1);
         }
         for (uint32_t n = 2; n <= 512; n = n * 3 / 2 + n % 2)
             for (uint32_t heads = 1; heads <= 4; heads++)
