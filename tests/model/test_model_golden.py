@@ -38,6 +38,10 @@ FORMATS = [
     pytest.param(name, marks=[pytest.mark.same_kernels] if name in REPEATED else [])
     for name in ("Q1_0", *LAYOUTS)
 ]
+# Every prompt meets the same kernels as the first.
+PROMPT = [
+    pytest.param(i, marks=[pytest.mark.same_kernels] if i else []) for i in range(len(PROMPTS))
+]
 LIMIT = {"f32": 1e-5, "f16": 1e-3}
 F32 = NDArray[np.float32]
 
@@ -152,7 +156,7 @@ def test_first_logits_match_the_golden(model, golden, kv_dtype):
 
 
 @pytest.mark.large
-@pytest.mark.parametrize("prompt", range(len(PROMPTS)))
+@pytest.mark.parametrize("prompt", PROMPT)
 @pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
 def test_logits_of_every_position_match_the_golden(model, golden, kv_dtype, prompt):
     y = every_position(model, golden.ids[prompt], kv_dtype=kv_dtype)
@@ -163,7 +167,7 @@ def test_logits_of_every_position_match_the_golden(model, golden, kv_dtype, prom
 
 
 @pytest.mark.large
-@pytest.mark.parametrize("prompt", range(len(PROMPTS)))
+@pytest.mark.parametrize("prompt", PROMPT)
 def test_keys_and_values_of_8_bits_change_the_logits_by_less_than_5e_3(model, golden, prompt):
     # Of the norm of all logits of the text.
     y = every_position(model, golden.ids[prompt], kv_dtype="q8")
@@ -172,6 +176,7 @@ def test_keys_and_values_of_8_bits_change_the_logits_by_less_than_5e_3(model, go
 
 # These for time: a text on the cpu's portable kernels takes a second on a busy machine.
 SLOW = pytest.mark.slow
+REPEAT = [SLOW, pytest.mark.same_kernels]
 
 
 @pytest.mark.large
@@ -180,10 +185,10 @@ SLOW = pytest.mark.slow
     [
         ("f16", 0),
         ("f32", 1),
-        pytest.param("f32", 0, marks=SLOW),
-        pytest.param("f16", 1, marks=SLOW),
-        pytest.param("f32", 2, marks=SLOW),
-        pytest.param("f16", 2, marks=SLOW),
+        pytest.param("f32", 0, marks=REPEAT),
+        pytest.param("f16", 1, marks=REPEAT),
+        pytest.param("f32", 2, marks=REPEAT),
+        pytest.param("f16", 2, marks=REPEAT),
     ],
 )
 def test_greedy_text_is_the_goldens(model, golden, format_name, kv_dtype, prompt):
