@@ -68,7 +68,7 @@ inline void transform(device const float *x, device const float *norm, device co
                                     partial + OXB_MAX_SIMDGROUPS, place);
         const float inverse = inverse_rms(total, args.k, scale, args.eps);
         OXB_UNROLL
-        for (uint i = 0; i < EACH; i++) own[i] *= scale * inverse * weight[i];
+        for (uint i = 0; i < EACH; i++) own[i] = own[i] * scale * inverse * weight[i];
     }
     OXB_UNROLL
     for (uint i = 0; i < EACH; i++) own[i] *= forward ? sign[i] : 1.0f;

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from cases import relative_error
-from recurrent_runs import IDLE, Conv, Delta, Slots, random
+from recurrent_runs import IDLE, Conv, Delta, Slots, random, sized
 from shader_recurrent import conv, delta
 from shader_runs import every_order
 
@@ -192,11 +192,11 @@ def test_an_idle_sequence_of_several_tokens_has_zeros(order):
     check(delta, replace(case, states=((IDLE - 6, 0),)), random(*case.shape), order=order)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-4, 1e18, 1e25])
+@pytest.mark.parametrize("size", [1e-44, 1e-40, 1e-30, 1e-22, 1e-4, 1e18, 1e38, 3e38])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_delta_of_queries_and_keys_whose_squares_leave_the_range(size, eps):
     case = Delta.random(3, 1, 1, 64, 32, more={"eps": eps})
-    case = replace(case, q=case.q * np.float32(size), k=case.k * np.float32(size))
+    case = replace(case, q=sized(case.q, size), k=sized(case.k, size))
     y, _ = delta(case, case.slots.filled(case.part, {}))
     expected, _ = case.expected(np.zeros(case.shape))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=BOUND * abs(expected).max() + TINY)
