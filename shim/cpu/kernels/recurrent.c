@@ -98,8 +98,8 @@ _Static_assert((OXB_MAX_DELTA_DIM * CPU_DELTA_COLUMNS) * sizeof(float) +
                "a strip of a state and the steps must fit the scratch of a thread");
 
 static void normalise(const float *x, uint64_t n, float eps, float scale, float *y) {
-    const float factor = (float)((double)scale / sqrt(cpu_squares(x, n) + (double)eps));
-    for (uint64_t i = 0; i < n; i++) y[i] = x[i] * factor;
+    const double factor = (double)scale / sqrt(cpu_squares(x, n) + (double)eps);
+    for (uint64_t i = 0; i < n; i++) y[i] = (float)((double)x[i] * factor);
 }
 
 static float product(const float *x, const float *y, uint64_t n) {
