@@ -181,6 +181,13 @@ uint64_t cpu_gate_need(const cpu_kernel *kernel, const void *args, uint32_t bind
     return cpu_mul(cpu_add(cpu_mul(a->n_tokens - 1ull, strides[binding]), row), 4);
 }
 
+/* A factor whose float would be infinite or lose digits is one of 2^64 times x, or of 2^-64 times x:
+ * exact, but for elements that it leaves at 0 either way. */
+static cpu_factor factor_of(double value) {
+    const float power = value > 0x1p126 ? 0x1p64f : value < 0x1p-126 ? 0x1p-64f : 1.0f;
+    return (cpu_factor){power, (float)(value / (double)power)};
+}
+
 /* Threadgroups count heads, then tokens. x and y may be the same. */
 void cpu_gate(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_gate_args *a = call->args;
@@ -190,7 +197,7 @@ void cpu_gate(const cpu_call *call, uint64_t first, uint64_t last) {
         const float *x = (const float *)call->bindings[0].address + t * a->x_stride + h * n;
         const float *z = (const float *)call->bindings[1].address + t * a->z_stride + h * n;
         float *y = (float *)call->bindings[3].address + t * a->y_stride + h * n;
-        const float factor = a->has_norm ? (float)cpu_inverse_rms(x, n, a->eps) : 1.0f;
+        const cpu_factor factor = factor_of(a->has_norm ? cpu_inverse_rms(x, n, a->eps) : 1.0);
         call->isa->f32->recurrent.gate(x, z, a->has_norm ? weight : NULL, factor,
                                        a->activation == OXB_GATE_SILU, y, n);
     }
