@@ -46,7 +46,7 @@ oxb_status ops_tile(const oxb_commands *commands, oxb_op op, const oxb_op_shape 
                     oxb_tile *tile);
 
 /* How an op is recorded as several dispatches that do the same as one: along an axis of its extent,
- * the vectors or tokens, so many elements each. */
+ * the vectors, tokens or heads, so many elements each. */
 typedef struct ops_cut {
     uint32_t axis;
     uint64_t piece;

@@ -175,6 +175,17 @@ def test_delta_has_the_same_bits_for_every_grid():
         np.testing.assert_array_equal(after, runs[0][1])
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_delta_has_the_same_bits_whatever_heads_a_dispatch_has(batch):
+    states = ((5, 0), (0, 1), (IDLE, 2)) if batch else ((5, 2),)
+    case = Delta.random(3, 5, 5, 32, 64, slots=Slots(3), states=states, batch=batch)
+    recurrent = case.slots.filled(case.part, {s: random(case.part, seed=s) for s in range(3)})
+    y, after = delta(case, recurrent)
+    for piece in (1, 2, 4):
+        for part, whole in zip(delta(case, recurrent, piece=piece), (y, after), strict=True):
+            np.testing.assert_array_equal(part, whole)
+
+
 @every_order
 def test_delta_of_a_batch_takes_each_sequence_by_itself(order):
     case = Delta.random(5, 2, 1, 64, 64)

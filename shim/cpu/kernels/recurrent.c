@@ -74,9 +74,9 @@ uint64_t cpu_delta_rule_need(const cpu_kernel *kernel, const void *args, uint32_
     const struct oxb_recurrence *r = &a->recurrence;
     const uint64_t values = (uint64_t)a->n_value_heads * a->value_dim;
     (void)kernel;
-    if (a->n_key_heads == 0 || a->n_value_heads == 0 || a->key_dim == 0 || a->key_dim % 32 != 0 ||
-        a->key_dim > MAX_DIM || a->value_dim == 0 || a->value_dim % 32 != 0 ||
-        a->value_dim > MAX_DIM)
+    if (a->n_key_heads == 0 || a->first_head >= a->end_head || a->end_head > a->n_value_heads ||
+        a->key_dim == 0 || a->key_dim % 32 != 0 || a->key_dim > MAX_DIM || a->value_dim == 0 ||
+        a->value_dim % 32 != 0 || a->value_dim > MAX_DIM)
         return CPU_BAD_ARGS;
     switch (binding) {
     case 0:
@@ -151,13 +151,13 @@ static void run_head(const cpu_call *call, cpu_recurrent state, uint64_t head, u
     }
 }
 
-/* Threadgroups count value heads, then sequences. */
+/* Threadgroups count value heads of the dispatch, then sequences. */
 void cpu_delta_rule(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_delta_args *a = call->args;
     const struct oxb_recurrence *r = &a->recurrence;
-    const uint64_t heads = a->n_value_heads, n = r->batch ? 1 : r->n_tokens;
+    const uint64_t heads = a->end_head - a->first_head, n = r->batch ? 1 : r->n_tokens;
     for (uint64_t i = first; i < last && i < heads * cpu_sequences(r); i++) {
-        const uint64_t sequence = i / heads, h = i % heads;
+        const uint64_t sequence = i / heads, h = a->first_head + i % heads;
         const cpu_recurrent state =
             cpu_recurrent_of(r, call->bindings[4].address, call->bindings[5].address, sequence);
         if (state.to) {
@@ -181,8 +181,8 @@ uint64_t cpu_gate_need(const cpu_kernel *kernel, const void *args, uint32_t bind
     return cpu_mul(cpu_add(cpu_mul(a->n_tokens - 1ull, strides[binding]), row), 4);
 }
 
-/* A factor whose float would be infinite or lose digits is one of 2^64 times x, or of 2^-64 times x:
- * exact, but for elements that it leaves at 0 either way. */
+/* A factor whose float would be infinite or lose digits is one of 2^64 times x, or of 2^-64 times
+ * x: exact, but for elements that it leaves at 0 either way. */
 static cpu_factor factor_of(double value) {
     const float power = value > 0x1p126 ? 0x1p64f : value < 0x1p-126 ? 0x1p-64f : 1.0f;
     return (cpu_factor){power, (float)(value / (double)power)};
