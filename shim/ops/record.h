@@ -77,4 +77,7 @@ typedef struct ops_recording {
 
 oxb_status ops_record_tiles(oxb_commands *commands, const ops_recording *recording);
 
+/* Record a Walsh-Hadamard transform as a part of `op`, which its errors name. */
+oxb_status ops_hadamard(oxb_commands *commands, const char *op, const oxb_hadamard *hadamard);
+
 #endif
