@@ -55,8 +55,8 @@ SIMD_INLINE lanes gated(const float *x, const float *z, const float *weight, cpu
     return lanes_mul(gate, lanes_mul(normed, lanes_load(weight)));
 }
 
-SIMD_TARGET static void gate(const float *x, const float *z, const float *weight,
-                             cpu_factor factor, int silu, float *y, uint64_t n) {
+SIMD_TARGET static void gate(const float *x, const float *z, const float *weight, cpu_factor factor,
+                             int silu, float *y, uint64_t n) {
     uint64_t i = 0;
     for (; i + VECTOR <= n; i += VECTOR)
         lanes_store(y + i, gated(x + i, z + i, weight ? weight + i : NULL, factor, silu));
@@ -109,7 +109,9 @@ SIMD_INLINE void delta_step(const cpu_delta *d, unsigned width, uint32_t t, cons
     }
 }
 
-/* Vectors of columns that stay in the first-level cache over all tokens. */
+/* Vectors of columns over all tokens. Between the first and the last one they lie in the strip:
+ * with keys of 128 elements 16 KB of a first-level cache, or with a SIMD_DELTA of 8 64 KB of a
+ * second. */
 SIMD_INLINE void delta_columns(const cpu_delta *d, unsigned width, uint64_t column) {
     const float *from = d->from ? d->from + column : NULL;
     float *to = d->to + column;
