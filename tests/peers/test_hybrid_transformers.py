@@ -14,11 +14,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 from cases import relative_error
 from numpy.typing import NDArray
 from peers import import_peer
 from qwen35_transformers import logits_there
-from tiny_hybrids import Hybrid, random_tensors, write
+from tiny_hybrids import Hybrid, random_tensors, reference_logits, write
 from tiny_models import Tensors
 
 from oxibonsai import metal
@@ -60,6 +61,22 @@ class Case:
     def peer_logits(self) -> NDArray[np.float64]:
         """The logits of every position that transformers computes."""
         return logits_there(self.tiny, self.tensors, self.ids)
+
+    @functools.cached_property
+    def cost_of_halves(self) -> float:
+        """The error of exact arithmetic with keys and values that are rounded to halves."""
+
+        def rounded(x: NDArray[np.float64]) -> NDArray[np.float64]:
+            return x.astype(np.float16).astype(np.float64)
+
+        def attention(q: Any, k: Any, v: Any) -> NDArray[np.float64]:
+            return exact(q, rounded(k), rounded(v))
+
+        exact = reference.attention
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(reference, "attention", attention)
+            found = reference_logits(self.tiny, self.tensors, self.ids)
+        return relative_error(found, self.peer_logits)
 
     def write(self, folder: Path) -> Path:
         return write(folder / "tiny.gguf", self.tiny, self.tensors)
@@ -179,25 +196,36 @@ def in_parts(session: Session, ids: list[int]) -> NDArray[np.float32]:
     return np.concatenate(found)
 
 
-def check(found: NDArray[np.float32], case: Case, bound: float, *, each: bool) -> None:
+def check(found: NDArray[np.float32], case: Case, kv_dtype: str) -> None:
     expected = case.peer_logits
     assert found.shape == expected.shape == (case.n_tokens, case.tiny.vocab)
-    if each:
-        errors = [relative_error(y, r) for y, r in zip(found, expected, strict=True)]
-        # What a query reads of a state may nearly cancel, and the norm of the head magnifies then
-        # what rounding left.
-        assert max(errors) <= 10 * bound, f"at position {int(np.argmax(errors))}"
-    assert relative_error(found, expected) <= bound
+    error = relative_error(found, expected)
+    if kv_dtype == "f16":
+        # Behind an attention that comes first, halves alone cost that much.
+        assert error <= max(1e-3, 1.05 * case.cost_of_halves if error > 1e-3 else 0)
+        return
+    assert error <= 1e-5
+    # What a query reads of a state may nearly cancel, and the norm of the head magnifies then what
+    # rounding left.
+    errors = [relative_error(y, r) for y, r in zip(found, expected, strict=True)]
+    assert max(errors) <= 1e-4, f"at position {int(np.argmax(errors))}"
+
+
+@pytest.mark.parametrize("case", [*CASES, *LONG])
+def test_float64_here_is_that_of_transformers(case: str) -> None:
+    """The reference of the other tests of hybrids."""
+    one = {**CASES, **LONG}[case]
+    found = reference_logits(one.tiny, one.tensors, one.ids)
+    assert relative_error(found, one.peer_logits) < 1e-13
 
 
 @pytest.mark.parametrize("feed", [at_once, token_by_token, in_parts], ids=lambda f: f.__name__)
-@pytest.mark.parametrize(("kv_dtype", "bound"), [("f32", 1e-5), ("f16", 1e-3)])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
 def test_logits_are_those_of_transformers(
     device: metal.Device,
     tmp_path: Path,
     case: Case,
     kv_dtype: Any,
-    bound: float,
     feed: Callable[[Session, list[int]], NDArray[np.float32]],
 ) -> None:
     with (
@@ -206,17 +234,17 @@ def test_logits_are_those_of_transformers(
     ):
         assert model.weights.tied == case.tied
         found = feed(session, case.ids)
-    check(found, case, bound, each=kv_dtype == "f32")
+    check(found, case, kv_dtype)
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 64, 2048])
-@pytest.mark.parametrize(("kv_dtype", "bound"), [("f32", 1e-5), ("f16", 1e-3)])
+@pytest.mark.parametrize("kv_dtype", ["f32", "f16"])
 def test_logits_of_long_texts_are_those_of_transformers(
-    device: metal.Device, tmp_path: Path, long: Case, chunk: int, kv_dtype: Any, bound: float
+    device: metal.Device, tmp_path: Path, long: Case, chunk: int, kv_dtype: Any
 ) -> None:
     with (
         Model.load(long.write(tmp_path), device) as model,
         model.session(kv_dtype=kv_dtype, chunk=chunk) as session,
     ):
         found = at_once(session, long.ids)
-    check(found, long, bound, each=kv_dtype == "f32")
+    check(found, long, kv_dtype)

@@ -167,6 +167,21 @@ def test_an_unrotated_model_gives_the_products_of_the_rotated_one(tmp_path, vers
             assert np.array_equal(rotated.tensor_data(name), unrotated.tensor_data(name))
 
 
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize(
+    ("shape", "block"), [("tiny-hybrid", 64), ("tiny-hybrid", 256), ("tiny", 512)]
+)
+def test_a_rotated_model_has_the_logits_of_the_unrotated_one(tmp_path, shape, block, version):
+    paths = tmp_path / "rotated.gguf", tmp_path / "plain.gguf"
+    options = ("--shape", shape, "--vocab", 300, "--format", "PTQ1_0", "--hadamard", version)
+    write(paths[0], *options, "--hadamard-block", block, "--unrotated", paths[1])
+    found = []
+    for path in paths:
+        with Model.load(path, "cpu") as model, model.session(kv_dtype="f32") as session:
+            found.append(session.forward([3, 299, 0, 17, 17, 256, 5, 41, 8]))
+    assert relative_error(found[0], found[1].astype(np.float64)) < 1e-5
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -19,7 +19,7 @@
 #define SIMD_STRIPS_OF_FOUR 1u
 #define SIMD_TRITS          0
 #define SIMD_ROW            1u /* vectors of a row that attention sums in registers, for 4 heads */
-#define SIMD_DELTA          2u /* vectors of a row of a state that the delta rule sums in registers */
+#define SIMD_DELTA          2u /* vectors of a state that the delta rule sums in registers */
 
 typedef struct lanes {
     __m256 low, high;

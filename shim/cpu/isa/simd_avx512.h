@@ -18,7 +18,7 @@
 #define SIMD_STRIPS_OF_FOUR 4u
 #define SIMD_TRITS          1
 #define SIMD_ROW            4u /* vectors of a row that attention sums in registers, for 4 heads */
-#define SIMD_DELTA          8u /* vectors of a row of a state that the delta rule sums in registers */
+#define SIMD_DELTA          8u /* vectors of a state that the delta rule sums in registers */
 
 typedef __m512 lanes;
 typedef __m512i words;

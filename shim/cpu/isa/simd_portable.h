@@ -12,7 +12,7 @@
 #define SIMD_TARGET
 #define SIMD_INLINE static inline __attribute__((always_inline))
 #define SIMD_ROW    1u /* vectors of a row that attention sums in registers, for 4 heads */
-#define SIMD_DELTA  2u /* vectors of a row of a state that the delta rule sums in registers */
+#define SIMD_DELTA  2u /* vectors of a state that the delta rule sums in registers */
 
 typedef struct lanes {
     cpu_four v[4];

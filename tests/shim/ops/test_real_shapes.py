@@ -1,4 +1,4 @@
-"""Models of the true shapes of Bonsai-1.7B, 4B and 8B, with random weights."""
+"""Models of the true shapes of Bonsai-1.7B, 4B and 8B and of a hybrid, with random weights."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 import reference
 from cases import relative_error
 from places import TOOLS
+from tiny_hybrids import Hybrid, reference_logits
 
 from oxibonsai import gguf
 from oxibonsai.model import Model
@@ -106,3 +107,42 @@ def test_logits_of_one_layer_of_the_true_widths(device, path, shape, format_name
     assert found is not None
     errors = [relative_error(y, r) for y, r in zip(found, expected, strict=True)]
     assert max(errors) <= 1e-5, f"at position {int(np.argmax(errors))}"
+
+
+@pytest.mark.parametrize("format_name", ["Q1_0", "PTQ1_0"])
+def test_logits_of_four_layers_of_a_hybrids_true_widths(device, path, format_name):
+    plain = path.with_name("plain.gguf")
+    options = ("--layers", "4", "--vocab", "777", "--format", format_name)
+    # Blocks of 1024 inputs, as published files have them; the float64 is of the unrotated weights.
+    synthesise(path, "qwen35-2b", *options, "--hadamard", "1", "--unrotated", str(plain))
+    ids = [3, 776, 0, 500, 3, 42, 256, 123]
+    with gguf.open(plain) as file:
+        tensors = {
+            name: reference.dequantize_blocks(
+                file.tensor_data(name), info.format or "", (1, *info.shape)[-2:]
+            ).reshape(info.shape)
+            for name, info in file.tensors.items()
+        }
+    plain.unlink()
+    with Model.load(path, device) as model, model.session(64, kv_dtype="f32") as session:
+        c = model.config
+        found = session.forward(ids)
+    r = c.recurrent
+    assert found is not None
+    assert r is not None
+    shape = Hybrid(
+        n_layers=c.n_layers,
+        interval=4,
+        n_heads=c.n_heads,
+        n_kv_heads=c.n_kv_heads,
+        head_dim=c.head_dim,
+        rotary=c.rotary_dim,
+        key_heads=r.n_key_heads,
+        value_heads=r.n_value_heads,
+        key_dim=r.key_dim,
+        value_dim=r.value_dim,
+        conv=r.conv_width,
+        rope_theta=c.rope_theta,
+        eps=c.rms_eps,
+    )
+    assert relative_error(found, reference_logits(shape, tensors, ids)) <= 1e-5
