@@ -44,7 +44,7 @@ inline uint source_of(constant oxb_hadamard_args &args, uint i) {
 template <uint EACH>
 inline void transform(device const float *x, device const float *norm, device const float *signs,
                       device float *y, constant oxb_hadamard_args &args, uint tile,
-                      thread_place place, threadgroup float *partial, threadgroup float *memory) {
+                      thread_place place, threadgroup float *memory) {
     const uint n_threads = place.simdgroups * OXB_SIMD_WIDTH, index = index_of(place);
     const bool forward = args.inverse == 0u, normed = args.has_norm != 0u;
     const uint start = EACH * OXB_SIMD_WIDTH * place.simdgroup + place.lane; // in the threadgroup
@@ -61,20 +61,21 @@ inline void transform(device const float *x, device const float *norm, device co
     }
     if (normed) { // of the whole vector, by every threadgroup of it
         float total =
-            threadgroup_sum(sum_of_squares(x, args.k, 1.0f, index, n_threads), partial, place);
+            threadgroup_sum(sum_of_squares(x, args.k, 1.0f, index, n_threads), memory, place);
         const float scale = scale_for(total, args.eps);
         if (scale != 1.0f)
             total = threadgroup_sum(sum_of_squares(x, args.k, scale, index, n_threads),
-                                    partial + OXB_MAX_SIMDGROUPS, place);
+                                    memory + OXB_MAX_SIMDGROUPS, place);
         const float inverse = inverse_rms(total, args.k, scale, args.eps);
         OXB_UNROLL
-        for (uint i = 0; i < EACH; i++) own[i] *= scale * inverse * weight[i];
+        for (uint i = 0; i < EACH; i++) own[i] = own[i] * scale * inverse * weight[i];
     }
     OXB_UNROLL
     for (uint i = 0; i < EACH; i++) own[i] *= forward ? sign[i] : 1.0f;
     transform_simdgroup<EACH>(own, args.block, place.lane);
     const uint of_block = args.block / (EACH * OXB_SIMD_WIDTH); // SIMD-groups
     if (of_block > 1u) {
+        if (normed) threadgroup_barrier(mem_flags::mem_threadgroup); // every SIMD-group has the sum
         OXB_UNROLL
         for (uint i = 0; i < EACH; i++) memory[start + i * OXB_SIMD_WIDTH] = own[i];
         threadgroup_barrier(mem_flags::mem_threadgroup);
@@ -107,17 +108,18 @@ kernel void hadamard(device const float *x [[buffer(0)]], device const float *no
                      uint simdgroup [[simdgroup_index_in_threadgroup]],
                      uint simdgroups [[simdgroups_per_threadgroup]],
                      uint lane [[thread_index_in_simdgroup]]) {
-    threadgroup float partial[2 * OXB_MAX_SIMDGROUPS], memory[OXB_MAX_HADAMARD];
+    // Of a block's elements, and before them of the sums of a norm: two threadgroups fit 32 KiB.
+    threadgroup float memory[OXB_MAX_HADAMARD];
     const thread_place place = {lane, simdgroup, simdgroups};
     const uint each = args.block / (simdgroups * OXB_SIMD_WIDTH);
     const ulong row = ulong(tile.y) * args.k;
     x += row;
     y += row;
     switch (each) {
-    case 2: transform<2>(x, norm, signs, y, args, tile.x, place, partial, memory); break;
-    case 4: transform<4>(x, norm, signs, y, args, tile.x, place, partial, memory); break;
-    case 8: transform<8>(x, norm, signs, y, args, tile.x, place, partial, memory); break;
-    case 16: transform<16>(x, norm, signs, y, args, tile.x, place, partial, memory); break;
-    default: transform<1>(x, norm, signs, y, args, tile.x, place, partial, memory); break;
+    case 2: transform<2>(x, norm, signs, y, args, tile.x, place, memory); break;
+    case 4: transform<4>(x, norm, signs, y, args, tile.x, place, memory); break;
+    case 8: transform<8>(x, norm, signs, y, args, tile.x, place, memory); break;
+    case 16: transform<16>(x, norm, signs, y, args, tile.x, place, memory); break;
+    default: transform<1>(x, norm, signs, y, args, tile.x, place, memory); break;
     }
 }

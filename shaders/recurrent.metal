@@ -290,7 +290,8 @@ inline void run_delta(delta_head head, device float *recurrent, device float *y,
     }
 }
 
-// A threadgroup for some columns, x, of a value head, y, and the tokens of a sequence, z.
+// A threadgroup for some columns, x, of a value head of the dispatch, y, and the tokens of a
+// sequence, z.
 kernel void delta_rule(
     device const float *qkv [[buffer(0)]], device const float *alpha_beta [[buffer(1)]],
     device const float *a [[buffer(2)]], device const float *dt_bias [[buffer(3)]],
@@ -307,12 +308,12 @@ kernel void delta_rule(
     delta_head head;
     head.qkv = qkv + row * args.qkv_stride;
     head.alpha_beta = alpha_beta + row * args.ab_stride;
-    head.head = tile.y;
-    head.query = tile.y % args.n_key_heads * delta_key_dim;
+    head.head = args.first_head + tile.y;
+    head.query = head.head % args.n_key_heads * delta_key_dim;
     head.key = n_keys + head.query;
-    head.value = 2u * n_keys + tile.y * args.value_dim + column;
-    head.a = a[tile.y];
-    head.dt_bias = dt_bias[tile.y];
+    head.value = 2u * n_keys + head.head * args.value_dim + column;
+    head.a = a[head.head];
+    head.dt_bias = dt_bias[head.head];
     y += row * args.y_stride;
     const uint n_tokens = args.recurrence.batch != 0u ? 1u : args.recurrence.n_tokens;
     switch (delta_key_dim) {

@@ -4,9 +4,12 @@
 
 // The square of a float can overflow or underflow where the float itself does not. So the squares
 // are summed as they are, and where the sum is infinite, or so small that digits may be lost and
-// eps does not hide it, once more with the numbers scaled by a power of two.
+// eps does not hide it, once more with the numbers scaled by a power of two. It lifts the mean
+// square of the smallest subnormals into the normal range, and eps not out of it. The factor that
+// follows is of scaled numbers: x * scale * inverse, from the left, for scale * inverse may
+// overflow.
 #define OXB_SHRINK    8.271806125530277e-25f // 2^-80
-#define OXB_GROW      1.2089258196146292e24f // 2^80
+#define OXB_GROW      9.903520314283042e27f  // 2^93
 #define OXB_SMALL_SUM 8.077935669463161e-28f // 2^-90
 #define OXB_SMALL_EPS 8.673617379884035e-19f // 2^-60
 

@@ -70,8 +70,8 @@ cdef class RecurrentOps:
             float32 [slots, slot_size], the states of all layers and sequences; read and written.
             The state before position p is in slot ``first + p % ring``; the one after the tokens
             goes to slot ``first + (p + n_tokens) % ring``. At position 0 it is zero, whatever is in
-            the slot. A sequence whose slots are not all there, or whose position is 2**32 - 1, has
-            rows of zeros, and nothing of its state is written.
+            the slot. A sequence whose slots are not all there, or whose last token would pass
+            position 2**32 - 2, has rows of zeros, and nothing of its state is written.
         y : operand
             float32 [n_tokens, n_channels]; it shares no byte with another operand.
         n_channels : int
@@ -142,8 +142,8 @@ cdef class RecurrentOps:
             float32 [slots, slot_size], the states of all layers and sequences; read and written.
             The state before position p is in slot ``first + p % ring``; the one after the tokens
             goes to slot ``first + (p + n_tokens) % ring``. At position 0 it is zero, whatever is in
-            the slot. A sequence whose slots are not all there, or whose position is 2**32 - 1, has
-            rows of zeros, and nothing of its state is written.
+            the slot. A sequence whose slots are not all there, or whose last token would pass
+            position 2**32 - 2, has rows of zeros, and nothing of its state is written.
         y : operand
             float32 [n_tokens, n_value_heads, value_dim]; it shares no byte with another operand.
         n_key_heads : int

@@ -722,6 +722,9 @@ cdef extern from "oxb_args.h" nogil:
         oxb_u32 value_dim
         oxb_f32 eps
         oxb_f32 scale
+        oxb_u32 first_head
+        oxb_u32 end_head
+        oxb_u32 pad[2]
 
     struct oxb_gate_args:
         oxb_u64 x_stride

@@ -399,7 +399,8 @@ OXB_ARGS_SIZE(oxb_conv_args, 64);
  *     S = g S;  d[j] = (v[j] - sum over i of k[i] S[i][j]) / (1 + exp(-beta[h]))
  *     S[i][j] += k[i] d[j];  y[h][j] = sum over i of q[i] S[i][j]
  * A row of qkv holds all queries, all keys, all values; one of alpha_beta all of alpha, all of
- * beta. Bindings: qkv, alpha_beta, a, dt_bias, state, recurrent states, y. */
+ * beta. A dispatch has value heads first_head to end_head - 1. Bindings: qkv, alpha_beta, a,
+ * dt_bias, state, recurrent states, y. */
 struct oxb_delta_args {
     struct oxb_recurrence recurrence;
     oxb_u64 qkv_stride;
@@ -411,8 +412,11 @@ struct oxb_delta_args {
     oxb_u32 value_dim;
     oxb_f32 eps;
     oxb_f32 scale;
+    oxb_u32 first_head;
+    oxb_u32 end_head;
+    oxb_u32 pad[2];
 };
-OXB_ARGS_SIZE(oxb_delta_args, 80);
+OXB_ARGS_SIZE(oxb_delta_args, 96);
 
 #define OXB_GATE_SIGMOID 0u
 #define OXB_GATE_SILU    1u

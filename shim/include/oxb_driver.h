@@ -164,8 +164,10 @@ typedef struct oxb_abilities {
      * ATTENTION may round; 2 or more. */
     uint32_t rounded_vectors;
     uint32_t pad;
-    /* The most multiply-adds that one dispatch should take: the op layer cuts larger ones along
-     * their vectors or tokens, in whole tiles, which changes no bit of a result. 0: no bound. */
+    /* The most multiply-adds that one dispatch should take: the op layer cuts larger products and
+     * attention along their vectors or tokens, and delta rules along their heads, in whole tiles,
+     * which changes no bit of a result. Other ops do little more than read their operands: no
+     * memory holds those of a large one. 0: no bound. */
     uint64_t dispatch_work;
 } oxb_abilities;
 

@@ -13,6 +13,7 @@ typedef struct product {
     const oxb_weight *weight;
     const oxb_norm *norm;         /* of x, or NULL */
     const oxb_rotation *rotation; /* of x or its norm, or NULL */
+    const char *rotation_op;      /* what errors of it name */
     uint64_t n_rows;              /* of the matrix */
     uint64_t k;
     uint64_t n_out; /* rows of the output */
@@ -234,7 +235,7 @@ static oxb_status record_rotation(oxb_commands *commands, const product *p, oxb_
                              .head_size = p->rotation->head_size,
                              .n_groups = p->rotation->n_groups};
     if (p->norm) hadamard.norm = *p->norm;
-    return oxb_op_hadamard(commands, &hadamard);
+    return ops_hadamard(commands, p->rotation_op, &hadamard);
 }
 
 /* Record the product of operands that are checked. */
@@ -371,7 +372,8 @@ static oxb_status record_feed_forward(oxb_commands *commands, const oxb_feed_for
                           .x = f->attn,
                           .y = f->hidden,
                           .n_vectors = f->n_vectors,
-                          .rotation = given(&f->attn_rotation)};
+                          .rotation = given(&f->attn_rotation),
+                          .rotation_op = "feed_forward: attn_rotation"};
     product gate_up = {.op = "feed_forward: gate_up",
                        .gemv = "fused_gate_up_swiglu",
                        .gemm = "fused_gate_up_swiglu_gemm",
@@ -385,13 +387,15 @@ static oxb_status record_feed_forward(oxb_commands *commands, const oxb_feed_for
                        .x = f->hidden,
                        .y = f->activated,
                        .n_vectors = f->n_vectors,
-                       .rotation = given(&f->gate_up_rotation)};
+                       .rotation = given(&f->gate_up_rotation),
+                       .rotation_op = "feed_forward: gate_up_rotation"};
     product down = proj;
     down.op = "feed_forward: down";
     down.weight = f->down;
     down.k = f->intermediate_size;
     down.x = f->activated;
     down.rotation = given(&f->down_rotation);
+    down.rotation_op = "feed_forward: down_rotation";
     oxb_status status = record_product(commands, &proj);
     if (status == OXB_OK && f->normed.buffer) {
         status = oxb_op_rmsnorm(commands, f->hidden, f->norm.weight, f->normed, f->hidden_size,

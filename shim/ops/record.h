@@ -46,7 +46,7 @@ oxb_status ops_tile(const oxb_commands *commands, oxb_op op, const oxb_op_shape 
                     oxb_tile *tile);
 
 /* How an op is recorded as several dispatches that do the same as one: along an axis of its extent,
- * the vectors or tokens, so many elements each. */
+ * the vectors, tokens or heads, so many elements each. */
 typedef struct ops_cut {
     uint32_t axis;
     uint64_t piece;
@@ -76,5 +76,8 @@ typedef struct ops_recording {
 } ops_recording;
 
 oxb_status ops_record_tiles(oxb_commands *commands, const ops_recording *recording);
+
+/* Record a Walsh-Hadamard transform as a part of `op`, which its errors name. */
+oxb_status ops_hadamard(oxb_commands *commands, const char *op, const oxb_hadamard *hadamard);
 
 #endif

@@ -148,8 +148,22 @@ oxb_status oxb_op_delta(oxb_commands *commands, const oxb_delta *d) {
     const oxb_op_shape shape = {.extent = {d->value_dim, heads, sequences},
                                 .k = d->key_dim,
                                 .elements = 4 * (uint64_t)d->key_dim * (n / sequences)};
-    return ops_record(commands, OXB_OP_DELTA, &shape, "delta_rule", operands, 7, &args,
-                      sizeof args);
+    oxb_tile tile;
+    if ((status = ops_tile(commands, OXB_OP_DELTA, &shape, &tile)) != OXB_OK) return status;
+    const ops_cut cut = {.axis = 1,
+                         .piece = ops_piece_of(commands, OXB_OP_DELTA, &shape, &tile, 1, 1),
+                         .first = &args.first_head,
+                         .end = &args.end_head};
+    const ops_recording recording = {.op = OXB_OP_DELTA,
+                                     .shape = &shape,
+                                     .tile = &tile,
+                                     .kernel = "delta_rule",
+                                     .operands = operands,
+                                     .n_operands = 7,
+                                     .args_size = sizeof args,
+                                     .args = &args,
+                                     .cut = &cut};
+    return ops_record_tiles(commands, &recording);
 }
 
 static oxb_status check_gate(const char *op, const oxb_gate *g) {

@@ -27,8 +27,7 @@ static oxb_status check_hadamard(const char *op, const oxb_hadamard *h) {
     return OXB_OK;
 }
 
-oxb_status oxb_op_hadamard(oxb_commands *commands, const oxb_hadamard *h) {
-    const char *op = "hadamard";
+oxb_status ops_hadamard(oxb_commands *commands, const char *op, const oxb_hadamard *h) {
     const int has_norm = h->norm.weight.buffer != NULL;
     oxb_status status = check_hadamard(op, h);
     if (status != OXB_OK) return status;
@@ -57,4 +56,8 @@ oxb_status oxb_op_hadamard(oxb_commands *commands, const oxb_hadamard *h) {
     const oxb_op_shape shape = {.extent = {h->k / h->block, h->n_vectors, 1}, .elements = h->block};
     return ops_record(commands, OXB_OP_HADAMARD, &shape, "hadamard", operands, 4, &args,
                       sizeof args);
+}
+
+oxb_status oxb_op_hadamard(oxb_commands *commands, const oxb_hadamard *h) {
+    return ops_hadamard(commands, "hadamard", h);
 }

@@ -19,6 +19,11 @@ def random(*shape: int, seed: int = 0) -> F32:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
+def sized(x: F32, size: float) -> F32:
+    """Return x, of which no element is larger than 1 then, times `size`."""
+    return (np.clip(x, -1, 1).astype(np.float64) * size).astype(np.float32)
+
+
 @dataclass(frozen=True)
 class Slots:
     """Slots of recurrent states: where a layer's part lies, and how many a sequence has."""

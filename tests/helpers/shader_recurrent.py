@@ -53,8 +53,9 @@ def delta(
     order: str = "random",
     simdgroups: int = 4,
     constants: dict[int, Any] | None = None,
+    piece: int | None = None,
 ) -> tuple[F32, F32]:
-    """Return y [t, heads, value dim] and the slots."""
+    """Return y [t, heads, value dim] and the slots; a run takes `piece` heads, or all of them."""
     n_tokens, n_key_heads = case.k.shape[:2]
     heads, key_dim, value_dim = case.shape
     arrays = case.arrays(recurrent)
@@ -62,13 +63,15 @@ def delta(
     args = _recurrence(case.slots, case.part, n_tokens, case.batch) + struct.pack("<3Q", *strides)
     eps, scale = case.more.get("eps", 1e-6), case.more.get("scale", key_dim**-0.5)
     args += struct.pack("<4I2f", n_key_heads, heads, key_dim, value_dim, eps, scale)
-    after = run(
-        "delta_rule",
-        arrays,
-        args,
-        groups=(value_dim // (8 * simdgroups), heads, n_tokens if case.batch else 1),
-        threads=32 * simdgroups,
-        constants={0: key_dim} if constants is None else constants,
-        order=order,
-    )
-    return _rows(after[6], case.v[0].size).reshape(case.v.shape), after[5]
+    for first in range(0, heads, piece or heads):
+        end = min(heads, first + (piece or heads))
+        arrays = run(
+            "delta_rule",
+            arrays,
+            args + struct.pack("<2I8x", first, end),
+            groups=(value_dim // (8 * simdgroups), end - first, n_tokens if case.batch else 1),
+            threads=32 * simdgroups,
+            constants={0: key_dim} if constants is None else constants,
+            order=order,
+        )
+    return _rows(arrays[6], case.v[0].size).reshape(case.v.shape), arrays[5]

@@ -284,29 +284,62 @@ def test_error_of_any_rotation_records_nothing(graph):
     device, r = graph.device, half.rotations
     signs, down = r["gate_up_rotation"].signs, r["down_rotation"]
     short = device.buffer(4 * HIDDEN - 4)
+    turned = "feed_forward: gate_up_rotation: "
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"attn_rotation": Rotation(signs, 64)}, "attn_proj: signs too short: need 1536"),
-        ({"gate_up_rotation": Rotation(short, 64)}, "gate_up: signs too short: need 1024"),
-        ({"down_rotation": Rotation((down.signs, 4), 64)}, "down: signs too short: need 512"),
-        ({"down_rotation": Rotation((signs, 2), 64)}, "down: signs starts at byte 2"),
-        ({"gate_up_rotation": Rotation(signs, 8)}, "block = 8 must be a power of two in 16"),
-        ({"gate_up_rotation": Rotation(signs, 48)}, "block = 48 must be a power of two"),
-        ({"gate_up_rotation": Rotation(signs, 512)}, "256 must be a multiple of block = 512"),
-        ({"gate_up_rotation": Rotation(signs, 8192)}, "block = 8192 must be a power of two"),
-        ({"gate_up_rotation": Rotation(signs, 0)}, "block = 0 must be a power of two"),
+        (
+            {"attn_rotation": Rotation(signs, 64)},
+            "feed_forward: attn_proj: signs too short: need 1536",
+        ),
+        (
+            {"gate_up_rotation": Rotation(short, 64)},
+            "feed_forward: gate_up: signs too short: need 1024",
+        ),
+        (
+            {"down_rotation": Rotation((down.signs, 4), 64)},
+            "feed_forward: down: signs too short: need 512",
+        ),
+        ({"down_rotation": Rotation((signs, 2), 64)}, "feed_forward: down: signs starts at byte 2"),
+        (
+            {"gate_up_rotation": Rotation(signs, 8)},
+            f"{turned}block = 8 must be a power of two in 16",
+        ),
+        ({"gate_up_rotation": Rotation(signs, 48)}, f"{turned}block = 48 must be a power of two"),
+        (
+            {"gate_up_rotation": Rotation(signs, 512)},
+            f"{turned}k = 256 must be a multiple of block = 512",
+        ),
+        (
+            {"gate_up_rotation": Rotation(signs, 8192)},
+            f"{turned}block = 8192 must be a power of two",
+        ),
+        ({"gate_up_rotation": Rotation(signs, 0)}, f"{turned}block = 0 must be a power of two"),
+        (
+            {"attn_rotation": Rotation(r["attn_rotation"].signs, 8)},
+            "feed_forward: attn_rotation: block = 8 must",
+        ),
+        (
+            {"down_rotation": Rotation(down.signs, 8)},
+            "feed_forward: down_rotation: block = 8 must",
+        ),
         ({"gate_up_rotation": Rotation(signs, -64)}, "block of gate_up_rotation = -64"),
         ({"gate_up_rotation": Rotation(signs, 1 << 32)}, "block of gate_up_rotation = 4294967296"),
-        ({"gate_up_rotation": Rotation(signs, 64, 64, 0)}, "n_groups = 0 must lie in 1"),
-        ({"gate_up_rotation": Rotation(signs, 64, 64, 3)}, "n_groups = 3 times head_size = 64"),
-        ({"gate_up_rotation": Rotation(signs, 64, 0, 2)}, "n_groups = 2 times head_size = 0"),
+        ({"gate_up_rotation": Rotation(signs, 64, 64, 0)}, f"{turned}n_groups = 0 must lie in 1"),
+        (
+            {"gate_up_rotation": Rotation(signs, 64, 64, 3)},
+            f"{turned}k = 256 must be a multiple of n_groups = 3 times head_size = 64",
+        ),
+        (
+            {"gate_up_rotation": Rotation(signs, 64, 0, 2)},
+            f"{turned}k = 256 must be a multiple of n_groups = 2 times head_size = 0",
+        ),
         (
             {"gate_up_rotation": Rotation(half.places["activated"], 64)},
-            "gate_up: signs and output overlap",
+            "feed_forward: gate_up: signs and output overlap",
         ),
     ]
     commands = graph.commands()
     for changes, message in wrong:
-        with pytest.raises(EncodingError, match=message):
+        with pytest.raises(EncodingError, match=f"^{message}"):
             commands.feed_forward(**{**half.places, **r, "n_vectors": 3, "eps": EPS, **changes})
         assert len(commands) == 0
     for value in (signs, 64, (signs, 64)):

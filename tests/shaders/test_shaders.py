@@ -456,6 +456,7 @@ def test_every_kernel_of_the_table_is_there_and_no_other():
     expected = {"rmsnorm", "residual_add", "bias_add", "qk_norm_rope", "attention_combine"}
     expected |= {"argmax_blocks", "argmax", "advance", "sample_blocks", "sample_choose"}
     expected |= {"halve", "halve_norm", "round_half", "round_half_norm"}
+    expected |= {"conv_silu", "delta_rule", "gate", "hadamard", "copy"}
     expected |= {"attention_f16_prompt", "attention_f16_step", "qkv_attention_f16_step"}
     for op in ("kv_store", "qkv_to_cache", "attention"):
         expected |= {f"{op}_f16", f"{op}_f32", f"{op}_q8"}

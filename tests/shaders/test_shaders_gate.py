@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 import reference
 from cases import activations, relative_error
-from recurrent_runs import spaced
+from recurrent_runs import sized, spaced
 from shader_runs import SENTINEL, every_order, run, tiles_for
 
 EPS = 1e-6
+SIZES = [1e-45, 1e-44, 1e-40, 1e38, 3e38]  # at the ends of float32
 
 # The gate
 
@@ -62,10 +63,10 @@ def test_gate_in_place(order, has_norm):
     np.testing.assert_allclose(y, reference.gate(x, z, "silu", norm, EPS), rtol=2e-6)
 
 
-@pytest.mark.parametrize("size", [1e-38, 1e-30, 1e-13, 1e18, 1e25, 1e37])
+@pytest.mark.parametrize("size", [*SIZES, 1e-38, 1e-30, 1e-13, 1e18, 1e25])
 @pytest.mark.parametrize("eps", [0.0, EPS])
 def test_gate_of_heads_whose_squares_leave_the_range(size, eps):
-    x, z, norm = heads(2, 2, 50) * np.float32(size), heads(2, 2, 50, seed=1), activations(50, 2)
+    x, z, norm = sized(heads(2, 2, 50), size), heads(2, 2, 50, seed=1), activations(50, 2)
     y = gate(x, z, "sigmoid", norm, eps)
     np.testing.assert_allclose(y, reference.gate(x, z, "sigmoid", norm, eps), rtol=2e-6, atol=1e-44)
 
@@ -177,13 +178,24 @@ def test_hadamard_in_place_and_back(order, k, block):
 
 @every_order
 @pytest.mark.parametrize(("k", "block"), [(48, 16), (768, 128), (1536, 512), (4096, 4096)])
-@pytest.mark.parametrize("size", [1, 1e-30, 1e30])
-def test_hadamard_of_a_norm_matches_the_definition(order, k, block, size):
-    eps = 0.0 if size != 1 else EPS
-    x, norm = activations(2 * k).reshape(2, k) * np.float32(size), activations(k, 1)
+def test_hadamard_of_a_norm_matches_the_definition(order, k, block):
+    x, norm = activations(2 * k).reshape(2, k), activations(k, 1)
     signs = random_signs(k)
-    y = hadamard(x, signs, block, norm=norm, eps=eps, order=order)
-    check(y, rotated(x, signs, block, norm=norm, eps=eps))
+    y = hadamard(x, signs, block, norm=norm, order=order)
+    check(y, rotated(x, signs, block, norm=norm))
+
+
+@pytest.mark.parametrize(("k", "block"), [(48, 16), (1536, 512)])
+@pytest.mark.parametrize("size", [*SIZES, 1e-30, 1e-38, 1e30])
+@pytest.mark.parametrize("eps", [0.0, EPS])
+def test_hadamard_of_vectors_whose_squares_leave_the_range(k, block, size, eps):
+    x, norm = sized(activations(2 * k).reshape(2, k), size), activations(k, 1)
+    signs = random_signs(k)
+    y = hadamard(x, signs, block, norm=norm, eps=eps)
+    expected = rotated(x, signs, block, norm=norm, eps=eps)
+    if abs(expected).max() > 1e-36:
+        check(y, expected)
+    np.testing.assert_allclose(y, expected, rtol=0, atol=2e-6 * abs(expected).max() + 1e-43)
 
 
 @every_order

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import reference
 from cases import relative_error
-from recurrent_runs import IDLE, Conv, Delta, Slots, random
+from recurrent_runs import IDLE, Conv, Delta, Slots, random, sized
 from shader_recurrent import conv, delta
 from shader_runs import every_order
 
@@ -175,6 +175,17 @@ def test_delta_has_the_same_bits_for_every_grid():
         np.testing.assert_array_equal(after, runs[0][1])
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_delta_has_the_same_bits_whatever_heads_a_dispatch_has(batch):
+    states = ((5, 0), (0, 1), (IDLE, 2)) if batch else ((5, 2),)
+    case = Delta.random(3, 5, 5, 32, 64, slots=Slots(3), states=states, batch=batch)
+    recurrent = case.slots.filled(case.part, {s: random(case.part, seed=s) for s in range(3)})
+    y, after = delta(case, recurrent)
+    for piece in (1, 2, 4):
+        for part, whole in zip(delta(case, recurrent, piece=piece), (y, after), strict=True):
+            np.testing.assert_array_equal(part, whole)
+
+
 @every_order
 def test_delta_of_a_batch_takes_each_sequence_by_itself(order):
     case = Delta.random(5, 2, 1, 64, 64)
@@ -192,11 +203,11 @@ def test_an_idle_sequence_of_several_tokens_has_zeros(order):
     check(delta, replace(case, states=((IDLE - 6, 0),)), random(*case.shape), order=order)
 
 
-@pytest.mark.parametrize("size", [1e-30, 1e-22, 1e-4, 1e18, 1e25])
+@pytest.mark.parametrize("size", [1e-44, 1e-40, 1e-30, 1e-22, 1e-4, 1e18, 1e38, 3e38])
 @pytest.mark.parametrize("eps", [0.0, 1e-6])
 def test_delta_of_queries_and_keys_whose_squares_leave_the_range(size, eps):
     case = Delta.random(3, 1, 1, 64, 32, more={"eps": eps})
-    case = replace(case, q=case.q * np.float32(size), k=case.k * np.float32(size))
+    case = replace(case, q=sized(case.q, size), k=sized(case.k, size))
     y, _ = delta(case, case.slots.filled(case.part, {}))
     expected, _ = case.expected(np.zeros(case.shape))
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=BOUND * abs(expected).max() + TINY)

@@ -219,6 +219,11 @@ typedef struct cpu_delta {
     float *strip;                /* [key_dim][CPU_DELTA_COLUMNS] to work in */
 } cpu_delta;
 
+/* Of numbers that are multiplied by `power`, a power of two, and then by `rest`. */
+typedef struct cpu_factor {
+    float power, rest;
+} cpu_factor;
+
 /* What layers with a state from token to token have. Each element is computed in one way, whatever
  * is computed beside it. */
 typedef struct cpu_recurrent_kernels {
@@ -228,7 +233,7 @@ typedef struct cpu_recurrent_kernels {
     void (*delta)(const cpu_delta *delta);
     /* y = x * factor * weight / (1 + exp(-z)), times z too where `silu`; without a weight the
      * factor is 1. */
-    void (*gate)(const float *x, const float *z, const float *weight, float factor, int silu,
+    void (*gate)(const float *x, const float *z, const float *weight, cpu_factor factor, int silu,
                  float *y, uint64_t n);
     /* In place, without the factor 1 / sqrt(n); n is a power of two, 16 or more. */
     void (*hadamard)(float *x, uint64_t n);

@@ -45,27 +45,27 @@ SIMD_TARGET static void conv(const float *const *rows, const float *weights, uin
     memcpy(y + i, out, (n - i) * sizeof *y);
 }
 
-SIMD_INLINE lanes gated(const float *x, const float *z, const float *weight, lanes factor,
+SIMD_INLINE lanes gated(const float *x, const float *z, const float *weight, cpu_factor factor,
                         int silu) {
     const lanes open = lanes_load(z);
     const lanes gate = lanes_div(silu ? open : lanes_of(1.0f), lanes_gate(open));
     const lanes value = lanes_load(x);
-    return lanes_mul(gate,
-                     weight ? lanes_mul(lanes_mul(value, factor), lanes_load(weight)) : value);
+    if (!weight) return lanes_mul(gate, value);
+    const lanes normed = lanes_mul(lanes_mul(value, lanes_of(factor.power)), lanes_of(factor.rest));
+    return lanes_mul(gate, lanes_mul(normed, lanes_load(weight)));
 }
 
-SIMD_TARGET static void gate(const float *x, const float *z, const float *weight, float factor,
+SIMD_TARGET static void gate(const float *x, const float *z, const float *weight, cpu_factor factor,
                              int silu, float *y, uint64_t n) {
-    const lanes f = lanes_of(factor);
     uint64_t i = 0;
     for (; i + VECTOR <= n; i += VECTOR)
-        lanes_store(y + i, gated(x + i, z + i, weight ? weight + i : NULL, f, silu));
+        lanes_store(y + i, gated(x + i, z + i, weight ? weight + i : NULL, factor, silu));
     if (i == n) return;
     float rest[3][VECTOR] = {{0}}, out[VECTOR];
     memcpy(rest[0], x + i, (n - i) * sizeof *x);
     memcpy(rest[1], z + i, (n - i) * sizeof *z);
     if (weight) memcpy(rest[2], weight + i, (n - i) * sizeof *weight);
-    lanes_store(out, gated(rest[0], rest[1], weight ? rest[2] : NULL, f, silu));
+    lanes_store(out, gated(rest[0], rest[1], weight ? rest[2] : NULL, factor, silu));
     memcpy(y + i, out, (n - i) * sizeof *y);
 }
 
@@ -109,7 +109,9 @@ SIMD_INLINE void delta_step(const cpu_delta *d, unsigned width, uint32_t t, cons
     }
 }
 
-/* Vectors of columns that stay in the first-level cache over all tokens. */
+/* Vectors of columns over all tokens. Between the first and the last one they lie in the strip:
+ * with keys of 128 elements 16 KB of a first-level cache, or with a SIMD_DELTA of 8 64 KB of a
+ * second. */
 SIMD_INLINE void delta_columns(const cpu_delta *d, unsigned width, uint64_t column) {
     const float *from = d->from ? d->from + column : NULL;
     float *to = d->to + column;

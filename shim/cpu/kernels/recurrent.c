@@ -74,9 +74,9 @@ uint64_t cpu_delta_rule_need(const cpu_kernel *kernel, const void *args, uint32_
     const struct oxb_recurrence *r = &a->recurrence;
     const uint64_t values = (uint64_t)a->n_value_heads * a->value_dim;
     (void)kernel;
-    if (a->n_key_heads == 0 || a->n_value_heads == 0 || a->key_dim == 0 || a->key_dim % 32 != 0 ||
-        a->key_dim > MAX_DIM || a->value_dim == 0 || a->value_dim % 32 != 0 ||
-        a->value_dim > MAX_DIM)
+    if (a->n_key_heads == 0 || a->first_head >= a->end_head || a->end_head > a->n_value_heads ||
+        a->key_dim == 0 || a->key_dim % 32 != 0 || a->key_dim > MAX_DIM || a->value_dim == 0 ||
+        a->value_dim % 32 != 0 || a->value_dim > MAX_DIM)
         return CPU_BAD_ARGS;
     switch (binding) {
     case 0:
@@ -98,8 +98,8 @@ _Static_assert((OXB_MAX_DELTA_DIM * CPU_DELTA_COLUMNS) * sizeof(float) +
                "a strip of a state and the steps must fit the scratch of a thread");
 
 static void normalise(const float *x, uint64_t n, float eps, float scale, float *y) {
-    const float factor = (float)((double)scale / sqrt(cpu_squares(x, n) + (double)eps));
-    for (uint64_t i = 0; i < n; i++) y[i] = x[i] * factor;
+    const double factor = (double)scale / sqrt(cpu_squares(x, n) + (double)eps);
+    for (uint64_t i = 0; i < n; i++) y[i] = (float)((double)x[i] * factor);
 }
 
 static float product(const float *x, const float *y, uint64_t n) {
@@ -151,13 +151,13 @@ static void run_head(const cpu_call *call, cpu_recurrent state, uint64_t head, u
     }
 }
 
-/* Threadgroups count value heads, then sequences. */
+/* Threadgroups count value heads of the dispatch, then sequences. */
 void cpu_delta_rule(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_delta_args *a = call->args;
     const struct oxb_recurrence *r = &a->recurrence;
-    const uint64_t heads = a->n_value_heads, n = r->batch ? 1 : r->n_tokens;
+    const uint64_t heads = a->end_head - a->first_head, n = r->batch ? 1 : r->n_tokens;
     for (uint64_t i = first; i < last && i < heads * cpu_sequences(r); i++) {
-        const uint64_t sequence = i / heads, h = i % heads;
+        const uint64_t sequence = i / heads, h = a->first_head + i % heads;
         const cpu_recurrent state =
             cpu_recurrent_of(r, call->bindings[4].address, call->bindings[5].address, sequence);
         if (state.to) {
@@ -181,6 +181,13 @@ uint64_t cpu_gate_need(const cpu_kernel *kernel, const void *args, uint32_t bind
     return cpu_mul(cpu_add(cpu_mul(a->n_tokens - 1ull, strides[binding]), row), 4);
 }
 
+/* A factor whose float would be infinite or lose digits is one of 2^64 times x, or of 2^-64 times
+ * x: exact, but for elements that it leaves at 0 either way. */
+static cpu_factor factor_of(double value) {
+    const float power = value > 0x1p126 ? 0x1p64f : value < 0x1p-126 ? 0x1p-64f : 1.0f;
+    return (cpu_factor){power, (float)(value / (double)power)};
+}
+
 /* Threadgroups count heads, then tokens. x and y may be the same. */
 void cpu_gate(const cpu_call *call, uint64_t first, uint64_t last) {
     const struct oxb_gate_args *a = call->args;
@@ -190,7 +197,7 @@ void cpu_gate(const cpu_call *call, uint64_t first, uint64_t last) {
         const float *x = (const float *)call->bindings[0].address + t * a->x_stride + h * n;
         const float *z = (const float *)call->bindings[1].address + t * a->z_stride + h * n;
         float *y = (float *)call->bindings[3].address + t * a->y_stride + h * n;
-        const float factor = a->has_norm ? (float)cpu_inverse_rms(x, n, a->eps) : 1.0f;
+        const cpu_factor factor = factor_of(a->has_norm ? cpu_inverse_rms(x, n, a->eps) : 1.0);
         call->isa->f32->recurrent.gate(x, z, a->has_norm ? weight : NULL, factor,
                                        a->activation == OXB_GATE_SILU, y, n);
     }

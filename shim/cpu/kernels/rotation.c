@@ -19,7 +19,7 @@ uint64_t cpu_hadamard_need(const cpu_kernel *kernel, const void *args, uint32_t 
 
 /* A block of signs * P(n(x)) from element `start` on. */
 static void gather(const struct oxb_hadamard_args *a, const float *x, const float *weight,
-                   const float *signs, float factor, uint64_t start, float *block) {
+                   const float *signs, double factor, uint64_t start, float *block) {
     const uint64_t heads = a->k / a->head_size / a->n_groups, end = start + a->block;
     for (uint64_t i = start; i < end;) {
         /* Up to the end of a head its elements stay together. */
@@ -30,7 +30,8 @@ static void gather(const struct oxb_hadamard_args *a, const float *x, const floa
         const float *s = signs + i;
         float *to = block + (i - start);
         if (a->has_norm)
-            for (uint64_t j = 0; j < n; j++) to[j] = x[at + j] * factor * weight[at + j] * s[j];
+            for (uint64_t j = 0; j < n; j++)
+                to[j] = (float)((double)x[at + j] * factor * (double)weight[at + j]) * s[j];
         else if (a->inverse)
             memcpy(to, x + at, n * sizeof *to);
         else
@@ -47,13 +48,13 @@ void cpu_hadamard_rotate(const cpu_call *call, uint64_t first, uint64_t last) {
     const float scale = (float)(1.0 / sqrt(a->block));
     float *block = call->scratch;
     uint64_t normed = UINT64_MAX; /* the vector of the factor */
-    float factor = 1;
+    double factor = 1;
     for (uint64_t b = first; b < last && b < blocks * a->n_vectors; b++) {
         const uint64_t v = b / blocks, start = b % blocks * a->block;
         const float *x = (const float *)call->bindings[0].address + v * a->k;
         float *y = (float *)call->bindings[3].address + v * a->k + start;
         if (a->has_norm && normed != v) {
-            factor = (float)cpu_inverse_rms(x, a->k, a->eps);
+            factor = cpu_inverse_rms(x, a->k, a->eps);
             normed = v;
         }
         gather(a, x, weight, signs, factor, start, block);

@@ -38,10 +38,11 @@ KERNELS = {
         ),
         Kernel(
             "delta_rule",
-            "<QQIIIIQQQIIIIff",
+            "<QQIIIIQQQIIIIffIIII",
             DELTA_PLACE
             | {"qkv_stride": 130, "ab_stride": 5, "y_stride": 66, "n_key_heads": 1}
-            | {"n_value_heads": 2, "key_dim": 32, "value_dim": 32, "eps": 1e-6, "scale": 1},
+            | {"n_value_heads": 2, "key_dim": 32, "value_dim": 32, "eps": 1e-6, "scale": 1}
+            | {"first_head": 1, "end_head": 2, "pad": 0, "pad2": 0},
             (4 * (3 * 130 + 128), 4 * (3 * 5 + 4), 8, 8, 64, 12 * 2060, 4 * (3 * 66 + 64)),
         ),
         Kernel(
@@ -91,6 +92,8 @@ NONSENSE = [
     ("delta_rule", {"qkv_stride": 127}),
     ("delta_rule", {"ab_stride": 3}),
     ("delta_rule", {"y_stride": 63}),
+    ("delta_rule", {"first_head": 2}),
+    ("delta_rule", {"end_head": 3}),
     ("delta_rule", {"y_stride": 2**62}),
     ("gate", {"n_tokens": 0}),
     ("gate", {"n_heads": 0}),

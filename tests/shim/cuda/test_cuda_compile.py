@@ -53,6 +53,15 @@ def test_every_kernel_that_ships_compiles(family, arch):
     assert set(spills) == {("0", "0")}
 
 
+def test_two_threadgroups_of_a_rotation_fit_32_kib():
+    family = next(f for f in FAMILIES if "hadamard" in f.functions)
+    _, log = compiled(family.source, 90, ("--ptxas-options=-v",))
+    entry = log.partition("Compiling entry function 'msl_entry_hadamard'")[2]
+    used = re.search(r"Used \d+ registers.*?(\d+) bytes smem", entry)
+    assert used is not None
+    assert int(used[1]) <= 16384
+
+
 def ahead_of_the_wait(entry: str) -> list[str]:
     """Return the instructions of a kernel's PTX before it waits for the one before it."""
     begin, wait = entry.index("{\n"), entry.find("griddepcontrol.wait")

@@ -169,6 +169,21 @@ def test_attention_above_the_bound_runs_as_several_over_the_same_bindings(fault)
     assert {r.offsets for r in ran} == {(0,) * 8}
 
 
+@pytest.mark.parametrize("batch", [False, True])
+def test_the_delta_rule_above_the_bound_runs_as_several_over_the_same_bindings(fault, batch):
+    heads, sequences = 5, 3 if batch else 1
+    head = 64 * 4 * 32 * 3  # of three tokens
+    fault.set_dispatch_work(2 * head)
+    options = {**DELTA, "n_key_heads": 1, "n_value_heads": heads, "slot_size": 11000}
+    with Device("fault") as device, device.commands() as commands:
+        commands.delta(*Operands(device).some(7), n_tokens=3, batch=batch, **options)
+        commands.replay()
+    ran = fault.ran()
+    assert [r.work for r in ran] == [2 * head, 2 * head, head]
+    assert [r.grid for r in ran] == [(64, n, sequences) for n in (2, 2, 1)]
+    assert {r.offsets for r in ran} == {(0,) * 8}
+
+
 def test_nothing_of_a_cut_op_is_recorded_where_it_is_refused(fault):
     fault.set_dispatch_work(1)
     with Device("fault") as device, device.commands() as commands:

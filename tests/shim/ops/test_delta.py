@@ -10,7 +10,7 @@ from cases import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_runs import SENTINEL, run
-from recurrent_runs import IDLE, Delta, Slots, in_chunks, random, same_bits
+from recurrent_runs import IDLE, Delta, Slots, in_chunks, random, same_bits, sized
 
 from oxibonsai.metal import EncodingError
 
@@ -166,12 +166,11 @@ def test_eps_and_scale_are_those_that_are_given(device, more):
     check(device, delta, {0: random(*delta.shape)})
 
 
-@pytest.mark.parametrize("size", [1e-18, 1e-30, 1e18])
-def test_queries_and_keys_of_any_length_become_unit_vectors(device, size):
-    delta = Delta.random(2, 2, 1, 32, 64, states=((1, 0),), more={"eps": 0.0})
-    delta = replace(delta, q=delta.q * np.float32(size), k=delta.k * np.float32(size))
-    if size < 1e-19:  # squares below the normal range of float32
-        delta = replace(delta, more={})
+@pytest.mark.parametrize("size", [1e-44, 1e-40, 1e-30, 1e-18, 1e18, 1e38, 3e38])
+@pytest.mark.parametrize("key_dim", [32, 256])
+def test_queries_and_keys_of_any_length_become_unit_vectors(device, size, key_dim):
+    delta = Delta.random(2, 2, 1, key_dim, 64, states=((1, 0),), more={"eps": 0.0})
+    delta = replace(delta, q=sized(delta.q, size), k=sized(delta.k, size))
     check(device, delta, {0: random(*delta.shape)})
 
 

@@ -8,7 +8,7 @@ import reference
 from hypothesis import given
 from hypothesis import strategies as st
 from op_runs import SENTINEL, run
-from recurrent_runs import random, same_bits, spaced
+from recurrent_runs import random, same_bits, sized, spaced
 
 from oxibonsai.metal import EncodingError
 
@@ -92,11 +92,13 @@ def test_zeros_infinities_and_nan_go_where_the_definition_has_them(device):
         assert (y[0, 0] == 0).all()
 
 
-def test_a_norm_of_large_and_of_small_heads(device):
-    x, z = random(1, 2, 64), random(1, 2, 64, seed=1)
-    x[0, 0] *= np.float32(1e18)
-    x[0, 1] *= np.float32(1e-18)
-    norm = random(64, seed=2)
+@pytest.mark.parametrize(
+    ("small", "large"), [(1e-18, 1e18), (1e-38, 1e30), (1e-40, 1e38), (1e-44, 3e38)]
+)
+@pytest.mark.parametrize("dim", [50, 512])
+def test_a_norm_of_large_and_of_small_heads(device, small, large, dim):
+    x, z, norm = random(1, 2, dim), random(1, 2, dim, seed=1), random(dim, seed=2)
+    x[0, 0], x[0, 1] = sized(x[0, 0], large), sized(x[0, 1], small)
     y = gate(device, x, z, "sigmoid", norm, eps=0.0)
     np.testing.assert_allclose(y, reference.gate(x, z, "sigmoid", norm, 0.0), rtol=2e-6)
 

@@ -11,7 +11,7 @@ from cases import relative_error
 from hypothesis import given
 from hypothesis import strategies as st
 from op_runs import SENTINEL, run
-from recurrent_runs import random, same_bits
+from recurrent_runs import random, same_bits, sized
 
 from oxibonsai.metal import EncodingError
 
@@ -93,6 +93,14 @@ def test_the_norm_is_that_of_the_whole_vector(device, k, block, eps):
     x[1, : k // 2] *= np.float32(50)
     y = hadamard(device, x, signs, block, norm, eps=eps)
     close(y, reference.rotate(reference.rmsnorm(x, norm, eps), signs, block))
+
+
+@pytest.mark.parametrize("size", [1e-44, 1e-40, 1e-38, 1e-30, 1e30, 1e38, 3e38])
+@pytest.mark.parametrize(("k", "block"), [(48, 16), (640, 128)])
+def test_a_norm_of_large_and_of_small_vectors(device, k, block, size):
+    x, signs, norm = sized(random(2, k), size), signs_of(k), random(k, seed=3)
+    y = hadamard(device, x, signs, block, norm, eps=0.0)
+    close(y, reference.rotate(reference.rmsnorm(x, norm, 0.0), signs, block))
 
 
 @pytest.mark.parametrize("inverse", [False, True])

@@ -15,6 +15,8 @@ from kv_caches import KvCache
 from numpy.typing import NDArray
 from op_runs import SENTINEL, Heads
 from paged_runs import IDLE, caches_of, paging, queries, states_of, text
+from recurrent_runs import IDLE as UNPLACED
+from recurrent_runs import Delta, Slots, random
 from tiny_models import Tiny, random_tensors, write
 
 from metal_sim.session import SECONDS, Simulation
@@ -197,6 +199,23 @@ def attention_of_a_batch_has_the_bits_of_one_dispatch(sim: Simulation) -> None:
         with compared(sim, work) as both:
             of = attention_of(heads, caches, qkv, states, tables, batch=True, max_length=300)
             assert both.dispatches(*of) == (2, 1 + pieces)  # one adds up the splits
+
+
+def the_delta_rule_has_the_bits_of_one_dispatch(sim: Simulation) -> None:
+    head = 64 * 4 * 32 * 3  # multiply-adds of three tokens
+    batch = ((5, 0), (0, 2), (UNPLACED, 4))
+    for states, of_batch in (((6, 1),), False), (batch, True):
+        delta = Delta.random(3, 5, 5, 32, 64, states=states, slots=Slots(6, 2), batch=of_batch)
+        filled = delta.slots.filled(delta.part, {s: random(delta.part, seed=s) for s in range(6)})
+
+        def record(
+            graph: metal.MetalGraph, commands: Any, *buffers: Any, delta: Delta = delta
+        ) -> None:
+            commands.delta(*buffers, **delta.options())
+
+        for work, pieces in ((1, 5), (2 * head, 3), (4 * head, 2), (5 * head, 1)):
+            with compared(sim, work) as both:
+                assert both.dispatches(record, delta.arrays(filled)) == (1, pieces)
 
 
 def a_model_gives_the_bits_of_one_dispatch(sim: Simulation) -> None:

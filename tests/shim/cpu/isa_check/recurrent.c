@@ -51,7 +51,8 @@ static void check_gate(const cpu_isa *isa, uint64_t n, int normed, int silu) {
         expected[i] = (silu ? (double)z[i] : 1.0) / (1 + exp(-(double)z[i])) *
                       (normed ? 0.5 * x[i] * weight[i] : (double)x[i]);
     y[n] = 7;
-    isa->f32->recurrent.gate(x, z, normed ? weight : NULL, normed ? 0.5f : 1.0f, silu, y, n);
+    const cpu_factor factor = {normed ? 2.0f : 1.0f, normed ? 0.25f : 1.0f};
+    isa->f32->recurrent.gate(x, z, normed ? weight : NULL, factor, silu, y, n);
     const double off = distance(y, expected, n);
     expect(off < 2e-6, isa->name, "error of a gate", off, 2e-6);
     expect(y[n] == 7, isa->name, "what lies behind a gate", y[n], 7);
