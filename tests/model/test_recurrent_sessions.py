@@ -181,6 +181,30 @@ def test_after_a_step_that_failed_the_text_is_made_again(model, monkeypatch, act
         check(model, session, cuts)
 
 
+@pytest.mark.parametrize("error", [metal.ExecutionError("the test says so"), KeyboardInterrupt()])
+def test_a_rewind_that_failed_leaves_the_text(model, monkeypatch, error):
+    with model.session(checkpoint_every=16) as session:
+        cuts = Cuts()
+        feed(session, cuts, 40, 16)
+        decoder = session._decoder
+        move: Callable[[int], None] = decoder._move
+
+        def fail(position: int) -> None:
+            if position == 20:
+                raise error
+            move(position)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "_move", fail)
+            with pytest.raises(type(error)):
+                session.rewind(20)
+        assert session.position == 40
+        check(model, session, cuts)
+        session.rewind(20)
+        cuts.rewind(20)
+        check(model, session, cuts)
+
+
 @pytest.mark.parametrize("most", [0, 1, 3, 8])
 def test_checkpoints_are_few_and_dense_near_the_end(model, most):
     with model.session(checkpoint_every=8, max_checkpoints=most) as session:

@@ -308,6 +308,7 @@ class Decoder:
         """
         if self.states is not None:
             self.seek(position)
+            self.states.log.truncate(position)
             if self.states.restore_logits(position, self._text.logits):
                 self.logits_end = position
             else:
@@ -319,8 +320,10 @@ class Decoder:
 
     def prepare(self) -> None:
         """See to it that a step can begin at the position: a recurrent state has to be there."""
-        if self.states is not None and not self.states.has(self.position):
-            self._replay(self.position)
+        if self.states is not None:
+            self.states.log.truncate(self.position)
+            if not self.states.has(self.position):
+                self._replay(self.position)
 
     def _replay(self, before: int) -> None:
         """Run the text's steps again, from the last state up to `before`, for state and logits."""

@@ -76,7 +76,8 @@ class TextStates:
     ring : RecurrentStates
         On the device.
     log : StepLog
-        The steps that made the text, those in flight included.
+        The steps that made the text, those in flight included; behind a seek() also those that it
+        went back over, until truncate() of the log cuts them.
     """
 
     def __init__(self, model: LoadedModel, every: int, most: int) -> None:
@@ -105,8 +106,11 @@ class TextStates:
         self._held[position % RING] = position
 
     def seek(self, position: int) -> None:
-        """Forget what is behind a position of the text; nothing may be in flight."""
-        self.log.truncate(position)
+        """Forget the states behind a position of the text; nothing may be in flight.
+
+        The log stays whole: until a step begins at the position, the text may turn out to be the
+        one it was.
+        """
         self._held = [held if held <= position else _NOTHING for held in self._held]
         while self._kept and self._kept[-1].position > position:
             self._spare.append(self._kept.pop())
