@@ -205,6 +205,52 @@ def test_a_rewind_that_failed_leaves_the_text(model, monkeypatch, error):
         check(model, session, cuts)
 
 
+def assert_states(model: Model, session: Session, cuts: Cuts) -> None:
+    """Assert that the states that a session knows of are those of a fresh one."""
+    states, ids = session._decoder.states, session.tokens
+    assert states is not None
+    with model.session(max_checkpoints=0) as fresh:
+        start = 0
+        for end in cuts.ends:
+            fresh.forward(ids[start:end], logits=None, chunk=end - start)
+            theirs = fresh._decoder.states
+            assert theirs is not None
+            if states.has(end):
+                assert states.read(end).tobytes() == theirs.read(end).tobytes()
+            start = end
+
+
+@pytest.mark.parametrize(
+    ("act", "chunk"), [("feed", 8), ("feed", 5), ("replay", 5), ("generate", 5)]
+)
+def test_an_interrupt_behind_a_step_leaves_no_state_of_a_wrong_name(model, monkeypatch, act, chunk):
+    with model.session(max_checkpoints=0) as session:
+        cuts = Cuts()
+        feed(session, cuts, 16, 16)
+        feed(session, cuts, 24, chunk)
+        if act == "replay":
+            session.rewind(30)  # from 26 on, whose slot it takes
+            cuts.rewind(30)
+        decoder = session._decoder
+        assert decoder.states is not None
+
+        def interrupt(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if act == "generate":
+                patch.setattr(decoder.states.log, "add", interrupt)
+            else:
+                patch.setattr(decoder, "_measure", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                session.forward(TEXT[:chunk], chunk=chunk) if act == "feed" else rows_of(session)
+        assert session.position == cuts.length
+        assert_states(model, session, cuts)
+        # At once: for logits, the last step would run again.
+        feed(session, cuts, 10, 10)
+        check(model, session, cuts)
+
+
 @pytest.mark.parametrize("most", [0, 1, 3, 8])
 def test_checkpoints_are_few_and_dense_near_the_end(model, most):
     with model.session(checkpoint_every=8, max_checkpoints=most) as session:

@@ -227,6 +227,8 @@ class Decoder:
         # Only now: the step before has left its choice here.
         self.write_tokens(ids, self.position)
         self._resize_for(n_tokens)
+        if self.states is not None:
+            self.states.writes(self.position + n_tokens)
         self._run(self._step(n_tokens, rows)._replace(float32=float32), n_tokens)
         if self.states is not None:
             self.states.log.add(n_tokens)
@@ -346,9 +348,11 @@ class Decoder:
                     n = max(n - 1, 1)  # the last one goes on to the logits
                 ends = start + n * size == end
                 self._resize_for(size)
+                left = [start + (i + 1) * size for i in range(max(n - RING, 0), n)]
+                states.writes(*left)
                 self._run(self._step(size, int(ends)), n * size, times=n)
-                for i in range(max(n - RING, 0), n):
-                    states.wrote(start + (i + 1) * size)
+                for position in left:
+                    states.wrote(position)
                 start += n * size
                 count -= n
         self._move(end)
@@ -374,6 +378,8 @@ class Decoder:
             self._finished_at = started
         at, self.position = self.position, _UNKNOWN
         self.logits_end = _UNKNOWN
+        if self.states is not None:
+            self.states.writes(at + 1)
         try:
             commands.submit()
         except BaseException:

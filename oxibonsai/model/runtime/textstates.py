@@ -101,6 +101,14 @@ class TextStates:
         """Whether a step can begin at a position."""
         return position == 0 or self._held[position % RING] == position
 
+    def writes(self, *positions: int) -> None:
+        """Note that steps are about to leave the states of positions in the place of others.
+
+        Ahead of the submission: an interrupt between it and wrote() must not leave an old name.
+        """
+        for position in positions:
+            self._held[position % RING] = _NOTHING
+
     def wrote(self, position: int) -> None:
         """Note that a step leaves the state of a position."""
         self._held[position % RING] = position
@@ -163,7 +171,7 @@ class TextStates:
         """Bring the checkpoint of a position into the ring."""
         kept = next(kept for kept in self._kept if kept.position == position)
         size = self.ring.slot_size
-        self._held[position % RING] = _NOTHING
+        self.writes(position)
         self._copy((kept.state, (self.ring.buffer, 4 * size * (position % RING)), size))
         self.wrote(position)
 
