@@ -186,6 +186,9 @@ def test_a_drafter_in_a_type_without_kernels_does_not_matter(device, path):
         ({"attention.recurrent_layers": True}, "a list of booleans"),
         ({"nextn_predict_layers": 4}, "nextn_predict_layers = 4 leaves nothing of 4 layers"),
         ({"nextn_predict_layers": ValueType.I32(-1)}, "nextn_predict_layers = -1 must lie in"),
+        ({"nextn_predict_layers": np.zeros(4, np.int32)}, "nextn_predict_layers is array.*integer"),
+        ({"nextn_predict_layers": 0.0}, "nextn_predict_layers is 0.0; an integer is needed"),
+        ({"nextn_predict_layers": "0"}, "nextn_predict_layers is '0'; an integer is needed"),
         ({"attention.value_length": 32}, "attention.value_length is 32; only the head_dim"),
     ],
 )

@@ -411,9 +411,7 @@ def _decay(loader: WeightLoader, name: str) -> WeightHandle:
 def _drafter_layers(read: MetadataReader, n_counted: int) -> int:
     """Return how many of the layers that the file counts are a drafter's, behind the model's."""
     key = "nextn_predict_layers"
-    if read.file.metadata.get(f"{read.architecture}.{key}", 0) == 0:
-        return 0
-    found = read.integer(key)
+    found = read.integer(key, 0, low=0)
     if found >= n_counted:
         raise GGUFError(
             f"{read.file.path}: {read.architecture}.{key} = {found} leaves nothing of "
