@@ -417,6 +417,16 @@ def _drafter_layers(read: MetadataReader, n_counted: int) -> int:
             f"{read.file.path}: {read.architecture}.{key} = {found} leaves nothing of "
             f"{n_counted} layers (block_count)"
         )
+    parts = [name.split(".") for name in read.file.tensors if name.startswith("blk.")]
+    drafters = {part[1] for part in parts if part[2:3] == ["nextn"]}
+    others = {part[1] for part in parts} - drafters
+    for layer in range(n_counted - found, n_counted):
+        if str(layer) in others:
+            raise GGUFError(
+                f"{read.file.path}: {read.architecture}.{key} = {found} leaves out layer {layer}, "
+                f"which has tensors, but none 'blk.{layer}.nextn.*' of a drafter's: set it to 0, or "
+                "convert the model again"
+            )
     return found
 
 
