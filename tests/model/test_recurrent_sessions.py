@@ -124,6 +124,32 @@ def test_a_checkpoint_gives_its_logits_without_a_step(model):
         assert_same(seen, fresh_rows(model, session.tokens[:40], cuts)[:1])
 
 
+@pytest.mark.parametrize("most", [0, 8])
+@pytest.mark.parametrize("how", ["all", "verify", "log_probabilities", "restored"])
+def test_logits_behind_a_rewind_do_not_depend_on_checkpoints(model, tmp_path, how, most):
+    with model.session(chunk=40) as fresh:
+        expected = fresh.forward(TEXT[:40], "last")
+        assert expected is not None
+    session = model.session(chunk=40, max_checkpoints=most)
+    try:
+        if how == "verify":
+            session.verify(TEXT[:40])
+        elif how == "log_probabilities":
+            session.log_probabilities(TEXT[:40])
+        else:
+            session.forward(TEXT[:40], "all")
+        if how == "restored":
+            session.save(tmp_path / "text")
+            session.close()
+            session = model.restore_session(tmp_path / "text", max_checkpoints=most)
+        list(session.generate(2, ignore_eos=True))
+        assert [kept.position for kept in session.checkpoints] == [40] * bool(most)
+        session.rewind(40)
+        assert rows_of(session, 1)[0].tobytes() == expected.tobytes()
+    finally:
+        session.close()
+
+
 @pytest.mark.parametrize("lookahead", [1, 2, 16])
 def test_a_stop_sequence_drops_more_tokens_than_the_ring_holds(model, lookahead):
     with model.session(checkpoint_every=16) as session:

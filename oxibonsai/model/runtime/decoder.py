@@ -94,6 +94,7 @@ class Decoder:
         self._text.state.write(np.zeros(4, np.uint32))
         self.position = 0
         self.logits_end = _UNKNOWN
+        self._single_row = False  # whether the logits are a head's over one row, as of a replay
         self.device_time: float | None = None
 
     def _refuse_too_long(self) -> None:
@@ -201,6 +202,7 @@ class Decoder:
         """Take `logits` for the last step's."""
         self._text.logits.write(logits)
         self.logits_end = self.position
+        self._single_row = False
 
     def copy_from(self, other: Decoder, n_positions: int) -> None:
         """Take over another decoder's first n_positions, the token after them and the logits."""
@@ -215,7 +217,7 @@ class Decoder:
             assert other.states is not None
             self.states.copy_from(other.states, n_positions)
         self.seek(n_positions)
-        self.logits_end = other.logits_end
+        self.logits_end, self._single_row = other.logits_end, other._single_row
 
     # What the device does
 
@@ -312,7 +314,7 @@ class Decoder:
             self.seek(position)
             self.states.log.truncate(position)
             if self.states.restore_logits(position, self._text.logits):
-                self.logits_end = position
+                self.logits_end, self._single_row = position, True
             else:
                 self._replay(self.states.last_start())
             return
@@ -362,7 +364,8 @@ class Decoder:
         states, at = self.states, self.position
         if states is not None and at and not states.until_due(at, generates=generates):
             self.finish()
-            states.keep(at, self._text.logits if self.logits_end == at else None)
+            own = self.logits_end == at and self._single_row
+            states.keep(at, self._text.logits if own else None)
 
     def submit(self) -> None:
         """Start a decode step of the token at the position, and do not wait for it."""
@@ -411,7 +414,7 @@ class Decoder:
             self._measure(commands, self._flying_step, now - self._finished_at, encoded)
             self._finished_at = now
             if n == 1:
-                self.logits_end = self.position
+                self.logits_end, self._single_row = self.position, True
 
     def _run(self, step: AnyStep, n_tokens: int, times: int = 1) -> None:
         """Run a step so many times that the position moves on by n_tokens, and wait for it."""
@@ -429,7 +432,7 @@ class Decoder:
             raise
         self.position = at + n_tokens
         if isinstance(step, Step) and step.rows == 1:
-            self.logits_end = self.position
+            self.logits_end, self._single_row = self.position, True
         self._measure(commands, step, time.perf_counter() - started, encoded - started, times)
 
     def _drain(self, commands: Commands) -> None:
