@@ -21,7 +21,8 @@ class RecurrentStates:
     """Slots that hold the state of all recurrent layers each, float32 [n_slots, slot_size].
 
     Slots of one text are a ring: the state before position p lies in slot p % ring of it, so that
-    the last few states of a text are there at a time. Before position 0 no slot is read.
+    the states before its last few positions are there at a time, where each of them ended a step.
+    Before position 0 no slot is read.
 
     Parameters
     ----------

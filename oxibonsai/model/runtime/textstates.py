@@ -1,4 +1,4 @@
-"""The recurrent states of one text: those of its last positions, and a few earlier ones."""
+"""The recurrent states of one text: those of its end, and a few earlier ones."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ class _Kept:
 class TextStates:
     """Knows for which positions of a text there are states, and how to come by the others.
 
-    The ring holds the states that the last steps left. A state that it does not hold any more is
-    made again from the last checkpoint before it, or from nothing, by steps of the same sizes.
+    The ring holds the states of the last steps of generation; of a prompt, the state behind the
+    last chunk, and of earlier chunks those that happen to lie in other slots. A state that it does
+    not hold any more is made again from the last checkpoint before it, or from nothing, by steps of
+    the same sizes.
 
     Parameters
     ----------
