@@ -11,6 +11,7 @@ from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.metal import Rotation, WeightHandle
 from oxibonsai.model.architectures.base import ROTATED, LayerStep, moved
 from oxibonsai.model.config import MetadataReader, ModelConfig, RecurrentShape
+from oxibonsai.model.rotation import check_order_of_heads
 from oxibonsai.model.weights import Place, Projection, Turns, WeightLoader
 
 __all__ = ["Qwen35"]
@@ -40,11 +41,15 @@ class Qwen35:
         skipped = _drafter_layers(read, counted.n_layers)
         n_layers = counted.n_layers - skipped
         _check_sections(read, counted.rotary_dim)
+        recurrent = _recurrent_shape(read)
+        if counted.rotations is not None:
+            n_groups = recurrent.n_value_heads // recurrent.n_key_heads
+            check_order_of_heads(file, counted.rotations, n_groups)
         return replace(
             counted,
             n_layers=n_layers,
             attention_layers=_attention_layers(read, n_layers, counted.n_layers),
-            recurrent=_recurrent_shape(read),
+            recurrent=recurrent,
             n_skipped_layers=skipped,
         )
 
@@ -424,8 +429,8 @@ def _drafter_layers(read: MetadataReader, n_counted: int) -> int:
         if str(layer) in others:
             raise GGUFError(
                 f"{read.file.path}: {read.architecture}.{key} = {found} leaves out layer {layer}, "
-                f"which has tensors, but none 'blk.{layer}.nextn.*' of a drafter's: set it to 0, or "
-                "convert the model again"
+                f"which has tensors, but none 'blk.{layer}.nextn.*' of a drafter's: set it to 0, "
+                "or convert the model again"
             )
     return found
 
