@@ -24,7 +24,7 @@ from oxibonsai.model import Model, Session, SessionFileError
 from oxibonsai.model.protocols import MAX_STATES_IN_FLIGHT
 from oxibonsai.model.runtime import cache
 from oxibonsai.model.runtime.cache import KVCache
-from oxibonsai.model.runtime.recurrent import RING
+from oxibonsai.model.runtime.recurrent import RING, RecurrentStates
 
 SHAPE = Hybrid(context=400)
 RNG = np.random.default_rng(11)
@@ -420,6 +420,14 @@ def test_the_states_are_in_the_warning_of_memory(model, monkeypatch):
     assert first == kv + ring
     assert what.endswith("the K/V cache and the recurrent states take")
     assert grown == 2 * KVCache.nbytes_of(model.config, "f16", SHAPE.context)
+
+
+def test_a_device_whose_buffers_hold_no_ring_is_told_what_can_run(model, monkeypatch):
+    limit = model.device.info.max_buffer_length
+    monkeypatch.setattr(RecurrentStates, "nbytes_of", staticmethod(lambda config, n: n * limit))
+    message = f"{RING} recurrent states .* take another device, or a smaller model"
+    with pytest.raises(metal.BufferCreationError, match=message):
+        model.session()
 
 
 def test_an_empty_text_is_saved(model, tmp_path):

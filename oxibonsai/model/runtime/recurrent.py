@@ -34,6 +34,8 @@ class RecurrentStates:
         States, at least 1.
     ring : int
         Slots of a text.
+    remedy : str
+        What helps where a buffer of the device holds fewer states.
 
     Attributes
     ----------
@@ -45,13 +47,15 @@ class RecurrentStates:
         As given.
     """
 
-    def __init__(self, device: Device, config: ModelConfig, n_slots: int, ring: int = 1) -> None:
+    def __init__(
+        self, device: Device, config: ModelConfig, n_slots: int, ring: int = 1, *, remedy: str
+    ) -> None:
         nbytes = self.nbytes_of(config, n_slots)
         limit = device.info.max_buffer_length
         if nbytes > limit:
             raise BufferCreationError(
                 f"{n_slots} recurrent states take {nbytes} bytes, the device's buffers hold "
-                f"{limit}: run fewer texts at a time"
+                f"{limit}: {remedy}"
             )
         self.slot_size = config.slot_size
         self.n_slots = n_slots

@@ -90,7 +90,8 @@ class TextStates:
         self._kept: list[_Kept] = []  # by position
         self._spare: list[_Kept] = []
         self.log = StepLog()
-        self.ring = RecurrentStates(model.device, model.config, RING, RING)
+        remedy = "take another device, or a smaller model"  # the ring is of no other size
+        self.ring = RecurrentStates(model.device, model.config, RING, RING, remedy=remedy)
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
