@@ -127,8 +127,10 @@ def checked(arguments: list[str] | None) -> argparse.Namespace:
         options.error(
             f"--layers {args.layers}: {args.shape} has attention from {interval} layers on"
         )
-    if block < 1 or block & (block - 1):
-        options.error(f"--hadamard-block {block} must be a power of two")
+    if not 16 <= block <= 4096 or block & (block - 1):
+        options.error(
+            f"--hadamard-block {block} must be a power of two in 16..4096, which models can have"
+        )
     if args.hadamard == 2 and (args.cycle or args.head == "untied"):
         options.error("--hadamard 2 has the embedding for its head: leave out --cycle and --head")
     if args.hadamard == 1 and args.head == "tied":

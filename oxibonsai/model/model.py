@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import reprlib
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from oxibonsai.gguf import GGUFError, GGUFFile, Strings
-from oxibonsai.metal import Device, EncodingError, MetalGraph
-from oxibonsai.model.architectures import ARCHITECTURES, ModelWeights, load_weights
+from oxibonsai.gguf import GGUFFile
+from oxibonsai.metal import Device, MetalGraph
+from oxibonsai.model.architectures import ModelWeights
 from oxibonsai.model.arguments import flag, function, integer_in, one_of, token_ids
 from oxibonsai.model.chunks import check_chunk
 from oxibonsai.model.config import ModelConfig
@@ -19,6 +17,7 @@ from oxibonsai.model.engine import Engine
 from oxibonsai.model.generation.filedefaults import FileSampling
 from oxibonsai.model.generation.scoring import Perplexity
 from oxibonsai.model.generation.settings import SamplingOptions
+from oxibonsai.model.loading import fingerprint, load
 from oxibonsai.model.names import shown_name
 from oxibonsai.model.protocols import ACTIVATIONS, Activations
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
@@ -141,21 +140,8 @@ class Model:
         """
         nfc = flag("nfc", nfc)
         one_of("activations", activations, ACTIVATIONS, none=True)
-        _check_device(device)
-        file = GGUFFile(path, type42=type42)
-        try:
-            architecture = ARCHITECTURES.of(file)
-            config = architecture.config(file)
-            _check_vocabulary(file, config)
-            graph = MetalGraph(device)
-            if activations is None:
-                activations = _default_activations(graph, config)
-            graph.commands(activations=activations).close()  # Refused before anything is loaded.
-            weights = load_weights(file, architecture, config, graph)
-        except BaseException:
-            file.close()
-            raise
-        return cls(file, config, graph, weights, activations, nfc=nfc)
+        loaded = load(path, device, type42=type42, activations=activations)
+        return cls(*loaded, nfc=nfc)
 
     @property
     def device(self) -> Device:
@@ -470,12 +456,7 @@ class Model:
 
     @cached_property
     def _fingerprint(self) -> str:
-        digest = hashlib.blake2b(repr(self.config).encode(), digest_size=16)
-        for name, info in sorted(self._file.tensors.items()):
-            digest.update(f"{name} {info.format} {info.shape} {info.nbytes}".encode())
-            digest.update(bytes(self._file.tensor_data(name)[:4096]))
-            self._file.release(name)
-        return digest.hexdigest()
+        return fingerprint(self._file, self.config)
 
     @property
     def closed(self) -> bool:
@@ -513,40 +494,3 @@ class Model:
         state = "closed" if self.closed else f"on {self.device.driver}"
         c = self.config
         return f"<Model {self.name!r} {state}: {c.n_layers} layers, hidden {c.hidden_size}>"
-
-
-def _check_device(device: object) -> None:
-    """Raise TypeError or ValueError for what cannot name a device."""
-    if device is None or isinstance(device, Device):
-        return
-    if not isinstance(device, str):
-        raise TypeError(
-            f"device = {reprlib.repr(device)} is a {type(device).__name__}, not a Device or its "
-            "name, such as 'cpu' or 'cuda:0'"
-        )
-    if not device.isprintable():  # such as half a character, or a zero, which would end the name
-        raise ValueError(f"device = {reprlib.repr(device)} is no name of a device")
-
-
-def _default_activations(graph: MetalGraph, config: ModelConfig) -> Activations:
-    """Return what the device multiplies prompts in where nobody says: half, if it costs little.
-
-    Through recurrent layers, errors of products grow past those of K/V in f16.
-    """
-    if config.recurrent is not None:
-        return "float32"
-    try:
-        graph.commands(activations="half").close()
-    except EncodingError:
-        return "float32"
-    return "half"
-
-
-def _check_vocabulary(file: GGUFFile, config: ModelConfig) -> None:
-    """Raise GGUFError where tokens have no row. Rows without a token are harmless: padding."""
-    tokens = file.metadata.get("tokenizer.ggml.tokens")
-    if isinstance(tokens, Strings) and len(tokens) > config.vocab_size:
-        raise GGUFError(
-            f"{file.path}: tokenizer.ggml.tokens has {len(tokens)} tokens, but token_embd.weight "
-            f"has {config.vocab_size} rows: the tokenizer and the tensors are not of one model"
-        )

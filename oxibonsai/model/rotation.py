@@ -18,7 +18,14 @@ import numpy.typing as npt
 
 from oxibonsai.gguf import GGUFError, GGUFFile, Strings
 
-__all__ = ["EMBEDDING", "HEAD", "Rotations", "check_rotated", "read_rotations"]
+__all__ = [
+    "EMBEDDING",
+    "HEAD",
+    "Rotations",
+    "check_order_of_heads",
+    "check_rotated",
+    "read_rotations",
+]
 
 _PRISM: Final = "prism."
 _PREFIX: Final = "prism.hadamard."
@@ -27,6 +34,7 @@ _AXIS: Final = "input-last-dimension"
 _SIGN_MODES: Final = ("identity", "explicit")
 EMBEDDING: Final = "token_embd.weight"
 HEAD: Final = "output.weight"
+_GROUPED: Final = ".ssm_out.weight"
 
 _MIN_BLOCK: Final = 16
 _MAX_BLOCK: Final = 4096
@@ -94,6 +102,11 @@ class Rotations:
         )
 
     @property
+    def grouped_names(self) -> list[str]:
+        """The rotated matrices whose input has its heads moved where they are grouped."""
+        return [name for name in self.weights if name.endswith(_GROUPED)]
+
+    @property
     def head(self) -> bool:
         """Whether the input of the head is rotated."""
         return self.tied_output or HEAD in self.weights
@@ -154,6 +167,8 @@ def read_rotations(file: GGUFFile) -> Rotations | None:
     )
     if not found.weights:
         raise read.error("weight_names", "names no weight")
+    if found.gdn_v_grouped and not found.grouped_names:
+        raise read.error("gdn_v_grouped", f"is true, but weight_names has no '*{_GROUPED}'")
     for name in read.names("inverse_weight_names", optional=True):
         if name != EMBEDDING:
             raise read.error(
@@ -163,6 +178,32 @@ def read_rotations(file: GGUFFile) -> Rotations | None:
     read.check_widths(found, "weight_names", found.weights)
     read.check_widths(found, "inverse_weight_names", [EMBEDDING] if found.embedding else [])
     return found
+
+
+def check_order_of_heads(file: GGUFFile, rotations: Rotations, n_groups: int) -> None:
+    """Check that a file says whether its value heads are grouped, where that matters.
+
+    Parameters
+    ----------
+    file : GGUFFile
+        The file.
+    rotations : Rotations
+        What it says.
+    n_groups : int
+        Value heads that share a key head.
+
+    Raises
+    ------
+    GGUFError
+        If there are several, a matrix over them is rotated, and the file does not say it.
+    """
+    names = rotations.grouped_names
+    if names and n_groups > 1 and f"{_PREFIX}gdn_v_grouped" not in file.metadata:
+        raise _Reader(file).error(
+            "gdn_v_grouped",
+            f"is missing, but {names[0]!r} is rotated and {n_groups} value heads share a key head: "
+            "write true where those lie side by side in its input, false where they do not",
+        )
 
 
 def check_rotated(

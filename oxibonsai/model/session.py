@@ -3,27 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal, Protocol
-
-import numpy as np
-import numpy.typing as npt
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Protocol
 
 from oxibonsai.model.arguments import (
     flag,
-    function,
     integer,
     integer_in,
-    one_of,
-    token_ids,
 )
-from oxibonsai.model.choices import NO_TOKEN
 from oxibonsai.model.chunks import ChunkSize, check_chunk
+from oxibonsai.model.feeding import FeedingForms, Progress
 from oxibonsai.model.generation.filedefaults import FileSampling
-from oxibonsai.model.generation.forms import GenerationForms
-from oxibonsai.model.generation.scoring import Perplexity, log_probabilities
-from oxibonsai.model.generation.settings import GREEDY, SamplingOptions
+from oxibonsai.model.generation.scoring import Perplexity
+from oxibonsai.model.generation.settings import SamplingOptions
 from oxibonsai.model.protocols import LoadedModel
 from oxibonsai.model.runtime import statefile
 from oxibonsai.model.runtime.cache import KVCache, KVDtype, check_kv_dtype
@@ -36,8 +28,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
 __all__ = ["Session"]
-
-Progress = Callable[[int, int], object]
 
 
 class SessionModel(LoadedModel, Protocol):
@@ -86,7 +76,7 @@ class SessionModel(LoadedModel, Protocol):
         """Release the weights and the file."""
 
 
-class Session(GenerationForms):
+class Session(FeedingForms):
     """One text on a model, made by ``Model.session``.
 
     A prompt is fed in chunks. Each step of generation replays a sequence that was recorded once:
@@ -137,7 +127,7 @@ class Session(GenerationForms):
         check_kv_dtype(kv_dtype, model.config)
         profile = flag("profile", profile)
         self.deterministic = flag("deterministic", deterministic)
-        self._chunks = ChunkSize(model, chunk, deterministic=self.deterministic)
+        chunks = ChunkSize(model, chunk, deterministic=self.deterministic)
         self.checkpoint_every = integer_in("checkpoint_every", checkpoint_every, 1, 1 << 24)
         self.max_checkpoints = integer_in("max_checkpoints", max_checkpoints, 0, 4096)
         decoder = Decoder(
@@ -149,11 +139,10 @@ class Session(GenerationForms):
             checkpoint_every=self.checkpoint_every,
             max_checkpoints=self.max_checkpoints,
         )
-        super().__init__(Timeline(decoder, max_seq), model)
+        super().__init__(Timeline(decoder, max_seq), decoder, chunks, model)
         self.model: SessionModel = model
         self.max_seq = max_seq
         self.kv_dtype = kv_dtype
-        self._decoder = decoder
 
     @property
     def chunk(self) -> int:
@@ -196,179 +185,6 @@ class Session(GenerationForms):
     def device_time(self) -> float | None:
         """Seconds the device took for the last step that was waited for; None before the first."""
         return self._decoder.device_time
-
-    # Feeding
-
-    def forward(
-        self,
-        ids: Sequence[int],
-        logits: Literal["all", "last"] | None = "all",
-        *,
-        chunk: int | None = None,
-        progress: Progress | None = None,
-    ) -> npt.NDArray[np.float32] | None:
-        """Feed tokens and return their logits.
-
-        Parameters
-        ----------
-        ids : sequence of int
-            At least one token.
-        logits : {"all", "last"} or None
-            Which to return: float32 [len(ids), vocab], float32 [vocab], or None.
-        chunk : int, optional
-            Tokens that run in one submission; the session's `chunk` where left out. Another size
-            gives logits that differ by rounding, and 1 gives the bits of generation.
-        progress : callable, optional
-            Called after each chunk with the number of tokens fed so far and the number of all. An
-            exception from it ends the call.
-
-        Returns
-        -------
-        float32 array or None
-            The logits asked for.
-
-        Raises
-        ------
-        SessionFullError
-            If the tokens do not fit; nothing is fed then.
-        ValueError
-            For no tokens, a token outside the vocabulary, or a closed session.
-        TypeError
-            For an argument of another type.
-
-        Notes
-        -----
-        Any exception during the call, Ctrl-C included, leaves the session as it was before it.
-        """
-        one_of("logits", logits, ("all", "last"), none=True)
-        fed = self._check(ids, progress)
-        if logits == "all":
-            rows = np.empty((len(fed), self.model.config.vocab_size), np.float32)
-            self._feed_all(fed, chunk, progress, _into(rows))
-            return rows
-        with self._feeding(fed, chunk, all_rows=False) as chunks:
-            for _, stop in chunks:
-                if progress is not None:
-                    progress(stop, len(fed))
-        return self._decoder.logits() if logits == "last" else None
-
-    def verify(
-        self,
-        ids: Sequence[int],
-        *,
-        chunk: int | None = None,
-        progress: Progress | None = None,
-    ) -> npt.NDArray[np.int64]:
-        """Feed tokens and return the most probable token after each.
-
-        If `ids` are a guess of what the model would generate, the guess holds up to the first i
-        with ``verify(ids)[i] != ids[i + 1]``; rewind() to there. Only the choices leave the device.
-
-        Parameters
-        ----------
-        ids : sequence of int
-            As of forward().
-        chunk : int, optional
-            As of forward().
-        progress : callable, optional
-            As of forward().
-
-        Returns
-        -------
-        int64 [len(ids)]
-            The tokens.
-
-        Raises
-        ------
-        SessionFullError, ValueError
-            As of forward().
-        """
-        fed = self._check(ids, progress)
-        found = np.empty(len(fed), np.int64)
-        self._timeline.choose_by(GREEDY)
-        with self._feeding(fed, chunk, all_rows=True) as chunks:
-            for start, stop in chunks:
-                for row, choices in self._decoder.choices(stop - start):
-                    tokens = [
-                        choice.token % NO_TOKEN for choice in choices
-                    ]  # 0 where there is none
-                    found[start + row : start + row + len(tokens)] = tokens
-                if progress is not None:
-                    progress(stop, len(fed))
-        return found
-
-    def log_probabilities(
-        self,
-        ids: Sequence[int],
-        *,
-        chunk: int | None = None,
-        progress: Progress | None = None,
-    ) -> npt.NDArray[np.float64]:
-        """Feed tokens and return the natural logarithm of the probability of each.
-
-        Parameters
-        ----------
-        ids : sequence of int
-            As of forward().
-        chunk : int, optional
-            As of forward().
-        progress : callable, optional
-            As of forward().
-
-        Returns
-        -------
-        float64 [len(ids)]
-            Of each token given all before it; NaN for the first token of an empty session. The
-            logits of at most 32 tokens exist at one time.
-
-        Raises
-        ------
-        SessionFullError, ValueError
-            As of forward().
-        """
-        fed = self._check(ids, progress)
-        found = np.full(len(fed), np.nan)
-        if self.position:
-            self._timeline.settle()
-            found[0] = log_probabilities(self._timeline.logits()[None], fed[:1])[0]
-
-        def score(at: int, logits: npt.NDArray[np.float32]) -> None:
-            following = fed[at + 1 : at + 1 + len(logits)]
-            end = at + 1 + len(following)
-            found[at + 1 : end] = log_probabilities(logits[: len(following)], following)
-
-        self._feed_all(fed, chunk, progress, score)
-        return found
-
-    def _feed_all(
-        self,
-        fed: list[int],
-        chunk: int | None,
-        progress: Progress | None,
-        take: Callable[[int, npt.NDArray[np.float32]], None],
-    ) -> None:
-        """Feed tokens and pass their logits to `take` in pieces."""
-        with self._feeding(fed, chunk, all_rows=True) as chunks:
-            for start, stop in chunks:
-                for row, piece in self._decoder.head(stop - start):
-                    take(start + row, piece)
-                if progress is not None:
-                    progress(stop, len(fed))
-
-    def _feeding(
-        self, fed: list[int], chunk: int | None, *, all_rows: bool
-    ) -> AbstractContextManager[Iterator[tuple[int, int]]]:
-        size = self._chunks.next if chunk is None else check_chunk(chunk)
-        return self._timeline.feeding(fed, size, all_rows=all_rows)
-
-    def _check(self, ids: Sequence[int], progress: Progress | None) -> list[int]:
-        self._timeline.check_open()
-        function("progress", progress)
-        fed = token_ids("ids", ids, self.model.config.vocab_size)
-        if not fed:
-            raise ValueError("no tokens to feed: at least one is needed")
-        self._timeline.check_room(len(fed))
-        return fed
 
     # Moving
 
@@ -545,10 +361,3 @@ class Session(GenerationForms):
         if self.closed:
             return "<Session closed>"
         return f"<Session at {self.position} of {self.max_seq}, K/V in {self.kv_dtype}>"
-
-
-def _into(rows: npt.NDArray[Any]) -> Callable[[int, npt.NDArray[Any]], None]:
-    def take(at: int, piece: npt.NDArray[Any]) -> None:
-        rows[at : at + len(piece)] = piece
-
-    return take

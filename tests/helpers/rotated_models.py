@@ -104,7 +104,8 @@ class Folding:
             "sign_mode": "explicit" if self.explicit else "identity",
             "weight_names": names,
             "inverse_weight_names": inverse or ValueType.STRING([]),
-            "gdn_v_grouped": self.value_heads is not None,
+            "gdn_v_grouped": self.value_heads is not None
+            and any(name.endswith(".ssm_out.weight") for name in names),
             "tied_output": self.version == 2,
         }
         if self.explicit:

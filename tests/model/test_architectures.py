@@ -13,6 +13,7 @@ import reference
 import toy_architecture
 from cases import relative_error
 from numpy.typing import NDArray
+from rotated_models import Folding
 from tiny_models import Tiny, random_tensors, weights64, write
 from toy_architecture import Toy
 
@@ -21,6 +22,7 @@ from oxibonsai.gguf import GGUFError
 from oxibonsai.model import Model
 from oxibonsai.model.architectures import ARCHITECTURES, Registry
 from oxibonsai.model.architectures.qwen3 import Qwen3
+from oxibonsai.model.config import MetadataReader, ModelConfig
 
 TINY = Tiny(n_layers=2, hidden=128, inter=256, n_heads=4, n_kv_heads=2, head_dim=64)
 IDS = np.random.default_rng(7).integers(0, TINY.vocab, 23).tolist()
@@ -161,3 +163,47 @@ def test_loaded_models_go_on_without_the_registration(device, tmp_path):
         ARCHITECTURES.unregister("toy")
     with model, model.session() as session:
         assert session.forward(IDS, logits="last") is not None
+
+
+class OwnShape(Qwen3):
+    """An architecture that builds its config by itself and knows of no rotations."""
+
+    name = "own"
+
+    def config(self, file: gguf.GGUFFile) -> ModelConfig:
+        read = MetadataReader(file, self.name)
+        return ModelConfig(
+            n_layers=read.integer("block_count"),
+            hidden_size=read.integer("embedding_length"),
+            intermediate_size=read.integer("feed_forward_length"),
+            n_heads=read.integer("attention.head_count"),
+            n_kv_heads=read.integer("attention.head_count_kv"),
+            head_dim=read.integer("attention.key_length"),
+            vocab_size=TINY.vocab,
+            context_length=read.integer("context_length"),
+            rope_theta=read.number("rope.freq_base"),
+            rms_eps=read.number("attention.layer_norm_rms_epsilon"),
+        )
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (Folding(), r"prism\.hadamard\.weight_names .* the config of own models has no rotations"),
+        ({"prism.other": 1}, r"prism\.other is not known here"),
+    ],
+)
+def test_a_config_without_the_rotations_of_the_file_is_refused(device, tmp_path, keys, message):
+    tensors = random_tensors(TINY, tied=False)
+    if isinstance(keys, Folding):
+        shapes = {name: t.shape if hasattr(t, "shape") else t[1] for name, t in tensors.items()}
+        keys = keys.metadata(shapes)
+    metadata = {key.replace("qwen3.", "own."): value for key, value in TINY.metadata.items()}
+    metadata |= {**keys, "general.architecture": "own"}
+    path = write(tmp_path / "m.gguf", TINY, tensors, metadata)
+    ARCHITECTURES.register(OwnShape())
+    try:
+        with pytest.raises(GGUFError, match=message):
+            Model.load(path, device)
+    finally:
+        ARCHITECTURES.unregister("own")

@@ -145,6 +145,20 @@ def test_layers_of_a_drafter_do_not_run(device, path):
         assert nbytes == sum(handle.nbytes for handle in model.weights.handles)
 
 
+def test_a_layer_of_the_model_is_not_left_out_as_a_drafters(device, path):
+    write(path, SHAPE, random_tensors(SHAPE), {"qwen35.nextn_predict_layers": 1})
+    message = r"nextn_predict_layers = 1 leaves out layer 3, .* none 'blk\.3\.nextn\.\*'.* it to 0"
+    with pytest.raises(GGUFError, match=message):
+        Model.load(path, device)
+
+
+def test_a_drafter_may_have_been_taken_out_of_the_file(device, path):
+    metadata = {"qwen35.block_count": 5, "qwen35.nextn_predict_layers": 1}
+    write(path, SHAPE, random_tensors(SHAPE), metadata)
+    with Model.load(path, device) as model:
+        assert model.config.n_layers == 4
+
+
 def test_a_drafter_in_a_type_without_kernels_does_not_matter(device, path):
     tensors = random_tensors(SHAPE)
     odd = (np.zeros(2 * 66, np.uint8), (2, 256), "IQ2_XXS")
@@ -186,6 +200,9 @@ def test_a_drafter_in_a_type_without_kernels_does_not_matter(device, path):
         ({"attention.recurrent_layers": True}, "a list of booleans"),
         ({"nextn_predict_layers": 4}, "nextn_predict_layers = 4 leaves nothing of 4 layers"),
         ({"nextn_predict_layers": ValueType.I32(-1)}, "nextn_predict_layers = -1 must lie in"),
+        ({"nextn_predict_layers": np.zeros(4, np.int32)}, "nextn_predict_layers is array.*integer"),
+        ({"nextn_predict_layers": 0.0}, "nextn_predict_layers is 0.0; an integer is needed"),
+        ({"nextn_predict_layers": "0"}, "nextn_predict_layers is '0'; an integer is needed"),
         ({"attention.value_length": 32}, "attention.value_length is 32; only the head_dim"),
     ],
 )

@@ -24,7 +24,7 @@ from oxibonsai.model import Model, Session, SessionFileError
 from oxibonsai.model.protocols import MAX_STATES_IN_FLIGHT
 from oxibonsai.model.runtime import cache
 from oxibonsai.model.runtime.cache import KVCache
-from oxibonsai.model.runtime.recurrent import RING
+from oxibonsai.model.runtime.recurrent import RING, RecurrentStates
 
 SHAPE = Hybrid(context=400)
 RNG = np.random.default_rng(11)
@@ -124,6 +124,32 @@ def test_a_checkpoint_gives_its_logits_without_a_step(model):
         assert_same(seen, fresh_rows(model, session.tokens[:40], cuts)[:1])
 
 
+@pytest.mark.parametrize("most", [0, 8])
+@pytest.mark.parametrize("how", ["all", "verify", "log_probabilities", "restored"])
+def test_logits_behind_a_rewind_do_not_depend_on_checkpoints(model, tmp_path, how, most):
+    with model.session(chunk=40) as fresh:
+        expected = fresh.forward(TEXT[:40], "last")
+        assert expected is not None
+    session = model.session(chunk=40, max_checkpoints=most)
+    try:
+        if how == "verify":
+            session.verify(TEXT[:40])
+        elif how == "log_probabilities":
+            session.log_probabilities(TEXT[:40])
+        else:
+            session.forward(TEXT[:40], "all")
+        if how == "restored":
+            session.save(tmp_path / "text")
+            session.close()
+            session = model.restore_session(tmp_path / "text", max_checkpoints=most)
+        list(session.generate(2, ignore_eos=True))
+        assert [kept.position for kept in session.checkpoints] == [40] * bool(most)
+        session.rewind(40)
+        assert rows_of(session, 1)[0].tobytes() == expected.tobytes()
+    finally:
+        session.close()
+
+
 @pytest.mark.parametrize("lookahead", [1, 2, 16])
 def test_a_stop_sequence_drops_more_tokens_than_the_ring_holds(model, lookahead):
     with model.session(checkpoint_every=16) as session:
@@ -178,6 +204,76 @@ def test_after_a_step_that_failed_the_text_is_made_again(model, monkeypatch, act
             with pytest.raises(metal.ExecutionError, match="says so"):
                 session.forward(TEXT[:20], chunk=10) if act == "feed" else rows_of(session)
         assert session.position == cuts.length
+        check(model, session, cuts)
+
+
+@pytest.mark.parametrize("error", [metal.ExecutionError("the test says so"), KeyboardInterrupt()])
+def test_a_rewind_that_failed_leaves_the_text(model, monkeypatch, error):
+    with model.session(checkpoint_every=16) as session:
+        cuts = Cuts()
+        feed(session, cuts, 40, 16)
+        decoder = session._decoder
+        move: Callable[[int], None] = decoder._move
+
+        def fail(position: int) -> None:
+            if position == 20:
+                raise error
+            move(position)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(decoder, "_move", fail)
+            with pytest.raises(type(error)):
+                session.rewind(20)
+        assert session.position == 40
+        check(model, session, cuts)
+        session.rewind(20)
+        cuts.rewind(20)
+        check(model, session, cuts)
+
+
+def assert_states(model: Model, session: Session, cuts: Cuts) -> None:
+    """Assert that the states that a session knows of are those of a fresh one."""
+    states, ids = session._decoder.states, session.tokens
+    assert states is not None
+    with model.session(max_checkpoints=0) as fresh:
+        start = 0
+        for end in cuts.ends:
+            fresh.forward(ids[start:end], logits=None, chunk=end - start)
+            theirs = fresh._decoder.states
+            assert theirs is not None
+            if states.has(end):
+                assert states.read(end).tobytes() == theirs.read(end).tobytes()
+            start = end
+
+
+@pytest.mark.parametrize(
+    ("act", "chunk"), [("feed", 8), ("feed", 5), ("replay", 5), ("generate", 5)]
+)
+def test_an_interrupt_behind_a_step_leaves_no_state_of_a_wrong_name(model, monkeypatch, act, chunk):
+    with model.session(max_checkpoints=0) as session:
+        cuts = Cuts()
+        feed(session, cuts, 16, 16)
+        feed(session, cuts, 24, chunk)
+        if act == "replay":
+            session.rewind(30)  # from 26 on, whose slot it takes
+            cuts.rewind(30)
+        decoder = session._decoder
+        assert decoder.states is not None
+
+        def interrupt(*args: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            if act == "generate":
+                patch.setattr(decoder.states.log, "add", interrupt)
+            else:
+                patch.setattr(decoder, "_measure", interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                session.forward(TEXT[:chunk], chunk=chunk) if act == "feed" else rows_of(session)
+        assert session.position == cuts.length
+        assert_states(model, session, cuts)
+        # At once: for logits, the last step would run again.
+        feed(session, cuts, 10, 10)
         check(model, session, cuts)
 
 
@@ -324,6 +420,14 @@ def test_the_states_are_in_the_warning_of_memory(model, monkeypatch):
     assert first == kv + ring
     assert what.endswith("the K/V cache and the recurrent states take")
     assert grown == 2 * KVCache.nbytes_of(model.config, "f16", SHAPE.context)
+
+
+def test_a_device_whose_buffers_hold_no_ring_is_told_what_can_run(model, monkeypatch):
+    limit = model.device.info.max_buffer_length
+    monkeypatch.setattr(RecurrentStates, "nbytes_of", staticmethod(lambda config, n: n * limit))
+    message = f"{RING} recurrent states .* take another device, or a smaller model"
+    with pytest.raises(metal.BufferCreationError, match=message):
+        model.session()
 
 
 def test_an_empty_text_is_saved(model, tmp_path):

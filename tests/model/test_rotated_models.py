@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tiny_hybrids import Hybrid
 from tiny_models import Tiny
 
 from oxibonsai import metal
+from oxibonsai.gguf import GGUFError
 from oxibonsai.metal import Device
 from oxibonsai.model import Model
 
@@ -230,6 +232,32 @@ def test_an_engine_gives_the_texts_of_sessions(device, tmp_path, shape):
             found = [request.result(120) for request in requests]
     assert [one.error for one in found] == [None] * 3
     assert [one.tokens for one in found] == alone
+
+
+def write_ungrouped(path: Path, shape: Hybrid, folding: Folding, said: bool | None) -> None:
+    """Write a model whose file says whether it is grouped, or does not say it."""
+    tensors = tensors_of(shape, "Q1_0", tied=False)
+    shapes = {name: t.shape if hasattr(t, "shape") else t[1] for name, t in tensors.items()}
+    said_as = {"prism.hadamard.gdn_v_grouped": said}
+    tiny_hybrids.write(path, shape, tensors, {**folding.metadata(shapes), **said_as})
+
+
+def test_a_file_has_to_say_in_which_order_its_value_heads_are(device, tmp_path):
+    path = tmp_path / "m.gguf"
+    write_ungrouped(path, HYBRID, Folding(), False)
+    Model.load(path, device).close()
+    write_ungrouped(path, HYBRID, Folding(), None)
+    message = r"gdn_v_grouped is missing, but 'blk\.0\.ssm_out\.weight' .* 3 value heads share"
+    with pytest.raises(GGUFError, match=message):
+        Model.load(path, device)
+
+
+@pytest.mark.parametrize(
+    ("shape", "names"), [(replace(HYBRID, value_heads=2), None), (HYBRID, ("ffn_down",))]
+)
+def test_an_order_that_does_not_matter_need_not_be_said(device, tmp_path, shape, names):
+    write_ungrouped(tmp_path / "m.gguf", shape, Folding(names=names), None)
+    Model.load(tmp_path / "m.gguf", device).close()
 
 
 class Watched:

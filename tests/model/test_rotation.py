@@ -203,6 +203,8 @@ WRONG: list[tuple[str, Any, str]] = [
     ("gdn_v_grouped", 2, "true or false"),
     ("gdn_v_grouped", "true", "true or false"),
     ("gdn_v_grouped", 1.0, "true or false"),
+    ("gdn_v_grouped", True, "is true, but weight_names has no '*.ssm_out.weight'"),
+    ("gdn_v_grouped", 1, "is true, but weight_names has no '*.ssm_out.weight'"),
     ("tied_output", True, "is true, which version 1 does not have"),
     ("tied_output", [True], "true or false"),
     ("seed", 1, "not known here"),

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_hybrids
 from cases import held_by, relative_error
 from tiny_models import Tiny, byte_vocabulary, random_tensors, reference_logits, write
 
@@ -325,6 +326,7 @@ HUGE = 2**62
     ("change", "message"),
     [
         (metadata(version="2"), "version '2'"),
+        (metadata(version=["1"], model="0" * 32), r"version \['1'\]"),
         (metadata(model="0" * 32), "another model, 'tiny'"),
         (metadata(format="other"), "no session file"),
         (metadata(max_seq="601"), "context_length is 600"),
@@ -359,6 +361,28 @@ def test_header_that_does_not_fit_is_refused(model, tmp_path, change, message):
         model.restore_session(path)
     assert path.name in str(caught.value)
     assert held_by(model.device) == before
+
+
+def test_a_session_of_a_model_of_another_kind_is_said_to_be_one(model, tmp_path):
+    shape = tiny_hybrids.Hybrid()
+    path = tiny_hybrids.write(tmp_path / "hybrid.gguf", shape, tiny_hybrids.random_tensors(shape))
+    with Model.load(path, model.device) as hybrid:
+        for one, other in ((model, hybrid), (hybrid, model)):
+            with one.session(max_seq=32) as session:
+                session.forward([1, 2, 3], logits=None)
+                session.save(tmp_path / "text.session")
+            with pytest.raises(SessionFileError, match=f"another model, '{one.name}'"):
+                other.restore_session(tmp_path / "text.session")
+
+
+def test_a_version_from_later_on_is_refused_whatever_the_model_is(model, tmp_path):
+    path = tmp_path / "text.session"
+    with model.session() as session:
+        session.forward(IDS, logits=None)
+        session.save(path)
+    path.write_bytes(rewritten(path, metadata(version="4", model="of another kind")))
+    with pytest.raises(SessionFileError, match=r"version '4' .* reads '1' of F16 keys"):
+        model.restore_session(path)
 
 
 def test_a_file_of_8_bits_in_the_older_layout_is_refused(model, tmp_path):

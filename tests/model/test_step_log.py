@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 
 import pytest
@@ -60,3 +61,21 @@ def test_places_that_are_no_ends_are_refused():
         log.truncate(15)
     with pytest.raises(ValueError, match="position -1 is outside"):
         log.truncate(-1)
+
+
+@pytest.mark.parametrize("position", [0, 3, 8, 12, 13])
+def test_an_interrupt_leaves_the_log_as_it_was(monkeypatch, position):
+    log = StepLog([(4, 3), (1, 2)])
+    runs = log.runs
+
+    def stop(*args: int) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "add", stop)
+        with contextlib.suppress(KeyboardInterrupt):
+            log.truncate(position)
+    if log.length != position:
+        assert (log.length, log.runs) == (14, runs)
+    log.truncate(position)
+    assert log.length == position == sum(sizes_of(log))

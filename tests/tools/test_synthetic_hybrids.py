@@ -189,6 +189,11 @@ def test_a_rotated_model_has_the_logits_of_the_unrotated_one(tmp_path, shape, bl
         (("--hadamard", 2, "--cycle", 5), "--hadamard 2 has the embedding for its head"),
         (("--hadamard", 2, "--head", "untied"), "--hadamard 2 has the embedding for its head"),
         (("--hadamard", 1, "--hadamard-block", 96), "--hadamard-block 96 must be a power of two"),
+        (
+            ("--hadamard", 1, "--hadamard-block", 8),
+            "--hadamard-block 8 must be a power of two in 16",
+        ),
+        (("--hadamard", 1, "--hadamard-block", 8192), "two in 16..4096, which models can have"),
         (("--unrotated", "x.gguf"), "--unrotated needs --hadamard"),
         (("--layers", 0), "--layers 0 must be 1 or more"),
         (("--layers", 3), "--layers 3: tiny-hybrid has attention from 4 layers on"),

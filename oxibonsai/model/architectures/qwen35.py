@@ -11,6 +11,7 @@ from oxibonsai.gguf import GGUFError, GGUFFile
 from oxibonsai.metal import Rotation, WeightHandle
 from oxibonsai.model.architectures.base import ROTATED, LayerStep, moved
 from oxibonsai.model.config import MetadataReader, ModelConfig, RecurrentShape
+from oxibonsai.model.rotation import check_order_of_heads
 from oxibonsai.model.weights import Place, Projection, Turns, WeightLoader
 
 __all__ = ["Qwen35"]
@@ -40,11 +41,15 @@ class Qwen35:
         skipped = _drafter_layers(read, counted.n_layers)
         n_layers = counted.n_layers - skipped
         _check_sections(read, counted.rotary_dim)
+        recurrent = _recurrent_shape(read)
+        if counted.rotations is not None:
+            n_groups = recurrent.n_value_heads // recurrent.n_key_heads
+            check_order_of_heads(file, counted.rotations, n_groups)
         return replace(
             counted,
             n_layers=n_layers,
             attention_layers=_attention_layers(read, n_layers, counted.n_layers),
-            recurrent=_recurrent_shape(read),
+            recurrent=recurrent,
             n_skipped_layers=skipped,
         )
 
@@ -411,14 +416,22 @@ def _decay(loader: WeightLoader, name: str) -> WeightHandle:
 def _drafter_layers(read: MetadataReader, n_counted: int) -> int:
     """Return how many of the layers that the file counts are a drafter's, behind the model's."""
     key = "nextn_predict_layers"
-    if read.file.metadata.get(f"{read.architecture}.{key}", 0) == 0:
-        return 0
-    found = read.integer(key)
+    found = read.integer(key, 0, low=0)
     if found >= n_counted:
         raise GGUFError(
             f"{read.file.path}: {read.architecture}.{key} = {found} leaves nothing of "
             f"{n_counted} layers (block_count)"
         )
+    parts = [name.split(".") for name in read.file.tensors if name.startswith("blk.")]
+    drafters = {part[1] for part in parts if part[2:3] == ["nextn"]}
+    others = {part[1] for part in parts} - drafters
+    for layer in range(n_counted - found, n_counted):
+        if str(layer) in others:
+            raise GGUFError(
+                f"{read.file.path}: {read.architecture}.{key} = {found} leaves out layer {layer}, "
+                f"which has tensors, but none 'blk.{layer}.nextn.*' of a drafter's: set it to 0, "
+                "or convert the model again"
+            )
     return found
 
 

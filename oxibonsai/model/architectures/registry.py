@@ -16,7 +16,7 @@ from oxibonsai.model.architectures.base import (
 )
 from oxibonsai.model.architectures.expected import Expected, check_tensors
 from oxibonsai.model.config import ModelConfig
-from oxibonsai.model.rotation import check_rotated
+from oxibonsai.model.rotation import check_rotated, read_rotations
 from oxibonsai.model.weights import WeightLoader, check_memory, loaded_bytes
 from oxibonsai.model.workingset import warn_of_working_set
 
@@ -142,6 +142,12 @@ def load_weights(
     if config.rotations is not None:
         inputs = architecture.rotated_inputs if isinstance(architecture, Rotatable) else ()
         check_rotated(file, config.rotations, architecture.name, inputs, first, skipped)
+    elif read_rotations(file) is not None:  # of an architecture that makes its config by itself
+        raise GGUFError(
+            f"{file.path}: prism.hadamard.weight_names has weights that were rotated, but the "
+            f"config of {architecture.name} models has no rotations: its config() has to pass on "
+            "read_rotations(file)"
+        )
     check_memory(file, graph.device.info.recommended_working_set, skipped)
     warn_of_working_set(
         graph.device,

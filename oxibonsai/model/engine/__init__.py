@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from oxibonsai.model.engine.engine import MAX_SEQUENCES, Engine, RequestOptions
+from oxibonsai.model.engine.engine import MAX_SEQUENCES, Engine
+from oxibonsai.model.engine.options import RequestOptions
 from oxibonsai.model.engine.request import FinishReason, Request, RequestResult
 from oxibonsai.model.engine.statistics import EngineStatistics
 

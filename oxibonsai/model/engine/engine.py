@@ -10,7 +10,7 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +28,7 @@ from oxibonsai.model.arguments import (
 )
 from oxibonsai.model.choices import MAX_BEST
 from oxibonsai.model.chunks import ChunkSize
+from oxibonsai.model.engine.options import OPTIONS, RequestOptions
 from oxibonsai.model.engine.request import Outbox, Request, check_timeout
 from oxibonsai.model.engine.room import checkpoints_for, n_pages_for
 from oxibonsai.model.engine.scheduler import Scheduler
@@ -62,7 +63,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-__all__ = ["MAX_SEQUENCES", "Engine", "RequestOptions"]
+__all__ = ["MAX_SEQUENCES", "Engine"]
 
 Prompt: TypeAlias = str | Sequence[int]
 MAX_SEQUENCES = 256
@@ -70,24 +71,6 @@ MAX_SEQUENCES = 256
 
 _LOOKAHEAD = 2
 _LEAVE_SECONDS = 5.0  # the longest that an interpreter that exits waits for the running step
-
-
-class RequestOptions(SamplingOptions, total=False):
-    """Arguments of Engine.submit but the first three."""
-
-    stop: Stop
-    ignore_eos: bool
-    priority: int
-    allowed: Allowed | AllowedCallback | None
-    logits_callback: LogitsCallback | None
-    log_probabilities: bool
-    n_best: int
-
-
-_OPTIONS: Final = (
-    *("prompt", "max_tokens", "block", "timeout"),
-    *sorted(RequestOptions.__optional_keys__),
-)
 
 
 class Engine:
@@ -409,7 +392,7 @@ class Engine:
         What it returns raises ValueError where so many tokens do not fit.
         """
         self._check_open()
-        check_names(options, _OPTIONS, "Engine.submit")
+        check_names(options, OPTIONS, "Engine.submit")
         given: Any = prompt
         if isinstance(given, bytes) or not isinstance(given, Iterable):
             raise TypeError(

@@ -24,7 +24,8 @@ class BatchStates(RecurrentStates):
     """
 
     def __init__(self, model: LoadedModel, n_texts: int, n_kept: int) -> None:
-        super().__init__(model.device, model.config, n_texts + n_kept)
+        slots = n_texts + n_kept
+        super().__init__(model.device, model.config, slots, remedy="run fewer texts at a time")
         self._graph = model.graph
         self._n_texts = n_texts
 

@@ -94,6 +94,7 @@ class Decoder:
         self._text.state.write(np.zeros(4, np.uint32))
         self.position = 0
         self.logits_end = _UNKNOWN
+        self._single_row = False  # whether the logits are a head's over one row, as of a replay
         self.device_time: float | None = None
 
     def _refuse_too_long(self) -> None:
@@ -201,6 +202,7 @@ class Decoder:
         """Take `logits` for the last step's."""
         self._text.logits.write(logits)
         self.logits_end = self.position
+        self._single_row = False
 
     def copy_from(self, other: Decoder, n_positions: int) -> None:
         """Take over another decoder's first n_positions, the token after them and the logits."""
@@ -215,7 +217,7 @@ class Decoder:
             assert other.states is not None
             self.states.copy_from(other.states, n_positions)
         self.seek(n_positions)
-        self.logits_end = other.logits_end
+        self.logits_end, self._single_row = other.logits_end, other._single_row
 
     # What the device does
 
@@ -227,6 +229,8 @@ class Decoder:
         # Only now: the step before has left its choice here.
         self.write_tokens(ids, self.position)
         self._resize_for(n_tokens)
+        if self.states is not None:
+            self.states.writes(self.position + n_tokens)
         self._run(self._step(n_tokens, rows)._replace(float32=float32), n_tokens)
         if self.states is not None:
             self.states.log.add(n_tokens)
@@ -308,8 +312,9 @@ class Decoder:
         """
         if self.states is not None:
             self.seek(position)
+            self.states.log.truncate(position)
             if self.states.restore_logits(position, self._text.logits):
-                self.logits_end = position
+                self.logits_end, self._single_row = position, True
             else:
                 self._replay(self.states.last_start())
             return
@@ -319,8 +324,10 @@ class Decoder:
 
     def prepare(self) -> None:
         """See to it that a step can begin at the position: a recurrent state has to be there."""
-        if self.states is not None and not self.states.has(self.position):
-            self._replay(self.position)
+        if self.states is not None:
+            self.states.log.truncate(self.position)
+            if not self.states.has(self.position):
+                self._replay(self.position)
 
     def _replay(self, before: int) -> None:
         """Run the text's steps again, from the last state up to `before`, for state and logits."""
@@ -343,9 +350,11 @@ class Decoder:
                     n = max(n - 1, 1)  # the last one goes on to the logits
                 ends = start + n * size == end
                 self._resize_for(size)
+                left = [start + (i + 1) * size for i in range(max(n - RING, 0), n)]
+                states.writes(*left)
                 self._run(self._step(size, int(ends)), n * size, times=n)
-                for i in range(max(n - RING, 0), n):
-                    states.wrote(start + (i + 1) * size)
+                for position in left:
+                    states.wrote(position)
                 start += n * size
                 count -= n
         self._move(end)
@@ -355,7 +364,8 @@ class Decoder:
         states, at = self.states, self.position
         if states is not None and at and not states.until_due(at, generates=generates):
             self.finish()
-            states.keep(at, self._text.logits if self.logits_end == at else None)
+            own = self.logits_end == at and self._single_row
+            states.keep(at, self._text.logits if own else None)
 
     def submit(self) -> None:
         """Start a decode step of the token at the position, and do not wait for it."""
@@ -371,6 +381,8 @@ class Decoder:
             self._finished_at = started
         at, self.position = self.position, _UNKNOWN
         self.logits_end = _UNKNOWN
+        if self.states is not None:
+            self.states.writes(at + 1)
         try:
             commands.submit()
         except BaseException:
@@ -402,7 +414,7 @@ class Decoder:
             self._measure(commands, self._flying_step, now - self._finished_at, encoded)
             self._finished_at = now
             if n == 1:
-                self.logits_end = self.position
+                self.logits_end, self._single_row = self.position, True
 
     def _run(self, step: AnyStep, n_tokens: int, times: int = 1) -> None:
         """Run a step so many times that the position moves on by n_tokens, and wait for it."""
@@ -420,7 +432,7 @@ class Decoder:
             raise
         self.position = at + n_tokens
         if isinstance(step, Step) and step.rows == 1:
-            self.logits_end = self.position
+            self.logits_end, self._single_row = self.position, True
         self._measure(commands, step, time.perf_counter() - started, encoded - started, times)
 
     def _drain(self, commands: Commands) -> None:

@@ -21,7 +21,8 @@ class RecurrentStates:
     """Slots that hold the state of all recurrent layers each, float32 [n_slots, slot_size].
 
     Slots of one text are a ring: the state before position p lies in slot p % ring of it, so that
-    the last few states of a text are there at a time. Before position 0 no slot is read.
+    the states before its last few positions are there at a time, where each of them ended a step.
+    Before position 0 no slot is read.
 
     Parameters
     ----------
@@ -33,6 +34,8 @@ class RecurrentStates:
         States, at least 1.
     ring : int
         Slots of a text.
+    remedy : str
+        What helps where a buffer of the device holds fewer states.
 
     Attributes
     ----------
@@ -44,13 +47,15 @@ class RecurrentStates:
         As given.
     """
 
-    def __init__(self, device: Device, config: ModelConfig, n_slots: int, ring: int = 1) -> None:
+    def __init__(
+        self, device: Device, config: ModelConfig, n_slots: int, ring: int = 1, *, remedy: str
+    ) -> None:
         nbytes = self.nbytes_of(config, n_slots)
         limit = device.info.max_buffer_length
         if nbytes > limit:
             raise BufferCreationError(
                 f"{n_slots} recurrent states take {nbytes} bytes, the device's buffers hold "
-                f"{limit}: run fewer texts at a time"
+                f"{limit}: {remedy}"
             )
         self.slot_size = config.slot_size
         self.n_slots = n_slots

@@ -37,6 +37,7 @@ _VERSIONS: dict[KVDtype, str] = {"f16": "1", "f32": "1", "q8": "2"}
 """Of the format, by what the keys and values are."""
 _RECURRENT_VERSION = "3"
 """Of files with a recurrent state, whatever the keys and values are."""
+_KNOWN_VERSIONS = (*_VERSIONS.values(), _RECURRENT_VERSION)
 _MAX_HEADER = 1 << 16
 MAX_CHUNK = 4096
 """The most tokens of a prompt in one submission."""
@@ -202,12 +203,14 @@ def read_header(file: IO[bytes], path: str, model: LoadedModel) -> SessionState:
         raise refuse("no session file: its header has another format") from None
     kv_dtype = next((kind for kind, name in _DTYPES.items() if name == dtype), None)
     known = _version(model.config, kv_dtype or "f16")
-    if version != known:
+    # A version that is known says what kind of model it is of, and so that it is of another one.
+    other_model = fingerprint != model.fingerprint
+    if version != known and not (other_model and version in _KNOWN_VERSIONS):
         raise refuse(
             f"version {version!r} of the format; this package reads {known!r} of {dtype} keys: "
             "feed the text again"
         )
-    if fingerprint != model.fingerprint:
+    if other_model:
         raise refuse(
             f"the session belongs to another model, {about.get('name')!r}: load that one, or feed "
             "the text again"

@@ -21,18 +21,20 @@ class StepLog:
     """
 
     def __init__(self, runs: Sequence[tuple[int, int]] = ()) -> None:
-        self._runs = [(size, count) for size, count in runs]
-        self._length = sum(size * count for size, count in self._runs)
+        # Size, count, and the tokens up to the end of the run.
+        self._runs: list[tuple[int, int, int]] = []
+        for size, count in runs:
+            self.add(size, count)
 
     @property
     def runs(self) -> list[tuple[int, int]]:
         """The runs, in a list of the caller's own."""
-        return list(self._runs)
+        return [(size, count) for size, count, _ in self._runs]
 
     @property
     def length(self) -> int:
         """Tokens of all steps."""
-        return self._length
+        return self._runs[-1][2] if self._runs else 0
 
     @property
     def last(self) -> int:
@@ -41,32 +43,36 @@ class StepLog:
 
     def add(self, size: int, count: int = 1) -> None:
         """Append `count` steps of `size` tokens."""
+        end = self.length + size * count
+        # In one store: an interrupt comes before it or after it.
         if self._runs and self._runs[-1][0] == size:
-            self._runs[-1] = (size, self._runs[-1][1] + count)
+            self._runs[-1] = (size, self._runs[-1][1] + count, end)
         else:
-            self._runs.append((size, count))
-        self._length += size * count
+            self._runs.append((size, count, end))
 
     def truncate(self, position: int) -> None:
         """Keep what makes the first tokens: a step that goes past `position` ends there."""
-        if not 0 <= position <= self._length:
-            raise ValueError(f"position {position} is outside the {self._length} that were logged")
-        while self._length > position:
-            size, count = self._runs.pop()
-            self._length -= size * count
-            whole, rest = divmod(max(position - self._length, 0), size)
-            if whole:
-                self.add(size, whole)
-            if rest:
-                self.add(rest)
+        if not 0 <= position <= self.length:
+            raise ValueError(f"position {position} is outside the {self.length} that were logged")
+        if position == self.length:
+            return
+        kept = StepLog()
+        for size, count, end in self._runs:
+            if end > position:
+                whole, rest = divmod(position - kept.length, size)
+                if whole:
+                    kept.add(size, whole)
+                if rest:
+                    kept.add(rest)
+                break
+            kept.add(size, count)
+        self._runs = kept._runs
 
     def runs_from(self, position: int) -> Iterator[tuple[int, int]]:
         """Yield the runs behind the end of a step."""
-        start = 0
-        for size, count in self._runs:
-            done, rest = divmod(max(position - start, 0), size)
+        for size, count, end in self._runs:
+            done, rest = divmod(max(position - (end - size * count), 0), size)
             if done < count:
                 if rest:
                     raise ValueError(f"no step ends at position {position}")
                 yield size, count - done
-            start += size * count

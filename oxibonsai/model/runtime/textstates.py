@@ -1,4 +1,4 @@
-"""The recurrent states of one text: those of its last positions, and a few earlier ones."""
+"""The recurrent states of one text: those of its end, and a few earlier ones."""
 
 from __future__ import annotations
 
@@ -58,8 +58,10 @@ class _Kept:
 class TextStates:
     """Knows for which positions of a text there are states, and how to come by the others.
 
-    The ring holds the states that the last steps left. A state that it does not hold any more is
-    made again from the last checkpoint before it, or from nothing, by steps of the same sizes.
+    The ring holds the states of the last steps of generation; of a prompt, the state behind the
+    last chunk, and of earlier chunks those that happen to lie in other slots. A state that it does
+    not hold any more is made again from the last checkpoint before it, or from nothing, by steps of
+    the same sizes.
 
     Parameters
     ----------
@@ -76,7 +78,8 @@ class TextStates:
     ring : RecurrentStates
         On the device.
     log : StepLog
-        The steps that made the text, those in flight included.
+        The steps that made the text, those in flight included; behind a seek() also those that it
+        went back over, until truncate() of the log cuts them.
     """
 
     def __init__(self, model: LoadedModel, every: int, most: int) -> None:
@@ -87,7 +90,8 @@ class TextStates:
         self._kept: list[_Kept] = []  # by position
         self._spare: list[_Kept] = []
         self.log = StepLog()
-        self.ring = RecurrentStates(model.device, model.config, RING, RING)
+        remedy = "take another device, or a smaller model"  # the ring is of no other size
+        self.ring = RecurrentStates(model.device, model.config, RING, RING, remedy=remedy)
 
     @property
     def checkpoints(self) -> list[Checkpoint]:
@@ -100,13 +104,24 @@ class TextStates:
         """Whether a step can begin at a position."""
         return position == 0 or self._held[position % RING] == position
 
+    def writes(self, *positions: int) -> None:
+        """Note that steps are about to leave the states of positions in the place of others.
+
+        Ahead of the submission: an interrupt between it and wrote() must not leave an old name.
+        """
+        for position in positions:
+            self._held[position % RING] = _NOTHING
+
     def wrote(self, position: int) -> None:
         """Note that a step leaves the state of a position."""
         self._held[position % RING] = position
 
     def seek(self, position: int) -> None:
-        """Forget what is behind a position of the text; nothing may be in flight."""
-        self.log.truncate(position)
+        """Forget the states behind a position of the text; nothing may be in flight.
+
+        The log stays whole: until a step begins at the position, the text may turn out to be the
+        one it was.
+        """
         self._held = [held if held <= position else _NOTHING for held in self._held]
         while self._kept and self._kept[-1].position > position:
             self._spare.append(self._kept.pop())
@@ -159,7 +174,7 @@ class TextStates:
         """Bring the checkpoint of a position into the ring."""
         kept = next(kept for kept in self._kept if kept.position == position)
         size = self.ring.slot_size
-        self._held[position % RING] = _NOTHING
+        self.writes(position)
         self._copy((kept.state, (self.ring.buffer, 4 * size * (position % RING)), size))
         self.wrote(position)
 
