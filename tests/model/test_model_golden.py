@@ -245,7 +245,13 @@ def check_split(
 @pytest.mark.large
 @pytest.mark.parametrize(
     ("kv_dtype", "split"),
-    [("f16", "uneven"), *(pytest.param("f32", split, marks=SLOW) for split in SPLITS)],
+    [
+        ("f16", "uneven"),
+        *(
+            pytest.param("f32", split, marks=SLOW if split == "uneven" else REPEAT)
+            for split in SPLITS
+        ),
+    ],
 )
 def test_split_of_the_prompt_does_not_change_a_bit(model, golden, kv_dtype, split):
     check_split(model, golden.text, SPLITS[split], kv_dtype, shifts=1)

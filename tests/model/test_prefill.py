@@ -114,11 +114,18 @@ DEMOS = {"Q1_0": (Q1_MODEL, Q1_GOLDEN), "TQ2_0_g128": (TERNARY_MODEL, TERNARY_GO
 FAST = {("Q1_0", "f16", 7), ("Q1_0", "f32", 128)}
 
 
+def batch_marks(demo: str, kv_dtype: str, chunk: int) -> list[pytest.MarkDecorator]:
+    """Return the marks of a case: few rows are 7, and ternary codes are new to products alone."""
+    repeated = chunk in (2, 3) or (demo != "Q1_0" and (kv_dtype == "f32" or chunk == 32))
+    marks = [] if (demo, kv_dtype, chunk) in FAST else [pytest.mark.slow]
+    return [*marks, pytest.mark.same_kernels] if repeated else marks
+
+
 @pytest.mark.large
 @pytest.mark.parametrize(
     ("demo", "kv_dtype", "chunk"),
     [
-        pytest.param(*case, marks=() if case in FAST else pytest.mark.slow)
+        pytest.param(*case, marks=batch_marks(*case))
         for case in itertools.product(DEMOS, ("f32", "f16"), (1, 2, 3, 7, 32, 128))
     ],
 )
