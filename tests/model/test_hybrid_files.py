@@ -70,6 +70,7 @@ CASES: dict[str, tuple[Hybrid, str, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.large
 @pytest.mark.parametrize("case", CASES)
 def test_random_models_equal_float64_in_any_chunk(device, path, case):
     shape, format_name, options = CASES[case]

@@ -16,6 +16,8 @@ from places import DATA
 from oxibonsai import metal
 from oxibonsai.model import Model
 
+pytestmark = pytest.mark.large
+
 FILES = [DATA / "hybrid/small-q2_0.gguf", DATA / "hybrid/small-q1_0-tied.gguf"]
 LIMIT: dict[Any, float] = {"f32": 1e-5, "f16": 1e-3}
 TIE = 1e-3

@@ -26,6 +26,8 @@ from oxibonsai.model.runtime import cache
 from oxibonsai.model.runtime.cache import KVCache
 from oxibonsai.model.runtime.recurrent import RING, RecurrentStates
 
+pytestmark = pytest.mark.large
+
 SHAPE = Hybrid(context=400)
 RNG = np.random.default_rng(11)
 TEXT = RNG.integers(0, SHAPE.vocab, SHAPE.context).tolist()

@@ -23,6 +23,8 @@ from oxibonsai.metal import Device
 from oxibonsai.model import Model
 
 GOLDEN = DATA / "hybrid" / "rotated-v1-q2_0"
+pytestmark = pytest.mark.large
+
 TINY = Tiny(n_layers=2, hidden=128, inter=384, n_heads=4, n_kv_heads=2, head_dim=64)
 WIDE = Tiny(n_layers=1, hidden=1024, inter=1024, n_heads=16, n_kv_heads=1, head_dim=64)
 HYBRID = Hybrid(n_layers=4, key_heads=2, value_heads=6, value_dim=64)
